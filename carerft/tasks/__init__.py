@@ -1,0 +1,56 @@
+"""Tasks: where problems come from and how an answer to one is graded.
+
+A task serves training (its grade is the reward) and evaluation (its grade is what the metrics count). Adding one is
+one file here (load, prompt, grade) and one YAML file in `conf/task/` that names it with `_target_`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One question, as the model sees it.
+
+    id: unique within its task and stable between runs.
+    prompt: the exact text given to the model.
+    answer: the gold answer; None where the question has none, so that refusing is right.
+    misconceptions: wrong answers that many people believe.
+    choices: (continuation of the prompt, is it true) pairs, for scoring by likelihood (TruthfulQA's MC1 and MC2).
+    """
+
+    id: str
+    prompt: str
+    answer: str | None
+    misconceptions: tuple[str, ...] = ()
+    choices: tuple[tuple[str, bool], ...] = ()
+
+
+@dataclass(frozen=True)
+class Grade:
+    """What a grader made of one completion.
+
+    extracted: the answer in a canonical form, so that equivalent answers are equal strings and can vote together;
+        None where no answer was found. A refusal is not an answer: it has `refused=True, extracted=None`.
+    correct: whether the answer is right; None where the grader could not tell ("no verdict": counted, never a 0).
+        On a problem without an answer, refusing is correct.
+    """
+
+    extracted: str | None
+    correct: bool | None
+    refused: bool = False
+
+
+class Task(Protocol):
+    """A dataset and its grader."""
+
+    name: str
+
+    def problems(self) -> list[Problem]:
+        """All problems, in a fixed order. Raises DataError (empty, absent, malformed: with file and line)."""
+        ...
+
+    def grade(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Grade]:
+        """One grade per (problem, completion text) pair, in order. The text is hostile input."""
+        ...
