@@ -1,0 +1,48 @@
+# `make demo` and `make test` set up everything they need in .venv and run. Each may be repeated; what is done is skipped.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Further arguments for pip, such as an index that offers CPU builds of torch.
+PIP_ARGS ?=
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help install demo test lint format clean
+
+help:
+	@echo "make demo     train the tiny model with and without penalties, and write a report (about 10 minutes)"
+	@echo "make test     run the tests"
+	@echo "make lint     run ruff"
+	@echo "make install  set up $(VENV) (the others do it by themselves)"
+
+install: $(INSTALLED)
+
+# torch first and by its exact version: a build for this machine's kind is then kept by everything that follows.
+$(INSTALLED): pyproject.toml constraints.txt
+	@echo ">> setting up $(VENV) with the tested versions of constraints.txt"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "carerft needs Python 3.11 or newer; name one: make PYTHON=python3.12 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable ".[dev]"
+	@touch $(INSTALLED)
+
+demo: install
+	@echo ">> training the tiny model: no penalty, reverse KL, skew reverse KL"
+	$(BIN)/carerft train experiment=demo
+	@echo ">> measuring the base model that they started from"
+	$(BIN)/carerft evaluate experiment=demo_base
+	@echo ">> comparing them"
+	$(BIN)/carerft report outputs/demo
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,5 @@
+import sys
+
+from carerft.cli import main
+
+sys.exit(main())

@@ -1,0 +1,107 @@
+"""From a checked configuration to the objects that a run is made of."""
+
+import sys
+from dataclasses import fields
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from rich.console import Console
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from carerft.algorithms import Algorithm
+from carerft.evaluation import Benchmark, Protocol
+from carerft.learner import Learner, Optimization
+from carerft.model import eos_token_ids
+from carerft.rollout import RolloutWorker
+from carerft.rollout.transformers import TransformersWorker
+from carerft.run_directory import RunDirectory
+from carerft.scores import table
+from carerft.tasks import Task
+from carerft.trackers import MetricsFile, ProgressTracker, Tracker, WandbTracker
+from carerft.trainer import Schedule
+
+
+def console() -> Console:
+    """Where progress and tables are shown: standard error, so that standard output stays for results."""
+    return Console(stderr=True)
+
+
+def task(settings: dict[str, Any]) -> Task:
+    """A task from its group's settings: `_target_` and that class's arguments."""
+    return instantiate({key: value for key, value in settings.items() if key not in ("name", "max_tokens")})
+
+
+def benchmarks(settings: dict[str, Any]) -> dict[str, Benchmark]:
+    return {name: Benchmark(task(entry), entry["max_tokens"]) for name, entry in settings["benchmark"].items()}
+
+
+def protocol(settings: dict[str, Any]) -> Protocol:
+    return Protocol(samples=settings["samples"], seed=settings["seed"], **settings["evaluation"])
+
+
+def learner(settings: dict[str, Any], policy: PreTrainedModel) -> Learner:
+    """The learner, with the policy as it is now for its reference."""
+    chosen = settings["learner"]
+    if chosen["gradient_checkpointing"]:
+        policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    optimization = _taken(Optimization, {**chosen, "steps": settings["steps"]})
+    return Learner(policy, Algorithm(**settings["algorithm"]), instantiate(settings["regularizer"]), optimization)
+
+
+def schedule(settings: dict[str, Any]) -> Schedule:
+    return _taken(Schedule, {**settings["learner"], **settings["rollout"], **settings})
+
+
+def rollout_worker(
+    settings: dict[str, Any], policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> RolloutWorker:
+    """The engine that `rollout` names."""
+    precision = settings.get("learner", settings)["precision"]
+    ends = eos_token_ids(policy, tokenizer)
+    return TransformersWorker(
+        policy,
+        eos_token_ids=ends,
+        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0],
+        batch_size=settings["rollout"]["batch_size"],
+        dtype=torch.bfloat16 if precision == "bfloat16" else None,
+    )
+
+
+def trackers(settings: dict[str, Any], run: RunDirectory, step: int, steps: int) -> list[Tracker]:
+    """metrics.jsonl, a progress bar where someone watches, and what `tracker` names."""
+    found: list[Tracker] = [MetricsFile(run.path / "metrics.jsonl", step)]
+    if sys.stderr.isatty() or not step:
+        found.append(ProgressTracker(console(), settings["regularizer"]["name"], step, steps))
+    chosen = settings["tracker"]
+    if chosen["name"] == "wandb":
+        names = [settings[group]["name"] for group in ("model", "algorithm", "regularizer")]
+        identity = {
+            "id": f"{run.manifest['config_hash']}-{run.path.name}".replace("=", "-")[:128],
+            "name": "-".join([*names, f"seed{settings['seed']}"]),
+            "group": settings["name"],
+            "job_type": run.manifest["command"],
+            "tags": names,
+            "config": settings,
+        }
+        found.append(WandbTracker(run.path, chosen["project"], chosen["entity"], chosen["mode"], identity))
+    return found
+
+
+def show(evaluation: dict[str, Any]) -> None:
+    """Print an evaluation as a table."""
+    Console().print(table(evaluation))
+
+
+def summary(evaluation: dict[str, Any]) -> dict[str, Any]:
+    """Each metric of each benchmark as `benchmark/metric`, for a tracker's summary."""
+    return {
+        f"{name}/{metric}": found["value"]
+        for name, entry in evaluation["benchmarks"].items()
+        for metric, found in entry["metrics"].items()
+    }
+
+
+def _taken(kind: type, settings: dict[str, Any]) -> Any:
+    """A dataclass from those of the settings that it has fields for."""
+    return kind(**{field.name: settings[field.name] for field in fields(kind) if field.name in settings})

@@ -1,0 +1,156 @@
+"""Refuses a configuration that cannot work, before anything expensive starts: by key, value and remedy.
+
+Types and misspelt keys are Hydra's work (the schemas); here are ranges, choices, combinations and files.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from carerft.config.identity import flatten
+from carerft.errors import CareError, ConfigError
+
+ESTIMATORS = ("exact", "unbiased", "k2", "k3")
+
+
+def check_train(config: dict[str, Any]) -> None:
+    """Raises ConfigError, or CareError for a file that is absent or unusable. config: resolved."""
+    _shared(config)
+    _at_least(config, "steps", 0)
+    _algorithm(config)
+    _regularizer(config)
+    _rollout(config)
+    _learner(config)
+    updates, prompts = config["learner"]["updates_per_batch"], config["rollout"]["prompts_per_batch"]
+    if prompts % updates:
+        raise ConfigError(
+            f"rollout.prompts_per_batch={prompts} cannot be shared out equally over "
+            f"learner.updates_per_batch={updates} optimizer steps",
+            f"make rollout.prompts_per_batch a multiple of {updates}",
+        )
+
+
+def check_evaluate(config: dict[str, Any]) -> None:
+    """As check_train, for `carerft evaluate`."""
+    _shared(config)
+    _one_of(config, "precision", ("float32", "bfloat16"))
+    if not config["benchmark"]:
+        raise ConfigError("benchmark is empty", "name one, as in benchmark=world or benchmark=[math,gsm8k]")
+
+
+def _shared(config: dict[str, Any]) -> None:
+    _at_least(config, "seed", 0)
+    _at_least(config, "samples", 1)
+    _at_least(config, "evaluation.bootstrap", 1)
+    _one_of(config, "tracker.name", ("none", "wandb"))
+    _one_of(config, "tracker.mode", ("offline", "online", "disabled"))
+    if config["evaluation"]["limit"] is not None:
+        _at_least(config, "evaluation.limit", 1)
+    _between(config, "evaluation.level", 0, 1)
+    path = config["data"]["path"]
+    if path is not None and not Path(path).is_file():
+        raise ConfigError(f"data.path={path}: there is no such file", "give the path of a JSON-lines file")
+    model = config["model"]["path"]
+    if model.startswith((".", "/", "~")) or Path(model).is_dir():
+        check_model_directory(Path(model).expanduser())
+    elif model != "world" and model.count("/") != 1:
+        raise ConfigError(
+            f"model.path={model}: there is no such directory, and it is no hub name (organisation/name) either",
+            "give a directory in Hugging Face format, or a hub name such as Qwen/Qwen2.5-3B",
+        )
+
+
+def _algorithm(config: dict[str, Any]) -> None:
+    _one_of(config, "algorithm.ratio", ("token", "sequence"))
+    _one_of(config, "algorithm.aggregation", ("sequence", "token"))
+    _one_of(config, "algorithm.advantage_std", ("sample", "population", "none"))
+    _at_least(config, "algorithm.advantage_eps", 0)
+    if config["algorithm"]["group_size"] < 2:
+        raise ConfigError(
+            f"algorithm.group_size={config['algorithm']['group_size']}: a group of one has no advantage to learn from",
+            "use 2 or more (8 is usual)",
+        )
+    _between(config, "algorithm.clip_low", 0, 1)
+    _at_least(config, "algorithm.clip_high", 0)
+
+
+def _regularizer(config: dict[str, Any]) -> None:
+    _at_least(config, "regularizer.beta", 0)
+    _one_of(config, "regularizer.estimator", ESTIMATORS, why="k1 has the wrong gradient; " * (
+        config["regularizer"]["estimator"] == "k1"))  # fmt: skip
+    alpha = config["regularizer"].get("alpha")
+    if alpha is not None and not 0 <= alpha < 1:
+        because = "at 1 the penalty is identically zero" if alpha == 1 else "it is the share of the policy in a mixture"
+        raise ConfigError(
+            f"regularizer.alpha={alpha}: must be at least 0 and below 1 ({because})",
+            "the paper's is 0.8; for no penalty use regularizer=none",
+        )
+
+
+def _rollout(config: dict[str, Any]) -> None:
+    for key in ("rollout.prompts_per_batch", "rollout.max_tokens", "rollout.batch_size"):
+        _at_least(config, key, 1)
+    for key in ("temperature", "top_p"):
+        if config["rollout"][key] != 1.0:
+            raise ConfigError(
+                f"rollout.{key}={config['rollout'][key]}: training samples at {key} 1, because the probabilities that "
+                "the learner works with are those of the unmodified policy",
+                f"leave it at 1; evaluation.{key} sets the one of the evaluation",
+            )
+
+
+def _learner(config: dict[str, Any]) -> None:
+    _one_of(config, "learner.schedule", ("constant", "linear", "cosine"))
+    _one_of(config, "learner.precision", ("float32", "bfloat16"))
+    for key in ("learning_rate", "warmup_steps", "weight_decay", "adam_eps"):
+        _at_least(config, f"learner.{key}", 0)
+    for key in ("updates_per_batch", "epochs", "tokens_per_microbatch", "checkpoint_every", "keep_checkpoints"):
+        _at_least(config, f"learner.{key}", 1)
+    _between(config, "learner.adam_beta1", 0, 1)
+    _between(config, "learner.adam_beta2", 0, 1)
+    if config["learner"]["max_grad_norm"] <= 0:
+        raise ConfigError("learner.max_grad_norm must be above 0", "use a large number, such as 1e9, for no clipping")
+
+
+def check_model_directory(path: Path) -> None:
+    """Refuse a local model directory that cannot be loaded, without loading anything.
+
+    Raises CareError naming what is missing (configuration, weights, tokenizer), or that it wants to run its own code.
+    """
+    if not (path / "config.json").is_file():
+        raise CareError(f"{path} holds no config.json", "give a model directory in Hugging Face format")
+    try:
+        found = json.loads((path / "config.json").read_text())
+    except ValueError as error:
+        raise CareError(f"{path}/config.json is not valid JSON: {error}", "download or export the model again") from error
+    if found.get("auto_map"):
+        raise CareError(
+            f"{path} wants to run code that comes with it (auto_map in its config.json), which carerft never does",
+            "use a model whose architecture is part of transformers",
+        )
+    if not any(path.glob("*.safetensors")):
+        raise CareError(f"{path} holds no *.safetensors weights", "save the model with save_pretrained, which writes them")
+    if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise CareError(
+            f"{path} holds no tokenizer (tokenizer.json, tokenizer.model or vocab.json)",
+            "save it there too: AutoTokenizer.from_pretrained(base).save_pretrained(directory)",
+        )
+
+
+def _one_of(config: dict[str, Any], key: str, allowed: Sequence[str], why: str = "") -> None:
+    value = flatten(config)[key]
+    if value not in allowed:
+        raise ConfigError(f"{key}={value}: {why}must be one of {', '.join(allowed)}", f"write {key}={allowed[0]}")
+
+
+def _at_least(config: dict[str, Any], key: str, least: float) -> None:
+    value = flatten(config)[key]
+    if not value >= least:
+        raise ConfigError(f"{key}={value}: must be at least {least}", f"give a number of {least} or more")
+
+
+def _between(config: dict[str, Any], key: str, low: float, high: float) -> None:
+    value = flatten(config)[key]
+    if not low < value < high:
+        raise ConfigError(f"{key}={value}: must lie between {low} and {high}", "see the comments in conf/")

@@ -1,0 +1,44 @@
+"""What makes two runs the same run: the part of the configuration that decides their numbers."""
+
+import hashlib
+import json
+from typing import Any
+
+# These change where a run is shown and how often it is saved, never what it computes.
+INCIDENTAL = ("name", "tracker", "learner.checkpoint_every", "learner.keep_checkpoints")
+
+
+def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def decisive(config: dict[str, Any]) -> dict[str, Any]:
+    """The dotted keys of a resolved configuration that decide a run's numbers."""
+    return {
+        key: value
+        for key, value in flatten(config).items()
+        if not any(key == skip or key.startswith(f"{skip}.") for skip in INCIDENTAL)
+    }
+
+
+def config_hash(config: dict[str, Any]) -> str:
+    """Twelve hexadecimal digits that two configurations share exactly when their decisive keys are equal."""
+    return hashlib.sha256(json.dumps(decisive(config), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """One line for each decisive key that differs: `key: old -> new`."""
+    before, after = decisive(old), decisive(new)
+    absent = "(absent)"
+    return [
+        f"{key}: {before.get(key, absent)} -> {after.get(key, absent)}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key, absent) != after.get(key, absent)
+    ]

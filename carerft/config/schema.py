@@ -1,0 +1,180 @@
+"""What can be configured: a dataclass per verb and per group of `conf/`, registered with Hydra as the verb's schema.
+
+Hydra refuses a key that a schema doesn't have and a value of the wrong type. A regularizer takes its schema by
+`defaults: [/schema/regularizer@_here_]`; one of your own, with parameters of its own, needs none and is then held to
+the keys that its file lists, as tasks and benchmarks are.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+
+@dataclass
+class Model:
+    """A causal language model in Hugging Face format."""
+
+    name: str = MISSING  # what tables and run names call it
+    path: str = MISSING  # hub name or local directory; "world" is the built-in tiny base model
+    revision: str | None = None  # hub revision; a branch, a tag or a commit
+    base: int = 0  # of the built-in model: which pretraining seed (0 is shipped, others are built once and cached)
+    attention: str = "sdpa"  # transformers' attention implementation
+    learning_rate: float = MISSING  # a learning rate that suits a model of this size
+
+
+@dataclass
+class Algorithm:
+    """A policy-gradient objective over groups of completions."""
+
+    name: str = MISSING
+    group_size: int = MISSING  # completions per prompt, G
+    clip_low: float = MISSING  # the importance ratio is clipped to [1 - clip_low, 1 + clip_high]
+    clip_high: float = MISSING
+    ratio: str = MISSING  # importance ratio per "token" or per "sequence"
+    aggregation: str = MISSING  # "sequence": mean per completion, then over them; "token": one mean over all tokens
+    advantage_std: str = MISSING  # divide advantages by the group's "sample" or "population" std, or "none"
+    advantage_eps: float = MISSING  # added to that std
+
+
+@dataclass
+class Regularizer:
+    """A penalty on the distance between the policy and the base model, added to the loss as beta * penalty."""
+
+    name: str = MISSING
+    _target_: str = MISSING
+    beta: float = MISSING
+    estimator: str = MISSING
+
+
+@dataclass
+class SkewRegularizer(Regularizer):
+    alpha: float = MISSING  # how far the reference is moved towards the policy: 0 is reverse KL; must be below 1
+
+
+@dataclass
+class Rollout:
+    """What samples completions."""
+
+    name: str = MISSING
+    prompts_per_batch: int = MISSING  # prompts sampled at once, each with algorithm.group_size completions
+    max_tokens: int | None = MISSING  # a completion is cut after this many tokens
+    batch_size: int = MISSING  # sequences decoded side by side
+    temperature: float = 1.0  # training needs 1.0: anything else is another policy than the one that learns
+    top_p: float = 1.0
+
+
+@dataclass
+class Learner:
+    """How the weights are updated."""
+
+    learning_rate: float = MISSING
+    schedule: str = MISSING  # "constant", "linear" or "cosine" decay after the warm-up
+    warmup_steps: int = MISSING
+    weight_decay: float = MISSING
+    adam_beta1: float = MISSING
+    adam_beta2: float = MISSING
+    adam_eps: float = MISSING
+    max_grad_norm: float = MISSING
+    updates_per_batch: int = MISSING  # optimizer steps that share out one rollout batch's prompts
+    epochs: int = MISSING  # times that a rollout batch is gone through
+    tokens_per_microbatch: int = MISSING  # prompt and completion tokens of one forward pass; never changes the loss
+    precision: str = MISSING  # "float32", or "bfloat16": autocast over float32 master weights
+    gradient_checkpointing: bool = MISSING
+    device: str = MISSING  # "auto": cuda where there is one
+    monitor_reference: bool = MISSING  # also measure the divergence from the base where the regularizer needs none
+    checkpoint_every: int = MISSING  # steps between checkpoints
+    keep_checkpoints: int = MISSING
+
+
+@dataclass
+class Tracker:
+    """Where metrics are shown, beside metrics.jsonl, which is always written."""
+
+    name: str = MISSING
+    project: str = "carerft"
+    entity: str | None = None
+    mode: str = "offline"
+
+
+@dataclass
+class Data:
+    """Where local data lies."""
+
+    path: str | None = None  # the file to train on (train) or to measure on (evaluate)
+    test_path: str | None = None  # train: the file that the evaluation measures on
+
+
+@dataclass
+class Evaluation:
+    """How a model is measured."""
+
+    limit: int | None = None  # questions per benchmark; null is all of them
+    temperature: float = 1.0
+    top_p: float = 1.0
+    bootstrap: int = 1000  # resamples behind each interval
+    level: float = 0.95
+
+
+@dataclass
+class Train:
+    """`carerft train`: finetune, then evaluate."""
+
+    name: str = "train"
+    seed: int = 0
+    steps: int = 100  # optimizer steps
+    samples: int = 8  # completions per question in the evaluation that follows
+    model: Model = field(default_factory=Model)
+    algorithm: Algorithm = field(default_factory=Algorithm)
+    regularizer: Any = MISSING
+    rollout: Rollout = field(default_factory=Rollout)
+    learner: Learner = field(default_factory=Learner)
+    task: Any = MISSING
+    data: Data = field(default_factory=Data)
+    benchmark: dict[str, Any] = field(default_factory=dict)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    tracker: Tracker = field(default_factory=Tracker)
+
+
+@dataclass
+class Evaluate:
+    """`carerft evaluate`: measure a model as it is."""
+
+    name: str = "evaluate"
+    seed: int = 0
+    samples: int = 8
+    device: str = "auto"
+    precision: str = "float32"
+    model: Model = field(default_factory=Model)
+    rollout: Rollout = field(default_factory=Rollout)
+    data: Data = field(default_factory=Data)
+    benchmark: dict[str, Any] = field(default_factory=dict)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    tracker: Tracker = field(default_factory=Tracker)
+
+
+@dataclass
+class Report:
+    """`carerft report DIRECTORY ...`: tables, figures and one HTML page from run directories."""
+
+    runs: list[str] = field(default_factory=list)  # searched for run directories, however deep
+    output: str | None = None  # where to write; default: report/ in the runs' common directory
+
+
+@dataclass
+class Base:
+    """`carerft base`: build a base model of the built-in world."""
+
+    seed: int = 0
+    steps: int | None = None  # pretraining steps; null is the default of the world
+    output: str | None = None  # default: the cache that `model=tiny model.base=SEED` reads
+
+
+def register() -> None:
+    """Put every schema where the YAML files look for it."""
+    store = ConfigStore.instance()
+    for name, schema in {"train": Train, "evaluate": Evaluate, "report": Report, "base": Base}.items():
+        store.store(group="schema", name=name, node=schema)
+    for name, schema in {"regularizer": Regularizer, "skew_regularizer": SkewRegularizer}.items():
+        store.store(group="schema", name=name, node=schema)

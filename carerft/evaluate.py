@@ -1,0 +1,58 @@
+"""`carerft evaluate`: accuracy, honesty and calibration of a model as it is."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from carerft.config.application import application, plain
+from carerft.config.checks import check_evaluate
+from carerft.run_directory import RunDirectory, open_run
+from carerft.train import save_composition
+
+log = logging.getLogger(__name__)
+
+
+@application("evaluate")
+def main(config: DictConfig) -> None:
+    """Measure a model on each benchmark. A finished evaluation is shown again; an unfinished one is continued."""
+    settings = plain(config)
+    check_evaluate(settings)
+    with open_run(Path(HydraConfig.get().runtime.output_dir), "evaluate", settings) as run:
+        if run.done:
+            log.info("%s is done already: nothing to do", run.path)
+            return
+        save_composition(run.path, config)
+        with run.recording():
+            evaluate_model(settings, run)
+        log.info("done: %s", run.path)
+
+
+def evaluate_model(settings: dict[str, Any], run: RunDirectory) -> None:
+    """The evaluation itself, in an opened directory. settings: resolved and checked."""
+    from transformers.utils.logging import disable_progress_bar
+
+    from carerft import build
+    from carerft.config.schema import Model
+    from carerft.evaluation import evaluate
+    from carerft.model import choose_device, context_length, load_model
+
+    disable_progress_bar()
+    model, tokenizer = load_model(Model(**settings["model"]), choose_device(settings["device"]))
+    evaluation = evaluate(
+        build.rollout_worker(settings, model, tokenizer),
+        tokenizer,
+        build.benchmarks(settings),
+        build.protocol(settings),
+        run.path,
+        context_length(model),
+        {"command": "evaluate", "model": settings["model"]["name"]},
+        build.console(),
+    )
+    build.show(evaluation)
+
+
+if __name__ == "__main__":
+    main()

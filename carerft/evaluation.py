@@ -1,0 +1,182 @@
+"""Evaluation: k samples of each question of each benchmark, graded, written down, and summed up.
+
+What is written is enough to compute every metric again without the model. An evaluation that was cut continues: each
+question's samples depend on the seed and the question alone.
+"""
+
+import json
+import math
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from transformers import PreTrainedTokenizerBase
+
+from carerft.rollout import RolloutWorker, Sampling
+from carerft.run_directory import write_atomically
+from carerft.scores import score
+from carerft.tasks import Problem, Task
+from carerft.trackers import progress_bar
+from carerft.trainer import completion_texts, prompt_tokens
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A task to be measured on, and how long its answers may be."""
+
+    task: Task
+    max_tokens: int
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a model is measured. samples: k. limit: questions per benchmark, the first ones; None is all."""
+
+    samples: int
+    seed: int
+    limit: int | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    bootstrap: int = 1000
+    level: float = 0.95
+    questions_at_once: int = 64
+
+
+def evaluate(
+    worker: RolloutWorker,
+    tokenizer: PreTrainedTokenizerBase,
+    benchmarks: dict[str, Benchmark],
+    protocol: Protocol,
+    directory: Path,
+    context: int,
+    header: dict[str, Any],
+    console: Console,
+) -> dict[str, Any]:
+    """Measure the worker's model on every benchmark; returns what evaluation.json holds.
+
+    Writes `directory/evaluation/<benchmark>.problems.jsonl`, `<benchmark>.jsonl` and `directory/evaluation.json`.
+    context: tokens that the model can hold. header: what evaluation.json says of the model. Raises DataError where
+    a benchmark is empty, or a prompt is too long, before anything is sampled.
+    """
+    place = directory / "evaluation"
+    place.mkdir(parents=True, exist_ok=True)
+    prepared = {}
+    for name, benchmark in benchmarks.items():
+        problems = benchmark.task.problems()[: protocol.limit]
+        prepared[name] = problems, prompt_tokens(problems, tokenizer, benchmark.max_tokens, context)
+    result = {**header, "samples": protocol.samples, "seed": protocol.seed, "temperature": protocol.temperature}
+    result |= {"top_p": protocol.top_p, "bootstrap": {"resamples": protocol.bootstrap, "level": protocol.level}}
+    result["benchmarks"] = {}
+    with progress_bar(console, "questions") as bar:
+        for name, (problems, prompts) in prepared.items():
+            task = bar.add_task(name, total=len(problems), shown="")
+            records = _problem_records(worker, tokenizer, problems, prompts, place / f"{name}.problems.jsonl")
+            path = place / f"{name}.jsonl"
+            samples = _finished(path, problems, protocol.samples)
+            done = len(samples) // protocol.samples
+            write_atomically(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in samples))
+            bar.update(task, completed=done)
+            with open(path, "a", encoding="utf-8") as file:
+                for start in range(done, len(problems), protocol.questions_at_once):
+                    piece = slice(start, start + protocol.questions_at_once)
+                    lines = _sample(worker, tokenizer, benchmarks[name], protocol, name, problems[piece], prompts[piece])
+                    file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+                    file.flush()
+                    samples += lines
+                    bar.update(task, completed=min(piece.stop, len(problems)))
+            result["benchmarks"][name] = score(
+                records, samples, resamples=protocol.bootstrap, level=protocol.level, seed=protocol.seed
+            )
+    write_atomically(directory / "evaluation.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
+    return result
+
+
+def _sample(
+    worker: RolloutWorker,
+    tokenizer: PreTrainedTokenizerBase,
+    benchmark: Benchmark,
+    protocol: Protocol,
+    name: str,
+    problems: Sequence[Problem],
+    prompts: Sequence[Sequence[int]],
+) -> list[dict[str, Any]]:
+    """One record per sampled answer: the questions in order, each one's k samples together."""
+    k = protocol.samples
+    sampling = Sampling(benchmark.max_tokens, protocol.temperature, protocol.top_p)
+    rollouts = worker.sample(prompts, k, sampling, seed=protocol.seed + (zlib.crc32(name.encode()) << 20))
+    texts = completion_texts(rollouts, tokenizer)
+    grades = benchmark.task.grade([p for p in problems for _ in range(k)], texts)
+    log_probs = (rollouts.log_probs * rollouts.mask()).sum(-1).tolist()
+    return [
+        {
+            "problem_id": problems[i // k].id,
+            "sample": i % k,
+            "text": texts[i],
+            "extracted": grade.extracted,
+            "correct": grade.correct,
+            "refused": grade.refused,
+            "truncated": not bool(rollouts.finished[i]),
+            "log_probability": log_probs[i],
+            "tokens": int(rollouts.lengths[i]),
+        }
+        for i, grade in enumerate(grades)
+    ]
+
+
+def _finished(path: Path, problems: Sequence[Problem], k: int) -> list[dict[str, Any]]:
+    """The records of an evaluation that was cut, up to the last question that has all of its samples."""
+    records: list[dict[str, Any]] = []
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+    for i, line in enumerate(lines):
+        try:
+            record = json.loads(line)
+            in_place = i // k < len(problems) and record["problem_id"] == problems[i // k].id and record["sample"] == i % k
+        except (ValueError, KeyError):
+            break
+        if not in_place:
+            break
+        records.append(record)
+    return records[: len(records) // k * k]
+
+
+def _problem_records(
+    worker: RolloutWorker,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Sequence[Problem],
+    prompts: Sequence[Sequence[int]],
+    path: Path,
+) -> list[dict[str, Any]]:
+    """Write and return one record per problem, with MC1 and MC2 where it has choices.
+
+    MC1: 1 if the likeliest choice is a true one. MC2: the true choices' share of the choices' total probability
+    (TruthfulQA, arXiv 2109.07958, section 3), likelihoods without length normalisation.
+    """
+    owners = [i for i, problem in enumerate(problems) for _ in problem.choices]
+    texts = [text for problem in problems for text, _ in problem.choices]
+    continuations = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    likelihoods = worker.log_likelihood([prompts[i] for i in owners], continuations) if texts else []
+    scored = iter(likelihoods)
+    records = []
+    for problem in problems:
+        record: dict[str, Any] = {
+            "problem_id": problem.id,
+            "prompt": problem.prompt,
+            "answer": problem.answer,
+            "misconceptions": list(problem.misconceptions),
+        }
+        if problem.choices:
+            record |= multiple_choice([next(scored) for _ in problem.choices], [true for _, true in problem.choices])
+        records.append(record)
+    write_atomically(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    return records
+
+
+def multiple_choice(log_likelihoods: Sequence[float], true: Sequence[bool]) -> dict[str, float]:
+    """MC1 and MC2 of one question from its choices' log-likelihoods (nats). There is at least one true choice."""
+    best = max(log_likelihoods)
+    shares = [math.exp(value - best) for value in log_likelihoods]
+    mc2 = sum(s for s, t in zip(shares, true, strict=True) if t) / sum(shares)
+    return {"mc1": float(true[log_likelihoods.index(best)]), "mc2": mc2}

@@ -1,0 +1,90 @@
+"""Loading a causal language model and its tokenizer from a directory or the hub, and writing one."""
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from carerft.config.schema import Model
+from carerft.errors import CareError
+from carerft.world.bases import base_directory
+
+
+def choose_device(device: str) -> torch.device:
+    """ "auto" is cuda where there is one, else the CPU."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(device)
+
+
+def load_model(model: Model, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model in float32 on its device, in evaluation mode, and its tokenizer.
+
+    Code that comes with a model is never run. Raises CareError where the model can't be had, wants to run its own
+    code, or has no tokenizer.
+    """
+    path = str(base_directory(model.base)) if model.path == "world" else model.path
+    kwargs = {"revision": model.revision, "trust_remote_code": False}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, **kwargs)
+    except Exception as error:
+        raise _unloadable(path, "tokenizer", error) from error
+    try:
+        policy = AutoModelForCausalLM.from_pretrained(
+            path, dtype=torch.float32, attn_implementation=model.attention, **kwargs
+        )
+    except Exception as error:
+        raise _unloadable(path, "model", error) from error
+    _check_head(policy, path)
+    return policy.to(device).eval(), tokenizer
+
+
+def _unloadable(path: str, part: str, error: Exception) -> CareError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if "trust_remote_code" in str(error):
+        return CareError(
+            f"the {part} of {path} wants to run code that comes with it, which carerft never does",
+            "use a model whose architecture is part of transformers",
+        )
+    return CareError(
+        f"cannot load the {part} of {path}: {reason}",
+        "model=/a/directory takes a local model in Hugging Face format; a hub name needs network or a filled cache",
+    )
+
+
+def _check_head(policy: PreTrainedModel, path: str) -> None:
+    """The learner makes logits itself, as hidden @ weight.T: refuse a model whose head does anything else."""
+    head = policy.get_output_embeddings()
+    softcap = getattr(policy.config, "final_logit_softcapping", None)
+    scale = getattr(policy.config, "logits_scaling", None) or getattr(policy.config, "logit_scale", None)
+    if head is None or getattr(head, "bias", None) is not None or softcap or (scale and scale != 1.0):
+        raise CareError(
+            f"the LM head of {path} is not a plain matrix (it has a bias, a soft cap or a scale)",
+            "use a model of the Qwen2, Qwen3, Llama or Mistral family",
+        )
+
+
+def eos_token_ids(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Every token that ends a completion: the tokenizer's and those that the model's own configuration lists."""
+    found: list[int] = []
+    for source in (tokenizer.eos_token_id, policy.config.eos_token_id, policy.generation_config.eos_token_id):
+        found += source if isinstance(source, list) else [source]
+    return sorted({token for token in found if token is not None})
+
+
+def context_length(policy: PreTrainedModel) -> int:
+    """Tokens of prompt and completion that the model can hold."""
+    return int(policy.config.max_position_embeddings)
+
+
+def export(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    """Write a Hugging Face directory (safetensors) that transformers and vLLM load as it is, as one act."""
+    beside = directory.with_name(f".{directory.name}.{os.getpid()}")
+    shutil.rmtree(beside, ignore_errors=True)
+    policy.save_pretrained(beside)
+    tokenizer.save_pretrained(beside)
+    if directory.exists():
+        shutil.rmtree(directory)
+    os.replace(beside, directory)

@@ -1,0 +1,12 @@
+"""Reports: a pure function of run directories. The same directories give the same bytes.
+
+`build` writes one self-contained HTML page, tables (Markdown, CSV, LaTeX) and figures (SVG, PNG). Data flows one way:
+`runs` (files to dataclasses) -> `cells` (runs to rows, seeds to means and intervals) -> `columns`, `summary`,
+`questions`, `tradeoff`, `reliability`, `curves` -> `tables` and `page`. Whatever a model wrote is hostile input.
+"""
+
+from carerft.report.build import build
+from carerft.report.runs import Run, load_runs
+from carerft.report.tables import print_table
+
+__all__ = ["Run", "build", "load_runs", "print_table"]

@@ -1,0 +1,152 @@
+"""Which numbers the main table shows: chosen from the metrics that exist, under names that a reader knows.
+
+Left out: any knowledge of how a benchmark is scored. A benchmark that isn't listed here is shown under its own name,
+in the part of the table that its metrics put it in.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from carerft.report.cells import Cell, Scores
+from carerft.report.intervals import Interval, clear_best
+from carerft.report.text import line
+
+# In the order in which tables and figures show them.
+BENCHMARKS = {
+    "world_reasoning": "Reasoning",
+    "math": "MATH",
+    "gsm8k": "GSM8K",
+    "world_transfer": "Transfer",
+    "world_honesty": "Honesty",
+    "selfaware": "SelfAware",
+    "world_truth": "Truthfulness",
+    "truthfulqa": "TruthfulQA",
+}
+# Title, and whether higher (+1) or lower (-1) is better; 0 where neither is.
+METRICS = {
+    "accuracy": ("accuracy", 1),
+    "majority": ("majority accuracy", 1),
+    "pass@k": ("pass@k", 1),
+    "refusal_f1": ("refusal F1", 1),
+    "refusal_rate_answerable": ("refuses answerable", -1),
+    "refusal_rate_unanswerable": ("refuses unanswerable", 1),
+    "truthful": ("truthful share", 1),
+    "informative": ("informative share", 1),
+    "mc1": ("MC1", 1),
+    "mc2": ("MC2", 1),
+    "ece": ("ECE", -1),
+    "ece_answered": ("ECE, answered", -1),
+    "ece_all": ("ECE, all samples", -1),
+    "ece_floor": ("ECE floor", 0),
+    "brier": ("Brier score", -1),
+    "auroc": ("AUROC", 1),
+    "entropy": ("token entropy", 0),
+    "truncated": ("cut short", -1),
+    "unparsable": ("unparsable", -1),
+    "no_verdict": ("no verdict", -1),
+}
+CALIBRATION = {"ece", "ece_answered", "ece_all", "ece_floor"}  # comparable only at equal k
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: a metric of a benchmark, under `group`'s heading; direction as in METRICS."""
+
+    benchmark: str
+    metric: str
+    group: str
+    title: str
+    direction: int
+
+    @property
+    def arrow(self) -> str:
+        return {1: "↑", -1: "↓", 0: ""}[self.direction]
+
+    @property
+    def heading(self) -> str:
+        """The whole heading on one line, for tables with a single header row."""
+        return " ".join(f"{self.group}: {self.title} {self.arrow}".split())
+
+
+@dataclass(frozen=True)
+class MainTable:
+    """columns x cells; `best[c]` is the row that is best in column c beyond its interval, or None."""
+
+    columns: list[Column]
+    cells: Sequence[Cell]
+    values: list[list[Interval | None]]
+    best: list[int | None]
+
+    def row(self, index: int) -> list[tuple[Interval | None, bool]]:
+        """One cell's values, each with whether it is clearly the best of its column."""
+        return [(column[index], best == index) for column, best in zip(self.values, self.best, strict=True)]
+
+
+def benchmark_title(name: str) -> str:
+    return BENCHMARKS.get(name) or line(name, 40).replace("_", " ")
+
+
+def metric_title(name: str) -> str:
+    return METRICS.get(name, (line(name, 40).replace("_", " "), 0))[0]
+
+
+def benchmark_order(names: Sequence[str]) -> list[str]:
+    """Known benchmarks in BENCHMARKS' order, then others by name."""
+    known = list(BENCHMARKS)
+    return sorted(names, key=lambda name: (known.index(name) if name in known else len(known), name))
+
+
+def roles(scores: Scores) -> dict[str, list[str]]:
+    """Benchmarks by what their metrics measure: "truth", "honesty" (some questions have no answer) or "accuracy"."""
+    metrics: dict[str, set[str]] = {}
+    for benchmark, metric in scores:
+        metrics.setdefault(benchmark, set()).add(metric)
+    found: dict[str, list[str]] = {"accuracy": [], "honesty": [], "truth": []}
+    for name in benchmark_order(list(metrics)):
+        own = metrics[name]
+        role = "truth" if own & {"truthful", "mc1", "mc2"} else "honesty" if "refusal_f1" in own else "accuracy"
+        found[role].append(name)
+    return found
+
+
+def main_columns(scores: Scores, cells: Sequence[Cell]) -> list[Column]:
+    """The main table's columns: accuracy, honesty, truthfulness, ECE (its k in the heading), entropy."""
+    by_role = roles(scores)
+    calibrated = [(name, "ece") for name in by_role["accuracy"][:1]]
+    calibrated += [(name, "ece_answered") for role in ("honesty", "truth") for name in by_role[role][:1]]
+    ece = f"ECE (k={samples_text(cells, [name for name, _ in calibrated])})"
+    wanted = [("Accuracy (mean@k)", name, "accuracy", benchmark_title(name)) for name in by_role["accuracy"]]
+    wanted += [(benchmark_title(name), name, "refusal_f1", "refusal F1") for name in by_role["honesty"]]
+    wanted += [(benchmark_title(n), n, m, metric_title(m)) for n in by_role["truth"] for m in ("truthful", "mc2")]
+    wanted += [(ece, n, m, benchmark_title(n) + (", answered" if m == "ece_answered" else "")) for n, m in calibrated]
+    wanted += [("Entropy", n, "entropy", "nats/token") for n in (by_role["accuracy"] or by_role["truth"])[:1]]
+    return [
+        Column(name, metric, group, title, METRICS[metric][1])
+        for group, name, metric, title in wanted
+        if (name, metric) in scores
+    ]
+
+
+def main_table(cells: Sequence[Cell], scores: Scores) -> MainTable:
+    """The main table of these cells. No row is marked best in a calibration column whose rows differ in k."""
+    columns = main_columns(scores, cells)
+    values = [list(scores[column.benchmark, column.metric]) for column in columns]
+    fair = [c.metric not in CALIBRATION or samples_text(cells, [c.benchmark]).isdigit() for c in columns]
+    best = [clear_best(v, c.direction) if ok else None for c, v, ok in zip(columns, values, fair, strict=True)]
+    return MainTable(columns, cells, values, best)
+
+
+def samples_text(cells: Sequence[Cell], benchmarks: Sequence[str]) -> str:
+    """k, the samples per question, over all rows: "8", "8 to 16" where they differ, or "?" where none is recorded."""
+    ks = sorted({b.k for cell in cells for name in benchmarks for b in cell.of(name) if b.k is not None})
+    return "?" if not ks else str(ks[0]) if len(ks) == 1 else f"{ks[0]} to {ks[-1]}"
+
+
+def floors(scores: Scores, columns: Sequence[Column]) -> Mapping[str, tuple[float, float]]:
+    """For each benchmark with a calibration column, the lowest and highest simulated ECE of perfect calibration."""
+    found = {}
+    for column in columns:
+        values = [i.value for i in scores.get((column.benchmark, "ece_floor"), ()) if i is not None]
+        if column.metric in CALIBRATION and values:
+            found[benchmark_title(column.benchmark)] = (min(values), max(values))
+    return found

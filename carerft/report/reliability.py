@@ -1,0 +1,102 @@
+"""Reliability diagrams: how often answers given with some confidence are right, and how confident answers are."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from carerft.report.cells import Cell, Scores
+from carerft.report.columns import benchmark_title
+from carerft.report.intervals import Interval
+from carerft.report.runs import Reliability
+from carerft.report.style import INK, MUTED, PAPER, Look, new_figure, quiet
+from carerft.report.text import decimal, greek
+
+CELL_WIDTH, CELL_HEIGHT, SIDE = 2.55, 3.5, 1.95  # inches: one panel's share of the figure, and its square
+
+
+def pooled_reliability(cell: Cell, benchmark: str) -> Reliability | None:
+    """The bins of all of a row's seeds as one; None where there are none, or seeds were binned differently."""
+    parts = [found.reliability for found in cell.of(benchmark) if found.reliability is not None]
+    if not parts or any(not np.array_equal(part.edges, parts[0].edges) for part in parts):
+        return None
+    count = sum((part.count for part in parts), np.zeros_like(parts[0].count))
+
+    def mean(name: str) -> NDArray[np.float64]:
+        total = sum((np.nan_to_num(getattr(part, name)) * part.count for part in parts), np.zeros_like(count))
+        return np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0)
+
+    return Reliability(parts[0].edges, count, mean("confidence"), mean("accuracy"))
+
+
+@dataclass(frozen=True)
+class Diagram:
+    """One row's reliability on one benchmark, and what its heading says."""
+
+    label: str
+    colour: str
+    bins: Reliability
+    ece: Interval | None
+
+
+def diagrams(cells: Sequence[Cell], scores: Scores, benchmark: str, look: dict[str, Look]) -> list[Diagram]:
+    """One reliability diagram for each row that has bins."""
+    eces = scores.get((benchmark, "ece"), [None] * len(cells))
+    found = [(cell, pooled_reliability(cell, benchmark), ece) for cell, ece in zip(cells, eces, strict=True)]
+    return [
+        Diagram(greek(cell.label), look[cell.label].colour, bins, ece) for cell, bins, ece in found if bins is not None
+    ]
+
+
+def reliability(panels: Sequence[Diagram], benchmark: str | None = None) -> Figure:
+    """Reliability diagrams side by side, at most four in a row, each above the histogram of its confidences.
+
+    benchmark: its name as the figure's title, for a figure that stands alone. Places are fixed, in inches: the panels
+    are alike and many, and squares stay square.
+    """
+    columns = min(len(panels), 4)
+    rows = -(-len(panels) // columns)
+    top = 0.35 if benchmark else 0.0
+    width, height = CELL_WIDTH * columns, CELL_HEIGHT * rows + top
+    figure = new_figure(width, height)
+    figure.set_layout_engine("none")
+    tallest = max(float((panel.bins.count / max(panel.bins.count.sum(), 1)).max()) for panel in panels)
+    for index, panel in enumerate(panels):
+        row, column = divmod(index, columns)
+        left, floor = column * CELL_WIDTH + 0.5, height - top - (row + 1) * CELL_HEIGHT
+        places = [(left, floor + 1.13, SIDE, SIDE), (left, floor + 0.45, SIDE, 0.55)]
+        upper, lower = (figure.add_axes((x / width, y / height, w / width, h / height)) for x, y, w, h in places)
+        _diagram(upper, lower, panel, tallest)
+    if benchmark:
+        title = f"Reliability on {benchmark_title(benchmark)}"
+        figure.text(0.5 / width, 1 - 0.12 / height, title, va="top", color=INK, fontweight="bold", fontsize=11)
+    return figure
+
+
+def _diagram(upper: Axes, lower: Axes, panel: Diagram, tallest: float) -> None:
+    """Accuracy by confidence, the gap to the diagonal shaded, the area of a dot its bin's share; shares beneath."""
+    bins = panel.bins
+    filled = bins.count > 0
+    share = bins.count / max(bins.count.sum(), 1)
+    upper.plot([0, 1], [0, 1], color=MUTED, linewidth=0.9, linestyle=(0, (3, 2)), zorder=1)
+    x, y, sizes = bins.confidence[filled], bins.accuracy[filled], 14 + 130 * share[filled]
+    upper.vlines(x, x, y, color=panel.colour, alpha=0.28, linewidth=5)
+    upper.plot(x, y, color=panel.colour, linewidth=1, alpha=0.6)
+    upper.scatter(x, y, s=sizes, color=panel.colour, edgecolor=PAPER, linewidth=0.8, zorder=3, clip_on=False)
+    upper.set(xlim=(0, 1), ylim=(0, 1), xticks=[0, 0.5, 1], ylabel="accuracy")
+    upper.tick_params(length=0, labelbottom=False)
+    upper.set_title(panel.label, fontsize=9.5)
+    if panel.ece is not None:
+        upper.text(0.05, 0.95, f"ECE {decimal(panel.ece.value)}", va="top", fontsize=8.5, color=INK)
+    widths = np.diff(bins.edges)
+    lower.bar(bins.edges[:-1] + widths / 2, share, width=widths * 0.86, color=panel.colour, alpha=0.75)
+    highest = np.ceil(max(tallest, 0.05) * 10) / 10
+    lower.set(xlim=(0, 1), ylim=(0, highest), xlabel="confidence", ylabel="share")
+    lower.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+    upper.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
+    lower.set_yticks([0, highest], ["0", f"{100 * highest:.0f}%"])
+    lower.grid(visible=False, axis="x")
+    quiet(lower)

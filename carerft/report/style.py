@@ -1,0 +1,161 @@
+"""One look for every figure: a colour-blind-safe palette, quiet axes, and SVG that suits light and dark pages.
+
+Colours are Okabe and Ito's (jfly.uni-koeln.de/color, 2008), with ink in place of black for the base model; markers and
+dashes tell rows apart without colour. Figures are drawn on `Figure` objects, so that no global state of matplotlib,
+and no display, is involved.
+"""
+
+import io
+import re
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import matplotlib.style
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from carerft.report.cells import Cell
+
+PAPER, INK, MUTED, RULE = "#fffffe", "#1d2126", "#5c6571", "#d9dde2"
+FAMILY_COLOURS = {"base": INK, "none": "#d55e00", "rkl": "#0072b2", "srkl": "#009e73"}
+OTHER_COLOURS = ("#cc79a7", "#e69f00", "#56b4e9", "#8c6d31")
+FAMILY_MARKERS = {"base": "o", "none": "s", "rkl": "^", "srkl": "D"}
+OTHER_MARKERS = ("v", "P", "X", "h")
+DASHES: tuple[str | tuple[int, tuple[float, ...]], ...] = ("-", (0, (5, 1.6)), (0, (1.2, 1.2)), (0, (6, 1.4, 1.2, 1.4)))
+# On the page these colours become CSS variables, which the dark theme brightens.
+VARIABLES = {
+    PAPER: "paper", INK: "ink", MUTED: "muted", RULE: "rule", "#d55e00": "vermillion", "#0072b2": "blue",
+    "#009e73": "green", "#cc79a7": "purple", "#e69f00": "orange", "#56b4e9": "sky", "#8c6d31": "brown",
+}  # fmt: skip
+FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, Helvetica, Arial, sans-serif"
+
+SETTINGS = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9.0,
+    "text.color": INK,
+    "text.parse_math": False,
+    "axes.titlesize": 10.0,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 8.0,
+    "axes.labelsize": 9.0,
+    "axes.labelcolor": MUTED,
+    "axes.edgecolor": RULE,
+    "axes.linewidth": 0.9,
+    "axes.facecolor": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.unicode_minus": True,
+    "grid.color": RULE,
+    "grid.linewidth": 0.6,
+    "xtick.color": RULE,
+    "ytick.color": RULE,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "figure.facecolor": PAPER,
+    "savefig.facecolor": "auto",
+    "svg.fonttype": "none",
+    "svg.hashsalt": "carerft",
+    "path.simplify": True,
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a row is drawn everywhere."""
+
+    colour: str
+    marker: str
+    dash: str | tuple[int, tuple[float, ...]]
+
+    @property
+    def variable(self) -> str:
+        """The CSS variable of its colour."""
+        return f"--{VARIABLES[self.colour]}"
+
+
+def looks(cells: Sequence[Cell]) -> dict[str, Look]:
+    """A look for each row's label: the colour and marker of its family; dashes tell a family's rows apart."""
+    others = sorted({cell.family for cell in cells} - set(FAMILY_COLOURS))
+    found: dict[str, Look] = {}
+    for family in [*FAMILY_COLOURS, *others]:
+        index = others.index(family) if family in others else 0
+        colour = FAMILY_COLOURS.get(family, OTHER_COLOURS[index % len(OTHER_COLOURS)])
+        marker = FAMILY_MARKERS.get(family, OTHER_MARKERS[index % len(OTHER_MARKERS)])
+        for position, cell in enumerate(c for c in cells if c.family == family):
+            found[cell.label] = Look(colour, marker, DASHES[position % len(DASHES)])
+    return found
+
+
+def styled() -> AbstractContextManager[None]:
+    """A context in which matplotlib draws in this style, whatever the user's settings, which it then restores."""
+    return matplotlib.style.context([SETTINGS], after_reset=True)
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches, whose parts arrange themselves."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def arrange(figure: Figure) -> None:
+    """Place a figure's parts once, so that each format is drawn without placing them again."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+
+
+def quiet(axes: Axes) -> None:
+    """No tick marks: the grid shows where the labels belong."""
+    axes.tick_params(length=0)
+
+
+def legend(figure: Figure, axes: Axes) -> None:
+    """The rows' names beneath the axes, in two columns."""
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        columns = 2 if len(handles) > 1 else 1
+        figure.legend(handles, labels, loc="outside lower left", ncols=columns, handletextpad=0.5, columnspacing=1.6)
+
+
+def svg(figure: Figure) -> str:
+    """The figure as SVG text, the same for the same figure, with generic fonts."""
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    return text.getvalue().replace("'DejaVu Sans', sans-serif", FONTS).replace("'DejaVu Sans'", FONTS)
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG image."""
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=180, metadata={"Software": None})
+    return data.getvalue()
+
+
+def inline_svg(text: str, name: str, label: str) -> str:
+    """`svg` text as an element of the page: its ids its own, its colours CSS variables, its size the page's affair.
+
+    name: a prefix for ids, unique on the page. label: what it shows, in words, for those who can't see it; it must be
+    escaped already.
+    """
+    body = text[text.index("<svg") :]
+    body = re.sub(r"\s*<metadata>.*?</metadata>", "", body, count=1, flags=re.DOTALL)
+    body = re.sub(r'\bid="', f'id="{name}-', body)
+    body = body.replace('href="#', f'href="#{name}-').replace("url(#", f"url(#{name}-")
+    for colour, variable in VARIABLES.items():
+        body = body.replace(colour, f"var(--{variable})")
+    head, rest = body.split(">", 1)
+    box = re.search(r'viewBox="([^"]*)"', head)
+    assert box is not None
+    width = float(box[1].split()[2])
+    opening = f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{box[1]}"'
+    return f'{opening} role="img" aria-label="{label}" style="max-width: {width * 4 / 3:.0f}px">{rest}'

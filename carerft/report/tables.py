@@ -1,0 +1,152 @@
+"""The main table as Markdown, LaTeX (booktabs) and for a terminal, and every metric as a tidy CSV file."""
+
+import csv
+import io
+from collections.abc import Sequence
+from itertools import groupby
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from carerft.report.cells import Cell, Scores, make_cells, scores
+from carerft.report.columns import MainTable, main_table
+from carerft.report.intervals import Interval
+from carerft.report.runs import Run
+from carerft.report.text import MINUS, decimal
+
+LATEX = str.maketrans({
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", MINUS: "$-$",
+    "↑": r"$\uparrow$", "↓": r"$\downarrow$", "⟨": r"$\langle$", "⟩": r"$\rangle$",
+})  # fmt: skip
+
+
+def seeds_text(cell: Cell) -> str:
+    """How many of a row's runs give numbers: "3", or "2 of 3" where some are missing."""
+    done, total = len(cell.evaluated), len(cell.runs)
+    return str(done) if done == total else f"{done} of {total}"
+
+
+def level(runs: Sequence[Run]) -> float:
+    """The confidence level of the runs' intervals (the lowest, where they differ)."""
+    return min((run.level for run in runs if run.counts), default=0.95)
+
+
+def interval_text(value: Interval | None) -> str:
+    """0.123 [0.100, 0.150]; a dash where undefined."""
+    if value is None:
+        return "-"
+    if value.low is None or value.high is None:
+        return decimal(value.value)
+    return f"{decimal(value.value)} [{decimal(value.low)}, {decimal(value.high)}]"
+
+
+def markdown(table: MainTable) -> str:
+    """A GitHub table; the clear best of a column in bold."""
+
+    def cell(text: str, bold: bool = False) -> str:
+        escaped = text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+        return f"**{escaped}**" if bold else escaped
+
+    header = ["", "seeds", *(column.heading for column in table.columns)]
+    rows = [
+        [cell(row.label), seeds_text(row), *(cell(interval_text(v), bold) for v, bold in table.row(index))]
+        for index, row in enumerate(table.cells)
+    ]
+    ruler = ["---", *("---:" for _ in header[1:])]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in [[cell(h) for h in header], ruler, *rows])
+
+
+def latex(table: MainTable) -> str:
+    """A booktabs tabular; the clear best of a column in bold, intervals in small type. Needs \\usepackage{booktabs}."""
+
+    def escape(text: str) -> str:
+        return text.translate(LATEX).replace(" alpha=", r" $\alpha$=").replace(" beta=", r" $\beta$=")
+
+    def number(value: Interval | None, bold: bool) -> str:
+        if value is None:
+            return "--"
+        shown = escape(decimal(value.value))
+        shown = rf"\textbf{{{shown}}}" if bold else shown
+        if value.low is None or value.high is None:
+            return shown
+        return rf"{shown} {{\scriptsize [{escape(decimal(value.low))}, {escape(decimal(value.high))}]}}"
+
+    groups = [(name, len(list(members))) for name, members in groupby(table.columns, key=lambda column: column.group)]
+    starts = [2 + sum(size for _, size in groups[:i]) for i in range(len(groups))]
+    rules = " ".join(rf"\cmidrule(lr){{{a}-{a + n - 1}}}" for a, (_, n) in zip(starts, groups, strict=True))
+    titles = [escape(f"{column.title} {column.arrow}".strip()) for column in table.columns]
+    lines = [
+        rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
+        r"\toprule",
+        " & ".join(["", *(rf"\multicolumn{{{size}}}{{c}}{{{escape(name)}}}" for name, size in groups)]) + r" \\",
+        rules,
+        " & ".join(["", *titles]) + r" \\",
+        r"\midrule",
+        *(
+            " & ".join([escape(row.label), *(number(v, bold) for v, bold in table.row(i))]) + r" \\"
+            for i, row in enumerate(table.cells)
+        ),
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def tidy_csv(cells: Sequence[Cell], table: Scores) -> str:
+    """Every metric of every row, one per line, unrounded: the mean over seeds, its interval, and each seed's value."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["row", "benchmark", "metric", "value", "low", "high", "seeds", "questions", "k", "per_seed"])
+    for index, cell in enumerate(cells):
+        for (benchmark, metric), values in table.items():
+            value = values[index]
+            if value is None:
+                continue
+            found = cell.of(benchmark)
+            questions, k = (
+                "/".join(sorted({str(getattr(b, name)) for b in found if getattr(b, name) is not None}))
+                for name in ("n", "k")
+            )
+            parts = [i.value for i in cell.seeds(benchmark, metric)]
+            interval = ["" if bound is None else bound for bound in (value.low, value.high)]
+            row = [cell.label, benchmark, metric, value.value, *interval, len(parts), questions, k]
+            writer.writerow([*row, " ".join(map(repr, parts))])
+    return text.getvalue()
+
+
+def print_table(runs: Sequence[Run], console: Console | None = None) -> None:
+    """Print the main table to a terminal, and a line for each run that is missing from it.
+
+    Rows and columns are swapped where there are fewer rows than columns, so that a small table fits in 80 characters.
+    """
+    console = console or Console()
+    cells = make_cells(runs)
+    table = main_table(cells, scores(cells, level(runs)))
+    names = [Text(cell.label) for cell in cells]
+    headings = [Text(column.heading) for column in table.columns]
+    grid = [[_entry(*entry) for entry in table.row(index)] for index in range(len(cells))]
+    seeds = [Text(seeds_text(cell)) for cell in cells]
+    body = [[seed, *row] for seed, row in zip(seeds, grid, strict=True)]
+    headings = [Text("seeds"), *headings]
+    if len(cells) < len(headings):
+        body, names, headings = [list(column) for column in zip(*body, strict=True)], headings, names
+    shown = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    shown.add_column("", overflow="fold")
+    for heading in headings:
+        shown.add_column(heading, justify="right", overflow="fold")
+    for name, row in zip(names, body, strict=True):
+        shown.add_row(name, *row)
+    console.print(shown)
+    for run in runs:
+        if not run.counts:
+            console.print(Text(f"not in the table: {run.place} ({run.absence})"))
+
+
+def _entry(value: Interval | None, best: bool) -> Text:
+    entry = Text("-" if value is None else decimal(value.value), style="bold green" if best else "", no_wrap=True)
+    if value is not None and value.low is not None and value.high is not None:
+        entry.append(f"\n{decimal(value.low)}..{decimal(value.high)}", style="dim not bold")
+    return entry

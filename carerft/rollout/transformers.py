@@ -1,0 +1,274 @@
+"""The rollout worker that samples with transformers, from the very weights that the learner trains.
+
+No engine beside it, nothing to install, any causal language model with attention; slower than vLLM on a large model.
+`generate` is not used: it reads the model's generation_config, concatenates its cache at every step, decodes rows that
+have ended, and draws from the global random state.
+"""
+
+import hashlib
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from carerft.errors import ConfigError, DataError, NonFiniteError
+from carerft.rollout import Rollouts, Sampling
+from carerft.rollout.decoding import Decoder, decoder_for
+
+LOGITS = 2**27  # how many logits log_likelihood holds at a time: half a gibibyte in float32
+
+
+def uniforms(seed: int, prompt: Sequence[int], occurrence: int, sample: int, steps: int) -> Tensor:
+    """(steps,) float64 in [0, 1): the noise of one completion, one number per token.
+
+    It depends on the prompt's tokens, not on its place among others: a prompt has the same samples in any batch, at
+    any n and any limit of length. occurrence tells apart equal prompts of one call.
+    """
+    key = hashlib.blake2b(repr((seed, occurrence, sample, *prompt)).encode(), digest_size=8).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(key, "big"))
+    return torch.rand(steps, dtype=torch.float64, generator=generator)
+
+
+def nucleus(log_probs: Tensor, top_p: float) -> Tensor:
+    """(R, V) log-probabilities of the most likely tokens that together reach top_p, renormalised; -inf elsewhere.
+
+    Holtzman et al. 2020, arXiv 1904.09751, equations 2 and 3.
+    """
+    descending, index = log_probs.sort(dim=-1, descending=True)
+    probs = descending.exp()
+    outside = probs.cumsum(-1) - probs >= top_p  # the tokens before it suffice
+    outside = torch.zeros_like(outside).scatter_(-1, index, outside)
+    return log_probs.masked_fill(outside, -torch.inf).log_softmax(-1)
+
+
+def draw(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
+    """One token per row by inversion of the cumulative distribution, and the log-probability that it was drawn with.
+
+    logits: (R, V); uniform: (R,) float64 in [0, 1). Returns (R,) int64 and (R,) float32: the natural log of the
+    sampler's own probability, after temperature and after top_p's truncation and renormalisation.
+    """
+    log_probs = (logits.float() / temperature).log_softmax(-1)
+    if top_p < 1:
+        log_probs = nucleus(log_probs, top_p)
+    cumulative = log_probs.exp().cumsum(-1, dtype=torch.float64)
+    target = uniform[:, None] * cumulative[:, -1:]
+    tokens = torch.searchsorted(cumulative, target, right=True).clamp_(max=logits.shape[-1] - 1)
+    return tokens[:, 0], log_probs.gather(1, tokens)[:, 0]
+
+
+class TransformersWorker:
+    """Samples and scores with a transformers model in this process. Implements `RolloutWorker`.
+
+    model: sampled from as it is at the call; it may be the module that the learner trains. Its mode (train or eval)
+        is put back, its generation_config and the global random state are neither read nor changed.
+    eos_token_ids: each of these ends a completion. pad_token_id: any token that exists.
+    batch_size: sequences decoded together. Their keys and values are what memory is needed for.
+    dtype: autocast to it; None computes in the dtype of the weights.
+    progress: called with (sequences done, sequences asked for) as sequences end.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        eos_token_ids: Sequence[int],
+        pad_token_id: int,
+        batch_size: int = 256,
+        dtype: torch.dtype | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ):
+        """Raises ConfigError where the model keeps recurrent state or batch_size is not positive."""
+        if model._is_stateful or model.config.is_encoder_decoder:
+            raise ConfigError(
+                f"rollout=transformers cannot sample from {type(model).__name__}: it is not a decoder of attention layers",
+                "choose another model, or rollout=vllm",
+            )
+        if batch_size < 1:
+            raise ConfigError(f"rollout.batch_size={batch_size}", "write a positive number of sequences")
+        self.model = model
+        self.eos_token_ids, self.pad_token_id = torch.tensor(list(eos_token_ids), dtype=torch.int64), pad_token_id
+        self.batch_size, self.dtype, self.progress = batch_size, dtype, progress
+
+    def sample(self, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, seed: int) -> Rollouts:
+        """n completions of each prompt. The same weights, arguments and seed give the same samples.
+
+        A prompt's samples do not depend on the prompts beside it, on batch_size, or (the first of them) on n; only
+        float rounding, which follows the shape of a batch, can in rare cases turn a token.
+        Raises DataError (no prompts, an empty one, one longer than the context), ConfigError (sampling out of range,
+        max_tokens beyond the context) and NonFiniteError (the model's probabilities are not numbers).
+        """
+        self._check(prompts, n, sampling)
+        seen: Counter[tuple[int, ...]] = Counter()
+        sequences: list[tuple[int, Tensor]] = []  # (prompt, its noise), the n of a prompt being neighbours
+        for index, prompt in enumerate(prompts):
+            occurrence = seen[tuple(prompt)]
+            seen[tuple(prompt)] += 1
+            sequences += [(index, uniforms(seed, prompt, occurrence, s, sampling.max_tokens)) for s in range(n)]
+        tokens = torch.zeros(len(sequences), sampling.max_tokens, dtype=torch.int64)
+        log_probs = torch.zeros(len(sequences), sampling.max_tokens)
+        # Prompts of similar length together: less padding.
+        order = sorted(range(len(sequences)), key=lambda i: len(prompts[sequences[i][0]]))
+        with self._evaluating():
+            decoder = decoder_for(self.model)
+            for start in range(0, len(order), self.batch_size):
+                members = order[start : start + self.batch_size]
+                which, rows = torch.tensor([sequences[i][0] for i in members]).unique(return_inverse=True)
+                noise = torch.stack([sequences[i][1] for i in members])
+                drawn = self._complete(
+                    decoder([prompts[i] for i in which], rows, sampling.max_tokens, self.pad_token_id),
+                    noise.to(self.model.device),
+                    sampling,
+                    lambda ended, start=start: self.progress and self.progress(start + ended, len(order)),
+                )
+                tokens[members], log_probs[members] = drawn[0].cpu(), drawn[1].cpu()
+        if not log_probs.isfinite().all():
+            raise NonFiniteError(
+                "sampling met probabilities that are not finite numbers: the policy's weights have diverged",
+                "go back to an earlier checkpoint, with a lower learning rate",
+            )
+        return self._rollouts(prompts, tokens, log_probs, sampling.ignore_eos)
+
+    def log_likelihood(self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]) -> list[float]:
+        """Sum of log-probabilities (nats) of each continuation's tokens given its prompt, at temperature 1.
+
+        Raises DataError: no prompts, an empty one, or one that with its continuation exceeds the context.
+        """
+        pairs = [(list(p), list(c)) for p, c in zip(prompts, continuations, strict=True)]
+        self._check_context(prompts, [len(c) for c in continuations])
+        order = sorted(range(len(pairs)), key=lambda i: (len(pairs[i][0]), len(pairs[i][1])))
+        kept = max(len(p) + len(c) for p, c in pairs) - min(len(p) for p, _ in pairs) + 1
+        size = max(1, min(self.batch_size, LOGITS // (kept * self.model.config.get_text_config().vocab_size)))
+        totals = [0.0] * len(pairs)
+        with self._evaluating():
+            for start in range(0, len(order), size):
+                members = order[start : start + size]
+                batch = [pairs[i] for i in members]
+                for i, total in zip(members, self._likelihood(batch).tolist(), strict=True):
+                    totals[i] = total
+        return totals
+
+    def sync(self, policy: torch.nn.Module) -> None:
+        """Sample from these weights from now on: nothing to do where the policy is this very module."""
+        if policy is not self.model:
+            self.model.load_state_dict(policy.state_dict())
+
+    def _complete(
+        self, decoder: Decoder, noise: Tensor, sampling: Sampling, ended: Callable[[int], object]
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens and log-probabilities, (R, max_tokens), for noise of that shape; what follows an end is undefined."""
+        count, steps = noise.shape
+        noise = noise.t().contiguous()
+        eos = self.eos_token_ids.to(noise.device)
+        tokens = torch.zeros(steps, count, dtype=torch.int64, device=noise.device)
+        log_probs = torch.zeros(steps, count, device=noise.device)
+        rows = torch.arange(count, device=noise.device)  # of those still decoded
+        done = torch.zeros(count, dtype=torch.bool, device=noise.device)
+        logits = decoder.logits
+        for step in range(steps):
+            newest, log_prob = draw(logits, noise[step, rows], sampling.temperature, sampling.top_p)
+            tokens[step, rows], log_probs[step, rows] = newest, log_prob
+            if step == steps - 1:
+                break
+            if not sampling.ignore_eos:
+                done |= torch.isin(newest, eos)
+                left = len(rows) - int(done.sum())
+                if left == 0:
+                    break
+                if left <= 0.875 * len(rows):  # moving the others' keys costs a few steps' reading of them
+                    going = (~done).nonzero()[:, 0]
+                    decoder.keep(going)
+                    rows, newest, done = rows[going], newest[going], done[going]
+                    ended(count - left)
+            logits = decoder.step(newest)
+        ended(count)
+        return tokens.t(), log_probs.t()
+
+    def _rollouts(
+        self, prompts: Sequence[Sequence[int]], tokens: Tensor, log_probs: Tensor, ignore_eos: bool
+    ) -> Rollouts:
+        """Cuts (S, max_tokens) after each row's first end-of-sequence token, and pads the prompts."""
+        ends = torch.isin(tokens, self.eos_token_ids) & (not ignore_eos)
+        finished = ends.any(1)
+        lengths = torch.where(finished, ends.int().argmax(1) + 1, tokens.shape[1])
+        width = int(lengths.max())
+        outside = torch.arange(width) >= lengths[:, None]
+        prompt_tokens = [torch.tensor(prompt, dtype=torch.int64) for prompt in prompts]
+        return Rollouts(
+            prompt_tokens=torch.nn.utils.rnn.pad_sequence(prompt_tokens, batch_first=True),
+            prompt_lengths=torch.tensor([len(prompt) for prompt in prompts]),
+            tokens=tokens[:, :width].masked_fill(outside, 0),
+            lengths=lengths,
+            log_probs=log_probs[:, :width].masked_fill(outside, 0),
+            finished=finished,
+        )
+
+    def _likelihood(self, pairs: list[tuple[list[int], list[int]]]) -> Tensor:
+        """(B,) summed log-probabilities. Padded on the right: a causal model's real positions never see it."""
+        device = self.model.device
+        tokens = [torch.tensor(prompt + continuation, device=device) for prompt, continuation in pairs]
+        tokens = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True, padding_value=self.pad_token_id)
+        begin = torch.tensor([len(prompt) for prompt, _ in pairs], device=device)[:, None]
+        end = torch.tensor([len(p) + len(c) for p, c in pairs], device=device)[:, None]
+        position = torch.arange(int(begin.min()), tokens.shape[1], device=device)  # those that are ever scored
+        if len(position) == 0:
+            return torch.zeros(len(pairs))
+        logits = self.model(tokens, use_cache=False, logits_to_keep=position - 1).logits.float()
+        losses = F.cross_entropy(logits.flatten(0, 1), tokens[:, position].flatten(), reduction="none")
+        scored = (position >= begin) & (position < end)
+        return -(losses.view(scored.shape) * scored).sum(1).cpu()
+
+    def _check(self, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling) -> None:
+        if n < 1:
+            raise ConfigError(f"{n} samples per prompt", "ask for at least one")
+        if sampling.max_tokens < 1:
+            raise ConfigError(f"max_tokens={sampling.max_tokens}", "write a positive number of tokens")
+        if not sampling.temperature > 0:
+            raise ConfigError(f"temperature={sampling.temperature}", "write a positive number; 0.01 is all but greedy")
+        if not 0 < sampling.top_p <= 1:
+            raise ConfigError(f"top_p={sampling.top_p}", "write a number above 0 and at most 1; 1 leaves nothing out")
+        self._check_context(prompts, [0] * len(prompts))
+        limit = self._context()
+        longest = max(len(prompt) for prompt in prompts)
+        if longest + sampling.max_tokens > limit:
+            raise ConfigError(
+                f"max_tokens={sampling.max_tokens} after a prompt of {longest} tokens exceeds the model's context of "
+                f"{limit} tokens",
+                f"write max_tokens={limit - longest} or less, or leave out the longest prompts",
+            )
+
+    def _check_context(self, prompts: Sequence[Sequence[int]], more: Sequence[int]) -> None:
+        limit = self._context()
+        if not prompts:
+            raise DataError("there are no prompts to sample from or score", "give at least one")
+        for index, (prompt, extra) in enumerate(zip(prompts, more, strict=True)):
+            if not len(prompt):
+                raise DataError(f"prompt {index} (counted from 0) has no tokens", "leave it out, or mend its text")
+            if len(prompt) + extra > limit - (extra == 0):
+                raise DataError(
+                    f"prompt {index} (counted from 0) is too long: {len(prompt) + extra} tokens, with its continuation "
+                    f"if it has one, for a context of {limit}",
+                    "leave it out, shorten it, or choose a model with a longer context",
+                )
+
+    def _context(self) -> int:
+        """Most tokens that the model can read; a model that names no limit has none."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Eval mode, no gradients, autocast if asked for; every module's own mode is put back."""
+        modes = [(module, module.training) for module in self.model.modules()]
+        self.model.eval()
+        try:
+            with (
+                torch.inference_mode(),
+                torch.autocast(self.model.device.type, dtype=self.dtype, enabled=self.dtype is not None),
+            ):
+                yield
+        finally:
+            for module, training in modes:
+                module.training = training

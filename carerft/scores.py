@@ -1,0 +1,219 @@
+"""From the recorded samples of one benchmark to its entry of evaluation.json, and from that to a table.
+
+`carerft.ballots` says how samples are grouped into votes, ties broken, and what unreadable answers and missing
+verdicts count as. Intervals are percentile bootstraps over problems; those of an ECE lean upwards, as a resample is
+noisier than the data are.
+
+Over samples, each a ratio of sums over the problems concerned:
+  accuracy          mean@k: correct / with a verdict. On an unanswerable problem, refusing is correct
+  truncated, unparsable, no_verdict   shares of all samples; unparsable: neither an answer nor a refusal
+  entropy           nats per token, -sum log_probability / sum tokens: a sampled estimate of the token entropy
+  refusal_rate_answerable, refusal_rate_unanswerable   share of refusals on the problems with (without) an answer
+  refusal_f1        F1 of refusing, with unanswerable as the positive class; where some problem is unanswerable.
+                    refusal_f1_always and refusal_f1_random: what refusing always, or at random half the time, scores
+  truthful, informative, misconception   on problems with misconceptions: correct or refused; not refused; the share
+                    of samples whose answer is a listed misconception
+Over problems:
+  majority          share of problems whose majority is correct (a refusing majority: correct where unanswerable)
+  pass@k, pass@4..  chance that k (4, ..) samples hold a correct one, unbiased, from the samples with a verdict
+  mc1, mc2          means over the problems that have them
+Calibration of the majority, over problems whose majority has a verdict (see `carerft.calibration`):
+  confidence        its mean
+  ece               M equal-width bins; ece_answered: only problems whose majority is an answer, not a refusal;
+                    ece_all: every different answer or refusal of every problem, its share as its confidence
+  ece_floor, ece_answered_floor, ece_all_floor   the same for a perfectly calibrated sampler with these votes: mean
+                    over simulated truths, and the interval that these fall into
+  ece_equal_mass, smooth_ece, brier, brier_debiased, brier_reliability, brier_resolution, brier_uncertainty,
+  nll (clipped to half a vote, 1/(2k)), auroc, aurc
+"""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.table import Table
+from rich.text import Text
+
+from carerft import calibration
+from carerft.ballots import REFUSED, Ballots, Record, answered, ballots, confidence_and_correctness, predictions
+from carerft.errors import DataError
+from carerft.statistics import UNPARSABLE, distinct, interval, majority, pass_at_k, ratio, resample
+
+__all__ = ["confidence_and_correctness", "score", "table"]
+log = logging.getLogger(__name__)
+
+ALWAYS = {"accuracy", "majority", "pass@k"}
+"""Metrics that are null rather than absent where undefined (no sample has a verdict)."""
+
+
+def score(
+    problems: Sequence[Record],
+    samples: Sequence[Record],
+    bins: int = 10,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The entry of one benchmark in evaluation.json: n, k, metrics (the module docstring defines them), reliability.
+
+    problems, samples: the records of `evaluation/<benchmark>.problems.jsonl` and `.jsonl`.
+    Each metric is {"value", "low", "high"} with a bootstrap interval over problems (the floors: over simulated
+    truths); null where undefined; absent where the benchmark has no problem that it concerns.
+    Raises DataError as `ballots` does, and without problems.
+    """
+    if not problems:
+        raise DataError("no problems to score", "The benchmark's problems file is empty: evaluate again.")
+    cast = ballots(samples, [p["problem_id"] for p in problems])
+    n, k = cast.answers.shape
+    log.info("scoring %d problems with k = %d samples each", n, k)
+    counts = resample(n, resamples, seed)
+    sums = {**_sample_sums(problems, cast), **_problem_sums(problems, cast)}
+    sums = {name: pair for name, pair in sums.items() if name in ALWAYS or pair[1].any()}
+    top, bottom = (np.stack([pair[i] for pair in sums.values()], 1) for i in (0, 1))
+    metrics = {name: interval(r, level) for name, r in zip(sums, ratio(counts @ top, counts @ bottom).T, strict=True)}
+    metrics |= {name: interval(r, level) for name, r in _calibration(cast, counts, bins).items()}
+    for name, select in (("ece", majority), ("ece_answered", answered), ("ece_all", distinct)):
+        floor = calibration.ece_floor(cast.answers, select, bins, seed=seed)
+        metrics[f"{name}_floor"] = interval(np.array([floor.mean(), *floor]), level)
+    _, confidence, correct = predictions(cast, majority(cast.answers))
+    diagram = calibration.reliability(confidence, correct, bins)
+    return {
+        "n": n,
+        "k": k,
+        "metrics": {name: {e: _finite(v) for e, v in m._asdict().items()} for name, m in metrics.items()},
+        "reliability": {name: [_finite(v) for v in values] for name, values in diagram._asdict().items()},
+    }
+
+
+def _sample_sums(problems: Sequence[Record], cast: Ballots) -> dict[str, tuple[NDArray, NDArray]]:
+    """Numerator and denominator (n,) each, per problem, of the metrics that are ratios of sums over samples."""
+    refused, unparsable = cast.answers == REFUSED, cast.answers == UNPARSABLE
+    known = ~np.isnan(cast.verdict)
+    right = known & (cast.verdict == 1)
+    answerable = np.array([[p["answer"] is not None] for p in problems])
+    myths = [set(p.get("misconceptions") or ()) for p in problems]
+    mythical = np.array([[bool(m)] for m in myths])
+    believed = np.array([[r["extracted"] in m for r in row] for m, row in zip(myths, cast.rows, strict=True)])
+    every = np.ones_like(known)
+    unanswerable, wise, rash = every & ~answerable, refused & ~answerable, refused & answerable
+    shares = {
+        "accuracy": (right, known),
+        "truncated": (cast.column("truncated"), every),
+        "unparsable": (unparsable, every),
+        "no_verdict": (~known, every),
+        "entropy": (-cast.column("log_probability"), cast.column("tokens")),
+        "refusal_rate_answerable": (rash, every & answerable),
+        "refusal_rate_unanswerable": (wise, unanswerable),
+        "truthful": ((right | refused) & mythical, (known | refused) & mythical),
+        "informative": (~refused & mythical, every & mythical),
+        "misconception": (believed & ~refused, every & mythical),
+    }
+    sums = {name: (top.sum(1), bottom.sum(1)) for name, (top, bottom) in shares.items()}
+    if unanswerable.any():  # F1 = 2TP / (2TP + FP + FN); refusing at random: TP = FN = U/2 and FP = A/2
+        true, false, u, a = (v.sum(1) for v in (wise, rash, unanswerable, every & answerable))
+        sums["refusal_f1"] = 2 * true, true + false + u
+        sums["refusal_f1_always"] = 2 * u, 2 * u + a
+        sums["refusal_f1_random"] = 2 * u, 3 * u + a
+    return sums
+
+
+def _problem_sums(problems: Sequence[Record], cast: Ballots) -> dict[str, tuple[NDArray, NDArray]]:
+    """Numerator and denominator (n,) each of the metrics that are means over (some) problems."""
+    n, k = cast.answers.shape
+    judged, right = (~np.isnan(cast.verdict)).sum(1), np.nansum(cast.verdict, 1)
+    some = judged > 0
+    problem, confidence, correct = predictions(cast, majority(cast.answers))
+    voted = np.bincount(problem, minlength=n)
+    sums = {
+        "majority": (np.bincount(problem, correct, n), voted),
+        "confidence": (np.bincount(problem, confidence, n), voted),
+    }
+    for name, draws in {"pass@k": k, **{f"pass@{j}": j for j in (4, 16, 64) if j < k}}.items():
+        solved = np.zeros(n)
+        solved[some] = pass_at_k(judged[some], right[some], np.minimum(draws, judged[some]))
+        sums[name] = solved, some
+    for name in ("mc1", "mc2"):
+        has = np.array([p.get(name) is not None for p in problems])
+        sums[name] = np.array([float(p.get(name) or 0) for p in problems]), has
+    return sums
+
+
+def _calibration(cast: Ballots, counts: NDArray, bins: int) -> dict[str, NDArray]:
+    """(resamples + 1,) of each calibration metric."""
+    n, k = cast.answers.shape
+
+    def tallied(chosen: NDArray[np.bool_]) -> tuple[NDArray, NDArray, NDArray]:
+        """Confidence (2k,) and correct (2k,) of all predictions that there can be, and how often each was made."""
+        problem, confidence, correct = predictions(cast, chosen)
+        kind = (2 * (np.rint(confidence * k) - 1) + correct).astype(int)
+        made = np.bincount(problem * 2 * k + kind, minlength=n * 2 * k).reshape(n, 2 * k)
+        possible = np.arange(2 * k)
+        return (possible // 2 + 1) / k, possible % 2, counts @ made
+
+    c, y, w = tallied(majority(cast.answers))
+    some, all_ = tallied(answered(cast.answers)), tallied(distinct(cast.answers))
+    murphy = calibration.brier_decomposition(c, y, w)
+    return {
+        "ece": calibration.ece(c, y, bins, w),
+        "ece_answered": calibration.ece(*some[:2], bins, some[2]),
+        "ece_all": calibration.ece(*all_[:2], bins, all_[2]),
+        "ece_equal_mass": calibration.ece_equal_mass(c, y, bins, w),
+        "smooth_ece": calibration.smooth_ece(c, y, w),
+        "brier": calibration.brier(c, y, w),
+        "brier_debiased": calibration.brier_debiased(c, y, k, w),
+        **{f"brier_{part}": value for part, value in murphy._asdict().items()},
+        "nll": calibration.negative_log_likelihood(c, y, 1 / (2 * k), w),
+        "auroc": calibration.auroc(c, y, w),
+        "aurc": calibration.aurc(c, y, w),
+    }
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+SECTIONS = (
+    {"accuracy": "accuracy (mean@k)", "majority": "majority@k", "pass@4": "pass@4", "pass@k": "pass@k"},
+    {"ece": "ECE, majority vote", "ece_floor": "  if calibrated",
+     "ece_answered": "ECE, where it answers", "ece_answered_floor": "  if calibrated",
+     "ece_all": "ECE, all answers", "ece_all_floor": "  if calibrated",
+     "smooth_ece": "smooth ECE", "brier": "Brier score", "auroc": "AUROC", "aurc": "risk-coverage area"},
+    {"refusal_f1": "refusal F1", "refusal_f1_always": "  refusing always", "refusal_f1_random": "  refusing at random",
+     "refusal_rate_answerable": "refused, answerable", "refusal_rate_unanswerable": "refused, unanswerable",
+     "truthful": "truthful", "informative": "informative", "misconception": "misconceptions",
+     "mc1": "MC1", "mc2": "MC2"},
+    {"entropy": "entropy (nats per token)", "truncated": "cut by the length limit", "unparsable": "unparsable",
+     "no_verdict": "no verdict"},
+)  # fmt: skip
+
+
+def table(evaluation: Mapping[str, Any]) -> Table:
+    """What evaluation.json says, to print to a terminal: a row per metric, a column per benchmark.
+
+    Empty cells: the benchmark does not have the metric. "undefined": it has, but this evaluation gives it no value.
+    """
+    benchmarks = evaluation["benchmarks"]
+    level = evaluation["bootstrap"]["level"]
+    result = Table(title=Text(f"{evaluation['model']}: value, and its {level:.0%} interval over problems"))
+    result.add_column("")
+    for name, entry in benchmarks.items():
+        result.add_column(Text(f"{name}\nn = {entry['n']}, k = {entry['k']}"), justify="right")
+    for section in SECTIONS:
+        for metric, label in section.items():
+            cells = [entry["metrics"].get(metric) for entry in benchmarks.values()]
+            if any(cells):
+                result.add_row(label, *map(_cell, cells))
+        result.add_section()
+    return result
+
+
+def _cell(metric: Mapping[str, float | None] | None) -> Text:
+    if not metric:
+        return Text("")
+    if metric["value"] is None:
+        return Text("undefined", "dim")
+    value, low, high = (f"{metric[end]:.3f}" if metric[end] is not None else "?" for end in ("value", "low", "high"))
+    return Text.assemble(value, (f" [{low}, {high}]", "dim"))

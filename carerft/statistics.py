@@ -1,0 +1,126 @@
+"""Statistics over questions: voting, pass@k, and bootstrap intervals. Pure functions of arrays.
+
+The unit of everything here is the question: its k samples are not independent of each other, so intervals resample
+questions, never samples. A resample is a row of counts (how often each question was drawn), because every metric of
+this project is a function of weighted sums over questions: a thousand resamples are then one matrix product, and
+metrics computed from the same counts are resampled together.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+UNPARSABLE = -1
+"""The code of a sample from which no answer could be read. It agrees with nothing, not even another such sample."""
+
+
+class Interval(NamedTuple):
+    """An estimate with the ends of its interval. NaN where it is undefined."""
+
+    value: float
+    low: float
+    high: float
+
+
+def votes(answers: NDArray[np.integer]) -> NDArray[np.integer]:
+    """(..., k) how many of a question's k samples give the same answer as this one, itself included.
+
+    answers: (..., k) integer codes, equal where the answers are equivalent, `UNPARSABLE` where there is none.
+    """
+    same = answers[..., :, None] == answers[..., None, :]
+    return np.where(answers == UNPARSABLE, 1, same.sum(-1))
+
+
+def majority(answers: NDArray[np.integer]) -> NDArray[np.bool_]:
+    """(..., k) True at the one sample of each question that stands for the answer with most votes.
+
+    Ties go to the answer that was sampled first: samples are exchangeable, so this is a fair coin that does not look
+    at correctness and gives the same result twice. An unparsable sample wins only where all k are unparsable.
+    """
+    counted = np.where(answers == UNPARSABLE, 0, votes(answers))
+    return np.arange(answers.shape[-1]) == counted.argmax(-1)[..., None]
+
+
+def distinct(answers: NDArray[np.integer]) -> NDArray[np.bool_]:
+    """(..., k) True at the first sample of each different answer of a question; never at an unparsable one."""
+    first = (answers[..., :, None] == answers[..., None, :]).argmax(-1)
+    return (first == np.arange(answers.shape[-1])) & (answers != UNPARSABLE)
+
+
+def pass_at_k(n: ArrayLike, c: ArrayLike, k: ArrayLike) -> NDArray[np.float64]:
+    """The chance that k of n samples, c of which are correct, hold a correct one: 1 - C(n-c, k) / C(n, k).
+
+    The unbiased estimator of Chen et al. 2021 (arXiv 2107.03374, equation 1), as the product over the k draws of the
+    chance that each misses. The arguments broadcast. Raises ValueError unless 0 <= c <= n and 1 <= k <= n.
+    """
+    n, c, k = np.broadcast_arrays(n, c, k)
+    if not ((c >= 0) & (c <= n) & (k >= 1) & (k <= n)).all():
+        raise ValueError("pass@k needs 0 <= c <= n and 1 <= k <= n")
+    draw = np.arange(k.max(initial=1)).reshape(-1, *[1] * k.ndim)
+    miss = np.clip(n - c - draw, 0, None) / np.clip(n - draw, 1, None)
+    return 1 - np.where(draw < k, miss, 1).prod(0)
+
+
+def resample(n: int, resamples: int = 1000, seed: int = 0) -> NDArray[np.float64]:
+    """(resamples + 1, n) how often each of n questions is drawn. Row 0 is the data as they are: every question once."""
+    drawn = np.random.default_rng(seed).integers(n, size=(resamples, n)) + n * np.arange(resamples)[:, None]
+    counts = np.bincount(drawn.ravel(), minlength=resamples * n).reshape(resamples, n)
+    return np.concatenate([np.ones((1, n)), counts])
+
+
+def ratio(numerator: ArrayLike, denominator: ArrayLike) -> NDArray[np.float64]:
+    """numerator / denominator, NaN (without a warning) where the denominator is 0."""
+    numerator, denominator = np.broadcast_arrays(np.asarray(numerator, float), np.asarray(denominator, float))
+    return np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator != 0)
+
+
+def mean(values: ArrayLike, weight: ArrayLike) -> NDArray[np.float64]:
+    """(...) means of values (n,) under weights (..., n); questions with a NaN value are left out."""
+    values = np.asarray(values, float)
+    known = ~np.isnan(values)
+    return ratio(weight @ np.where(known, values, 0), weight @ known.astype(float))
+
+
+def interval(replicates: NDArray[np.float64], level: float = 0.95) -> Interval:
+    """The percentile interval of a statistic that was computed on each row of `resample`.
+
+    replicates: (resamples + 1,). Resamples in which the statistic is undefined (NaN) are left out; where it is
+    undefined on the data themselves, so is the interval.
+    """
+    value, rest = replicates[0], replicates[1:][~np.isnan(replicates[1:])]
+    if np.isnan(value) or not len(rest):
+        return Interval(float(value), np.nan, np.nan)
+    low, high = np.quantile(rest, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(value), float(low), float(high))
+
+
+def bootstrap(
+    values: ArrayLike,
+    statistic: Callable[[NDArray, NDArray], NDArray] = mean,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """A statistic of n questions with its percentile bootstrap interval (Efron & Tibshirani 1993, chapter 13).
+
+    values: (n,) or (n, columns), a question per row.
+    statistic: from the values and weights (resamples + 1, n) to (resamples + 1,); the mean if not given.
+    """
+    values = np.asarray(values, float)
+    return interval(statistic(values, resample(len(values), resamples, seed)), level)
+
+
+def paired_difference(
+    a: ArrayLike, b: ArrayLike, resamples: int = 1000, level: float = 0.95, seed: int = 0
+) -> Interval:
+    """The mean of a - b over the same n questions, with its bootstrap interval.
+
+    a, b: (n,), question by question. Pairing takes the difficulty of the questions, which the two share, out of the
+    interval. A question that is NaN in either is left out. Raises ValueError where the lengths differ.
+    """
+    a, b = np.asarray(a, float), np.asarray(b, float)
+    if a.shape != b.shape:
+        raise ValueError(f"paired differences need the same questions: {a.shape} and {b.shape}")
+    return bootstrap(a - b, resamples=resamples, level=level, seed=seed)

@@ -1,0 +1,103 @@
+"""`carerft train`: from a composed configuration to a finished run directory.
+
+Nothing heavy is imported before the configuration has been checked.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from carerft.config.application import application, plain
+from carerft.config.checks import check_train
+from carerft.run_directory import RunDirectory, open_run
+
+log = logging.getLogger(__name__)
+
+
+@application("train")
+def main(config: DictConfig) -> None:
+    """Finetune, export, evaluate. A finished run is left as it is; an unfinished one is continued."""
+    settings = plain(config)
+    check_train(settings)
+    with open_run(Path(HydraConfig.get().runtime.output_dir), "train", settings) as run:
+        if run.done:
+            log.info("%s is done already: nothing to do", run.path)
+            return
+        save_composition(run.path, config)
+        with run.recording():
+            train(settings, run)
+        log.info("done: %s", run.path)
+
+
+def save_composition(directory: Path, config: DictConfig) -> None:
+    """Hydra's own record of the run: what it composed and from which overrides."""
+    record = directory / ".hydra"
+    record.mkdir(exist_ok=True)
+    hydra = HydraConfig.get()
+    OmegaConf.save(config, record / "config.yaml")
+    OmegaConf.save(OmegaConf.create({"hydra": hydra}), record / "hydra.yaml")
+    OmegaConf.save(hydra.overrides.task, record / "overrides.yaml")
+
+
+def train(settings: dict[str, Any], run: RunDirectory) -> None:
+    """The run itself, in an opened directory. settings: resolved and checked."""
+    from transformers import set_seed
+    from transformers.utils.logging import disable_progress_bar
+
+    from carerft import build
+    from carerft.config.schema import Model
+    from carerft.evaluation import evaluate
+    from carerft.interruption import Interruption
+    from carerft.model import choose_device, context_length, export, load_model
+    from carerft.trackers import Trackers
+    from carerft.trainer import Trainer
+
+    disable_progress_bar()
+    set_seed(settings["seed"])
+    policy, tokenizer = load_model(Model(**settings["model"]), choose_device(settings["learner"]["device"]))
+    worker = build.rollout_worker(settings, policy, tokenizer)
+    trainer = Trainer(
+        learner=build.learner(settings, policy),
+        worker=worker,
+        task=build.task(settings["task"]),
+        tokenizer=tokenizer,
+        schedule=build.schedule(settings),
+        directory=run.path,
+        context=context_length(policy),
+    )
+    benchmarks = build.benchmarks(settings)
+    log.info("prompt of problem %s:\n%s", trainer.problems[0].id, trainer.problems[0].prompt)
+    step = trainer.resume()
+    if step:
+        log.info("continuing %s at step %d", run.path, step)
+    trackers = Trackers(build.trackers(settings, run, step, settings["steps"]))
+    summary: dict[str, Any] = {}
+    try:
+        with Interruption() as interruption:
+            finished = trainer.run(trackers.log, interruption)
+        if not finished:
+            log.warning("stopped at step %d, which is saved: the same command continues", trainer.progress.step)
+            raise KeyboardInterrupt
+        export(policy, tokenizer, run.path / "model")
+        if benchmarks:
+            evaluation = evaluate(
+                worker,
+                tokenizer,
+                benchmarks,
+                build.protocol(settings),
+                run.path,
+                context_length(policy),
+                {"command": "train", "model": settings["model"]["name"]},
+                build.console(),
+            )
+            build.show(evaluation)
+            summary = build.summary(evaluation)
+    finally:
+        trackers.finish(summary)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""The command line's configuration: what is refused, how fast, and what is said instead. Nothing here loads a model."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from carerft import cli
+from carerft.config.application import config_directory, plain, register
+from carerft.config.checks import check_evaluate, check_model_directory, check_train
+from carerft.config.identity import config_hash, differences
+from carerft.errors import CareError, ConfigError
+
+register()
+
+
+def composed(*overrides: str, verb: str = "train") -> dict:
+    with initialize_config_dir(str(config_directory()), version_base="1.3"):
+        return plain(compose(verb, list(overrides)))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["regularizer=none"],
+        ["regularizer=rkl", "regularizer.estimator=k3"],
+        ["model=qwen2.5-7b", "task=math", "learner.precision=bfloat16"],
+        ["model=qwen2.5-3b", "task=gsm8k"],
+        ["model=qwen2.5-0.5b", "benchmark=[math,gsm8k]"],
+        ["benchmark=none", "tracker=none", "steps=0"],
+        ["experiment=demo"],
+    ],
+)
+def test_compositions_that_work(overrides: list[str]):
+    check_train(composed(*overrides))
+
+
+def test_what_the_issue_reads_like():
+    config = composed(
+        "model=tiny", "algorithm=grpo", "regularizer=srkl", "regularizer.alpha=0.8", "regularizer.beta=0.04", "task=world"
+    )
+    assert config["regularizer"]["alpha"] == 0.8 and config["regularizer"]["estimator"] == "exact"
+    assert list(config["benchmark"]) == ["world_reasoning", "world_transfer", "world_honesty", "world_truth"]
+    assert list(composed("task=gsm8k")["benchmark"]) == ["gsm8k"]  # the benchmark follows the task
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "report", "base"])
+def test_the_other_verbs_compose(verb: str):
+    config = composed(verb=verb)
+    if verb == "evaluate":
+        check_evaluate(config)
+
+
+@pytest.mark.parametrize(
+    ("override", "names", "remedy"),
+    [
+        ("regularizer.alpha=1", "regularizer.alpha=1.0", "regularizer=none"),
+        ("regularizer.alpha=-0.1", "regularizer.alpha=-0.1", "0.8"),
+        ("regularizer.beta=-1", "regularizer.beta=-1", "0 or more"),
+        ("regularizer.estimator=k1", "k1 has the wrong gradient", "exact"),
+        ("regularizer.estimator=k4", "regularizer.estimator=k4", "exact"),
+        ("algorithm.group_size=1", "algorithm.group_size=1", "2 or more"),
+        ("algorithm.ratio=word", "algorithm.ratio=word", "token"),
+        ("rollout.temperature=0.7", "rollout.temperature=0.7", "evaluation.temperature"),
+        ("learner.updates_per_batch=5", "learner.updates_per_batch=5", "multiple of 5"),
+        ("learner.precision=float16", "learner.precision=float16", "float32"),
+        ("learner.max_grad_norm=0", "learner.max_grad_norm", "1e9"),
+        ("data.path=/nowhere/at/all.jsonl", "/nowhere/at/all.jsonl", "JSON-lines"),
+        ("steps=-1", "steps=-1", "0 or more"),
+        ("model.path=nonsense", "nonsense", "Qwen/Qwen2.5-3B"),
+        ("tracker.mode=offlin", "tracker.mode=offlin", "offline"),
+    ],
+)
+def test_impossible_values_are_named_with_a_remedy(override: str, names: str, remedy: str):
+    with pytest.raises(ConfigError) as raised:
+        check_train(composed(override))
+    assert names in raised.value.what and remedy in raised.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["train", "algorithm.grop_size=4"], "did you mean algorithm.group_size?"),
+        (["train", "regularizer=skrl"], "did you mean regularizer=srkl?"),
+        (["train", "modle=tiny"], "did you mean model"),
+        (["train", "steps=many"], "could not be converted to Integer"),
+        (["train", "regularizer=rkl", "regularizer.alpha=0.5"], "there is no key 'regularizer.alpha'"),
+        (["train", "bogus"], "missing EQUAL"),
+        (["trian"], "did you mean train?"),
+        (["report", "/nowhere/at/all"], "there is no such directory"),
+    ],
+)
+def test_misspelt_requests_say_what_to_write(arguments: list[str], expected: str, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_a_bad_override_fails_before_torch_is_imported(tmp_path: Path):
+    """In a process of its own: which modules were loaded, and the exit status."""
+    code = (
+        "import sys\nfrom carerft import cli\nstatus = cli.main(['train', 'regularizer.alpha=1'])\n"
+        "heavy = [m for m in ('torch', 'transformers', 'datasets', 'wandb') if m in sys.modules]\n"
+        "print(status, heavy)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert done.stdout.strip().endswith("2 []"), done.stdout + done.stderr
+    assert "regularizer.alpha=1.0" in done.stderr
+
+
+def write_model(directory: Path, **config: object) -> Path:
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps({"model_type": "qwen2", **config}))
+    (directory / "model.safetensors").write_bytes(b"")
+    (directory / "tokenizer.json").write_text("{}")
+    return directory
+
+
+def test_model_directories(tmp_path: Path):
+    check_model_directory(write_model(tmp_path / "good"))
+    no_tokenizer = write_model(tmp_path / "no_tokenizer")
+    (no_tokenizer / "tokenizer.json").unlink()
+    with pytest.raises(CareError, match="holds no tokenizer"):
+        check_model_directory(no_tokenizer)
+    with pytest.raises(CareError, match="wants to run code"):
+        check_model_directory(write_model(tmp_path / "code", auto_map={"AutoModelForCausalLM": "modeling.Evil"}))
+    no_weights = write_model(tmp_path / "no_weights")
+    (no_weights / "model.safetensors").unlink()
+    with pytest.raises(CareError, match="safetensors"):
+        check_model_directory(no_weights)
+    with pytest.raises(CareError, match="no config"):
+        check_model_directory(tmp_path / "absent")
+    (tmp_path / "good" / "config.json").write_text("{")
+    with pytest.raises(CareError, match="not valid JSON"):
+        check_model_directory(tmp_path / "good")
+
+
+def test_shorthands():
+    assert cli.shorthands("train", ["model=/a/b=c", "seed=1"]) == ["model=path", 'model.path="/a/b=c"', "seed=1"]
+    assert cli.shorthands("train", ["model=tiny"]) == ["model=tiny"]
+    assert cli.shorthands("report", ["out/seed=1", "b", "output=x"]) == ["output=x", 'runs=["out/seed=1","b"]']
+    config = composed(*cli.shorthands("train", ["model=Some-Org/Some.Model-3B"]))
+    assert config["model"]["name"] == "Some.Model-3B" and config["model"]["path"] == "Some-Org/Some.Model-3B"
+
+
+def test_tab_completion_knows_verbs_and_keys(tmp_path: Path):
+    def complete(line: str) -> list[str]:
+        environment = {"COMP_LINE": line, "COMP_POINT": str(len(line)), "PATH": "/usr/bin:/bin"}
+        done = subprocess.run(
+            [sys.executable, "-m", "carerft", "-sc", "query=bash"],
+            capture_output=True, text=True, cwd=tmp_path, timeout=60, env=environment,
+        )  # fmt: skip
+        return done.stdout.split()
+
+    assert "train" in complete("carerft ")
+    assert complete("carerft train regularizer=sr") == ["regularizer=srkl", "regularizer=srkl_matched"]
+    assert "algorithm.group_size=" in complete("carerft train algorithm.gr")
+
+
+def test_what_identifies_a_run():
+    one, other = composed("seed=1"), composed("seed=2", "tracker=none", "learner.checkpoint_every=3", "name=other")
+    assert differences(one, other) == ["seed: 1 -> 2"]
+    assert config_hash(one) != config_hash(other)
+    assert config_hash(composed("seed=2")) == config_hash(other)
+
+
+def test_every_yaml_file_can_be_chosen():
+    """None of conf/ can rot: each choice of each group composes with the defaults of the verb that it belongs to."""
+    for file in sorted(config_directory().glob("*/*.yaml")):
+        group, name = file.parent.name, file.stem
+        if (group, name) == ("model", "path"):
+            overrides = ["model=path", "model.path=org/name"]
+        else:
+            overrides = [f"{group}={name}"]
+        verb = "evaluate" if name.endswith("_base") else "train"
+        (check_evaluate if verb == "evaluate" else check_train)(composed(*overrides, verb=verb))
+
+
+def test_help_and_version(capsys):
+    assert cli.main([]) == 0 and "usage: carerft VERB" in capsys.readouterr().out
+    assert cli.main(["--version"]) == 0
+
+
+def test_the_schema_documents_the_defaults():
+    """Interpolated defaults resolve: what depends on the model and the task is filled in."""
+    config = composed("model=qwen2.5-3b", "task=math")
+    assert config["learner"]["learning_rate"] == config["model"]["learning_rate"] == 1e-6
+    assert config["rollout"]["max_tokens"] == config["task"]["max_tokens"]
