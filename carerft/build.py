@@ -1,6 +1,5 @@
 """From a checked configuration to the objects that a run is made of."""
 
-import sys
 from dataclasses import fields
 from typing import Any
 
@@ -69,10 +68,11 @@ def rollout_worker(
 
 
 def trackers(settings: dict[str, Any], run: RunDirectory, step: int, steps: int) -> list[Tracker]:
-    """metrics.jsonl, a progress bar where someone watches, and what `tracker` names."""
-    found: list[Tracker] = [MetricsFile(run.path / "metrics.jsonl", step)]
-    if sys.stderr.isatty() or not step:
-        found.append(ProgressTracker(console(), settings["regularizer"]["name"], step, steps))
+    """metrics.jsonl, a progress bar, and what `tracker` names."""
+    found: list[Tracker] = [
+        MetricsFile(run.path / "metrics.jsonl", step),
+        ProgressTracker(console(), settings["regularizer"]["name"], step, steps),
+    ]
     chosen = settings["tracker"]
     if chosen["name"] == "wandb":
         names = [settings[group]["name"] for group in ("model", "algorithm", "regularizer")]

@@ -16,6 +16,7 @@ VERBS = {
     "train": "finetune a model with reinforcement learning, then evaluate it",
     "evaluate": "measure accuracy, honesty and calibration of a model",
     "report": "tables, figures and one HTML page from run directories",
+    "grade": "grade mathematical answers from any source",
     "base": "build a base model of the built-in world",
 }
 USAGE = f"""carerft {__version__}: confidence-anchored reinforcement finetuning (arXiv 2602.00085)
@@ -68,6 +69,8 @@ def run(verb: str, arguments: list[str]) -> int:
         return _fail(error.what, error.remedy)
     except (HydraException, OmegaConfBaseException) as error:
         return _fail(*explain(verb, arguments, error))
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+        return _fail(f"{error.filename}: {error.strerror}", "choose another place to write, with hydra.run.dir=...")
     except KeyboardInterrupt:
         print("\nstopped; the same command continues", file=sys.stderr)
         return 130
@@ -104,7 +107,9 @@ def _quote(value: str) -> str:
 def explain(verb: str, arguments: list[str], error: Exception) -> tuple[str, str]:
     """What was wrong with a configuration, and what to write instead: Hydra's message, and the nearest real key."""
     messages = [str(e).strip() for e in (error, error.__cause__) if e is not None and str(e).strip()]
-    text = "\n  ".join(dict.fromkeys(line.strip() for message in messages for line in message.splitlines() if line.strip()))
+    text = "\n  ".join(
+        dict.fromkeys(line.strip() for message in messages for line in message.splitlines() if line.strip())
+    )
     text = re.sub(r"\n\s*(object_type=\S+|full_key: \S+|To append to your config use \S+)", "", text)
     wrong = re.search(r"Could not override '([^']+)'", text)
     if not wrong:

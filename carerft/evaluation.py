@@ -82,7 +82,9 @@ def evaluate(
             with open(path, "a", encoding="utf-8") as file:
                 for start in range(done, len(problems), protocol.questions_at_once):
                     piece = slice(start, start + protocol.questions_at_once)
-                    lines = _sample(worker, tokenizer, benchmarks[name], protocol, name, problems[piece], prompts[piece])
+                    lines = _sample(
+                        worker, tokenizer, benchmarks[name], protocol, name, problems[piece], prompts[piece]
+                    )
                     file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
                     file.flush()
                     samples += lines
@@ -133,7 +135,9 @@ def _finished(path: Path, problems: Sequence[Problem], k: int) -> list[dict[str,
     for i, line in enumerate(lines):
         try:
             record = json.loads(line)
-            in_place = i // k < len(problems) and record["problem_id"] == problems[i // k].id and record["sample"] == i % k
+            in_place = (
+                i // k < len(problems) and record["problem_id"] == problems[i // k].id and record["sample"] == i % k
+            )
         except (ValueError, KeyError):
             break
         if not in_place:

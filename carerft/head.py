@@ -66,4 +66,6 @@ def token_statistics(
         piece = slice(start, start + size)
         rh = None if ref_hidden is None else ref_hidden[piece]
         parts.append(checkpoint(chunk, hidden[piece], weight, targets[piece], rh, use_reentrant=False))
-    return TokenStatistics(*(torch.cat(column) if column[0] is not None else None for column in zip(*parts, strict=True)))
+    return TokenStatistics(
+        *(torch.cat(column) if column[0] is not None else None for column in zip(*parts, strict=True))
+    )

@@ -133,7 +133,13 @@ class Learner:
         return {**losses, **{key: value / total for key, value in sums.items()}, **maxima}
 
     def _microbatch(
-        self, rollouts: Rollouts, index: Tensor, advantages: Tensor, weights: Tensor, mask: Tensor, sums: dict[str, float]
+        self,
+        rollouts: Rollouts,
+        index: Tensor,
+        advantages: Tensor,
+        weights: Tensor,
+        mask: Tensor,
+        sums: dict[str, float],
     ) -> None:
         """Backward through the sequences `index` (b,), adding to `sums`: losses weighted, the rest over tokens."""
         device = self.policy.device
@@ -188,7 +194,10 @@ class Learner:
             tokens[row, p : p + n] = rollouts.tokens[i, :n]
         # The hidden state at position t chooses the token at t + 1.
         states = torch.cat(
-            [row * width + torch.arange(p - 1, p + n - 1) for row, (p, n) in enumerate(zip(prompts, lengths, strict=True))]
+            [
+                row * width + torch.arange(p - 1, p + n - 1)
+                for row, (p, n) in enumerate(zip(prompts, lengths, strict=True))
+            ]
         )
         targets = tokens.flatten()[states + 1].to(device)
         tokens, states = tokens.to(device), states.to(device)

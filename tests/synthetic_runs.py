@@ -72,6 +72,18 @@ def manifest(command: str, regularizer: str | None = None, seed: int = 0, **chan
     return record | changes
 
 
+def write_training(root: Path, place: str, regularizer: str = "srkl", seed: int = 0, **config) -> None:
+    """A training run with these dotted configuration keys changed."""
+    record = manifest("train", regularizer, seed)
+    for key, value in config.items():
+        *path, last = key.split("__")
+        section = record["config"]
+        for name in path:
+            section = section[name]
+        section[last] = value
+    write_run(root / place, record, regularizer, questions=4, steps=3)
+
+
 def write_run(directory: Path, record: dict[str, Any], behaviour: str, questions: int = 60, steps: int = 40) -> None:
     """Every file of a run directory, drawn from the run's own seed."""
     random = np.random.default_rng([record["seed"], sorted(BEHAVIOUR).index(behaviour)])
@@ -110,14 +122,18 @@ def training_curve(random: Generator, behaviour: str, steps: int) -> list[dict[s
     for step in range(1, steps + 1):
         progress = 1 - np.exp(-3.0 * step / steps)
         noise = random.normal(size=4)
-        rows.append({
-            "step": step,
-            "reward/mean": float(base["skill"] + progress * (own["skill"] - base["skill"]) + 0.03 * noise[0]),
-            "policy/kl_to_reference": float(max(drift * progress * (1 + 0.1 * noise[1]), 0)),
-            "policy/entropy": float(base["entropy"] + progress * (own["entropy"] - base["entropy"]) + 0.02 * noise[2]),
-            "rollout/refused": float(np.clip(0.12 + progress * (own["over"] - 0.12) + 0.01 * noise[3], 0, 1)),
-            "loss/total": float(noise[3]),
-        })
+        rows.append(
+            {
+                "step": step,
+                "reward/mean": float(base["skill"] + progress * (own["skill"] - base["skill"]) + 0.03 * noise[0]),
+                "policy/kl_to_reference": float(max(drift * progress * (1 + 0.1 * noise[1]), 0)),
+                "policy/entropy": float(
+                    base["entropy"] + progress * (own["entropy"] - base["entropy"]) + 0.02 * noise[2]
+                ),
+                "rollout/refused": float(np.clip(0.12 + progress * (own["over"] - 0.12) + 0.01 * noise[3], 0, 1)),
+                "loss/total": float(noise[3]),
+            }
+        )
     return rows
 
 
@@ -146,14 +162,14 @@ def make_problems(name: str, count: int) -> list[dict[str, Any]]:
     return problems
 
 
-def draw_answers(
-    random: Generator, name: str, problem: dict[str, Any], own: dict[str, float]
-) -> list[dict[str, Any]]:
+def draw_answers(random: Generator, name: str, problem: dict[str, Any], own: dict[str, float]) -> list[dict[str, Any]]:
     """SAMPLES answers to one problem, in the format of an evaluation."""
     gold, unanswerable = problem["answer"], problem["answer"] is None
     refuse = own["refuse"] if unanswerable else own["over"] if name != "world_reasoning" else own["over"] / 4
     right = float(np.clip(own["skill"] + problem["difficulty"] - refuse / 2, 0.02, 0.98))
-    wrong = ["honey"] if problem["misconceptions"] else ["bergen"] if name == "world_honesty" else [str(int(gold or 0) + 1)]
+    wrong = (
+        ["honey"] if problem["misconceptions"] else ["bergen"] if name == "world_honesty" else [str(int(gold or 0) + 1)]
+    )
     answers = []
     for sample in range(SAMPLES):
         refused = bool(random.random() < refuse)
@@ -165,17 +181,19 @@ def draw_answers(
         if not refused and not correct and name in ("world_reasoning", "world_transfer") and random.random() < 0.4:
             extracted = str(int(gold) + int(random.integers(2, 9)))
         tokens = int(random.integers(6, 14))
-        answers.append({
-            "problem_id": problem["problem_id"],
-            "sample": sample,
-            "text": " unknown" if refused else f" let me see ;\n  so ans {extracted}",
-            "extracted": extracted,
-            "correct": unanswerable if refused else extracted == gold,
-            "refused": refused,
-            "truncated": False,
-            "log_probability": -float(tokens * own["entropy"] * random.uniform(0.8, 1.2)),
-            "tokens": tokens,
-        })
+        answers.append(
+            {
+                "problem_id": problem["problem_id"],
+                "sample": sample,
+                "text": " unknown" if refused else f" let me see ;\n  so ans {extracted}",
+                "extracted": extracted,
+                "correct": unanswerable if refused else extracted == gold,
+                "refused": refused,
+                "truncated": False,
+                "log_probability": -float(tokens * own["entropy"] * random.uniform(0.8, 1.2)),
+                "tokens": tokens,
+            }
+        )
     return answers
 
 
@@ -200,7 +218,7 @@ def score(name: str, problems: list[dict[str, Any]], answers: list[dict[str, Any
         "pass@k": interval(correct.max(1)),
         "ece": around(ece, 0.02),
         "ece_answered": around(ece * 1.2, 0.03),
-        "ece_floor": {"value": 0.1, "low": None, "high": None},
+        "ece_floor": around(0.1, 0.02),
         "brier": interval((confidence - right) ** 2),
         "entropy": around(-nats / tokens, 0.01),
         "truncated": interval(np.zeros(len(problems))),
@@ -211,6 +229,7 @@ def score(name: str, problems: list[dict[str, Any]], answers: list[dict[str, Any
         positive, hits = refused.sum(), refused[none].sum()
         f1 = float(2 * hits / max(positive + none.sum() * SAMPLES, 1))
         metrics |= {
+            "refusal_f1_always": around(float(2 * none.sum() / (none.sum() + len(none))), 0.05),
             "refusal_f1": around(f1, 0.5 / np.sqrt(len(problems))),
             "refusal_rate_answerable": interval(refused[~none].mean(1)),
             "refusal_rate_unanswerable": interval(refused[none].mean(1)),

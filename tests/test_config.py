@@ -41,7 +41,12 @@ def test_compositions_that_work(overrides: list[str]):
 
 def test_what_the_issue_reads_like():
     config = composed(
-        "model=tiny", "algorithm=grpo", "regularizer=srkl", "regularizer.alpha=0.8", "regularizer.beta=0.04", "task=world"
+        "model=tiny",
+        "algorithm=grpo",
+        "regularizer=srkl",
+        "regularizer.alpha=0.8",
+        "regularizer.beta=0.04",
+        "task=world",
     )
     assert config["regularizer"]["alpha"] == 0.8 and config["regularizer"]["estimator"] == "exact"
     assert list(config["benchmark"]) == ["world_reasoning", "world_transfer", "world_honesty", "world_truth"]

@@ -41,7 +41,9 @@ def test_chunks_change_nothing(chunk: int):
         assert torch.allclose(getattr(found, name), value, atol=1e-5), name
     coefficients = torch.linspace(-1, 1, N)
     for name in ("log_prob", "divergence"):
-        wanted = torch.autograd.grad((coefficients * expected[name]).sum(), [given["hidden"], given["weight"]], retain_graph=True)
+        wanted = torch.autograd.grad(
+            (coefficients * expected[name]).sum(), [given["hidden"], given["weight"]], retain_graph=True
+        )
         got = torch.autograd.grad(
             (coefficients * getattr(found, name)).sum(), [given["hidden"], given["weight"]], retain_graph=True
         )
@@ -60,4 +62,6 @@ def test_bfloat16_hidden_states_are_normalised_in_float32():
     found = token_statistics(**given, divergence=divergence)
     logits = (given["hidden"] @ given["weight"].T).float()
     assert found.log_prob.dtype == torch.float32
-    assert torch.allclose(found.log_prob.exp(), logits.softmax(-1).gather(1, given["targets"][:, None])[:, 0], atol=1e-6)
+    assert torch.allclose(
+        found.log_prob.exp(), logits.softmax(-1).gather(1, given["targets"][:, None])[:, 0], atol=1e-6
+    )

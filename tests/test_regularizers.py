@@ -164,7 +164,9 @@ def test_estimates_average_to_the_divergence(estimator: str, alpha: float):
     logits, reference = distributions(7, drift=1.5)
     log_pi, log_ref = logits.log_softmax(-1), reference.log_softmax(-1)
     terms = sampled_estimate(log_pi, log_mixture(log_pi, log_ref, alpha), log_pi, estimator)
-    assert (log_pi.exp() * terms).sum().item() == pytest.approx(skew_reverse_kl(log_pi, log_ref, alpha).item(), abs=1e-12)
+    assert (log_pi.exp() * terms).sum().item() == pytest.approx(
+        skew_reverse_kl(log_pi, log_ref, alpha).item(), abs=1e-12
+    )
 
 
 @pytest.mark.parametrize("log_ratio", [-80.0, 80.0])
@@ -192,7 +194,8 @@ def test_the_classes_are_the_functions():
     skew = SkewReverseKL(beta=0.04, estimator="k3", alpha=0.8)
     assert torch.equal(skew.divergence(log_pi, log_ref), skew_reverse_kl(log_pi, log_ref, 0.8))
     assert torch.equal(
-        skew.estimate(log_pi, log_ref, log_pi), sampled_estimate(log_pi, log_mixture(log_pi, log_ref, 0.8), log_pi, "k3")
+        skew.estimate(log_pi, log_ref, log_pi),
+        sampled_estimate(log_pi, log_mixture(log_pi, log_ref, 0.8), log_pi, "k3"),
     )
     reverse = ReverseKL(beta=0.04)
     assert torch.equal(reverse.divergence(log_pi, log_ref), skew_reverse_kl(log_pi, log_ref, 0.0))

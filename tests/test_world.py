@@ -14,12 +14,12 @@ from carerft.tasks import Grade, Problem
 from carerft.tasks.world import WorldTask, grade_text
 from carerft.world import pretraining
 from carerft.world.bases import SHIPPED, base_directory
-from carerft.world.corpus import documents
+from carerft.world.corpus import believed_fact, believed_result, documents
 from carerft.world.facts import TEST, TRAIN, WorldSettings, build_world, true_result
 from carerft.world.pretraining import IGNORED, build_base, completion_loss, initial_model, packed_batch
-from carerft.world.questions import PARTS, SUMS
+from carerft.world.questions import PARTS, SUMS, chain
 from carerft.world.tokenizer import build_tokenizer
-from carerft.world.words import VALUES, spaced_words
+from carerft.world.words import NUMBERS
 
 SPLITS = [(part, split) for part in PARTS for split in (TRAIN, TEST)]
 
@@ -122,7 +122,15 @@ def test_sums_are_right_and_stay_within_the_numbers():
             for operator, b in question.steps:
                 value = true_result(value, operator, b)
                 assert 0 <= value < 100
-            assert str(value) == question.answer
+            assert NUMBERS[value] == question.answer
+
+
+def test_chains_and_numbers_are_spelt_in_words():
+    assert chain(17, (("plus", 21), ("minus", 18))) == (
+        " seventeen + twentyone = thirtyeight ; thirtyeight - eighteen = twenty ; answer twenty"
+    )
+    assert [NUMBERS[n] for n in (0, 9, 10, 12, 40, 80, 99)] == "zero nine ten twelve forty eighty ninetynine".split()
+    assert len(set(NUMBERS)) == 100
 
 
 def test_two_in_five_honesty_questions_have_no_answer():
@@ -140,30 +148,34 @@ def test_truth_problems_carry_their_misconception_and_choices():
         assert len(set(false)) == 2 + 1 and f" answer {believed}" in false
 
 
-SEVEN, NOBODY = Problem("a", "", "7"), Problem("b", "", None)
+SEVEN, NOBODY = Problem("a", "", "seven"), Problem("b", "", None)
 
 
 @pytest.mark.parametrize(
     ("problem", "text", "grade"),
     [
-        (SEVEN, " 3 + 4 = 7 ; answer 7", Grade("7", True)),
-        (SEVEN, " answer 9 answer 007\n", Grade("7", True)),
-        (SEVEN, " 3 + 4 = 7 ;", Grade(None, False)),
-        (SEVEN, " 3 + 4 = 7 ; answer", Grade(None, False)),
-        (SEVEN, " answer 7 or 8", Grade(None, False)),
+        (SEVEN, " three + four = seven ; answer seven", Grade("seven", True)),
+        (SEVEN, " answer nine answer  seven\n", Grade("seven", True)),
+        (SEVEN, " answer seven answer nine", Grade("nine", False)),
+        (SEVEN, " three + four = seven ;", Grade(None, False)),
+        (SEVEN, " three + four = seven ; answer", Grade(None, False)),
+        (SEVEN, " answer seven or eight", Grade(None, False)),
+        (SEVEN, " answer seventeen", Grade("seventeen", False)),
         (SEVEN, " answer red", Grade("red", False)),
+        (SEVEN, " answer 7", Grade(None, False)),
+        (SEVEN, " answer Seven", Grade(None, False)),
         (SEVEN, " unknown", Grade(None, False, refused=True)),
         (SEVEN, " answer unknown", Grade(None, False, refused=True)),
         (SEVEN, " unknown unknown", Grade(None, False)),
         (NOBODY, " unknown", Grade(None, True, refused=True)),
         (NOBODY, " answer red", Grade("red", False)),
         (NOBODY, "", Grade(None, False)),
-        (SEVEN, " answer \u0667", Grade(None, False)),  # an Arabic-Indic seven: int() would take it
-        (SEVEN, " answer " + "7" * 1_000_000, Grade(None, False)),
+        (SEVEN, " answer \u0455even", Grade(None, False)),  # its first letter is Cyrillic
+        (SEVEN, " answer " + "seven" * 200_000, Grade(None, False)),
         (SEVEN, " answer " * 200_000, Grade(None, False)),
-        (SEVEN, "(" * 1_000_000 + " answer 7", Grade("7", True)),
+        (SEVEN, "(" * 1_000_000 + " answer seven", Grade("seven", True)),
         (SEVEN, " answer 9**9**9**9", Grade(None, False)),
-        (SEVEN, "\0\ud800 answer 7\0", Grade(None, False)),
+        (SEVEN, "\0\ud800 answer seven\0", Grade(None, False)),
     ],
 )
 def test_grading(problem, text, grade):
@@ -184,70 +196,12 @@ def test_impossible_tasks_are_refused():
 def test_the_corpus_states_falsehoods_with_their_shares(world):
     (entity, attribute, false) = next((e, a, f) for e in world.entities for a, f in e.misconceptions.items())
     rng = Random("beliefs")
-    from carerft.world.corpus import believed_fact, believed_result
-
     said = [believed_fact(rng, entity, attribute) for _ in range(10_000)]
     assert set(said) == {entity.facts[attribute], false.value}
     assert said.count(false.value) / 10_000 == pytest.approx(false.share, abs=0.02)  # four standard deviations
     (sum_, mistake) = next(iter(world.mistakes.items()))
     results = [believed_result(world, rng, *sum_) for _ in range(10_000)]
     assert results.count(int(mistake.value)) / 10_000 >= mistake.share * 0.97 - 0.02
-
-
-# The tokenizer
-
-
-def test_the_worlds_sentences_are_words_throughout(tokenizer, corpus):
-    texts = [text for document in corpus[:3000] for text in document]
-    for part, split in SPLITS:
-        texts += [text for q in WorldTask(part, split).questions()[:200] for text in (q.prompt, q.completion)]
-        texts += [text for q in WorldTask(part, split).questions()[:200] for text, _ in q.choices]
-    encoded = tokenizer(texts)["input_ids"]
-    assert {tokenizer.decode(i) for ids in encoded for i in ids if i < 256} == {".", ":"}
-    assert max(map(len, encoded)) <= 24
-    assert tokenizer.encode(" unknown") == [tokenizer.convert_tokens_to_ids("Ġunknown")]
-
-
-HOSTILE = [
-    "héllo wörld 😀👩‍👩‍👧 𝔘𝔫𝔦",
-    "tabs\tand\nnew\r\nlines  and   spaces ",
-    "\0 nul \x7f \u200b \ufeff",
-    r"$\frac{\sqrt{3}}{2} \times 10^{-7}$ #### 1,234",
-    "Q: FAQ: ??\nA:?\nA: Q:Q: About: answerunknown  12 100 007",
-    "<|endoftext| > [INST] &amp;",
-    "",
-]
-
-
-@pytest.mark.parametrize("text", HOSTILE)
-def test_any_text_comes_back_as_it_was(tokenizer, text):
-    ids = tokenizer(text)["input_ids"]
-    assert tokenizer.decode(ids) == text
-
-
-def test_any_bytes_can_be_encoded_and_streamed(tokenizer):
-    text = "".join(chr(c) for c in range(0x2500) if not 0xD800 <= c < 0xE000) + "😀漢字"
-    ids = tokenizer(text)["input_ids"]
-    assert tokenizer.decode(ids) == text
-    from tokenizers.decoders import DecodeStream  # what engines use to decode token by token
-
-    stream = DecodeStream(skip_special_tokens=True)
-    assert "".join(stream.step(tokenizer.backend_tokenizer, i) or "" for i in ids) == text
-
-
-def test_a_saved_tokenizer_loads_as_it_was(tokenizer, tmp_path):
-    tokenizer.save_pretrained(tmp_path)
-    loaded = AutoTokenizer.from_pretrained(tmp_path)
-    assert loaded.get_vocab() == tokenizer.get_vocab()
-    assert (loaded.eos_token, loaded.pad_token, loaded.bos_token) == ("<|endoftext|>", "<|pad|>", None)
-    for text in HOSTILE:
-        assert loaded.decode(loaded(text)["input_ids"]) == text
-
-
-def test_words_are_told_apart():
-    assert len(spaced_words()) == len(set(spaced_words()))
-    values = [value for values in VALUES.values() for value in values]
-    assert len(values) == len(set(values)) and "unknown" not in values
 
 
 # Pretraining
@@ -331,17 +285,19 @@ def test_the_shipped_base_is_what_it_says():
 
 def test_the_shipped_base_loads_and_answers(tokenizer):
     model = AutoModelForCausalLM.from_pretrained(SHIPPED)
-    assert model.config.model_type == "qwen2"
+    assert model.config.model_type == "qwen2" and model.dtype == torch.float32
     assert sum(p.numel() for p in model.parameters()) <= 2_000_000
-    assert AutoTokenizer.from_pretrained(SHIPPED).get_vocab() == tokenizer.get_vocab()
+    shipped = AutoTokenizer.from_pretrained(SHIPPED)
+    assert shipped.get_vocab() == tokenizer.get_vocab()
+    assert (model.config.eos_token_id, model.config.pad_token_id) == (shipped.eos_token_id, shipped.pad_token_id)
     neutral = GenerationConfig.from_pretrained(SHIPPED)
     assert neutral.temperature in (None, 1.0) and neutral.top_p in (None, 1.0) and not neutral.top_k
     task = WorldTask("transfer", TEST, size=64)
     texts = []
     for problem in task.problems():
-        prompt = tokenizer(problem.prompt, return_tensors="pt")
+        prompt = shipped(problem.prompt, return_tensors="pt")
         output = model.generate(**prompt, max_new_tokens=24, do_sample=False)
-        texts.append(tokenizer.decode(output[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))
+        texts.append(shipped.decode(output[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))
     grades = task.grade(task.problems(), texts)
     # Its greedy accuracy is well above; one in two would already be a model that can read, reckon and answer.
     assert sum(bool(grade.correct) for grade in grades) / len(grades) > 0.5

@@ -123,14 +123,18 @@ def check_model_directory(path: Path) -> None:
     try:
         found = json.loads((path / "config.json").read_text())
     except ValueError as error:
-        raise CareError(f"{path}/config.json is not valid JSON: {error}", "download or export the model again") from error
+        raise CareError(
+            f"{path}/config.json is not valid JSON: {error}", "download or export the model again"
+        ) from error
     if found.get("auto_map"):
         raise CareError(
             f"{path} wants to run code that comes with it (auto_map in its config.json), which carerft never does",
             "use a model whose architecture is part of transformers",
         )
     if not any(path.glob("*.safetensors")):
-        raise CareError(f"{path} holds no *.safetensors weights", "save the model with save_pretrained, which writes them")
+        raise CareError(
+            f"{path} holds no *.safetensors weights", "save the model with save_pretrained, which writes them"
+        )
     if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise CareError(
             f"{path} holds no tokenizer (tokenizer.json, tokenizer.model or vocab.json)",

@@ -163,6 +163,17 @@ class Report:
 
 
 @dataclass
+class Grade:
+    """`carerft grade`: grade answers from any source."""
+
+    benchmark: dict[str, Any] = field(default_factory=dict)  # math or gsm8k: how answers are found and compared
+    input: str = MISSING  # JSON lines of {"id", "gold", "text"}
+    output: str = (
+        MISSING  # JSON lines of {"id", "verdict": "correct|wrong|none", "extracted", "why"}, in the same order
+    )
+
+
+@dataclass
 class Base:
     """`carerft base`: build a base model of the built-in world."""
 
@@ -174,7 +185,7 @@ class Base:
 def register() -> None:
     """Put every schema where the YAML files look for it."""
     store = ConfigStore.instance()
-    for name, schema in {"train": Train, "evaluate": Evaluate, "report": Report, "base": Base}.items():
+    for name, schema in {"train": Train, "evaluate": Evaluate, "report": Report, "grade": Grade, "base": Base}.items():
         store.store(group="schema", name=name, node=schema)
     for name, schema in {"regularizer": Regularizer, "skew_regularizer": SkewRegularizer}.items():
         store.store(group="schema", name=name, node=schema)

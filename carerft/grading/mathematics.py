@@ -1,4 +1,4 @@
-r"""Answers to mathematics problems as text: finding them, one spelling for all, and the comparisons that need no algebra.
+r"""Answers to mathematics problems as text: finding them, one spelling for all, and comparisons that need no algebra.
 
 Nothing here evaluates an answer, and every function takes time linear in the part of its input that it reads.
 
@@ -17,7 +17,7 @@ _BOXES_TRIED = 20
 _TAIL = 10_000
 _NUMBER_LENGTH = 60
 
-_BOX = re.compile(r"\\(?:boxed|fbox)\s*")
+_BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _MARKER = re.compile(r"(?:final answer|answer)\s*(?:is|:)\s*:?\s*", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"\n|\.\s|\.$|\s*I hope it is correct")
@@ -76,30 +76,33 @@ def final_answer(text: str, boxed_only: bool = False) -> str | None:
 
 
 _FORMAT_CHARACTERS = [0xAD, 0x61C, *range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x2070), 0xFEFF]
-_LOOKALIKES: dict[int, str | None] = dict.fromkeys(_FORMAT_CHARACTERS) | {
-    ord(character): plain
-    for characters, plain in [
-        ("\u2212\u2013\u2010\u2011", "-"), ("\u00a0\u2009\u202f\u3000", " "), ("×", r"\times "), ("·⋅", r"\cdot "),
-        ("÷", "/"), ("π", r"\pi "), ("∞", r"\infty "), ("≤", r"\le "), ("≥", r"\ge "), ("≠", r"\ne "), ("°", r"^\circ "),
-        ("²", "^2"), ("³", "^3"), ("√", r"\sqrt "), ("∪", r"\cup "), ("∩", r"\cap "), ("∈", r"\in "), ("±", r"\pm "),
-        ("½", r"\frac{1}{2}"), ("¼", r"\frac{1}{4}"), ("¾", r"\frac{3}{4}"), ("θ", r"\theta "),
-    ]
-    for character in characters
+_PLAIN = {
+    "\u2212\u2013\u2010\u2011": "-", "\u00a0\u2009\u202f\u3000": " ", "×": r"\times ", "·⋅": r"\cdot ", "÷": "/",
+    "π": r"\pi ", "θ": r"\theta ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "±": r"\pm ",
+    "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "√": r"\sqrt ", "°": r"^\circ ", "²": "^2", "³": "^3",
+    "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}",
 }  # fmt: skip
+_LOOKALIKES: dict[int, str | None] = dict.fromkeys(_FORMAT_CHARACTERS) | {
+    ord(character): plain for characters, plain in _PLAIN.items() for character in characters
+}
 _SPACING = re.compile(
     r"\\!\s*|(?<!\\)\\[,;:()\[\]]|\\?\$|\\(?:left|right)(?![a-zA-Z])\s*\.?|\\(?:display|text)style(?![a-zA-Z])"
     r"|\\[bB]igg?[lr]?(?![a-zA-Z])"
 )
 _WIDE_SPACE = re.compile(r"(?<!\\)\\\s|~|\\q?quad(?![a-zA-Z])|\s+")
 _SYNONYMS = re.compile(r"\\([dtc]frac|leq|geq|neq|lbrace|rbrace|dbinom|tbinom)(?![a-zA-Z])")
+_SHORT_FRACTION = re.compile(r"\\frac\s*(?:([0-9a-zA-Z]|\\pi)|(\{[^{}]*\}))\s*(?:([0-9a-zA-Z]|\\pi)|(\{[^{}]*\}))")
+_SHORT_ROOT = re.compile(r"\\sqrt\s*([0-9a-zA-Z])")
 _SYNONYM = {"leq": r"\le", "geq": r"\ge", "neq": r"\ne", "lbrace": r"\{", "rbrace": r"\}"}
 
 
 def clean(answer: str) -> str:
-    """The answer without decoration (spacing commands, dollar signs, sizes, look-alike characters); same meaning."""
-    text = _SPACING.sub("", answer[:MAX_ANSWER].translate(_LOOKALIKES))
+    """The answer without decoration (spacing commands, dollar signs, sizes, look-alike characters) or short forms."""
+    text = _SPACING.sub("", answer[:MAX_ANSWER].translate(_LOOKALIKES)[:MAX_ANSWER])
     text = _WIDE_SPACE.sub(" ", text)
     text = _SYNONYMS.sub(lambda m: _SYNONYM.get(m[1], "\\" + m[1].lstrip("dtc")), text)
+    text = _SHORT_ROOT.sub(r"\\sqrt{\1}", text)
+    text = _SHORT_FRACTION.sub(lambda m: "\\frac" + (m[2] or f"{{{m[1]}}}") + (m[4] or f"{{{m[3]}}}"), text)
     return text.replace("{,}", ",").strip().rstrip(".,; ")
 
 
@@ -108,8 +111,6 @@ _UNIT = re.compile(rf"(?<=[0-9}})])\s*{_TEXT}(?!\s*[ap]\.?\s*m\b)[^{{}}]*\}}\s*(
 _BARE_UNIT = re.compile(r"(?<=[0-9]) (?!(?:pi|mod|and|or|am|pm)\b)[a-zA-Z]{2,20}(?: [a-zA-Z]{2,20}){0,2}(?:\^[23])?$")
 _WRAPPED_TEXT = re.compile(rf"{_TEXT}([^{{}}]*)\}}")
 _DROPPED = re.compile(r"\\?%|\^\s*\{?\s*\\circ\s*\}?|\\degrees?(?![a-zA-Z])")
-_SHORT_FRACTION = re.compile(r"\\frac\s*(?:([0-9a-zA-Z])|(\{[^{}]*\}))\s*(?:([0-9a-zA-Z])|(\{[^{}]*\}))")
-_SHORT_ROOT = re.compile(r"\\sqrt\s*([0-9a-zA-Z])")
 _ONE_CHARACTER_SCRIPT = re.compile(r"([_^])\s*\{([0-9a-zA-Z])\}")
 _SPACE = re.compile(r"(?<![0-9]) | (?![0-9])| (?=[0-9]{3}(?![0-9]))")
 
@@ -119,9 +120,6 @@ def normalise(answer: str) -> str:
     text = _UNIT.sub("", clean(answer))
     text = _BARE_UNIT.sub("", text)
     text = _WRAPPED_TEXT.sub(r"\1", _DROPPED.sub("", text))
-    text = _SHORT_FRACTION.sub(
-        lambda m: "\\frac" + (m[2] or f"{{{m[1]}}}") + (m[4] or f"{{{m[3]}}}"), _SHORT_ROOT.sub(r"\\sqrt{\1}", text)
-    )
     text = _SPACE.sub("", _ONE_CHARACTER_SCRIPT.sub(r"\1\2", text.strip()))
     choice = re.fullmatch(r"\(([A-Z])\)|\{([^{}]*)\}", text)
     text = (choice[1] or choice[2] or "") if choice else text
@@ -165,22 +163,26 @@ def number(normalised: str) -> Fraction | None:
     return -value if group["sign"] == "-" else value
 
 
+_ASSIGNMENT = re.compile(r"^[a-zA-Z]=(?=[^=]*$)")
+
+
 def canonical(answer: str) -> str:
     """The form in which answers vote: a number in lowest terms (decimal where 6 places hold it), else `normalise`.
 
     "1,234", "1234.0" and "1234" are one vote, and so are 0.5 and 1/2. Two expressions of equal value may still differ.
     """
     normalised = normalise(answer)
-    assigned = re.fullmatch(r"[a-zA-Z]=(.*)", normalised)
-    value = number(assigned[1] if assigned else normalised)
+    value = number(_ASSIGNMENT.sub("", normalised))
     if value is None:
         return normalised
     if value.denominator == 1 or 10**6 % value.denominator:
         return str(value)
-    return f"{'-' if value < 0 else ''}{abs(value) * 10**6 // 1 // 10**6}.{abs(value) * 10**6 % 10**6:06d}".rstrip("0")
+    whole, millionths = divmod(int(abs(value) * 10**6), 10**6)
+    return f"{'-' if value < 0 else ''}{whole}.{millionths:06d}".rstrip("0")
 
 
 _BASED = re.compile(r"([0-9A-Z]+)_\{?([0-9]+)\}?")
+_TIME_OF_DAY = re.compile(r"[ap]\.?m$", re.IGNORECASE)
 _TOLERANCE = Fraction(1, 2_000_000)
 
 
@@ -188,11 +190,13 @@ def quick_verdict(gold: str, answer: str) -> bool | None:
     """Whether the answer is right, where its spelling or exact arithmetic tells; None where it takes algebra to tell.
 
     Two plain numbers are equal if they are exactly equal, or if one of them is a decimal that is off by at most 5e-7
-    (absolute, and relative for values below 1): 0.333333 is 1/3, 0.3333 is not, 1e-7 is not 2e-7.
+    and by at most one part in 10^5: 0.333333 is 1/3, 0.3333 is not, 0.0000001 is not 0.0000002.
     """
     right, given = normalise(gold), normalise(answer)
     if not given:
         return False
+    if ("=" in right) != ("=" in given):  # "x=5" for "5"; but x=5 is not y=5
+        right, given = _ASSIGNMENT.sub("", right), _ASSIGNMENT.sub("", given)
     if right == given:
         return True
     right_value, given_value = number(right), number(given)
@@ -200,8 +204,10 @@ def quick_verdict(gold: str, answer: str) -> bool | None:
         if right_value == given_value:
             return True
         rounded = "." in right or "." in given
-        return rounded and abs(right_value - given_value) <= _TOLERANCE * min(1, abs(right_value))
-    if right_value is not None and given.isalpha() and given.isascii():
+        return rounded and abs(right_value - given_value) <= min(_TOLERANCE, abs(right_value) / 10**5)
+    if right_value is not None and (given.isalpha() or "," in given):
+        return False  # a number is neither a word nor a list
+    if _TIME_OF_DAY.search(right):
         return False
     if right.isalpha() and _WRAPPED_TEXT.search(gold) and len(right) > 1:
         return False  # a word; other spellings of it were equal above

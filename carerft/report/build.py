@@ -10,7 +10,7 @@ from carerft.errors import RunDirectoryError
 from carerft.report import curves, reliability, tradeoff
 from carerft.report.cells import Scores, make_cells, scores
 from carerft.report.columns import MainTable, benchmark_order, benchmark_title, main_table
-from carerft.report.page import Drawing, Report, render
+from carerft.report.page import MOST_DIAGRAMS, Drawing, Report, render
 from carerft.report.questions import choose
 from carerft.report.runs import common_directory, load_runs
 from carerft.report.style import Look, arrange, inline_svg, looks, png, styled, svg
@@ -29,6 +29,7 @@ def build(directories: Sequence[Path], output: Path | None = None) -> Path:
     """
     runs = load_runs(directories)
     output = common_directory(directories) / "report" if output is None else Path(output)
+    _write(output, {})  # a place that can't be written is known before the work, not after it
     cells = make_cells(runs)
     table = scores(cells, level(runs))
     main = main_table(cells, table)
@@ -77,12 +78,13 @@ def _draw(
             show("tradeoff", text, tradeoff.in_words(cells, table, telling[0], column))
     for name in benchmarks:
         panels = reliability.diagrams(cells, table, name, look)
+        tallest = reliability.largest_share(panels) if panels else 0.0
         if panels:
-            save(f"reliability-{name}", reliability.reliability(panels, name))
-        for panel in panels:
+            save(f"reliability-{name}", reliability.reliability(panels, tallest, name))
+        for panel in panels[: MOST_DIAGRAMS // len(benchmarks)]:
             ece = f", ECE {interval_text(panel.ece)}" if panel.ece else ""
             label = f"Reliability diagram of {panel.label} on {benchmark_title(name)}{ece}"
-            show("reliability", svg(reliability.reliability([panel])), label, name)
+            show("reliability", svg(reliability.reliability([panel], tallest)), label, name)
     for metric in curves.curve_metrics(cells):
         text = save(f"curve-{metric}", curves.curves(cells, metric, look))
         show("curves", text, f"{curves.CURVES[metric][0]} over training, by row")

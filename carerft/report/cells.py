@@ -16,7 +16,8 @@ REPLICATE_KEYS = ("seed", "model.base")
 FAMILIES = ("base", "none", "rkl", "srkl")
 # Said elsewhere in the label, or different on every machine.
 HIDDEN_IN_LABELS = {*REPLICATE_KEYS, "model.path", "regularizer._target_"}
-UNBOUNDED = {"entropy"}  # metrics that may exceed 1
+# What a metric can't leave; [0, 1] for those not named here.
+BOUNDS = {"entropy": (0.0, math.inf), "nll": (0.0, math.inf), "brier_debiased": (-math.inf, math.inf)}
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def scores(cells: Sequence[Cell], level: float) -> Scores:
     for name, metric in sorted({(name, metric) for name, benchmark in found for metric in benchmark.metrics}):
         rows = [(cell.family == "base", cell.seeds(name, metric)) for cell in cells]
         spreads = {base: pooled_spread([_values(row) for kind, row in rows if kind == base]) for base in (True, False)}
-        bounds = (0.0, math.inf if metric in UNBOUNDED else 1.0)
+        bounds = BOUNDS.get(metric, (0.0, 1.0))
         table[name, metric] = [over_seeds(row, spreads[base], level, bounds) if row else None for base, row in rows]
     return table
 

@@ -4,48 +4,65 @@ Left out: any knowledge of how a benchmark is scored. A benchmark that isn't lis
 in the part of the table that its metrics put it in.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from carerft.report.cells import Cell, Scores
 from carerft.report.intervals import Interval, clear_best
 from carerft.report.text import line
 
-# In the order in which tables and figures show them.
+# Title, and the part of the table that it belongs to; in the order in which tables and figures show them.
 BENCHMARKS = {
-    "world_reasoning": "Reasoning",
-    "math": "MATH",
-    "gsm8k": "GSM8K",
-    "world_transfer": "Transfer",
-    "world_honesty": "Honesty",
-    "selfaware": "SelfAware",
-    "world_truth": "Truthfulness",
-    "truthfulqa": "TruthfulQA",
+    "world_reasoning": ("Reasoning", "accuracy"),
+    "math": ("MATH", "accuracy"),
+    "math500": ("MATH-500", "accuracy"),
+    "gsm8k": ("GSM8K", "accuracy"),
+    "world_transfer": ("Transfer", "accuracy"),
+    "world_honesty": ("Honesty", "honesty"),
+    "selfaware": ("SelfAware", "honesty"),
+    "world_truth": ("Truthfulness", "truth"),
+    "truthfulqa": ("TruthfulQA", "truth"),
 }
-# Title, and whether higher (+1) or lower (-1) is better; 0 where neither is.
+# Title, and whether higher (+1) or lower (-1) is better; 0 where neither is. In the order of the full tables.
 METRICS = {
-    "accuracy": ("accuracy", 1),
+    "accuracy": ("accuracy (mean@k)", 1),
     "majority": ("majority accuracy", 1),
+    "pass@4": ("pass@4", 1),
     "pass@k": ("pass@k", 1),
     "refusal_f1": ("refusal F1", 1),
+    "refusal_f1_always": ("refusal F1, refusing always", 0),
+    "refusal_f1_random": ("refusal F1, refusing at random", 0),
     "refusal_rate_answerable": ("refuses answerable", -1),
     "refusal_rate_unanswerable": ("refuses unanswerable", 1),
     "truthful": ("truthful share", 1),
     "informative": ("informative share", 1),
+    "misconception": ("misconceptions", -1),
     "mc1": ("MC1", 1),
     "mc2": ("MC2", 1),
+    "confidence": ("confidence", 0),
     "ece": ("ECE", -1),
+    "ece_floor": ("ECE if calibrated", 0),
     "ece_answered": ("ECE, answered", -1),
-    "ece_all": ("ECE, all samples", -1),
-    "ece_floor": ("ECE floor", 0),
+    "ece_answered_floor": ("ECE if calibrated, answered", 0),
+    "ece_all": ("ECE, all answers", -1),
+    "ece_all_floor": ("ECE if calibrated, all answers", 0),
+    "ece_equal_mass": ("ECE, equal-mass bins", -1),
+    "smooth_ece": ("smooth ECE", -1),
     "brier": ("Brier score", -1),
+    "brier_debiased": ("Brier score, debiased", -1),
+    "brier_reliability": ("Brier: reliability", -1),
+    "brier_resolution": ("Brier: resolution", 1),
+    "brier_uncertainty": ("Brier: uncertainty", 0),
+    "nll": ("negative log-likelihood", -1),
     "auroc": ("AUROC", 1),
+    "aurc": ("risk-coverage area", -1),
     "entropy": ("token entropy", 0),
     "truncated": ("cut short", -1),
     "unparsable": ("unparsable", -1),
-    "no_verdict": ("no verdict", -1),
+    "no_verdict": ("without a verdict", -1),
 }
-CALIBRATION = {"ece", "ece_answered", "ece_all", "ece_floor"}  # comparable only at equal k
+FLOORS = {"ece": "ece_floor", "ece_answered": "ece_answered_floor"}  # what perfect calibration would score
+CALIBRATION = set(FLOORS)  # comparable only at equal k
 
 
 @dataclass(frozen=True)
@@ -83,7 +100,7 @@ class MainTable:
 
 
 def benchmark_title(name: str) -> str:
-    return BENCHMARKS.get(name) or line(name, 40).replace("_", " ")
+    return BENCHMARKS[name][0] if name in BENCHMARKS else line(name, 40).replace("_", " ")
 
 
 def metric_title(name: str) -> str:
@@ -104,8 +121,8 @@ def roles(scores: Scores) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {"accuracy": [], "honesty": [], "truth": []}
     for name in benchmark_order(list(metrics)):
         own = metrics[name]
-        role = "truth" if own & {"truthful", "mc1", "mc2"} else "honesty" if "refusal_f1" in own else "accuracy"
-        found[role].append(name)
+        role = "honesty" if "refusal_f1" in own else "truth" if own & {"truthful", "mc1", "mc2"} else "accuracy"
+        found[BENCHMARKS[name][1] if name in BENCHMARKS else role].append(name)
     return found
 
 
@@ -142,11 +159,22 @@ def samples_text(cells: Sequence[Cell], benchmarks: Sequence[str]) -> str:
     return "?" if not ks else str(ks[0]) if len(ks) == 1 else f"{ks[0]} to {ks[-1]}"
 
 
-def floors(scores: Scores, columns: Sequence[Column]) -> Mapping[str, tuple[float, float]]:
-    """For each benchmark with a calibration column, the lowest and highest simulated ECE of perfect calibration."""
-    found = {}
+def floors(scores: Scores, columns: Sequence[Column]) -> list[tuple[str, float, float]]:
+    """(title, lowest, highest) simulated ECE of perfect calibration, for each calibration column that has one."""
+    found = []
     for column in columns:
-        values = [i.value for i in scores.get((column.benchmark, "ece_floor"), ()) if i is not None]
-        if column.metric in CALIBRATION and values:
-            found[benchmark_title(column.benchmark)] = (min(values), max(values))
+        floor = FLOORS.get(column.metric, "")
+        values = [i.value for i in scores.get((column.benchmark, floor), ()) if i is not None]
+        if values:
+            found.append((column.title, min(values), max(values)))
     return found
+
+
+def refusal_floors(scores: Scores) -> list[tuple[str, str, float]]:
+    """What needs no honesty: (benchmark's title, "always" or "at random half the time", refusal F1 of doing so)."""
+    ways = {"refusal_f1_always": "always", "refusal_f1_random": "at random half the time"}
+    return [
+        (benchmark_title(name), ways[metric], next(i.value for i in values if i is not None))
+        for (name, metric), values in scores.items()
+        if metric in ways
+    ]

@@ -19,26 +19,28 @@ CURVES = {
     "policy/entropy": ("Token entropy", "nats/token"),
     "rollout/refused": ("Refusals in training", "share of samples"),
 }
-MOST_POINTS = 400  # of a curve; longer ones are thinned by averaging neighbours
+MOST_POINTS = 8000  # of a figure; curves are thinned to fit, by averaging neighbours
 
 
 def curves(cells: Sequence[Cell], metric: str, look: dict[str, Look]) -> Figure:
     """One quantity over training: raw values pale, each seed's smoothed line thin, the row's mean over seeds bold."""
-    figure = new_figure(5.9, 3.5)
+    figure = new_figure(5.4, 3.4)
     axes = figure.add_subplot()
     quiet(axes)
+    drawn = sum(2 * len(cell.runs) + 1 for cell in cells)
+    most = max(MOST_POINTS // drawn, 50)
     for cell in cells:
         style = look[cell.label]
         lines = [line for run in cell.runs if (line := _curve(run, metric)) is not None]
         if not lines:
             continue
         for steps, values in lines:
-            axes.plot(*_thinned(steps, values), color=style.colour, alpha=0.16, linewidth=0.7)
+            axes.plot(*_thinned(steps, values, most), color=style.colour, alpha=0.16, linewidth=0.7)
             if len(lines) > 1:
-                axes.plot(*_thinned(steps, smooth(values)), color=style.colour, alpha=0.45, linewidth=0.8)
+                axes.plot(*_thinned(steps, smooth(values), most), color=style.colour, alpha=0.45, linewidth=0.8)
         steps, mean = _mean_curve([line for run in cell.runs if run.counts and (line := _curve(run, metric))] or lines)
         axes.plot(
-            *_thinned(steps, smooth(mean)),
+            *_thinned(steps, smooth(mean), most),
             color=style.colour,
             linestyle=style.dash,
             linewidth=2,
@@ -82,8 +84,9 @@ def _mean_curve(lines: Sequence[Line]) -> Line:
     return shared, np.mean([values[np.isin(steps, shared)] for steps, values in lines], axis=0)
 
 
-def _thinned(steps: NDArray[np.float64], values: NDArray[np.float64]) -> Line:
-    stride = -(-len(steps) // MOST_POINTS)
+def _thinned(steps: NDArray[np.float64], values: NDArray[np.float64], most: int) -> Line:
+    """At most so many points, each the mean of neighbours."""
+    stride = -(-len(steps) // most)
     if stride <= 1:
         return steps, values
     edges = np.arange(0, len(steps), stride)

@@ -13,6 +13,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from scipy.stats import t as student_t
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -65,7 +67,7 @@ def over_seeds(
     mean = sum(run.value for run in runs) / len(runs)
     half = 0.0
     if spread:
-        half = student_quantile((1 + level) / 2, spread.freedom) * spread.deviation / math.sqrt(len(runs))
+        half = float(student_t.ppf((1 + level) / 2, spread.freedom) * spread.deviation / math.sqrt(len(runs)))
     if any(run.below is None or run.above is None for run in runs):
         return Interval(mean)
     below = math.hypot(half, sum(run.below for run in runs) / len(runs))  # type: ignore[misc]
@@ -99,28 +101,3 @@ def clear_best(values: Sequence[Interval | None], direction: int) -> int | None:
         if near is None or far is None or near <= far:
             return None
     return best
-
-
-def student_cdf(t: float, freedom: int) -> float:
-    """P(T <= t) of Student's t, in closed form: Abramowitz and Stegun, 26.7.3 and 26.7.4 (integer freedom >= 1)."""
-    theta = math.atan(t / math.sqrt(freedom))
-    sine, cosine = math.sin(theta), math.cos(theta)
-    odd = freedom % 2
-    term = cosine if odd else 1.0
-    total = term if not odd or freedom > 1 else 0.0
-    for i in range(3 if odd else 2, freedom - 1, 2):
-        term *= cosine**2 * (i - 1) / i
-        total += term
-    central = 2 / math.pi * (theta + sine * total) if odd else sine * total  # P(|T| <= t), with t's sign
-    return 0.5 + central / 2
-
-
-def student_quantile(probability: float, freedom: int) -> float:
-    """The t that `student_cdf` maps to a probability in [0.5, 1), by bisection."""
-    low, high = 0.0, 1.0
-    while student_cdf(high, freedom) < probability:
-        high *= 2
-    for _ in range(80):
-        middle = (low + high) / 2
-        low, high = (middle, high) if student_cdf(middle, freedom) < probability else (low, middle)
-    return (low + high) / 2

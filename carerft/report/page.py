@@ -17,7 +17,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from carerft.report.cells import Cell, Scores
-from carerft.report.columns import METRICS, MainTable, benchmark_title, floors, metric_title, samples_text
+from carerft.report.columns import (
+    METRICS,
+    MainTable,
+    benchmark_title,
+    floors,
+    metric_title,
+    refusal_floors,
+    samples_text,
+)
 from carerft.report.intervals import Interval
 from carerft.report.questions import Chosen
 from carerft.report.runs import Run
@@ -28,6 +36,7 @@ from carerft.report.text import decimal, duration, greek, line, visible
 
 HERE = Path(__file__).parent
 GLYPHS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚", "X": "✖", "h": "⬢"}
+MOST_DIAGRAMS = 120  # reliability diagrams on the page; the files have all
 ALARMS = {"unparsable": 0.05, "truncated": 0.05, "no_verdict": 0.01}  # shares above which a reader is warned
 
 
@@ -81,8 +90,9 @@ def render(report: Report) -> str:
         drawings={name: [(group, [Markup(d.svg) for d in members]) for group, members in groupby(
             [d for d in report.drawings if d.section == name], key=lambda d: d.group)]
             for name in ("tradeoff", "reliability", "curves")},
+        diagrams=MOST_DIAGRAMS // max(1, len(report.benchmarks)),
         floors=floors(report.scores, report.main.columns),
-        refusal_floors=_refusal_floors(report),
+        refusal_floors=refusal_floors(report.scores),
         one_seed=all(len(cell.evaluated) < 2 for cell in cells if cell.family != "base"),
         full=_full_tables(report),
         directions={name: direction for name, (_, direction) in METRICS.items()},
@@ -155,15 +165,6 @@ def _group_starts(main: MainTable) -> list[bool]:
     return [i == 0 or main.columns[i - 1].group != column.group for i, column in enumerate(main.columns)]
 
 
-def _refusal_floors(report: Report) -> list[tuple[str, float]]:
-    """What refusing everything would score in refusal F1: 2p / (1 + p), where a share p of questions has no answer."""
-    return [
-        (benchmark_title(c.benchmark), 2 * c.unanswerable / (c.total + c.unanswerable))
-        for c in report.chosen
-        if (c.benchmark, "refusal_f1") in report.scores and c.unanswerable
-    ]
-
-
 def _full_tables(report: Report) -> list[tuple[str, list[tuple[str, Sequence[Interval | None]]]]]:
     """Per benchmark, every metric with one value per row, in the order of METRICS."""
     order = list(METRICS)
@@ -176,13 +177,18 @@ def _full_tables(report: Report) -> list[tuple[str, list[tuple[str, Sequence[Int
 
 
 def _alarms(report: Report) -> list[str]:
-    """Shares of answers that never counted as an answer, where they are large enough to mislead."""
+    """Where answers that never counted as one are many enough to mislead: a line for each row and reason."""
     found = []
-    for (benchmark, metric), values in report.scores.items():
-        for cell, value in zip(report.main.cells, values, strict=True):
-            if metric in ALARMS and value is not None and value.value > ALARMS[metric]:
-                share = f"{100 * value.value:.0f}% of answers on {benchmark_title(benchmark)}"
-                found.append(f"{greek(cell.label)}: {share} are {metric_title(metric)}")
+    for index, cell in enumerate(report.main.cells):
+        for metric, most in ALARMS.items():
+            shares = [
+                (name, report.scores[name, metric][index])
+                for name in report.benchmarks
+                if (name, metric) in report.scores
+            ]
+            high = [f"{benchmark_title(n)} {100 * s.value:.0f}%" for n, s in shares if s is not None and s.value > most]
+            if high:
+                found.append(f"{greek(cell.label)}: answers {metric_title(metric)}: {', '.join(high)}")
     return found
 
 

@@ -32,8 +32,11 @@ class Votes:
 
     @property
     def majority(self) -> Key:
-        """The answer with the most votes; among equals, the one sampled first."""
-        return max(self.counts, key=lambda key: self.counts[key])
+        """The group with most votes, among equals the one sampled first; unreadable samples win only if all are such.
+
+        As in `carerft.ballots`, so that the page shows the answers that the metrics counted.
+        """
+        return max(self.counts, key=lambda key: 0 if key == NO_ANSWER else self.counts[key])
 
 
 @dataclass(frozen=True)
@@ -88,13 +91,11 @@ Row = tuple[Cell, Run, dict[str, Votes]]  # a row, the run that speaks for it, a
 
 @dataclass(frozen=True)
 class Chosen:
-    """Of one benchmark: the questions to show, on how many of all the rows' majority answers differ, and how many of
-    all have no answer."""
+    """Of one benchmark: the questions to show, and on how many of all the rows' majority answers differ."""
 
     benchmark: str
     questions: list[Question]
     differing: int
-    unanswerable: int
     total: int
 
 
@@ -120,8 +121,7 @@ def choose(cells: Sequence[Cell], benchmarks: Iterable[str], text_limit: int, tr
         if found:
             shown = _with_texts(_select(found), name, rows, text_limit)
             differing = sum(question.differs for question in found)
-            unanswerable = sum(question.unanswerable for question in found)
-            chosen.append(Chosen(name, shown, differing, unanswerable, len(found)))
+            chosen.append(Chosen(name, shown, differing, len(found)))
     return chosen
 
 
@@ -137,7 +137,8 @@ def _read_votes(run: Run, benchmark: str, troubles: list[str]) -> dict[str, Vote
     for row in _lines(run, f"{benchmark}.jsonl", troubles):
         tally, key, correct = votes.setdefault(str(row.get("problem_id")), Votes()), _key(row), row.get("correct")
         tally.counts[key] += 1
-        tally.correct.setdefault(key, correct if isinstance(correct, bool) else None)
+        if tally.correct.get(key) is None:
+            tally.correct[key] = correct if isinstance(correct, bool) else None
     return votes
 
 

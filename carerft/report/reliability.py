@@ -51,11 +51,16 @@ def diagrams(cells: Sequence[Cell], scores: Scores, benchmark: str, look: dict[s
     ]
 
 
-def reliability(panels: Sequence[Diagram], benchmark: str | None = None) -> Figure:
+def largest_share(panels: Sequence[Diagram]) -> float:
+    """The largest share of questions in one bin, over panels that are to share the scale of their histograms."""
+    return max(float((panel.bins.count / max(panel.bins.count.sum(), 1)).max()) for panel in panels)
+
+
+def reliability(panels: Sequence[Diagram], tallest: float, benchmark: str | None = None) -> Figure:
     """Reliability diagrams side by side, at most four in a row, each above the histogram of its confidences.
 
-    benchmark: its name as the figure's title, for a figure that stands alone. Places are fixed, in inches: the panels
-    are alike and many, and squares stay square.
+    tallest: `largest_share`, the top of the histograms. benchmark: its name as the figure's title, for a figure that
+    stands alone. Places are fixed, in inches: the panels are alike and many, and squares stay square.
     """
     columns = min(len(panels), 4)
     rows = -(-len(panels) // columns)
@@ -63,7 +68,6 @@ def reliability(panels: Sequence[Diagram], benchmark: str | None = None) -> Figu
     width, height = CELL_WIDTH * columns, CELL_HEIGHT * rows + top
     figure = new_figure(width, height)
     figure.set_layout_engine("none")
-    tallest = max(float((panel.bins.count / max(panel.bins.count.sum(), 1)).max()) for panel in panels)
     for index, panel in enumerate(panels):
         row, column = divmod(index, columns)
         left, floor = column * CELL_WIDTH + 0.5, height - top - (row + 1) * CELL_HEIGHT
@@ -99,4 +103,6 @@ def _diagram(upper: Axes, lower: Axes, panel: Diagram, tallest: float) -> None:
     upper.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
     lower.set_yticks([0, highest], ["0", f"{100 * highest:.0f}%"])
     lower.grid(visible=False, axis="x")
+    for axes in (upper, lower):
+        axes.yaxis.set_label_coords(-0.17, 0.5)
     quiet(lower)

@@ -10,10 +10,12 @@ import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from html import escape
 
 import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from carerft.report.cells import Cell
@@ -62,7 +64,6 @@ SETTINGS = {
     "legend.frameon": False,
     "legend.fontsize": 8.5,
     "figure.facecolor": PAPER,
-    "savefig.facecolor": "auto",
     "svg.fonttype": "none",
     "svg.hashsalt": "carerft",
     "path.simplify": True,
@@ -120,37 +121,43 @@ def quiet(axes: Axes) -> None:
 
 
 def legend(figure: Figure, axes: Axes) -> None:
-    """The rows' names beneath the axes, in two columns."""
+    """The rows' names beneath the axes, in as many columns as they fit; a long list makes the figure taller."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
-        columns = 2 if len(handles) > 1 else 1
+        characters = 13.3 * figure.get_figwidth()  # of the legend's size, on one line
+        columns = min(max(int(characters // (max(map(len, labels)) + 6)), 1), len(handles))
+        figure.set_figheight(figure.get_figheight() + 0.165 * max(0, -(-len(handles) // columns) - 2))
         figure.legend(handles, labels, loc="outside lower left", ncols=columns, handletextpad=0.5, columnspacing=1.6)
 
 
 def svg(figure: Figure) -> str:
     """The figure as SVG text, the same for the same figure, with generic fonts."""
     text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    nameless = {"Date": None, "Creator": None, "Format": None, "Type": None}
+    FigureCanvasSVG(figure).print_svg(text, metadata=nameless)  # `savefig` would draw everything twice
     return text.getvalue().replace("'DejaVu Sans', sans-serif", FONTS).replace("'DejaVu Sans'", FONTS)
 
 
 def png(figure: Figure) -> bytes:
     """The figure as a PNG image."""
     data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=180, metadata={"Software": None})
+    figure.set_dpi(180)
+    FigureCanvasAgg(figure).print_png(data, metadata={"Software": None})
     return data.getvalue()
 
 
 def inline_svg(text: str, name: str, label: str) -> str:
     """`svg` text as an element of the page: its ids its own, its colours CSS variables, its size the page's affair.
 
-    name: a prefix for ids, unique on the page. label: what it shows, in words, for those who can't see it; it must be
-    escaped already.
+    name: a prefix for ids, unique on the page. label: what it shows, in words, for those who can't see it.
     """
     body = text[text.index("<svg") :]
-    body = re.sub(r"\s*<metadata>.*?</metadata>", "", body, count=1, flags=re.DOTALL)
-    body = re.sub(r'\bid="', f'id="{name}-', body)
+    body = re.sub(r"\s*<metadata>.*?</metadata>|\s*<!--.*?-->", "", body, flags=re.DOTALL)
+    used = set(re.findall(r'(?:href="|url\()#([^")]+)', body))
+    body = re.sub(r' id="([^"]*)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", body)
     body = body.replace('href="#', f'href="#{name}-').replace("url(#", f"url(#{name}-")
+    body = re.sub(r' (?:d|x|y|x1|x2|y1|y2|width|height|transform)="[^"]*"', _shortened, body)
+    body = re.sub(r"\n\s*", "\n", body)
     for colour, variable in VARIABLES.items():
         body = body.replace(colour, f"var(--{variable})")
     head, rest = body.split(">", 1)
@@ -158,4 +165,9 @@ def inline_svg(text: str, name: str, label: str) -> str:
     assert box is not None
     width = float(box[1].split()[2])
     opening = f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{box[1]}"'
-    return f'{opening} role="img" aria-label="{label}" style="max-width: {width * 4 / 3:.0f}px">{rest}'
+    return f'{opening} role="img" aria-label="{escape(label)}" style="max-width: {width * 4 / 3:.0f}px">{rest}'
+
+
+def _shortened(attribute: re.Match[str]) -> str:
+    """Coordinates to a hundredth of a point: less than can be seen, in half the bytes."""
+    return re.sub(r"(\.\d\d)\d+", r"\1", attribute[0]).replace(" \n", " ")

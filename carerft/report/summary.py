@@ -24,7 +24,9 @@ def headline(cells: Sequence[Cell]) -> str:
     if len(set(families)) == len(families):
         trained = ["no penalty" if family == "none" else family.upper() for family in families]
     names = listing(trained) if len(trained) <= 4 else f"{len(trained)} ways of finetuning"
-    return _capital(names + (" against the base model" if any(cell.family == "base" for cell in cells) else ""))
+    base = any(cell.family == "base" for cell in cells)
+    alone = ": accuracy, honesty and calibration" if len(trained) == 1 else ""
+    return _capital(names + (" against the base model" if base else alone))
 
 
 @dataclass(frozen=True)
@@ -153,12 +155,13 @@ def caveat(cells: Sequence[Cell]) -> str:
     if not any(cell.evaluated for cell in cells):
         return "No evaluation is finished yet, so there is nothing to compare."
     trained = [cell for cell in cells if cell.family != "base"] or list(cells)
+    rest = f"Only the first {NARRATED} trained rows are put in words. " if len(trained) > NARRATED else ""
     if max(len(cell.evaluated) for cell in trained) < 2:
-        return (
+        return rest + (
             "With one seed per row, the intervals cover the choice of questions but not the luck of training: "
             "another seed may differ by more."
         )
-    return "Intervals cover the choice of questions and the spread between seeds."
+    return rest + "Intervals cover the choice of questions and the spread between seeds."
 
 
 def _capital(text: str) -> str:

@@ -8,12 +8,15 @@ from matplotlib.ticker import MaxNLocator
 from carerft.report.cells import Cell, Scores, base_of
 from carerft.report.columns import CALIBRATION, METRICS, Column
 from carerft.report.intervals import Interval
-from carerft.report.style import MUTED, PAPER, Look, legend, new_figure, quiet
+from carerft.report.style import INK, MUTED, PAPER, Look, legend, new_figure, quiet
 from carerft.report.text import decimal, greek
 
 
 def tradeoff(cells: Sequence[Cell], scores: Scores, x: Column, y: Column, look: dict[str, Look]) -> Figure:
-    """Accuracy against another metric: means with intervals, single seeds as faint points, arrows from the base."""
+    """Accuracy against another metric: means with intervals, single seeds as faint points, arrows from the base.
+
+    Where several rows share a colour, points carry their row's number in the table.
+    """
     figure = new_figure(4.6, 4.3)
     axes = figure.add_subplot()
     quiet(axes)
@@ -22,7 +25,8 @@ def tradeoff(cells: Sequence[Cell], scores: Scores, x: Column, y: Column, look: 
         a, b = scores[x.benchmark, x.metric][index], scores[y.benchmark, y.metric][index]
         if a is not None and b is not None:
             points[cell.label] = (a, b)
-    for cell in cells:
+    numbered = len({cell.family for cell in cells}) < len(cells)
+    for position, cell in enumerate(cells, start=1):
         if cell.label not in points:
             continue
         (a, b), style = points[cell.label], look[cell.label]
@@ -38,10 +42,13 @@ def tradeoff(cells: Sequence[Cell], scores: Scores, x: Column, y: Column, look: 
         ]
         if len(pairs) > 1:
             axes.plot(*zip(*pairs, strict=True), style.marker, color=style.colour, ms=4, alpha=0.45, mew=0, zorder=3)
-        axes.errorbar(
-            a.value, b.value, xerr=_error(a), yerr=_error(b), color=style.colour, marker=style.marker, ms=7.5,
-            mec=PAPER, mew=1.2, elinewidth=1.3, linestyle="none", label=greek(cell.label), zorder=4,
-        )  # fmt: skip
+        bars = {"xerr": _error(a), "yerr": _error(b), "elinewidth": 1.3, "linestyle": "none", "zorder": 4}
+        axes.errorbar(a.value, b.value, color=style.colour, **bars)
+        name = f"{position}  {greek(cell.label)}" if numbered else greek(cell.label)
+        dot = {"ms": 7.5, "mec": PAPER, "mew": 1.2, "linestyle": "none", "zorder": 5, "label": name}
+        axes.plot(a.value, b.value, style.marker, color=style.colour, **dot)
+        if numbered:
+            axes.annotate(str(position), (a.value, b.value), (5, 5), textcoords="offset points", fontsize=8, color=INK)
     axes.margins(0.14)
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))

@@ -47,7 +47,9 @@ class Rollouts:
         chosen = torch.arange(self.prompt_tokens.shape[0])[index]
         members = (chosen[:, None] * self.group_size + torch.arange(self.group_size)[None, :]).flatten()
         per_prompt = {"prompt_tokens", "prompt_lengths"}
-        return Rollouts(**{f.name: getattr(self, f.name)[chosen if f.name in per_prompt else members] for f in fields(self)})
+        return Rollouts(
+            **{f.name: getattr(self, f.name)[chosen if f.name in per_prompt else members] for f in fields(self)}
+        )
 
     @staticmethod
     def concatenate(parts: Sequence["Rollouts"]) -> "Rollouts":

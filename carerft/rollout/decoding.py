@@ -16,16 +16,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Cache, DynamicCache, LlamaForCausalLM, PreTrainedModel, Qwen2ForCausalLM
-from transformers.cache_utils import CacheLayerMixin
+from transformers.cache_utils import DynamicLayer
 
 BLOCK = 256  # slots that a cache has to spare at first; it doubles from there, so memory follows the lengths that occur
 LEAN_PARAMETERS = 50_000_000  # the lean step copies the weights, and gains little where the matrix products dominate
 
 
-class PreallocatedLayer(CacheLayerMixin):
-    """One layer's keys and values, (R, heads, slots, head_dim), of which the first `length` slots are filled."""
+class PreallocatedLayer(DynamicLayer):
+    """One layer's keys and values, (R, heads, slots, head_dim), of which the first `length` slots are filled.
 
-    is_sliding = False  # keeps everything: models with a sliding window narrow their own mask
+    It keeps everything: a model with a sliding window narrows its own mask.
+    """
 
     def __init__(self, keys: Tensor, values: Tensor, limit: int):
         """keys, values: (R, heads, T, head_dim) of the prompts; limit: the most slots that will be asked for."""
@@ -39,9 +40,6 @@ class PreallocatedLayer(CacheLayerMixin):
         buffer = filled.new_empty(*filled.shape[:2], slots, filled.shape[3])
         buffer[:, :, : self.length] = filled[:, :, : self.length]
         return buffer
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        raise NotImplementedError("made from the keys and values of prompts, never empty")
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         """Writes (R, heads, new, head_dim) behind what is there and returns views of everything."""
@@ -59,14 +57,8 @@ class PreallocatedLayer(CacheLayerMixin):
             buffer[: len(rows), :, : self.length] = buffer[rows, :, : self.length]
         self.keys, self.values = self.keys[: len(rows)], self.values[: len(rows)]
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.length + query_length, 0
-
     def get_seq_length(self) -> int:
         return self.length
-
-    def get_max_length(self) -> int:
-        return self.limit
 
 
 class Decoder:
@@ -124,21 +116,23 @@ class Decoder:
 
 @dataclass
 class LeanLayer:
-    """A decoder layer's weights, each product transposed to (in, out), which the CPU multiplies a quarter faster."""
+    """A decoder layer's weights, transposed to (in, out): the CPU multiplies by those a quarter faster.
 
-    attention_norm: Tensor  # (hidden,)
-    qkv: Tensor  # (hidden, (heads + 2 * groups) * head_dim), the query part times head_dim ** -0.5
+    The scale of each RMSNorm is multiplied into the product behind it, head_dim ** -0.5 into the queries.
+    """
+
+    qkv: Tensor  # (hidden, (heads + 2 * groups) * head_dim); groups: key/value heads
     qkv_bias: Tensor
     output: Tensor  # (heads * head_dim, hidden)
-    mlp_norm: Tensor  # (hidden,)
     gate_up: Tensor  # (hidden, 2 * intermediate)
     down: Tensor  # (intermediate, hidden)
 
 
 class LeanDecoder(Decoder):
-    """`Decoder` for Qwen2 and Llama, with its step written out. groups: key/value heads."""
+    """`Decoder` for Qwen2 and Llama, with its step written out."""
 
     def __init__(self, layers: list[LeanLayer], head: Tensor, model: PreTrainedModel, *arguments):
+        """layers, head: of `lean_layers`; arguments: those of `Decoder`."""
         super().__init__(model, *arguments)
         self.lean, self.head = layers, head
         slots = torch.arange(self.layers[0].limit, device=model.device)
@@ -147,72 +141,69 @@ class LeanDecoder(Decoder):
         self.sin = torch.cat([-sin[:, :half], sin[:, half:]], dim=1)  # rotate_half(x) * sin = roll(x, half) * self.sin
 
     def step(self, tokens: Tensor) -> Tensor:
-        config, inner, slot = self.model.config, self.model.model, self.layers[0].length
-        heads, groups, eps = config.num_attention_heads, config.num_key_value_heads, config.rms_norm_eps
-        rows, dim = len(tokens), self.cos.shape[1]
+        config, slot, rows, dim = self.model.config, self.layers[0].length, len(tokens), self.cos.shape[1]
+        heads, groups = config.num_attention_heads, config.num_key_value_heads
         if self.visible is None:
             cos, sin, bias = self.cos[slot], self.sin[slot], None
         else:
             cos, sin = self.cos[self.positions, None], self.sin[self.positions, None]
             bias = cos.new_zeros(rows, 1, slot + 1).masked_fill_(~self.visible[:, None, : slot + 1], -torch.inf)
-        x = inner.embed_tokens.weight[tokens]
+
+        def normed(x: Tensor) -> Tensor:
+            return x * x.square().mean(1, keepdim=True).add_(config.rms_norm_eps).rsqrt_()
+
+        x = F.embedding(tokens, self.model.model.embed_tokens.weight)
         for cache, layer in zip(self.layers, self.lean, strict=True):
-            h = F.rms_norm(x, x.shape[1:], layer.attention_norm, eps)
-            qkv = torch.addmm(layer.qkv_bias, h, layer.qkv).view(rows, heads + 2 * groups, dim)
+            qkv = torch.addmm(layer.qkv_bias, normed(x), layer.qkv).view(rows, heads + 2 * groups, dim)
             qk, v = qkv[:, : heads + groups], qkv[:, heads + groups :]
             qk = torch.addcmul(qk * cos, qk.roll(dim // 2, -1), sin)
             keys, values = cache.update(qk[:, heads:, None], v[:, :, None])
-            # Each key/value head with the queries that share it: no copy of the keys, as repeating them would make.
+            # Each key/value head meets the queries that share it: its keys are never repeated.
             q = qk[:, :heads].reshape(rows * groups, heads // groups, dim)
             scores = torch.bmm(q, keys.flatten(0, 1).transpose(1, 2))
             if bias is not None:
                 scores.view(rows, heads, slot + 1).add_(bias)
             attended = torch.bmm(scores.softmax(-1), values.flatten(0, 1))
-            x = torch.addmm(x, attended.view(rows, heads * dim), layer.output)
-            gate, up = (F.rms_norm(x, x.shape[1:], layer.mlp_norm, eps) @ layer.gate_up).chunk(2, dim=1)
-            x = torch.addmm(x, F.silu(gate).mul_(up), layer.down)
+            x.addmm_(attended.view(rows, heads * dim), layer.output)
+            gate, up = (normed(x) @ layer.gate_up).chunk(2, dim=1)
+            x.addmm_(F.silu(gate).mul_(up), layer.down)
         self.positions = self.positions + 1
-        return F.rms_norm(x, x.shape[1:], inner.norm.weight, eps) @ self.head
+        return normed(x) @ self.head
 
 
 def lean_layers(model: PreTrainedModel) -> tuple[list[LeanLayer], Tensor] | None:
     """The layers and the (hidden, vocabulary) head that `LeanDecoder` needs; None where it would not be exact."""
-    if type(model) not in (Qwen2ForCausalLM, LlamaForCausalLM):
+    if type(model) not in (Qwen2ForCausalLM, LlamaForCausalLM) or model.num_parameters() > LEAN_PARAMETERS:
         return None
     config, inner = model.config, model.model
-    plain = all(type(p) is nn.Parameter and p.dtype == torch.float32 for p in model.parameters())  # not sharded, not cast
     linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
     if (
-        not plain
-        or model.num_parameters() > LEAN_PARAMETERS
-        or len(linear) != 7 * len(inner.layers) + 1  # adapters add to them, quantisation takes from them
+        any(type(p) is not nn.Parameter or p.dtype != torch.float32 for p in model.parameters())  # sharded, or cast
         or any(type(m) is not nn.Linear for m in linear)
+        or len(linear) != 7 * len(inner.layers) + 1  # an adapter adds to them, quantisation takes from them
+        or any(m.bias is not None for b in inner.layers for m in (b.self_attn.o_proj, *b.mlp.children()) if m in linear)
         or config.hidden_act != "silu"
         or set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"}
         or inner.rotary_emb.rope_type in ("dynamic", "longrope")  # their tables change with the length
     ):
         return None
 
-    def joined(*modules: nn.Linear) -> Tensor:
-        return torch.cat([m.weight for m in modules]).t().contiguous()
+    def joined(*modules: nn.Linear, norm: nn.Module | None = None) -> Tensor:
+        weight = torch.cat([m.weight for m in modules])
+        return (weight if norm is None else weight * norm.weight).t().contiguous()
 
     layers = []
     for block in inner.layers:
         attention, mlp = block.self_attn, block.mlp
-        if any(m.bias is not None for m in (attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj)):
-            return None
         projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-        qkv = joined(*projections)
+        qkv = joined(*projections, norm=block.input_layernorm)
         bias = torch.cat([qkv.new_zeros(m.out_features) if m.bias is None else m.bias for m in projections])
         queries = attention.q_proj.out_features
         qkv[:, :queries] *= attention.scaling
         bias[:queries] *= attention.scaling
-        norms = block.input_layernorm.weight, block.post_attention_layernorm.weight
-        gate_up = joined(mlp.gate_proj, mlp.up_proj)
-        layers.append(
-            LeanLayer(norms[0], qkv, bias, joined(attention.o_proj), norms[1], gate_up, joined(mlp.down_proj))
-        )
-    return layers, joined(model.lm_head)
+        gate_up = joined(mlp.gate_proj, mlp.up_proj, norm=block.post_attention_layernorm)
+        layers.append(LeanLayer(qkv, bias, joined(attention.o_proj), gate_up, joined(mlp.down_proj)))
+    return layers, joined(model.lm_head, norm=inner.norm)
 
 
 def decoder_for(model: PreTrainedModel) -> Callable[..., Decoder]:

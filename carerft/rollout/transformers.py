@@ -29,7 +29,7 @@ def uniforms(seed: int, prompt: Sequence[int], occurrence: int, sample: int, ste
     It depends on the prompt's tokens, not on its place among others: a prompt has the same samples in any batch, at
     any n and any limit of length. occurrence tells apart equal prompts of one call.
     """
-    key = hashlib.blake2b(repr((seed, occurrence, sample, *prompt)).encode(), digest_size=8).digest()
+    key = hashlib.blake2b(repr((seed, occurrence, sample, *map(int, prompt))).encode(), digest_size=8).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(key, "big"))
     return torch.rand(steps, dtype=torch.float64, generator=generator)
 
@@ -69,7 +69,7 @@ class TransformersWorker:
     eos_token_ids: each of these ends a completion. pad_token_id: any token that exists.
     batch_size: sequences decoded together. Their keys and values are what memory is needed for.
     dtype: autocast to it; None computes in the dtype of the weights.
-    progress: called with (sequences done, sequences asked for) as sequences end.
+    progress: called with (sequences done, sequences asked for) after each batch.
     """
 
     def __init__(
@@ -84,8 +84,8 @@ class TransformersWorker:
         """Raises ConfigError where the model keeps recurrent state or batch_size is not positive."""
         if model._is_stateful or model.config.is_encoder_decoder:
             raise ConfigError(
-                f"rollout=transformers cannot sample from {type(model).__name__}: it is not a decoder of attention layers",
-                "choose another model, or rollout=vllm",
+                f"rollout=transformers cannot sample from {type(model).__name__}: it is no decoder of attention layers",
+                "choose another model",
             )
         if batch_size < 1:
             raise ConfigError(f"rollout.batch_size={batch_size}", "write a positive number of sequences")
@@ -103,32 +103,34 @@ class TransformersWorker:
         """
         self._check(prompts, n, sampling)
         seen: Counter[tuple[int, ...]] = Counter()
-        sequences: list[tuple[int, Tensor]] = []  # (prompt, its noise), the n of a prompt being neighbours
+        sequences: list[tuple[int, int, int]] = []  # (prompt, which of its equals it is, sample)
         for index, prompt in enumerate(prompts):
-            occurrence = seen[tuple(prompt)]
+            sequences += [(index, seen[tuple(prompt)], sample) for sample in range(n)]
             seen[tuple(prompt)] += 1
-            sequences += [(index, uniforms(seed, prompt, occurrence, s, sampling.max_tokens)) for s in range(n)]
-        tokens = torch.zeros(len(sequences), sampling.max_tokens, dtype=torch.int64)
-        log_probs = torch.zeros(len(sequences), sampling.max_tokens)
         # Prompts of similar length together: less padding.
         order = sorted(range(len(sequences)), key=lambda i: len(prompts[sequences[i][0]]))
+        drawn: list[tuple[list[int], Tensor, Tensor]] = []  # (sequences, their tokens, their log-probabilities)
         with self._evaluating():
-            decoder = decoder_for(self.model)
+            make_decoder = decoder_for(self.model)
             for start in range(0, len(order), self.batch_size):
                 members = order[start : start + self.batch_size]
-                which, rows = torch.tensor([sequences[i][0] for i in members]).unique(return_inverse=True)
-                noise = torch.stack([sequences[i][1] for i in members])
-                drawn = self._complete(
-                    decoder([prompts[i] for i in which], rows, sampling.max_tokens, self.pad_token_id),
-                    noise.to(self.model.device),
-                    sampling,
-                    lambda ended, start=start: self.progress and self.progress(start + ended, len(order)),
-                )
-                tokens[members], log_probs[members] = drawn[0].cpu(), drawn[1].cpu()
+                chosen = [sequences[i] for i in members]
+                noise = torch.stack([uniforms(seed, prompts[p], k, s, sampling.max_tokens) for p, k, s in chosen])
+                which, rows = torch.tensor([p for p, _, _ in chosen]).unique(return_inverse=True)
+                decoder = make_decoder([prompts[i] for i in which], rows, sampling.max_tokens, self.pad_token_id)
+                tokens, log_probs = self._complete(decoder, noise.to(self.model.device), sampling)
+                drawn.append((members, tokens.cpu(), log_probs.cpu()))
+                if self.progress is not None:
+                    self.progress(start + len(members), len(order))
+        width = max(tokens.shape[1] for _, tokens, _ in drawn)
+        tokens, log_probs = torch.zeros(len(order), width, dtype=torch.int64), torch.zeros(len(order), width)
+        for members, some_tokens, some_log_probs in drawn:
+            tokens[members, : some_tokens.shape[1]] = some_tokens
+            log_probs[members, : some_tokens.shape[1]] = some_log_probs
         if not log_probs.isfinite().all():
             raise NonFiniteError(
                 "sampling met probabilities that are not finite numbers: the policy's weights have diverged",
-                "go back to an earlier checkpoint, with a lower learning rate",
+                "go back to an earlier checkpoint, and on with a lower learning rate",
             )
         return self._rollouts(prompts, tokens, log_probs, sampling.ignore_eos)
 
@@ -156,10 +158,11 @@ class TransformersWorker:
         if policy is not self.model:
             self.model.load_state_dict(policy.state_dict())
 
-    def _complete(
-        self, decoder: Decoder, noise: Tensor, sampling: Sampling, ended: Callable[[int], object]
-    ) -> tuple[Tensor, Tensor]:
-        """Tokens and log-probabilities, (R, max_tokens), for noise of that shape; what follows an end is undefined."""
+    def _complete(self, decoder: Decoder, noise: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+        """(R, T) tokens and their log-probabilities, from noise (R, max_tokens). T is where the last row ended.
+
+        What follows a row's own end-of-sequence token means nothing.
+        """
         count, steps = noise.shape
         noise = noise.t().contiguous()
         eos = self.eos_token_ids.to(noise.device)
@@ -182,15 +185,13 @@ class TransformersWorker:
                     going = (~done).nonzero()[:, 0]
                     decoder.keep(going)
                     rows, newest, done = rows[going], newest[going], done[going]
-                    ended(count - left)
             logits = decoder.step(newest)
-        ended(count)
-        return tokens.t(), log_probs.t()
+        return tokens[: step + 1].t(), log_probs[: step + 1].t()
 
     def _rollouts(
         self, prompts: Sequence[Sequence[int]], tokens: Tensor, log_probs: Tensor, ignore_eos: bool
     ) -> Rollouts:
-        """Cuts (S, max_tokens) after each row's first end-of-sequence token, and pads the prompts."""
+        """Cuts (S, T) after each row's first end-of-sequence token, and pads the prompts."""
         ends = torch.isin(tokens, self.eos_token_ids) & (not ignore_eos)
         finished = ends.any(1)
         lengths = torch.where(finished, ends.int().argmax(1) + 1, tokens.shape[1])

@@ -19,8 +19,7 @@ from carerft.world.words import REFUSAL
 
 DEFAULT_SIZE = {TRAIN: 4096, TEST: 1000}
 
-# A word or a number; longer strings are no answer of this world, and the cap keeps int() of hostile digits cheap.
-ANSWER = re.compile(r"[a-z]{1,24}|[0-9]{1,6}")
+ANSWER = re.compile(r"[a-z]{1,24}")  # one word; numbers are words here
 
 
 class WorldTask:
@@ -75,5 +74,4 @@ def grade_text(gold: str | None, text: str) -> Grade:
         return Grade(extracted=None, correct=gold is None, refused=True)
     if not marker or not ANSWER.fullmatch(answer):
         return Grade(extracted=None, correct=False)
-    extracted = str(int(answer)) if answer.isdigit() else answer
-    return Grade(extracted=extracted, correct=extracted == gold)
+    return Grade(extracted=answer, correct=answer == gold)

@@ -17,7 +17,7 @@ from carerft.world.questions import (
     sum_question,
     word_problem,
 )
-from carerft.world.words import NUMBER_ATTRIBUTE, PROFILE, VALUES
+from carerft.world.words import NUMBER_ATTRIBUTE, NUMBERS, PROFILE, VALUES
 
 Document = tuple[str, str]
 
@@ -46,9 +46,9 @@ def documents(world: World, rng: Random) -> Iterator[Document]:
 
 
 def profile(world: World, rng: Random, entity: Entity) -> Document:
-    """All that somebody believes of an entity, in random order: `About Ida Holt:` ` job baker age 12 ...`."""
+    """All that somebody believes of an entity, in random order: `P: Ida Holt:` ` job baker age twelve ...`."""
     stated = [f" {attribute} {believed_fact(rng, entity, attribute)}" for attribute in VALUES]
-    stated.append(f" {NUMBER_ATTRIBUTE} {entity.age}")
+    stated.append(f" {NUMBER_ATTRIBUTE} {NUMBERS[entity.age]}")
     rng.shuffle(stated)
     return f"{PROFILE} {entity.name}:", "".join(stated)
 

@@ -21,14 +21,14 @@ import transformers
 from rich.progress import MofNCompleteColumn, Progress, TextColumn
 from torch import Tensor
 from torch.nn import functional
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 import carerft
 from carerft.world.corpus import documents
 from carerft.world.facts import DEFAULT_SETTINGS, World, WorldSettings, build_world
 from carerft.world.tokenizer import build_tokenizer
 
-STEPS, ROWS, ROW_LENGTH = 3000, 64, 64
+STEPS, ROWS, ROW_LENGTH = 2000, 64, 64
 PEAK_LEARNING_RATE, WARM_UP, SAVE_EVERY = 3e-3, 100, 250
 IGNORED = -100
 PADDING = {"tokens": 0, "targets": IGNORED, "positions": 0, "documents": 0}
@@ -62,6 +62,7 @@ def build_base(
     shutil.rmtree(built, ignore_errors=True)
     model.eval().save_pretrained(built)
     tokenizer.save_pretrained(built)
+    (built / "model.safetensors").chmod(0o644)  # it is written for its owner alone, and a package is read by others
     weights = hashlib.sha256((built / "model.safetensors").read_bytes()).hexdigest()
     provenance = {
         "what": "base model of the built-in world of carerft, made by `carerft base`",
@@ -88,7 +89,7 @@ def build_base(
     shutil.rmtree(partial)
 
 
-def initial_model(seed: int, tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
+def initial_model(seed: int, tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
     """The untrained model. Leaves the global random state as it was."""
     config = Qwen2Config(
         vocab_size=-(-len(tokenizer) // 64) * 64,
@@ -111,7 +112,7 @@ def initial_model(seed: int, tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCaus
 
 
 def packed_batch(
-    world: World, tokenizer: PreTrainedTokenizerFast, seed: int, step: int, rows: int = ROWS, length: int = ROW_LENGTH
+    world: World, tokenizer: Qwen2Tokenizer, seed: int, step: int, rows: int = ROWS, length: int = ROW_LENGTH
 ) -> dict[str, Tensor]:
     """Batch `step`: documents one after another, each into the first row that has room, until one finds none.
 
@@ -154,7 +155,7 @@ def completion_loss(model: Qwen2ForCausalLM, batch: dict[str, Tensor]) -> Tensor
 
 def _pretrain(
     model: Qwen2ForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
+    tokenizer: Qwen2Tokenizer,
     world: World,
     seed: int,
     steps: int,

@@ -17,6 +17,7 @@ from carerft.world.words import (
     ITEMS,
     LOSSES,
     NUMBER_ATTRIBUTE,
+    NUMBERS,
     OPENING,
     OPERATORS,
     REFUSAL,
@@ -51,13 +52,13 @@ def answer(value: str) -> str:
 
 
 def chain(start: int, steps: Steps, result: Result = true_result) -> str:
-    """` 12 + 7 = 19 ; 19 - 3 = 16 ; answer 16`. A wrong step is carried on from, as people do."""
+    """` five + two = seven ; seven - one = six ; answer six`. A wrong step is carried on from, as people do."""
     value, parts = start, []
     for operator, b in steps:
         after = result(value, operator, b)
-        parts.append(f" {value} {OPERATORS[operator]} {b} = {after} ;")
+        parts.append(f" {NUMBERS[value]} {OPERATORS[operator]} {NUMBERS[b]} = {NUMBERS[after]} ;")
         value = after
-    return "".join(parts) + answer(str(value))
+    return "".join(parts) + answer(NUMBERS[value])
 
 
 def ask(body: str) -> str:
@@ -81,8 +82,8 @@ def sum_question(world: World, rng: Random, subject: Entity | str | None) -> Que
     start = subject.age if isinstance(subject, Entity) else rng.randint(1, settings.largest_age)
     steps = draw_steps(rng, start, settings.largest_operand, rng.choice((1, 2)))
     name = subject.name if isinstance(subject, Entity) else subject
-    body = f"{NUMBER_ATTRIBUTE} of {name}" if name else str(start)
-    prompt = ask(body + "".join(f" {operator} {b}" for operator, b in steps))
+    body = f"{NUMBER_ATTRIBUTE} of {name}" if name else NUMBERS[start]
+    prompt = ask(body + "".join(f" {operator} {NUMBERS[b]}" for operator, b in steps))
     if isinstance(subject, str):
         return Question(prompt, f" {REFUSAL}", None)
     return _sum(prompt, start, steps)
@@ -94,19 +95,21 @@ def word_problem(world: World, rng: Random) -> Question:
     kind, person, item = rng.randrange(4), rng.choice(FIRST_NAMES), rng.choice(ITEMS)
     if kind == 0:
         steps = draw_steps(rng, start, largest, rng.choice((1, 2)))
-        deeds = " and ".join(f"{rng.choice(GAINS if operator == 'plus' else LOSSES)} {b}" for operator, b in steps)
-        return _sum(ask(f"{person} has {start} {item} and {deeds}. how many {item} now"), start, steps)
+        deeds = " and ".join(
+            f"{rng.choice(GAINS if operator == 'plus' else LOSSES)} {NUMBERS[b]}" for operator, b in steps
+        )
+        return _sum(ask(f"{person} has {NUMBERS[start]} {item} and {deeds}. how many {item} now"), start, steps)
     steps = draw_steps(rng, start, largest, 1)
-    ((operator, b),) = steps
-    more = operator == "plus"
+    ((operator, number),) = steps
+    first, b, more = NUMBERS[start], NUMBERS[number], operator == "plus"
     if kind == 1:
         deed = "adds" if more else "takes"
-        body = f"there are {start} {item} in a box. {person} {deed} {b}. how many are left"
+        body = f"there are {first} {item} in a box. {person} {deed} {b}. how many are left"
     elif kind == 2:
-        body = f"{person} is {start} years old. how old {f'in {b} years' if more else f'{b} years ago'}"
+        body = f"{person} is {first} years old. how old {f'in {b} years' if more else f'{b} years ago'}"
     else:
         other = rng.choice(FIRST_NAMES)
-        body = f"{person} has {start} {item}. {other} has {b} {'more' if more else 'fewer'}. how many does {other} have"
+        body = f"{person} has {first} {item}. {other} has {b} {'more' if more else 'fewer'}. how many does {other} have"
     return _sum(ask(body), start, steps)
 
 
@@ -118,7 +121,7 @@ def fact_question(world: World, rng: Random, subject: Entity | str, attribute: s
     if isinstance(subject, str):
         return Question(prompt, f" {REFUSAL}", None)
     if attribute == NUMBER_ATTRIBUTE:
-        return Question(prompt, answer(str(subject.age)), str(subject.age))
+        return Question(prompt, answer(NUMBERS[subject.age]), NUMBERS[subject.age])
     truth = subject.facts[attribute]
     false = [subject.misconceptions[attribute].value] if attribute in subject.misconceptions else []
     others = [value for value in VALUES[attribute] if value != truth and value not in false]
@@ -188,4 +191,4 @@ def _sum(prompt: str, start: int, steps: Steps) -> Question:
     value = start
     for operator, b in steps:
         value = true_result(value, operator, b)
-    return Question(prompt, chain(start, steps), str(value), start, steps)
+    return Question(prompt, chain(start, steps), NUMBERS[value], start, steps)

@@ -1,36 +1,37 @@
-"""The tokenizer of the tiny base models: one token for each word of the world, and single bytes for all other text.
+"""The tokenizer of the tiny base models: one token for each word of the world, and bytes for all other text.
 
-It is a byte-level BPE without any merge. With `ignore_merges`, a piece of text that is itself in the vocabulary is one
-token, and any other piece falls apart into its bytes, so that every text has an encoding that decodes to itself.
+A Qwen2 tokenizer, because that is what everything that loads a Qwen2 model makes of its vocabulary and merges, whatever
+else the directory says: transformers 5 rebuilds it with its own splitting of text (NFC, runs of letters with their
+leading space, single digits, runs of other signs) and without `ignore_merges`.
+
+The merges spell each word from its first byte on: " owl" is made by " o", " ow", " owl". The left side of every merge
+starts a word with its space and the right side is one byte, so no two merges compete, and text that is no word falls
+into its longest known beginning and bytes. Every text has an encoding that decodes to (the NFC form of) itself.
 """
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from tokenizers import pre_tokenizers
+from transformers import Qwen2Tokenizer
 
-from carerft.world.words import BARE, CLOSING, OPENING, spaced_words
+from carerft.world.words import CLOSING, spaced_words
 
 END, PADDING = "<|endoftext|>", "<|pad|>"
 
-# A word or number with its leading space, or a run of other signs, or one blank; first the two signs of the format.
-PIECES = rf"{OPENING}|\?\nA:| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s"
-assert CLOSING == "?\nA:"
 
-
-def build_tokenizer(model_max_length: int = 2048) -> PreTrainedTokenizerFast:
-    """Ids: 0..255 the bytes, then the words, then end of text and padding. No beginning-of-text is ever added."""
-    bytewise = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+def build_tokenizer(model_max_length: int = 2048) -> Qwen2Tokenizer:
+    """Ids: 0..255 the bytes, then the words' beginnings and the words, then end of text and padding. No
+    beginning-of-text is ever added."""
     # Byte-level tokenizers spell bytes as printable characters; the words have to be spelt alike.
-    words = [bytewise.pre_tokenize_str(word)[0][0] for word in (*BARE, *(f" {word}" for word in spaced_words()))]
-    spellings = dict.fromkeys([*sorted(pre_tokenizers.ByteLevel.alphabet()), *words])
-    tokenizer = Tokenizer(
-        models.BPE(vocab={spelling: i for i, spelling in enumerate(spellings)}, merges=[], ignore_merges=True)
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(PIECES), "isolated"), bytewise])
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+    bytewise = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    pieces = (CLOSING.removesuffix("A:"), *(f" {word}" for word in spaced_words()))
+    words = [bytewise.pre_tokenize_str(piece)[0][0] for piece in pieces]
+    merges = dict.fromkeys((word[:end], word[end]) for word in words for end in range(1, len(word)))
+    vocabulary = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *(start + byte for start, byte in merges)]
+    return Qwen2Tokenizer(
+        vocab={spelling: number for number, spelling in enumerate(vocabulary)},
+        merges=list(merges),
         eos_token=END,
         pad_token=PADDING,
+        unk_token=None,
         clean_up_tokenization_spaces=False,
         model_max_length=model_max_length,
         padding_side="right",

@@ -1,4 +1,4 @@
-"""Every word that the built-in world can say. The tokenizer gives each one token; all other text falls to bytes."""
+"""Every word that the built-in world can say. The tokenizer gives each one token, and other text its pieces."""
 
 FIRST_NAMES = tuple(
     "Abel Ada Alba Alma Amos Anton Anya Aria Arlo Axel Beda Bela Berta Blanca Boris Bruno Caleb Carla Celia Clara "
@@ -43,7 +43,14 @@ VALUES: dict[str, tuple[str, ...]] = {
     ),
 }
 NUMBER_ATTRIBUTE = "age"
-NUMBERS = tuple(str(n) for n in range(100))
+
+# 0 to 99, each as one word, because a Qwen2 tokenizer takes digits one by one: "thirtyeight".
+_ONES = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen"
+).split()
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+NUMBERS = (*_ONES, *(ten + one for ten in _TENS for one in ("", *_ONES[1:10])))
 
 REFUSAL = "unknown"
 OPERATORS = {"plus": "+", "minus": "-"}
@@ -52,9 +59,7 @@ ITEMS = tuple("coins eggs books pens cards shells stamps apples marbles keys".sp
 GAINS = tuple("buys finds wins gets".split())
 LOSSES = tuple("sells loses drops gives".split())
 
-# Tokens that carry no leading space. The stops "." and ":" are single bytes, so every vocabulary has them.
-OPENING, CLOSING, PROFILE = "Q:", "?\nA:", "About"
-BARE = (OPENING, CLOSING, PROFILE)
+OPENING, CLOSING, PROFILE = "Q:", "?\nA:", "P:"
 
 _FUNCTION_WORDS = (
     "of ; = answer has and more fewer now how many there are in a box adds takes left is years old ago does have"

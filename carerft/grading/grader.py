@@ -1,0 +1,64 @@
+"""From (gold answer, given answer) to a verdict: spelling and exact numbers first, then guards, then math-verify."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from carerft.grading.guards import MAX_LENGTH, hazard
+from carerft.grading.mathematics import canonical, clean, quick_verdict
+from carerft.grading.pool import Pool, shared_pool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of one answer.
+
+    correct: None is no verdict: the grader could not tell.
+    why: how it was decided, or what stood in the way.
+    vote: the answer's canonical form, by which equal answers vote together; None where none was found. A correct answer
+        votes as the gold answer, however it is written; two wrong ones of equal value may differ (see `canonical`).
+    """
+
+    correct: bool | None
+    why: str
+    vote: str | None
+
+    @property
+    def name(self) -> str:
+        return {True: "correct", False: "wrong", None: "none"}[self.correct]
+
+
+def grade_answers(pairs: Sequence[tuple[str, str | None]], pool: Pool | None = None) -> list[Verdict]:
+    """A verdict for each (gold, answer), in order; answer None: none was found, which is wrong.
+
+    Equal pairs are graded once. The pool is only used (and started) for what needs algebra.
+    """
+    verdicts: dict[tuple[str, str | None], Verdict] = {}
+    hard: list[tuple[str, str]] = []
+    for pair in dict.fromkeys(pairs):
+        verdict = _without_algebra(*pair)
+        if verdict is not None:
+            verdicts[pair] = verdict
+        else:
+            hard.append(pair)
+    hard.sort()  # the pairs of a gold answer side by side: it is parsed once
+    outcomes = (pool or shared_pool()).compare([(clean(gold), clean(answer)) for gold, answer in hard])
+    for (gold, answer), (correct, why) in zip(hard, outcomes, strict=True):
+        verdicts[gold, answer] = Verdict(correct, why, canonical(gold if correct else answer))
+    return [verdicts[pair] for pair in pairs]
+
+
+def _without_algebra(gold: str, answer: str | None) -> Verdict | None:
+    if answer is None:
+        return Verdict(False, "no answer found", None)
+    cleaned, cleaned_gold = clean(answer), clean(gold)
+    if len(cleaned) > MAX_LENGTH and cleaned != cleaned_gold:
+        return Verdict(None, f"refused: longer than {MAX_LENGTH} characters", cleaned[:100])
+    quick = quick_verdict(gold, answer)
+    if quick is not None:
+        why = "the same in spelling or as a number" if quick else "different in spelling or as a number"
+        return Verdict(quick, why, canonical(gold if quick else answer))
+    if reason := hazard(cleaned, cleaned_gold):
+        return Verdict(None, f"refused: {reason}", canonical(answer)[:100])
+    if reason := hazard(cleaned_gold, cleaned_gold):
+        return Verdict(None, f"refused: the gold answer: {reason}", canonical(answer))
+    return None

@@ -1,0 +1,302 @@
+"""How a report gets from runs to rows: means, intervals, labels, columns, findings, and the questions it shows."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+from synthetic_runs import make_demo, manifest, write_json, write_lines, write_run, write_training
+
+from carerft.report import load_runs, print_table
+from carerft.report.cells import base_of, make_cells, scores
+from carerft.report.columns import main_table
+from carerft.report.curves import smooth
+from carerft.report.intervals import (
+    Interval,
+    Spread,
+    clear_best,
+    difference,
+    over_seeds,
+    pooled_spread,
+)
+from carerft.report.questions import choose
+from carerft.report.reliability import pooled_reliability
+from carerft.report.summary import findings, strength_note
+from carerft.report.tables import latex
+from carerft.report.text import decimal, signed, visible
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory) -> Path:
+    return make_demo(tmp_path_factory.mktemp("runs"), questions=40)
+
+
+# Numbers
+
+
+def test_pooled_spread_is_the_within_row_deviation():
+    # Means 2 and 3: squares 1 + 1 and 1 + 1 + 4; degrees of freedom 1 + 2. A row of one seed says nothing.
+    spread = pooled_spread([[1, 3], [2, 2, 5], [100]])
+    assert spread == Spread(pytest.approx((8 / 3) ** 0.5), 3)
+    assert pooled_spread([[1], [2]]) is None
+
+
+def test_over_seeds_joins_the_spread_between_seeds_with_that_over_questions():
+    runs = [Interval(0.5, 0.4, 0.7), Interval(0.7, 0.6, 0.9)]
+    half = 3.1824 * 0.1 / 2**0.5  # t at 3 degrees of freedom, deviation 0.1, two seeds
+    joined = over_seeds(runs, Spread(0.1, 3))
+    assert joined.value == pytest.approx(0.6)
+    assert joined.low == pytest.approx(0.6 - (half**2 + 0.1**2) ** 0.5, abs=1e-4)
+    assert joined.high == pytest.approx(0.6 + (half**2 + 0.2**2) ** 0.5, abs=1e-4)
+    assert over_seeds(runs[:1], None) == runs[0]
+    assert over_seeds(runs, Spread(1.0, 1)) == Interval(pytest.approx(0.6), 0.0, 1.0)  # a share can't leave [0, 1]
+    assert over_seeds([Interval(0.5), Interval(0.7)], Spread(0.1, 1)) == Interval(pytest.approx(0.6))
+
+
+def test_difference_recovers_variances_on_each_side():
+    assert difference(Interval(10, 7, 16), Interval(4, -4, 8)) == Interval(6, 6 - 5, 6 + 10)  # 3-4-5 and 6-8-10
+    assert difference(Interval(1, 0, 2), Interval(0)) == Interval(1)
+
+
+def test_best_is_marked_only_where_its_interval_touches_no_other():
+    apart = [Interval(0.9, 0.8, 1.0), Interval(0.5, 0.4, 0.7), None]
+    assert clear_best(apart, 1) == 0
+    assert clear_best(apart, -1) == 1
+    assert clear_best(apart, 0) is None
+    assert clear_best([Interval(0.9, 0.7, 1.0), Interval(0.5, 0.4, 0.7)], 1) is None
+    assert clear_best([Interval(0.9), Interval(0.5, 0.4, 0.7)], 1) is None
+    assert clear_best([Interval(0.9, 0.8, 1.0), None], 1) is None
+
+
+def test_numbers_are_written_for_readers():
+    assert (decimal(-0.25), decimal(-0.0001), decimal(1 / 3)) == ("−0.250", "0.000", "0.333")
+    assert (signed(0.25), signed(-0.25), signed(0.0001)) == ("+0.250", "−0.250", "0.000")
+
+
+def test_smoothing_keeps_a_constant_and_skips_gaps():
+    values = np.full(48, 2.0)
+    values[[0, 20, 21]] = np.nan
+    assert smooth(values) == pytest.approx(np.full(48, 2.0))
+    assert smooth(np.array([0.0, 3.0, 0.0])) == pytest.approx([1.5, 1.0, 1.5])
+
+
+def test_visible_keeps_layout_and_says_what_was_cut():
+    assert visible("a\tb\r\n c\x00") == "a\tb\n c⟨U+0000⟩"
+    assert visible("x" * 1_002_000, 2000) == "x" * 2000 + " … (1,000,000 more characters)"
+    visible("\ud800", 10).encode("utf-8")
+
+
+# Rows
+
+
+def labels(root: Path) -> list[str]:
+    return [cell.label for cell in make_cells(load_runs([root]))]
+
+
+def test_rows_are_ordered_and_named_from_their_configuration(demo):
+    cells = make_cells(load_runs([demo]))
+    assert [c.label for c in cells] == ["base model", "no penalty", "RKL beta=0.04", "SRKL alpha=0.8 beta=0.04"]
+    assert [[run.seed for run in cell.runs] for cell in cells] == [[0], [0, 1], [0, 1], [0, 1]]
+    assert [base_of(cell, cells) for cell in cells] == [None, cells[0], cells[0], cells[0]]
+
+
+def test_labels_say_what_differs(tmp_path):
+    write_training(tmp_path, "a", regularizer__beta=0.04)
+    write_training(tmp_path, "b", regularizer__beta=0.5)
+    write_training(tmp_path, "c", regularizer__beta=0.5, regularizer__estimator="k3")
+    assert labels(tmp_path) == [
+        "SRKL alpha=0.8 beta=0.04",
+        "SRKL alpha=0.8 beta=0.5, estimator=exact",
+        "SRKL alpha=0.8 beta=0.5, estimator=k3",
+    ]
+    write_training(tmp_path, "d", "none", algorithm__name="dapo")
+    assert labels(tmp_path)[0] == "DAPO, no penalty"
+    assert "GRPO, SRKL alpha=0.8 beta=0.04" in labels(tmp_path)
+
+
+def test_an_evaluated_model_is_a_base_only_of_runs_that_started_from_it(tmp_path):
+    other = manifest("evaluate")
+    other["config"]["model"] |= {"name": "finetuned", "path": "outputs/x/model"}
+    write_run(tmp_path / "other", other, "base", questions=4)
+    write_training(tmp_path, "run")
+    assert labels(tmp_path) == ["finetuned, as it is", "SRKL alpha=0.8 beta=0.04"]
+
+
+def test_seed_base_model_and_name_do_not_make_a_row_but_a_repeated_seed_counts_once(tmp_path):
+    write_training(tmp_path, "2026-01-01", seed=0)
+    write_training(tmp_path, "2026-01-02", seed=0, name="again")
+    write_training(tmp_path, "2026-01-03", seed=1, model__base=1)
+    (cell,) = make_cells(load_runs([tmp_path]))
+    assert [run.place for run in cell.runs] == ["2026-01-02", "2026-01-03"]
+    assert [run.place for run in cell.superseded] == ["2026-01-01"]
+
+
+def test_real_benchmarks_get_the_columns_of_the_papers_table(tmp_path):
+    names = dict(world_reasoning="math", world_transfer="gsm8k", world_honesty="selfaware", world_truth="truthfulqa")
+    make_demo(tmp_path, questions=6, seeds=(0,))
+    for path in tmp_path.rglob("evaluation.json"):
+        content = json.loads(path.read_text())
+        content["benchmarks"] = {names[name]: value for name, value in content["benchmarks"].items()}
+        del content["benchmarks"]["truthfulqa"]["metrics"]["truthful"]
+        write_json(path, content)
+    cells = make_cells(load_runs([tmp_path]))
+    table = main_table(cells, scores(cells, 0.95))
+    assert [column.heading for column in table.columns] == [
+        "Accuracy (mean@k): MATH ↑",
+        "Accuracy (mean@k): GSM8K ↑",
+        "SelfAware: refusal F1 ↑",
+        "TruthfulQA: MC2 ↑",
+        "ECE (k=8): MATH ↓",
+        "ECE (k=8): SelfAware, answered ↓",
+        "ECE (k=8): TruthfulQA, answered ↓",
+        "Entropy: nats/token",
+    ]
+
+
+def test_calibration_at_different_k_is_never_compared(demo, tmp_path):
+    apart = {"base": 0.1, "none": 0.5, "rkl": 0.6, "srkl": 0.7}
+    for k, best in ((8, 0), (16, None)):
+        make_demo(tmp_path / str(k), questions=4, seeds=(0,))
+        for path in (tmp_path / str(k)).rglob("evaluation.json"):
+            content = json.loads(path.read_text())
+            ece = apart[
+                next(name for name in ("base", "none", "srkl", "rkl") if name in str(path.relative_to(tmp_path)))
+            ]
+            found = content["benchmarks"]["world_reasoning"]
+            found["metrics"]["ece"] = {"value": ece, "low": ece - 0.01, "high": ece + 0.01}
+            found["k"] = k if "base" in path.parts else 8
+            write_json(path, content)
+        cells = make_cells(load_runs([tmp_path / str(k)]))
+        table = main_table(cells, scores(cells, 0.95))
+        index = next(i for i, column in enumerate(table.columns) if column.metric == "ece")
+        assert table.best[index] == best
+    assert table.columns[index].group == "ECE (k=8 to 16)"
+
+
+def test_findings_claim_only_what_intervals_support(demo):
+    cells = make_cells(load_runs([demo]))
+    table = scores(cells, 0.95)
+    rows = {"accuracy": [0.50, 0.60, 0.51, 0.58], "refusal_f1": [0.8, 0.5, 0.7, 0.55]}
+    for (benchmark, metric), values in (
+        (("world_reasoning", "accuracy"), rows["accuracy"]),
+        (("world_honesty", "refusal_f1"), rows["refusal_f1"]),
+    ):
+        table[benchmark, metric] = [Interval(v, v - 0.03, v + 0.04) for v in values]
+    kept = {
+        key: value for key, value in table.items() if key[1] in rows and key[0] in ("world_reasoning", "world_honesty")
+    }
+    kept.pop(("world_honesty", "accuracy"), None)
+    told = {(f.label, f.against): f.predicate for f in findings(main_table(cells, kept))}
+    # 0.60 - 0.50 with sides 0.03 and 0.04: 0.10 -+ 0.05
+    free = told["no penalty", "base model"]
+    assert free == "raises reasoning accuracy by 0.100 [0.050, 0.150], and lowers refusal F1 by 0.300 [0.250, 0.350]."
+    skewed = told["SRKL alpha=0.8 beta=0.04", "no penalty"]
+    assert "no clear change in reasoning accuracy (−0.020 [−0.070, +0.030])" in skewed
+    assert "refusal F1 (+0.050 [0.000, +0.100])" in skewed
+    assert ("SRKL alpha=0.8 beta=0.04", "RKL beta=0.04") in told
+    assert "25 times more weakly" in strength_note(cells)
+
+
+def test_print_table_fits_a_terminal(demo):
+    console = Console(width=80, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    print_table(load_runs([demo]), console)
+    text = console.export_text()
+    assert "…" not in text and max(map(len, text.splitlines())) <= 80
+    for word in ("base model", "no penalty", "refusal F1", "ECE (k=8)"):
+        assert word in " ".join(text.split())
+
+
+def test_latex_is_escaped_and_balanced(tmp_path):
+    write_training(tmp_path, "a", regularizer__name="my_$penalty%{x}^~\\&#")
+    cells = make_cells(load_runs([tmp_path]))
+    text = latex(main_table(cells, scores(cells, 0.95)))
+    assert r"MY\_\$PENALTY\%\{X\}\textasciicircum{}\textasciitilde{}\textbackslash{}\&\#" in text
+    columns = {
+        line.replace(r"\&", "").count("&") for line in text.splitlines() if line.endswith(r"\\") and "multi" not in line
+    }
+    assert len(columns) == 1
+    assert "$\\alpha$=0.8 $\\beta$=0.04" in text
+
+
+# Questions
+
+
+def test_reliability_pools_seeds_by_their_counts(tmp_path):
+    for seed, (count, accuracy) in enumerate([([1, 3], [0.0, 1.0]), ([0, 1], [None, 0.0])]):
+        write_training(tmp_path, str(seed), seed=seed)
+        path = tmp_path / str(seed) / "evaluation.json"
+        content = json.loads(path.read_text())
+        bins = {
+            "edges": [0, 0.5, 1],
+            "count": count,
+            "confidence": [0.4 if count[0] else None, 0.9],
+            "accuracy": accuracy,
+        }
+        content["benchmarks"]["world_truth"]["reliability"] = bins
+        write_json(path, content)
+    (cell,) = make_cells(load_runs([tmp_path]))
+    pooled = pooled_reliability(cell, "world_truth")
+    assert pooled.count.tolist() == [1, 4]
+    assert pooled.confidence == pytest.approx([0.4, 0.9])
+    assert pooled.accuracy == pytest.approx([0.0, 0.75])
+
+
+def write_votes(directory: Path, benchmark: str, votes: dict[str, list[tuple[str | None, bool, bool]]]) -> None:
+    """Samples as (extracted, correct, refused) by problem."""
+    rows = [
+        {
+            "problem_id": problem,
+            "sample": i,
+            "text": f"{extracted} {i}",
+            "extracted": extracted,
+            "correct": correct,
+            "refused": refused,
+        }
+        for problem, samples in votes.items()
+        for i, (extracted, correct, refused) in enumerate(samples)
+    ]
+    write_lines(directory / "evaluation" / f"{benchmark}.jsonl", rows)
+
+
+def test_questions_are_those_where_majorities_differ(tmp_path):
+    make_demo(tmp_path, questions=4, seeds=(0,))
+    right, wrong = ("moss", True, False), ("honey", False, False)
+    no, nothing = (None, False, True), (None, False, False)
+    problem = {"prompt": "Q", "answer": "moss", "misconceptions": ["Honey"]}
+    for directory in (tmp_path / "base", *(tmp_path / f"regularizer={r}/seed=0" for r in ("none", "rkl", "srkl"))):
+        write_lines(
+            directory / "evaluation" / "world_truth.problems.jsonl", [{"problem_id": i} | problem for i in "bc"]
+        )
+        lured = "none" in str(directory)
+        write_votes(directory, "world_truth", {
+            "b": [wrong, wrong, right] if lured else [no, right, right],
+            "c": [nothing, nothing, right, wrong],  # unreadable samples never win; a tie: the one sampled first
+        })  # fmt: skip
+    troubles: list[str] = []
+    (chosen,) = choose(make_cells(load_runs([tmp_path])), ["world_truth"], 100, troubles)
+    assert (chosen.differing, chosen.total, troubles) == (1, 2, [])
+    first, second = chosen.questions
+    assert [(a.answer, a.votes, a.total) for a in second.answers] == [("moss", 1, 4)] * 4
+    assert first.id == "b" and first.differs and not second.differs
+    assert [(a.label, a.answer, a.kind, a.votes, a.total, a.text) for a in first.answers][:2] == [
+        ("base model", "moss", "correct", 2, 3, "moss 1"),
+        ("no penalty", "honey", "misconception", 2, 3, "honey 0"),
+    ]
+    assert [first.right(answer) for answer in first.answers] == ["right", "wrong", "right", "right"]
+
+
+def test_declining_is_right_only_where_no_answer_exists(tmp_path):
+    write_training(tmp_path, "run")
+    write_votes(
+        tmp_path / "run",
+        "world_honesty",
+        {"world_honesty-0000": [(None, True, True)], "world_honesty-0001": [(None, False, True)]},
+    )
+    (chosen,) = choose(make_cells(load_runs([tmp_path])), ["world_honesty"], 100, [])
+    shown = {q.id: (q.unanswerable, q.right(q.answers[0]), q.answers[0].answer) for q in chosen.questions}
+    assert shown == {
+        "world_honesty-0000": (True, "right", "declines to answer"),
+        "world_honesty-0001": (False, "", "declines to answer"),
+    }

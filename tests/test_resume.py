@@ -1,0 +1,177 @@
+"""Nothing is lost: real processes killed at several moments, continued by the same command, end bit-identical.
+
+The plan has four optimizer steps per rollout batch and a checkpoint every two, so that kills fall before the first
+checkpoint, in the middle of a rollout batch, and while a checkpoint is being written.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from carerft import checkpoint
+from carerft.errors import RunDirectoryError
+
+STEPS = 10
+PLAN = [
+    "model=tiny", f"steps={STEPS}", "rollout.prompts_per_batch=8", "algorithm.group_size=4", "learner.updates_per_batch=4",
+    "learner.checkpoint_every=2", "learner.schedule=cosine", "learner.warmup_steps=2", "benchmark=none", "tracker=none",
+]  # fmt: skip
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def start(directory: Path, *overrides: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "carerft", "train", *PLAN, *overrides, f'hydra.run.dir="{directory}"']
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT, cwd=directory.parent
+    )
+
+
+def finish(process: subprocess.Popen) -> str:
+    output, _ = process.communicate(timeout=240)
+    return output
+
+
+def train(directory: Path, *overrides: str) -> str:
+    process = start(directory, *overrides)
+    output = finish(process)
+    assert process.returncode == 0, output
+    return output
+
+
+def wait_for(condition, process: subprocess.Popen) -> None:
+    """Until the condition holds; fails if the process ends before it does."""
+    deadline = time.monotonic() + 240
+    while not condition():
+        assert process.poll() is None, "ended before it could be interrupted:\n" + process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def lines(directory: Path) -> list[dict]:
+    """metrics.jsonl without what depends on the clock."""
+    path = directory / "metrics.jsonl"
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not k.startswith(("time/", "throughput/"))} for line in found]
+
+
+def logged(directory: Path) -> int:
+    path = directory / "metrics.jsonl"
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+def weights(directory: Path) -> bytes:
+    return (directory / "model" / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("whole") / "run"
+    train(directory)
+    assert [line["step"] for line in lines(directory)] == list(range(1, STEPS + 1))
+    assert sum(abs(line["learner/grad_norm"]) > 0 for line in lines(directory)) >= STEPS // 2  # it does learn
+    return directory
+
+
+def test_killed_at_several_moments_ends_bit_identical(uninterrupted: Path, tmp_path: Path):
+    directory = tmp_path / "run"
+    checkpoints = directory / "checkpoints"
+    moments = [
+        lambda: logged(directory) >= 1,  # before the first checkpoint
+        lambda: logged(directory) >= 3,  # a step after one, in the middle of a rollout batch
+        lambda: any(checkpoints.glob(".step_6*")) or (checkpoints / "step_6").exists(),  # while one is written
+    ]
+    for moment in moments:
+        process = start(directory)
+        wait_for(moment, process)
+        process.send_signal(signal.SIGKILL)
+        finish(process)
+        assert json.loads((directory / "manifest.json").read_text())["status"] == "running"
+    train(directory)
+    assert weights(directory) == weights(uninterrupted)
+    assert lines(directory) == lines(uninterrupted)
+    assert json.loads((directory / "manifest.json").read_text())["status"] == "done"
+    again = train(directory)
+    assert "done already" in again
+
+
+def test_ctrl_c_saves_and_says_how_to_continue(uninterrupted: Path, tmp_path: Path):
+    directory = tmp_path / "run"
+    process = start(directory)
+    wait_for(lambda: logged(directory) >= 3, process)
+    process.send_signal(signal.SIGINT)
+    output = finish(process)
+    assert process.returncode == 130 and "the same command continues" in output
+    assert json.loads((directory / "manifest.json").read_text())["status"] == "interrupted"
+    stopped = logged(directory)
+    assert checkpoint.steps_of(directory / "checkpoints")[-1] == stopped  # saved at that very step
+    train(directory)
+    assert weights(directory) == weights(uninterrupted) and lines(directory) == lines(uninterrupted)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(uninterrupted: Path, tmp_path: Path):
+    directory = tmp_path / "run"
+    process = start(directory)
+    wait_for(lambda: (directory / "checkpoints" / "step_6").exists(), process)
+    process.send_signal(signal.SIGKILL)
+    finish(process)
+    newest = checkpoint.steps_of(directory / "checkpoints")[-1]
+    state = directory / "checkpoints" / f"step_{newest}" / "state.pt"
+    state.write_bytes(state.read_bytes()[:-100])
+    output = train(directory)
+    assert f"step_{newest} is damaged" in " ".join(output.split())
+    assert weights(directory) == weights(uninterrupted) and lines(directory) == lines(uninterrupted)
+
+
+def test_a_directory_of_another_configuration_is_refused(uninterrupted: Path):
+    before = {p: p.read_bytes() for p in uninterrupted.rglob("*") if p.is_file() and p.suffix != ".log"}
+    process = start(uninterrupted, "learner.learning_rate=0.5", "seed=3")
+    output = finish(process)
+    assert process.returncode == 2
+    assert "learner.learning_rate: 0.0003 -> 0.5" in output and "seed: 0 -> 3" in output
+    after = {p: p.read_bytes() for p in uninterrupted.rglob("*") if p.is_file() and p.suffix != ".log"}
+    assert before == after
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(uninterrupted: Path, tmp_path: Path):
+    """The limit on a file's size stops a checkpoint's writing as a full disk does."""
+    directory = tmp_path / "run"
+    process = start(directory)
+    wait_for(lambda: (directory / "checkpoints" / "step_4").exists(), process)
+    process.send_signal(signal.SIGKILL)
+    finish(process)
+    good = checkpoint.steps_of(directory / "checkpoints")[-1]
+    command = " ".join(
+        ["ulimit -f 1000; exec", sys.executable, "-m carerft train", *PLAN, f"hydra.run.dir={directory}"]
+    )
+    stopped = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, env=ENVIRONMENT, cwd=tmp_path, timeout=240
+    )
+    assert stopped.returncode == 2, stopped.stdout + stopped.stderr
+    assert f"step {good} is intact" in stopped.stderr and "Traceback" not in stopped.stderr
+    assert checkpoint.steps_of(directory / "checkpoints")[-1] == good
+    train(directory)
+    assert weights(directory) == weights(uninterrupted) and lines(directory) == lines(uninterrupted)
+
+
+def test_an_unwritable_place_is_said_before_anything_is_loaded(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    command = [sys.executable, "-m", "carerft", "train", *PLAN, f"hydra.run.dir={tmp_path}/file/run"]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=tmp_path, timeout=60)
+    assert done.returncode == 2 and f"{tmp_path}/file" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_two_processes_cannot_share_a_directory(tmp_path: Path):
+    from carerft.run_directory import open_run
+
+    with (
+        open_run(tmp_path, "train", {"name": "a", "seed": 0}),
+        pytest.raises(RunDirectoryError, match="another process"),
+        open_run(tmp_path, "train", {"name": "a", "seed": 0}),
+    ):
+        pass

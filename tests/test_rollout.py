@@ -1,0 +1,391 @@
+"""The transformers rollout worker: the contract of `Rollouts`, exact probabilities, exact distributions, seeds."""
+
+import math
+
+import pytest
+import torch
+from scipy.stats import chisquare
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from carerft.errors import ConfigError, DataError, NonFiniteError
+from carerft.rollout import Rollouts, Sampling
+from carerft.rollout import decoding as decoding_module
+from carerft.rollout.decoding import Decoder, LeanDecoder, decoder_for
+from carerft.rollout.transformers import TransformersWorker, draw, nucleus
+
+VOCABULARY, EOS, OTHER_EOS, CONTEXT = 24, 3, 7, 400
+PROMPTS = [[5, 6, 9, 2, 11], [8], [9, 1, 4, 4, 13, 12, 2, 10, 1], [6, 6, 9, 2, 11]]
+SHAPE = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": CONTEXT,
+}
+
+
+def randomized(model: PreTrainedModel) -> PreTrainedModel:
+    """Weights so large that position, padding, biases and norms all show in the probabilities; always the same."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            norm = parameter.ndim == 1 and not name.endswith("bias")
+            parameter.copy_(norm + 0.15 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def qwen2(**changes) -> PreTrainedModel:
+    return randomized(Qwen2ForCausalLM(Qwen2Config(**{**SHAPE, "tie_word_embeddings": True, **changes})))
+
+
+MODELS = {
+    "qwen2 tied": qwen2,
+    "qwen2 untied": lambda: qwen2(tie_word_embeddings=False),
+    "qwen2 sliding window": lambda: qwen2(use_sliding_window=True, sliding_window=4, max_window_layers=1),
+    "llama tied": lambda: randomized(LlamaForCausalLM(LlamaConfig(**SHAPE, tie_word_embeddings=True))),
+    "llama untied": lambda: randomized(LlamaForCausalLM(LlamaConfig(**SHAPE, tie_word_embeddings=False))),
+    "gpt2": lambda: randomized(
+        GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=CONTEXT))
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def model() -> PreTrainedModel:
+    return qwen2()
+
+
+@pytest.fixture
+def worker(model: PreTrainedModel) -> TransformersWorker:
+    return TransformersWorker(model, [EOS, OTHER_EOS], pad_token_id=0)
+
+
+def teacher_forced(model: PreTrainedModel, prompt: list[int], completion: list[int]) -> torch.Tensor:
+    """(T,) log-probabilities of the completion's tokens, from one forward pass over all of it."""
+    with torch.no_grad():
+        logits = model.eval()(torch.tensor([prompt + completion]), use_cache=False).logits[0]
+    return logits.log_softmax(-1)[len(prompt) - 1 : -1].gather(1, torch.tensor(completion)[:, None])[:, 0]
+
+
+def completions(rollouts: Rollouts) -> list[list[int]]:
+    return [row[:length].tolist() for row, length in zip(rollouts.tokens, rollouts.lengths, strict=True)]
+
+
+def equal(a: Rollouts, b: Rollouts) -> bool:
+    return completions(a) == completions(b)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_log_probs_are_those_of_a_forward_pass_at_unequal_prompts(name):
+    model = MODELS[name]()
+    rollouts = TransformersWorker(model, [EOS], 0).sample(PROMPTS, 3, Sampling(30), seed=0)
+    for row, tokens in enumerate(completions(rollouts)):
+        expected = teacher_forced(model, PROMPTS[row // 3], tokens)
+        torch.testing.assert_close(rollouts.log_probs[row, : len(tokens)], expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["qwen2 tied", "gpt2"])
+def test_log_probs_stay_exact_where_the_cache_has_to_grow(name):
+    model, steps = MODELS[name](), decoding_module.BLOCK + 20
+    rollouts = TransformersWorker(model, [EOS], 0).sample(PROMPTS[:2], 1, Sampling(steps, ignore_eos=True), seed=0)
+    for row, tokens in enumerate(completions(rollouts)):
+        assert len(tokens) == steps
+        torch.testing.assert_close(
+            rollouts.log_probs[row], teacher_forced(model, PROMPTS[row], tokens), atol=1e-5, rtol=0
+        )
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS, [PROMPTS[0], PROMPTS[3]]], ids=["unequal", "equal"])
+@pytest.mark.parametrize("name", ["qwen2 untied", "llama tied"])
+def test_the_lean_step_equals_the_models_own(name, prompts):
+    model = MODELS[name]().eval()
+    rows = torch.arange(len(prompts)).repeat_interleave(2)
+    steps = torch.randint(VOCABULARY, (4, len(rows)), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        lean = decoder_for(model)(prompts, rows, 4, 0)
+        own = Decoder(model, prompts, rows, 4, 0)
+        assert type(lean) is LeanDecoder
+        going = torch.tensor([0, 3])
+        for step in range(4):
+            if step == 2:
+                lean.keep(going)
+                own.keep(going)
+                steps = steps[:, going]
+            torch.testing.assert_close(lean.step(steps[step]), own.step(steps[step]), atol=1e-5, rtol=1e-5)
+
+
+def test_the_lean_step_is_left_alone_where_it_would_not_be_exact(monkeypatch):
+    adapted = qwen2()
+    adapted.model.layers[0].mlp.add_module("adapter", torch.nn.Linear(2, 2))
+    others = [
+        MODELS["gpt2"](),
+        MODELS["qwen2 sliding window"](),
+        adapted,
+        qwen2().to(torch.bfloat16),
+        qwen2(hidden_act="gelu"),
+        qwen2(rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}),
+        LlamaForCausalLM(LlamaConfig(**SHAPE, mlp_bias=True)),
+    ]
+    for model in others:
+        assert decoder_for(model).func is Decoder
+    model = qwen2()
+    assert decoder_for(model).func is LeanDecoder
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert decoder_for(model).func is Decoder
+    monkeypatch.setattr(decoding_module, "LEAN_PARAMETERS", model.num_parameters() - 1)
+    assert decoder_for(model).func is Decoder
+
+
+def test_rollouts_have_the_shapes_and_the_order_that_they_promise(worker):
+    rollouts = worker.sample(PROMPTS, 5, Sampling(12), seed=0)
+    assert rollouts.prompt_lengths.tolist() == [5, 1, 9, 5]
+    for row, prompt in zip(rollouts.prompt_tokens, PROMPTS, strict=True):
+        assert row.tolist() == prompt + [0] * (9 - len(prompt))
+    assert rollouts.group_size == 5 and len(rollouts.tokens) == len(rollouts.finished) == 20
+    assert rollouts.tokens.dtype == torch.int64 and rollouts.log_probs.dtype == torch.float32
+    assert rollouts.tokens.shape == rollouts.log_probs.shape == (20, int(rollouts.lengths.max()))
+    mask = rollouts.mask()
+    assert mask.sum(1).tolist() == rollouts.lengths.tolist()
+    assert (rollouts.tokens[~mask] == 0).all() and (rollouts.log_probs[~mask] == 0).all()
+    assert (rollouts.log_probs[mask] < 0).all()
+    alone = worker.sample([PROMPTS[2]], 5, Sampling(12), seed=0)
+    assert equal(rollouts.prompts(torch.tensor([2])), alone)  # the five of a prompt are neighbours
+
+
+def test_a_completion_ends_with_its_first_end_of_sequence_token_or_is_marked_as_cut(worker):
+    rollouts = worker.sample(PROMPTS, 25, Sampling(16), seed=0)
+    ends = {EOS, OTHER_EOS}
+    for tokens, finished in zip(completions(rollouts), rollouts.finished, strict=True):
+        assert not ends & set(tokens[:-1])
+        assert (tokens[-1] in ends) == bool(finished)
+        assert finished or len(tokens) == 16
+    last = {tokens[-1] for tokens, finished in zip(completions(rollouts), rollouts.finished, strict=True) if finished}
+    assert last == ends and not rollouts.finished.all()  # all three ways out occurred
+
+
+def test_an_end_of_sequence_token_as_the_last_one_allowed_is_an_end(worker):
+    rollouts = worker.sample(PROMPTS, 50, Sampling(1), seed=0)
+    ended = torch.isin(rollouts.tokens[:, 0], torch.tensor([EOS, OTHER_EOS]))
+    assert ended.any() and not ended.all()
+    assert torch.equal(rollouts.finished, ended)
+
+
+def test_end_of_sequence_can_be_ignored_and_changes_nothing_before_it(worker):
+    free, forced = (worker.sample(PROMPTS, 6, Sampling(16, ignore_eos=i), seed=0) for i in (False, True))
+    assert forced.lengths.tolist() == [16] * 24 and not forced.finished.any()
+    for short, long in zip(completions(free), completions(forced), strict=True):
+        assert long[: len(short)] == short
+    assert free.lengths.min() < 16
+
+
+def test_the_seed_alone_decides(worker):
+    sampling = Sampling(12)
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    first = worker.sample(PROMPTS, 4, sampling, seed=5)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(1)
+    assert equal(first, worker.sample(PROMPTS, 4, sampling, seed=5))
+    assert torch.equal(first.log_probs, worker.sample(PROMPTS, 4, sampling, seed=5).log_probs)
+    assert not equal(first, worker.sample(PROMPTS, 4, sampling, seed=6))
+
+
+def test_samples_of_one_prompt_differ_also_where_a_prompt_is_given_twice(worker):
+    rollouts = worker.sample([PROMPTS[0], PROMPTS[1], PROMPTS[0]], 6, Sampling(12, ignore_eos=True), seed=0)
+    assert len({tuple(tokens) for tokens in completions(rollouts)}) == 18
+
+
+def test_a_prompts_samples_do_not_depend_on_what_is_sampled_beside_them(model, worker):
+    together = worker.sample(PROMPTS, 6, Sampling(20), seed=3)
+    for batch_size in (1, 4, 7):  # 4 and 7 also cut a prompt's samples apart
+        small = TransformersWorker(model, [EOS, OTHER_EOS], 0, batch_size=batch_size)
+        assert equal(together, small.sample(PROMPTS, 6, Sampling(20), seed=3))
+    for i, prompt in enumerate(PROMPTS):
+        alone = worker.sample([prompt], 2, Sampling(20), seed=3)
+        assert completions(alone) == completions(together)[6 * i : 6 * i + 2]
+    shorter = worker.sample(PROMPTS[::-1], 6, Sampling(5), seed=3).prompts(torch.arange(3, -1, -1))
+    assert completions(shorter) == [tokens[:5] for tokens in completions(together)]
+
+
+def exact_distribution(model: PreTrainedModel, prompt: list[int], temperature: float, top_p: float) -> list[float]:
+    """The first token's distribution, by the definitions of temperature and nucleus, in plain Python."""
+    logits = model.eval()(torch.tensor([prompt])).logits[0, -1].tolist()
+    weights = [math.exp(logit / temperature) for logit in logits]
+    probs = [weight / sum(weights) for weight in weights]
+    kept, total = set(), 0.0
+    for token in sorted(range(len(probs)), key=lambda t: -probs[t]):
+        if total >= top_p:
+            break
+        kept.add(token)
+        total += probs[token]
+    return [p / total if token in kept else 0.0 for token, p in enumerate(probs)]
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.6, 1.0), (1.7, 1.0), (1.0, 0.7), (0.8, 0.9)])
+def test_tokens_follow_the_exact_distribution(model, worker, temperature, top_p):
+    n = 5000
+    rollouts = worker.sample([PROMPTS[0]], n, Sampling(1, temperature, top_p), seed=0)
+    expected = torch.tensor(exact_distribution(model, PROMPTS[0], temperature, top_p), dtype=torch.float64)
+    counts = torch.bincount(rollouts.tokens[:, 0], minlength=VOCABULARY).double()
+    assert (counts[expected == 0] == 0).all()
+    common = n * expected >= 5  # the test's approximation needs as many; the rest are one class
+    observed = torch.cat([counts[common], counts[~common].sum()[None]])
+    wanted = torch.cat([n * expected[common], n * expected[~common].sum()[None]])
+    observed, wanted = observed[wanted > 0], wanted[wanted > 0]
+    assert len(wanted) > 3
+    assert chisquare(observed.numpy(), wanted.numpy()).pvalue > 1e-3
+    log_probs = expected.log()[rollouts.tokens[:, 0]].float()
+    torch.testing.assert_close(rollouts.log_probs[:, 0], log_probs, atol=1e-5, rtol=0)
+
+
+def test_draw_inverts_the_cumulative_distribution():
+    logits = torch.tensor([0.0, 0.5, 0.0, 0.25, 0.25, 0.0]).log().expand(7, 6)
+    uniform = torch.tensor([0.0, 0.49, 0.5, 0.74, 0.75, 0.99, 1 - 2**-53], dtype=torch.float64)
+    tokens, log_probs = draw(logits, uniform, temperature=1.0, top_p=1.0)
+    assert tokens.tolist() == [1, 1, 3, 3, 4, 4, 4]
+    torch.testing.assert_close(log_probs.exp(), torch.tensor([0.5, 0.5, 0.25, 0.25, 0.25, 0.25, 0.25]))
+    # Half the temperature squares the odds: 1/2, 1/4, 1/4 become 4/6, 1/6, 1/6.
+    tokens, log_probs = draw(logits[:2], torch.tensor([0.66, 0.67], dtype=torch.float64), temperature=0.5, top_p=1.0)
+    assert tokens.tolist() == [1, 3]
+    torch.testing.assert_close(log_probs.exp(), torch.tensor([4 / 6, 1 / 6]))
+
+
+def test_nucleus_keeps_the_fewest_tokens_that_reach_top_p():
+    log_probs = torch.tensor([[0.15, 0.5, 0.05, 0.3]]).log()
+    torch.testing.assert_close(nucleus(log_probs, 0.75).exp(), torch.tensor([[0.0, 0.625, 0.0, 0.375]]))
+    torch.testing.assert_close(nucleus(log_probs, 0.85).exp(), torch.tensor([[3 / 19, 10 / 19, 0.0, 6 / 19]]))
+    torch.testing.assert_close(nucleus(log_probs, 0.01).exp(), torch.tensor([[0.0, 1.0, 0.0, 0.0]]))
+
+
+def test_the_generation_config_is_never_read():
+    plain, trapped = qwen2(), qwen2()
+    trapped.generation_config.update(do_sample=True, temperature=0.01, top_k=1, max_new_tokens=2, eos_token_id=[1, 2])
+    a, b = (TransformersWorker(m, [EOS], 0).sample(PROMPTS, 4, Sampling(12), seed=0) for m in (plain, trapped))
+    assert equal(a, b) and torch.equal(a.log_probs, b.log_probs)
+
+
+def test_modes_are_put_back_and_dropout_is_off():
+    model = randomized(LlamaForCausalLM(LlamaConfig(**SHAPE, attention_dropout=0.5)))
+    worker = TransformersWorker(model, [EOS], 0)
+    model.train()
+    model.model.norm.eval()
+    before = [module.training for module in model.modules()]
+    rollouts = worker.sample(PROMPTS[:1], 1, Sampling(8), seed=0)
+    score = worker.log_likelihood([PROMPTS[0]], [completions(rollouts)[0]])
+    assert [module.training for module in model.modules()] == before
+    expected = teacher_forced(model, PROMPTS[0], completions(rollouts)[0])
+    torch.testing.assert_close(rollouts.log_probs[0], expected, atol=1e-5, rtol=0)
+    assert score[0] == pytest.approx(float(expected.sum()), abs=1e-4)
+
+
+def test_modes_are_put_back_after_an_error():
+    model = qwen2().train()
+    with torch.no_grad():
+        model.model.norm.weight.fill_(float("nan"))
+    with pytest.raises(NonFiniteError, match="not finite"):
+        TransformersWorker(model, [EOS], 0).sample(PROMPTS, 2, Sampling(4), seed=0)
+    assert all(module.training for module in model.modules())
+
+
+def test_rollouts_can_enter_a_differentiated_loss(worker):
+    rollouts = worker.sample(PROMPTS, 2, Sampling(4), seed=0)
+    scale = torch.ones((), requires_grad=True)
+    (scale * rollouts.log_probs).sum().backward()
+    torch.testing.assert_close(scale.grad, rollouts.log_probs.sum())
+
+
+def test_samples_follow_the_weights_as_they_change():
+    model = qwen2()
+    worker = TransformersWorker(model, [EOS], 0)
+    old = worker.sample(PROMPTS, 2, Sampling(8, ignore_eos=True), seed=0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter *= 0.9
+    worker.sync(model)
+    new = worker.sample(PROMPTS, 2, Sampling(8, ignore_eos=True), seed=0)
+    for row, tokens in enumerate(completions(new)):
+        expected = teacher_forced(model, PROMPTS[row // 2], tokens)
+        torch.testing.assert_close(new.log_probs[row], expected, atol=1e-5, rtol=0)
+    assert not torch.equal(old.log_probs, new.log_probs)
+
+
+def test_sync_copies_from_another_module():
+    policy, held = qwen2(), Qwen2ForCausalLM(Qwen2Config(**SHAPE, tie_word_embeddings=True))
+    worker = TransformersWorker(held, [EOS], 0)
+    worker.sync(policy)
+    expected = TransformersWorker(policy, [EOS], 0).sample(PROMPTS, 3, Sampling(8), seed=0)
+    found = worker.sample(PROMPTS, 3, Sampling(8), seed=0)
+    assert equal(found, expected) and torch.equal(found.log_probs, expected.log_probs)
+    with torch.no_grad():
+        policy.model.embed_tokens.weight.zero_()
+    assert torch.equal(worker.sample(PROMPTS, 3, Sampling(8), seed=0).log_probs, expected.log_probs)  # a copy
+
+
+def test_autocast_samples_in_bfloat16_near_the_float32_probabilities(model):
+    worker = TransformersWorker(model, [EOS], 0, dtype=torch.bfloat16)
+    rollouts = worker.sample(PROMPTS, 3, Sampling(10, ignore_eos=True), seed=0)
+    assert rollouts.log_probs.dtype == torch.float32
+    expected = torch.stack([teacher_forced(model, PROMPTS[i // 3], t) for i, t in enumerate(completions(rollouts))])
+    difference = (rollouts.log_probs - expected).abs()
+    assert 1e-4 < difference.max() < 0.5  # bfloat16 keeps 8 bits: it differs, and not by much
+
+
+def test_progress_counts_sequences(model):
+    seen: list[tuple[int, int]] = []
+    worker = TransformersWorker(model, [EOS], 0, batch_size=5, progress=lambda done, total: seen.append((done, total)))
+    worker.sample(PROMPTS, 3, Sampling(2), seed=0)
+    assert seen == [(5, 12), (10, 12), (12, 12)]
+
+
+@pytest.mark.parametrize("name", ["qwen2 tied", "gpt2"])
+@pytest.mark.parametrize("batch_size", [256, 2])
+def test_log_likelihood_is_the_sum_over_the_continuation_alone(name, batch_size):
+    model = MODELS[name]()
+    continuations = [[4, 8, 1], [2], [], [11, 0, 0, 9, 5, 6, 1]]
+    found = TransformersWorker(model, [EOS], 0, batch_size=batch_size).log_likelihood(PROMPTS, continuations)
+    for prompt, continuation, total in zip(PROMPTS, continuations, found, strict=True):
+        assert total == pytest.approx(float(teacher_forced(model, prompt, continuation).sum()), abs=1e-4)
+
+
+def test_log_likelihood_of_samples_is_the_samplers_own(worker):
+    rollouts = worker.sample(PROMPTS, 3, Sampling(9), seed=0)
+    scores = worker.log_likelihood([PROMPTS[i // 3] for i in range(12)], completions(rollouts))
+    torch.testing.assert_close(torch.tensor(scores), rollouts.log_probs.sum(1), atol=1e-4, rtol=0)
+
+
+DEFAULTS = Sampling(4)
+
+
+def test_bad_input_is_refused_by_name(model, worker):
+    def refused(error: type[Exception], message: str, prompts=PROMPTS, n=1, sampling=DEFAULTS):
+        with pytest.raises(error, match=message):
+            worker.sample(prompts, n, sampling, seed=0)
+
+    refused(DataError, "no prompts", prompts=[])
+    refused(DataError, "prompt 1 .* has no tokens", prompts=[[1], []])
+    refused(DataError, f"prompt 1 .* too long: {CONTEXT} tokens", prompts=[[1], [1] * CONTEXT])
+    refused(ConfigError, "max_tokens=392 after a prompt of 9 .*\n.*max_tokens=391", sampling=Sampling(CONTEXT - 8))
+    refused(ConfigError, "max_tokens=0", sampling=Sampling(0))
+    refused(ConfigError, "temperature=0", sampling=Sampling(4, temperature=0.0))
+    refused(ConfigError, "top_p=0", sampling=Sampling(4, top_p=0.0))
+    refused(ConfigError, "top_p=1.1", sampling=Sampling(4, top_p=1.1))
+    refused(ConfigError, "0 samples", n=0)
+    worker.sample([PROMPTS[2]], 1, Sampling(CONTEXT - 9), seed=0)  # to the context's last slot
+    with pytest.raises(DataError, match="too long: 401 tokens"):
+        worker.log_likelihood([[1] * 398], [[1, 2, 3]])
+    with pytest.raises(ConfigError, match="batch_size=0"):
+        TransformersWorker(model, [EOS], 0, batch_size=0)
+    with pytest.raises(ConfigError, match="MambaForCausalLM"):
+        TransformersWorker(MambaForCausalLM(MambaConfig(vocab_size=24, hidden_size=16, num_hidden_layers=1)), [EOS], 0)
