@@ -32,14 +32,11 @@ def main(config: DictConfig) -> None:
 
 def evaluate_model(settings: dict[str, Any], run: RunDirectory) -> None:
     """The evaluation itself, in an opened directory. settings: resolved and checked."""
-    from transformers.utils.logging import disable_progress_bar
-
     from carerft import build
     from carerft.config.schema import Model
     from carerft.evaluation import evaluate
     from carerft.model import choose_device, context_length, load_model
 
-    disable_progress_bar()
     model, tokenizer = load_model(Model(**settings["model"]), choose_device(settings["device"]))
     evaluation = evaluate(
         build.rollout_worker(settings, model, tokenizer),

@@ -21,12 +21,14 @@ class TokenStatistics:
     log_prob: of the token under the policy; differentiable.
     entropy: of the policy in the token's state; detached.
     ref_log_prob: of the token under the reference; None without one.
+    ref_kl: KL(policy || reference) in the token's state, the exact sum, for watching; detached; None without one.
     divergence: of the policy from the reference in the token's state; differentiable; None unless asked for.
     """
 
     log_prob: Tensor
     entropy: Tensor
     ref_log_prob: Tensor | None = None
+    ref_kl: Tensor | None = None
     divergence: Tensor | None = None
 
 
@@ -50,13 +52,14 @@ def token_statistics(
         log_pi = (h @ w.T).float().log_softmax(-1)  # (n, V)
         log_prob = log_pi.gather(-1, t[:, None]).squeeze(-1)
         with torch.no_grad():
-            entropy = -(log_pi.exp() * log_pi).sum(-1)
-        if rh is None or ref_weight is None:
-            return log_prob, entropy, None, None
-        with torch.no_grad():
+            pi = log_pi.exp()
+            entropy = -(pi * log_pi).sum(-1)
+            if rh is None or ref_weight is None:
+                return log_prob, entropy, None, None, None
             log_ref = (rh @ ref_weight.T).float().log_softmax(-1)
-        ref_log_prob = log_ref.gather(-1, t[:, None]).squeeze(-1)
-        return log_prob, entropy, ref_log_prob, divergence(log_pi, log_ref) if divergence else None
+            ref_log_prob = log_ref.gather(-1, t[:, None]).squeeze(-1)
+            ref_kl = -entropy - (pi * log_ref).sum(-1)
+        return log_prob, entropy, ref_log_prob, ref_kl, divergence(log_pi, log_ref) if divergence else None
 
     size = max(1, chunk_elements // weight.shape[0])
     if len(targets) <= size:

@@ -176,9 +176,8 @@ class Learner:
             sums["rollout/mismatch_mean"] += float(drift.sum())
             sums["rollout/mismatch_max"] = max(sums["rollout/mismatch_max"], float(drift.max()))
             sums["rollout/mismatch_outside"] += float((((log_pi - log_old).exp() - 1).abs() > 0.1)[mask].sum())
-            if statistics.ref_log_prob is not None:  # the k3 estimate of KL(pi || ref), whatever the regularizer
-                log_u = statistics.ref_log_prob - statistics.log_prob
-                sums["policy/kl_to_reference"] += float((torch.expm1(log_u) - log_u).sum())
+            if statistics.ref_kl is not None:
+                sums["policy/kl_to_reference"] += float(statistics.ref_kl.sum())
 
     def score(self, rollouts: Rollouts, index: Tensor) -> TokenStatistics:
         """Statistics of the completion tokens of the sequences `index` (b,), one after another: N tokens in all."""

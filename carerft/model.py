@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as hf_logging
 
 from carerft.config.schema import Model
 from carerft.errors import CareError
@@ -26,6 +27,9 @@ def load_model(model: Model, device: torch.device) -> tuple[PreTrainedModel, Pre
     code, or has no tokenizer.
     """
     path = str(base_directory(model.base)) if model.path == "world" else model.path
+    hf_logging.set_verbosity_error()  # what matters is checked here, and said as errors
+    # A download deserves a progress bar, reading a local file doesn't.
+    (hf_logging.disable_progress_bar if os.path.isdir(path) else hf_logging.enable_progress_bar)()
     kwargs = {"revision": model.revision, "trust_remote_code": False}
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **kwargs)

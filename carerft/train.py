@@ -45,7 +45,6 @@ def save_composition(directory: Path, config: DictConfig) -> None:
 def train(settings: dict[str, Any], run: RunDirectory) -> None:
     """The run itself, in an opened directory. settings: resolved and checked."""
     from transformers import set_seed
-    from transformers.utils.logging import disable_progress_bar
 
     from carerft import build
     from carerft.config.schema import Model
@@ -55,7 +54,6 @@ def train(settings: dict[str, Any], run: RunDirectory) -> None:
     from carerft.trackers import Trackers
     from carerft.trainer import Trainer
 
-    disable_progress_bar()
     set_seed(settings["seed"])
     policy, tokenizer = load_model(Model(**settings["model"]), choose_device(settings["learner"]["device"]))
     worker = build.rollout_worker(settings, policy, tokenizer)

@@ -177,10 +177,7 @@ def test_every_yaml_file_can_be_chosen():
     """None of conf/ can rot: each choice of each group composes with the defaults of the verb that it belongs to."""
     for file in sorted(config_directory().glob("*/*.yaml")):
         group, name = file.parent.name, file.stem
-        if (group, name) == ("model", "path"):
-            overrides = ["model=path", "model.path=org/name"]
-        else:
-            overrides = [f"{group}={name}"]
+        overrides = [f"{group}={name}", *(["model.path=org/name"] if (group, name) == ("model", "path") else [])]
         verb = "evaluate" if name.endswith("_base") else "train"
         (check_evaluate if verb == "evaluate" else check_train)(composed(*overrides, verb=verb))
 

@@ -35,6 +35,7 @@ def test_chunks_change_nothing(chunk: int):
         "log_prob": log_pi[rows, given["targets"]],
         "entropy": torch.distributions.Categorical(logits=log_pi).entropy(),
         "ref_log_prob": log_ref[rows, given["targets"]],
+        "ref_kl": skew_reverse_kl(log_pi, log_ref, 0.0),
         "divergence": divergence(log_pi, log_ref),
     }
     for name, value in expected.items():

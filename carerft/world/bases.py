@@ -10,7 +10,7 @@ SHIPPED = Path(__file__).parent / "base"
 
 
 def base_directory(seed: int, build: bool = True) -> Path:
-    """The Hugging Face directory of base model `seed`, built first where it is absent (tens of minutes on one core).
+    """The Hugging Face directory of base model `seed`, built where it is absent (a quarter of an hour on one core).
 
     Others than 0 lie under `$CARERFT_CACHE`, else `~/.cache/carerft`, in `bases/<hash of the world>/seed=<n>`. With
     build=False the path is returned whether or not anything is there.

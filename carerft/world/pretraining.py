@@ -98,7 +98,7 @@ def initial_model(seed: int, tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
         num_hidden_layers=3,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=2048,
+        max_position_embeddings=8192,
         tie_word_embeddings=True,
         initializer_range=0.05,
         bos_token_id=None,

@@ -17,7 +17,7 @@ from carerft.world.words import CLOSING, spaced_words
 END, PADDING = "<|endoftext|>", "<|pad|>"
 
 
-def build_tokenizer(model_max_length: int = 2048) -> Qwen2Tokenizer:
+def build_tokenizer(model_max_length: int = 8192) -> Qwen2Tokenizer:
     """Ids: 0..255 the bytes, then the words' beginnings and the words, then end of text and padding. No
     beginning-of-text is ever added."""
     # Byte-level tokenizers spell bytes as printable characters; the words have to be spelt alike.

@@ -224,18 +224,11 @@ def summary(work: Work, rounds: list[Times]) -> dict[str, float]:
 def table(found: dict[str, dict[str, float]], base: str | None) -> Table:
     """One row per system. generated/s, learned/s: tokens; "of floor": the floor's seconds over this system's."""
     shown = Table(title="One GRPO step: 64 completions of 64 tokens, Qwen2 3.1M, float32, CPU")
-    ratios = ("x TRL step", "x TRL gen.", "x TRL learn") if base else ()
-    for column in (
-        "",
-        "s/step",
-        "generated tok/s",
-        "learned tok/s",
-        *ratios,
-        "of floor",
-        "CPU s/step",
-        "rounds differ",
-    ):
-        shown.add_column(column, justify="left" if not column else "right")
+    if base:
+        shown.caption = f"step, generate, learn: times as fast as {base}. s/step, CPU: medians, in seconds."
+    ratios = ["step", "generate", "learn"] if base else []
+    for column in ["", "s/step", "generated/s", "learned/s", *ratios, "of floor", "CPU", "rounds differ"]:
+        shown.add_column(column, justify="right" if column else "left", no_wrap=True)
     floor = found["matmul floor"]["step_s"]
     for name, row in found.items():
         against = [f"{found[base][key] / row[key]:.2f}" for key in ("step_s", "generate_s", "learn_s")] if base else []
