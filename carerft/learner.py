@@ -21,6 +21,7 @@ from carerft.errors import NonFiniteError
 from carerft.head import TokenStatistics, token_statistics
 from carerft.regularizers import Regularizer
 from carerft.rollout import Rollouts
+from carerft.states import attends_to_everything, separate_states, shared_states
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Optimization:
     max_grad_norm: float = 1.0
     tokens_per_microbatch: int = 16384
     precision: str = "float32"
+    share_prompts: bool = True
     monitor_reference: bool = True
 
 
@@ -181,41 +183,23 @@ class Learner:
 
     def score(self, rollouts: Rollouts, index: Tensor) -> TokenStatistics:
         """Statistics of the completion tokens of the sequences `index` (b,), one after another: N tokens in all."""
-        device = self.policy.device
-        group = rollouts.group_size
-        prompts = [int(n) for n in rollouts.prompt_lengths[index // group]]
-        lengths = [int(n) for n in rollouts.lengths[index]]
-        width = max(p + n for p, n in zip(prompts, lengths, strict=True))
-        # Padding on the right: no real token sees it under a causal mask, so no mask has to be made.
-        tokens = torch.zeros(len(index), width, dtype=torch.int64)  # (b, L)
-        for row, (i, p, n) in enumerate(zip(index.tolist(), prompts, lengths, strict=True)):
-            tokens[row, :p] = rollouts.prompt_tokens[i // group, :p]
-            tokens[row, p : p + n] = rollouts.tokens[i, :n]
-        # The hidden state at position t chooses the token at t + 1.
-        states = torch.cat(
-            [
-                row * width + torch.arange(p - 1, p + n - 1)
-                for row, (p, n) in enumerate(zip(prompts, lengths, strict=True))
-            ]
-        )
-        targets = tokens.flatten()[states + 1].to(device)
-        tokens, states = tokens.to(device), states.to(device)
-
+        share = self.optimization.share_prompts and not self.policy.is_gradient_checkpointing
+        states = shared_states if share and attends_to_everything(self.policy) else separate_states
+        width = int(rollouts.lengths[index].max())
+        targets = rollouts.tokens[index, :width][rollouts.mask()[index, :width]].to(self.policy.device)
         with self._autocast():
-            hidden = _hidden_states(self.policy, tokens)[states]
             ref_hidden = ref_weight = None
             if self.reference is not None:
                 with torch.no_grad():
-                    ref_hidden = _hidden_states(self.reference, tokens)[states]
+                    ref_hidden = states(self.reference, rollouts, index)
                 ref_weight = self.reference.get_output_embeddings().weight
-            exact = self.regularizer.needs_reference and self.regularizer.exact
             return token_statistics(
-                hidden,
+                states(self.policy, rollouts, index),
                 self.policy.get_output_embeddings().weight,
                 targets,
                 ref_hidden,
                 ref_weight,
-                self.regularizer.divergence if exact else None,
+                self.regularizer.divergence if self.regularizer.needs_reference and self.regularizer.exact else None,
             )
 
     def _autocast(self) -> torch.autocast:
@@ -230,11 +214,6 @@ class Learner:
         """Continue from `state()`."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-
-
-def _hidden_states(model: PreTrainedModel, tokens: Tensor) -> Tensor:
-    """(b, L) -> (b * L, H): final hidden states."""
-    return model.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state.flatten(0, 1)
 
 
 def _present(value: Tensor | None) -> Tensor:

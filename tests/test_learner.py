@@ -63,9 +63,10 @@ def plain_loss(built: Learner, rollouts: Rollouts, advantages: torch.Tensor) -> 
 
 
 @pytest.mark.parametrize("regularizer", REGULARIZERS, ids=lambda r: f"{type(r).__name__}-{r.estimator}")
+@pytest.mark.parametrize("share_prompts", [True, False], ids=["shared", "separate"])
 @pytest.mark.parametrize("algorithm", [GRPO, DAPO_LOSS, GSPO_LOSS], ids=lambda a: a.name)
-def test_gradient_is_that_of_the_loss_written_out(regularizer: Regularizer, algorithm: Algorithm):
-    built, rollouts = learner(regularizer, algorithm), random_rollouts(3, 4)
+def test_gradient_is_that_of_the_loss_written_out(regularizer: Regularizer, algorithm: Algorithm, share_prompts: bool):
+    built, rollouts = learner(regularizer, algorithm, share_prompts=share_prompts), random_rollouts(3, 4)
     advantages = torch.linspace(-1.5, 1.5, 12)
     expected = plain_loss(built, rollouts, advantages)
     expected.backward()
