@@ -1,11 +1,13 @@
 """`carerft evaluate`: accuracy, honesty and calibration of a model as it is."""
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
+from rich.console import Console
 
 from carerft.config.application import application, plain
 from carerft.config.checks import check_evaluate
@@ -22,12 +24,15 @@ def main(config: DictConfig) -> None:
     check_evaluate(settings)
     with open_run(Path(HydraConfig.get().runtime.output_dir), "evaluate", settings) as run:
         if run.done:
-            log.info("%s is done already: nothing to do", run.path)
+            from carerft.scores import table
+
+            log.info("%s is done already; what it measured:", run.path)
+            Console().print(table(json.loads((run.path / "evaluation.json").read_text())))
             return
         save_composition(run.path, config)
         with run.recording():
             evaluate_model(settings, run)
-        log.info("done: %s", run.path)
+        log.info("done: %s\ncompare it with others: carerft report %s DIRECTORY ...", run.path, run.path)
 
 
 def evaluate_model(settings: dict[str, Any], run: RunDirectory) -> None:

@@ -29,7 +29,7 @@ def main(config: DictConfig) -> None:
         save_composition(run.path, config)
         with run.recording():
             train(settings, run)
-        log.info("done: %s", run.path)
+        log.info("done: %s\ncompare runs: carerft report %s", run.path, run.path.parent)
 
 
 def save_composition(directory: Path, config: DictConfig) -> None:

@@ -370,7 +370,7 @@ def test_grading_a_file(tmp_path, pool):
         grade_file("selfaware", source, target, pool)
 
 
-@pytest.mark.skipif("CARERFT_DATA" not in os.environ, reason="set CARERFT_DATA to the directory of the real files")
+@pytest.mark.skipif(not os.environ.get("CARERFT_DATA"), reason="set CARERFT_DATA to the directory of the real files")
 def test_math_verify_reads_real_gold_answers(pool):
     """Every 40th answer of MATH's test split that is no plain number, against itself and without the fast path."""
     lines = (Path(os.environ["CARERFT_DATA"]) / "math/test.jsonl").read_text(encoding="utf-8").splitlines()

@@ -21,7 +21,7 @@ SUM = {
 LOSS = {"question": "Bob had $3 and spent $13. What is left?", "answer": "3 - 13 = -10\n#### -10"}
 
 real_files = pytest.mark.skipif(
-    "CARERFT_DATA" not in os.environ, reason="set CARERFT_DATA to the real files' directory"
+    not os.environ.get("CARERFT_DATA"), reason="set CARERFT_DATA to the real files' directory"
 )
 
 

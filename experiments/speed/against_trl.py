@@ -40,7 +40,7 @@ from carerft.rollout.transformers import TransformersWorker
 TRL_VERSION = "1.16.0"
 HOW_TO_GET_TRL = f"""TRL needs an environment of its own; make one, and name its Python with --trl-python:
   python -m venv trl-venv
-  trl-venv/bin/pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu
+  trl-venv/bin/pip install torch==2.13.0
   trl-venv/bin/pip install trl=={TRL_VERSION} "transformers>=5.16.1,<5.20"
   python experiments/speed/against_trl.py --trl-python trl-venv/bin/python"""
 
