@@ -63,7 +63,8 @@ def run(verb: str, arguments: list[str]) -> int:
 
     try:
         overrides = shorthands(verb, arguments)
-        sys.argv = [f"carerft {verb}", *overrides]
+        # Completion is installed for the command, everything else is said of the verb.
+        sys.argv = ["carerft" if "-sc" in arguments else f"carerft {verb}", *overrides]
         module.main()
     except CareError as error:
         return _fail(error.what, error.remedy)

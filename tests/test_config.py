@@ -152,18 +152,26 @@ def test_shorthands():
     assert config["model"]["name"] == "Some.Model-3B" and config["model"]["path"] == "Some-Org/Some.Model-3B"
 
 
-def test_tab_completion_knows_verbs_and_keys(tmp_path: Path):
-    def complete(line: str) -> list[str]:
-        environment = {"COMP_LINE": line, "COMP_POINT": str(len(line)), "PATH": "/usr/bin:/bin"}
-        done = subprocess.run(
-            [sys.executable, "-m", "carerft", "-sc", "query=bash"],
-            capture_output=True, text=True, cwd=tmp_path, timeout=60, env=environment,
-        )  # fmt: skip
-        return done.stdout.split()
-
-    assert "train" in complete("carerft ")
-    assert complete("carerft train regularizer=sr") == ["regularizer=srkl", "regularizer=srkl_matched"]
-    assert "algorithm.group_size=" in complete("carerft train algorithm.gr")
+def test_tab_completion_in_a_real_shell(tmp_path: Path):
+    script = """
+        eval "$(carerft train -sc install=bash)"
+        try() {
+            COMP_LINE="$1"; COMP_POINT=${#1}; COMP_WORDS=($1); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); COMPREPLY=()
+            hydra_bash_completion
+            echo "${COMPREPLY[@]}"
+        }
+        try "carerft ev"; try "carerft train regularizer=sr"; try "carerft train algorithm.gr"
+    """
+    path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+    done = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, cwd=tmp_path, timeout=60, env={"PATH": path}
+    )
+    assert not done.stderr
+    assert done.stdout.splitlines() == [
+        "evaluate",
+        "regularizer=srkl regularizer=srkl_matched",
+        "algorithm.group_size=",
+    ]
 
 
 def test_what_identifies_a_run():

@@ -19,8 +19,9 @@ from carerft.errors import RunDirectoryError
 
 STEPS = 10
 PLAN = [
-    "model=tiny", f"steps={STEPS}", "rollout.prompts_per_batch=8", "algorithm.group_size=4", "learner.updates_per_batch=4",
-    "learner.checkpoint_every=2", "learner.schedule=cosine", "learner.warmup_steps=2", "benchmark=none", "tracker=none",
+    "model=tiny", f"steps={STEPS}", "rollout.prompts_per_batch=8", "algorithm.group_size=4",
+    "learner.updates_per_batch=4", "learner.checkpoint_every=2", "learner.schedule=cosine", "learner.warmup_steps=2",
+    "benchmark=none", "tracker=none",
 ]  # fmt: skip
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 

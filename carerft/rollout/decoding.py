@@ -118,7 +118,8 @@ class Decoder:
 class LeanLayer:
     """A decoder layer's weights, transposed to (in, out): the CPU multiplies by those a quarter faster.
 
-    The scale of each RMSNorm is multiplied into the product behind it, head_dim ** -0.5 into the queries.
+    The scale of each RMSNorm, times sqrt(hidden), is part of the product behind it; head_dim ** -0.5 is part of the
+    queries.
     """
 
     qkv: Tensor  # (hidden, (heads + 2 * groups) * head_dim); groups: key/value heads
@@ -149,12 +150,16 @@ class LeanDecoder(Decoder):
             cos, sin = self.cos[self.positions, None], self.sin[self.positions, None]
             bias = cos.new_zeros(rows, 1, slot + 1).masked_fill_(~self.visible[:, None, : slot + 1], -torch.inf)
 
-        def normed(x: Tensor) -> Tensor:
-            return x * x.square().mean(1, keepdim=True).add_(config.rms_norm_eps).rsqrt_()
+        # RMSNorm, x / sqrt(mean(x^2) + eps), is sqrt(hidden) x / |(x, sqrt(hidden eps))|: two operations, not five.
+        embedded = F.embedding(tokens, self.model.model.embed_tokens.weight)
+        extended = F.pad(embedded, (0, 1), value=(config.hidden_size * config.rms_norm_eps) ** 0.5)
+        x = extended[:, :-1]  # (R, hidden), what the layers add to in place
 
-        x = F.embedding(tokens, self.model.model.embed_tokens.weight)
+        def normed() -> Tensor:
+            return x / torch.linalg.vector_norm(extended, dim=1, keepdim=True)
+
         for cache, layer in zip(self.layers, self.lean, strict=True):
-            qkv = torch.addmm(layer.qkv_bias, normed(x), layer.qkv).view(rows, heads + 2 * groups, dim)
+            qkv = torch.addmm(layer.qkv_bias, normed(), layer.qkv).view(rows, heads + 2 * groups, dim)
             qk, v = qkv[:, : heads + groups], qkv[:, heads + groups :]
             qk = torch.addcmul(qk * cos, qk.roll(dim // 2, -1), sin)
             keys, values = cache.update(qk[:, heads:, None], v[:, :, None])
@@ -165,10 +170,10 @@ class LeanDecoder(Decoder):
                 scores.view(rows, heads, slot + 1).add_(bias)
             attended = torch.bmm(scores.softmax(-1), values.flatten(0, 1))
             x.addmm_(attended.view(rows, heads * dim), layer.output)
-            gate, up = (normed(x) @ layer.gate_up).chunk(2, dim=1)
+            gate, up = (normed() @ layer.gate_up).chunk(2, dim=1)
             x.addmm_(F.silu(gate).mul_(up), layer.down)
         self.positions = self.positions + 1
-        return normed(x) @ self.head
+        return normed() @ self.head
 
 
 def lean_layers(model: PreTrainedModel) -> tuple[list[LeanLayer], Tensor] | None:
@@ -190,7 +195,7 @@ def lean_layers(model: PreTrainedModel) -> tuple[list[LeanLayer], Tensor] | None
 
     def joined(*modules: nn.Linear, norm: nn.Module | None = None) -> Tensor:
         weight = torch.cat([m.weight for m in modules])
-        return (weight if norm is None else weight * norm.weight).t().contiguous()
+        return (weight if norm is None else weight * (norm.weight * config.hidden_size**0.5)).t().contiguous()
 
     layers = []
     for block in inner.layers:

@@ -159,34 +159,42 @@ def matmul_floor(work: Work) -> Times:
     layers = [[torch.randn(shape) for shape in shapes] for _ in range(w.layers)]
     head = torch.randn(w.hidden, w.vocabulary)
     keys = [torch.randn(w.sequences * w.groups, length, d) for _ in range(2 * w.layers)]
+    queries = torch.randn(w.sequences * w.groups, w.heads // w.groups, d)
+    outputs: dict[tuple[int, ...], torch.Tensor] = {}  # written over and over: memory is not what is measured here
 
     def inputs(rows: int) -> list[torch.Tensor]:
         return [torch.randn(rows, shape[0]) for shape in shapes]
 
+    def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        shape = (*a.shape[:-1], b.shape[-1])
+        if shape not in outputs:
+            outputs[shape] = torch.empty(shape)
+        return torch.matmul(a, b, out=outputs[shape])
+
     prompt, step, learning = inputs(w.prompts * w.prompt_tokens), inputs(w.sequences), inputs(w.sequences * length)
-    queries = torch.randn(w.sequences * w.groups, w.heads // w.groups, d)
-    hidden, grad_logits = torch.randn(w.completion_tokens, w.hidden), torch.randn(w.completion_tokens, w.vocabulary)
     grads = [torch.randn(w.sequences * length, shape[1]) for shape in shapes]
     q, scores = torch.randn(w.sequences * w.heads, length, d), torch.randn(w.sequences * w.heads, length, length)
+    hidden, grad_logits = torch.randn(w.completion_tokens, w.hidden), torch.randn(w.completion_tokens, w.vocabulary)
 
     def generate() -> None:
         for t in range(w.prompt_tokens, length):
-            first = t == w.prompt_tokens
             for layer, weights in enumerate(layers):
-                for x, weight in zip(prompt if first else step, weights, strict=True):
-                    x @ weight
-                if not first:
-                    attention = queries @ keys[2 * layer][:, :t].transpose(1, 2)
-                    attention @ keys[2 * layer + 1][:, :t]
-            step[0] @ head
+                for x, weight in zip(prompt if t == w.prompt_tokens else step, weights, strict=True):
+                    product(x, weight)
+                if t > w.prompt_tokens:
+                    attention = product(queries, keys[2 * layer][:, :t].transpose(1, 2))
+                    product(attention, keys[2 * layer + 1][:, :t])
+            product(step[0], head)
 
     def learn() -> None:
         for weights in layers:
             for x, weight, grad in zip(learning, weights, grads, strict=True):
-                x @ weight, grad @ weight.T, x.T @ grad
-            q @ q.transpose(1, 2), scores @ q  # forward
-            scores @ q, scores.transpose(1, 2) @ q, q @ q.transpose(1, 2), scores.transpose(1, 2) @ q  # backward
-        hidden @ head, grad_logits @ head.T, hidden.T @ grad_logits
+                for a, b in ((x, weight), (grad, weight.T), (x.T, grad)):
+                    product(a, b)
+            for a, b in ((q, q.mT), (scores, q), (scores, q), (scores.mT, q), (q, q.mT), (scores.mT, q)):
+                product(a, b)  # two forward, four backward
+        for a, b in ((hidden, head), (grad_logits, head.T), (hidden.T, grad_logits)):
+            product(a, b)
 
     times: Times = {"step_s": [], "generate_s": [], "cpu_s": []}
     with torch.inference_mode():

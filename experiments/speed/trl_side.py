@@ -4,7 +4,7 @@
 
 prints one line of JSON. Tuned for speed at this size: float32, no gradient checkpointing, one pass per step over all
 completions, fused AdamW, no logging, saving or evaluation, no second forward pass for old log-probabilities (TRL needs
-none when it takes one optimizer step per generation).
+none when it takes one optimizer step per generation). Its `cache_implementation="static"` was no faster.
 """
 
 import json
