@@ -11,6 +11,7 @@ import time
 from fractions import Fraction
 from pathlib import Path
 
+import psutil
 import pytest
 
 from carerft.errors import ConfigError, DataError
@@ -315,23 +316,23 @@ def test_no_worker_outlives_its_parent(ending):
         "while True: pool.compare([('1', '9^{9^{9}}')])\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    group = int(parent.stdout.readline())
-    assert living(group)
-    time.sleep(0.5)
-    parent.send_signal(ending)
-    parent.wait(timeout=30)
-    for _ in range(300):
-        if not living(group):
-            break
-        time.sleep(0.1)
-    assert living(group) == []
-    parent.stdout.close()
+    with parent:
+        try:
+            group = int(parent.stdout.readline())
+            assert living(group)
+            time.sleep(0.5)
+        finally:
+            parent.send_signal(ending)
+        parent.wait(timeout=30)
+        for _ in range(300):
+            if not living(group):
+                break
+            time.sleep(0.1)
+        assert living(group) == []
 
 
 def living(group: int) -> list[int]:
     """The processes of a process group that are no zombies."""
-    psutil = pytest.importorskip("psutil")
-
     def counts(pid):
         try:
             return os.getpgid(pid) == group and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
