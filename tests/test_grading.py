@@ -333,6 +333,7 @@ def test_no_worker_outlives_its_parent(ending):
 
 def living(group: int) -> list[int]:
     """The processes of a process group that are no zombies."""
+
     def counts(pid):
         try:
             return os.getpgid(pid) == group and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
