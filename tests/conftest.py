@@ -1,5 +1,11 @@
 """Tiny real models and rollouts that the tests share."""
 
+import os
+
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # for small matrices more threads are slower, most of all on a busy machine
+
 import pytest
 import torch
 from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
