@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from carerft.errors import ConfigError
+
 
 def skew_reverse_kl(log_pi: Tensor, log_ref: Tensor, alpha: float) -> Tensor:
     """KL(pi || alpha pi + (1 - alpha) ref), CARE-RFT's equation; alpha = 0 is reverse KL.
@@ -70,11 +72,15 @@ class Regularizer:
 
     def divergence(self, log_pi: Tensor, log_ref: Tensor) -> Tensor:
         """(..., V), (..., V) -> (...): the exact divergence of each state."""
-        raise NotImplementedError
+        raise self._undefined("divergence over the vocabulary")
 
     def log_target(self, log_pi: Tensor, log_ref: Tensor) -> Tensor:
         """Elementwise log-probability of what the policy is compared with."""
-        raise NotImplementedError
+        raise self._undefined("sampled estimator")
+
+    def _undefined(self, what: str) -> ConfigError:
+        name = type(self).__name__
+        return ConfigError(f"regularizer.estimator={self.estimator}: {name} has no {what}", "choose another estimator")
 
     def estimate(self, log_pi: Tensor, log_ref: Tensor, log_old: Tensor) -> Tensor:
         """(...) of the sampled tokens -> (...): the sampled estimate of each state's divergence."""

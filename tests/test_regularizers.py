@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from carerft.regularizers import ReverseKL, SkewReverseKL, log_mixture, sampled_estimate, skew_reverse_kl
+from carerft.errors import ConfigError
+from carerft.regularizers import Regularizer, ReverseKL, SkewReverseKL, log_mixture, sampled_estimate, skew_reverse_kl
 
 ALPHAS = [0.0, 0.3, 0.8, 0.95]
 
@@ -200,3 +201,14 @@ def test_the_classes_are_the_functions():
     reverse = ReverseKL(beta=0.04)
     assert torch.equal(reverse.divergence(log_pi, log_ref), skew_reverse_kl(log_pi, log_ref, 0.0))
     assert torch.equal(reverse.log_target(log_pi, log_ref), log_ref)
+
+
+def test_an_estimator_that_a_divergence_does_not_have_is_named():
+    class OnlyExact(Regularizer):
+        def divergence(self, log_pi, log_ref):
+            return (log_pi - log_ref).square().sum(-1)
+
+    log_pi = torch.tensor([0.5, 0.5]).log()
+    assert OnlyExact(beta=1.0).divergence(log_pi, log_pi) == 0
+    with pytest.raises(ConfigError, match="regularizer.estimator=k3: OnlyExact has no sampled estimator"):
+        OnlyExact(beta=1.0, estimator="k3").estimate(log_pi, log_pi, log_pi)
