@@ -210,5 +210,5 @@ def test_an_estimator_that_a_divergence_does_not_have_is_named():
 
     log_pi = torch.tensor([0.5, 0.5]).log()
     assert OnlyExact(beta=1.0).divergence(log_pi, log_pi) == 0
-    with pytest.raises(ConfigError, match="regularizer.estimator=k3: OnlyExact has no sampled estimator"):
+    with pytest.raises(ConfigError, match=r"regularizer.estimator=k3: OnlyExact has no sampled estimator"):
         OnlyExact(beta=1.0, estimator="k3").estimate(log_pi, log_pi, log_pi)
