@@ -21,7 +21,7 @@ def group_advantages(rewards: Tensor, std: str, eps: float) -> Tensor:
     count = valid.sum(-1, keepdim=True)
     filled = rewards.nan_to_num(0.0)
     mean = filled.sum(-1, keepdim=True) / count.clamp(min=1)
-    centred = torch.where(valid, rewards.nan_to_num(0.0) - mean, 0.0)
+    centred = torch.where(valid, filled - mean, 0.0)
     # A mean of equal numbers can differ from them in the last digit, and so small a std would blow that up.
     equal = torch.where(valid, rewards, -torch.inf).amax(-1) == torch.where(valid, rewards, torch.inf).amin(-1)
     centred = torch.where(equal[:, None], 0.0, centred)

@@ -82,7 +82,7 @@ def shorthands(verb: str, arguments: list[str]) -> list[str]:
     """Plain directories and `model=PATH` in Hydra's grammar.
 
     `carerft report a b` becomes `runs=["a","b"]`; `model=/a/dir` or `model=org/name` becomes `model=path
-    model.path="..."`. Raises CareError for a `model=` that is neither a choice nor a path.
+    model.path="..."`.
     """
     from carerft.config.application import config_directory
 

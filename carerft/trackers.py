@@ -3,13 +3,14 @@
 import json
 import logging
 import math
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from carerft.run_directory import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -31,10 +32,7 @@ class MetricsFile:
 
     def __init__(self, path: Path, step: int):
         """Keeps the lines up to `step`: what a killed process wrote after its last checkpoint is done again."""
-        kept = _lines_up_to(path, step) if path.exists() else []
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        beside.write_text("".join(kept))
-        os.replace(beside, path)
+        write_atomically(path, "".join(_lines_up_to(path, step) if path.exists() else []))
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the run
 
     def log(self, metrics: dict[str, float]) -> None:
