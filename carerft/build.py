@@ -9,9 +9,12 @@ from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from carerft.algorithms import Algorithm
+from carerft.collection import Collector, Plan
 from carerft.evaluation import Benchmark, Protocol
-from carerft.learner import Learner, Optimization
-from carerft.model import eos_token_ids
+from carerft.learner import Learner
+from carerft.model import context_length, eos_token_ids
+from carerft.optimization import Optimization
+from carerft.regularizers import Regularizer
 from carerft.rollout import RolloutWorker
 from carerft.rollout.transformers import TransformersWorker
 from carerft.run_directory import RunDirectory
@@ -39,17 +42,35 @@ def protocol(settings: dict[str, Any]) -> Protocol:
     return Protocol(samples=settings["samples"], seed=settings["seed"], **settings["evaluation"])
 
 
-def learner(settings: dict[str, Any], policy: PreTrainedModel) -> Learner:
+def method(settings: dict[str, Any]) -> tuple[Algorithm, Regularizer]:
+    """What `algorithm` and `regularizer` name. Raises ConfigError for an estimator that a regularizer doesn't have."""
+    return instantiate(settings["algorithm"]), instantiate(settings["regularizer"])
+
+
+def learner(
+    settings: dict[str, Any], policy: PreTrainedModel, algorithm: Algorithm, regularizer: Regularizer
+) -> Learner:
     """The learner, with the policy as it is now for its reference."""
     chosen = settings["learner"]
     if chosen["gradient_checkpointing"]:
         policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     optimization = _taken(Optimization, {**chosen, "steps": settings["steps"]})
-    return Learner(policy, Algorithm(**settings["algorithm"]), instantiate(settings["regularizer"]), optimization)
+    return Learner(policy, algorithm, regularizer, optimization)
 
 
 def schedule(settings: dict[str, Any]) -> Schedule:
-    return _taken(Schedule, {**settings["learner"], **settings["rollout"], **settings})
+    return _taken(Schedule, {**settings["learner"], **settings})
+
+
+def collector(
+    settings: dict[str, Any],
+    worker: RolloutWorker,
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    algorithm: Algorithm,
+) -> Collector:
+    plan = _taken(Plan, {**settings["rollout"], "seed": settings["seed"]})
+    return Collector(worker, task(settings["task"]), tokenizer, algorithm, plan, context_length(policy))
 
 
 def rollout_worker(

@@ -15,12 +15,12 @@ from typing import Any
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
+from carerft.prompts import completion_texts, prompt_tokens
 from carerft.rollout import RolloutWorker, Sampling
 from carerft.run_directory import write_atomically
 from carerft.scores import score
 from carerft.tasks import Problem, Task
 from carerft.trackers import progress_bar
-from carerft.trainer import completion_texts, prompt_tokens
 
 
 @dataclass(frozen=True)

@@ -1,27 +1,41 @@
-"""From hidden states to what the loss needs of each sampled token, without holding all logits at once.
+"""From hidden states to what the loss needs of each sampled token, without ever holding all logits.
 
-At Qwen's vocabulary (151,936) the logits of one batch are gigabytes. Tokens are taken in chunks; each chunk's logits
-are recomputed in the backward pass.
+At Qwen's vocabulary (151,936) the logits of one batch are gigabytes. The forward pass takes the tokens chunk by chunk,
+keeping a few numbers of each token. The backward pass makes the logits again, vocabulary block by block over all tokens
+at once: each block's part of the weight's gradient is then one matrix product, rounded once, with nothing to add up.
+Where all logits fit the budget of a chunk, they are kept instead of made again.
+
+Everything between the matrix products is elementwise arithmetic in float32 or better, on tiles that fit a cache.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
-CHUNK_ELEMENTS = 2**25  # logits of one chunk: 128 MiB in float32
+CHUNK_ELEMENTS = 2**26  # logits of one chunk, of policy and reference each: 256 MiB in float32
+TILE_ELEMENTS = {"cpu": 2**18, "cuda": 2**23}
+
+
+class Divergence(Protocol):
+    """A sum over actions; see carerft.regularizers.Regularizer."""
+
+    def summand(self, log_pi: Tensor, log_ref: Tensor) -> Tensor: ...
+
+    def summand_and_slope(self, log_pi: Tensor, log_ref: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 @dataclass
 class TokenStatistics:
-    """Of N sampled tokens; each (N,) float32, in nats.
+    """Of N sampled tokens; each (N,) in float32 (float64 where the hidden states are), in nats.
 
     log_prob: of the token under the policy; differentiable.
-    entropy: of the policy in the token's state; detached.
+    entropy: of the policy in the token's state; differentiable.
     ref_log_prob: of the token under the reference; None without one.
-    ref_kl: KL(policy || reference) in the token's state, the exact sum, for watching; detached; None without one.
+    ref_kl: KL(policy || reference) in the token's state, the exact sum, for watching; None without one.
     divergence: of the policy from the reference in the token's state; differentiable; None unless asked for.
     """
 
@@ -38,37 +52,193 @@ def token_statistics(
     targets: Tensor,
     ref_hidden: Tensor | None = None,
     ref_weight: Tensor | None = None,
-    divergence: Callable[[Tensor, Tensor], Tensor] | None = None,
+    divergence: Divergence | None = None,
     chunk_elements: int = CHUNK_ELEMENTS,
 ) -> TokenStatistics:
     """Log-probability, entropy and divergence of each token.
 
     hidden: (N, H) final hidden states in which the tokens were chosen; weight: (V, H) of the LM head; targets: (N,).
-    ref_hidden (N, H'), ref_weight (V, H'): the reference's, no gradient. divergence: ((n, V), (n, V)) -> (n,) of
-    log-probabilities. Logits are made in the inputs' precision (and autocast's) and normalised in float32.
+    ref_hidden (N, H'), ref_weight (V, H'): the reference's, no gradient. Operands of a matrix product are in the
+    hidden states' precision (autocast's, within autocast), its result and all that follows in float32 or better.
     """
-
-    def chunk(h: Tensor, w: Tensor, t: Tensor, rh: Tensor | None) -> tuple[Tensor | None, ...]:
-        log_pi = (h @ w.T).float().log_softmax(-1)  # (n, V)
-        log_prob = log_pi.gather(-1, t[:, None]).squeeze(-1)
-        with torch.no_grad():
-            pi = log_pi.exp()
-            entropy = -(pi * log_pi).sum(-1)
-            if rh is None or ref_weight is None:
-                return log_prob, entropy, None, None, None
-            log_ref = (rh @ ref_weight.T).float().log_softmax(-1)
-            ref_log_prob = log_ref.gather(-1, t[:, None]).squeeze(-1)
-            ref_kl = -entropy - (pi * log_ref).sum(-1)
-        return log_prob, entropy, ref_log_prob, ref_kl, divergence(log_pi, log_ref) if divergence else None
-
-    size = max(1, chunk_elements // weight.shape[0])
-    if len(targets) <= size:
-        return TokenStatistics(*chunk(hidden, weight, targets, ref_hidden))
-    parts = []
-    for start in range(0, len(targets), size):
-        piece = slice(start, start + size)
-        rh = None if ref_hidden is None else ref_hidden[piece]
-        parts.append(checkpoint(chunk, hidden[piece], weight, targets[piece], rh, use_reentrant=False))
     return TokenStatistics(
-        *(torch.cat(column) if column[0] is not None else None for column in zip(*parts, strict=True))
+        *_Head.apply(hidden, weight, targets, ref_hidden, ref_weight, divergence, chunk_elements)  # type: ignore[no-untyped-call]
     )
+
+
+class _Head(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        ref_hidden: Tensor | None,
+        ref_weight: Tensor | None,
+        divergence: Divergence | None,
+        chunk_elements: int,
+    ) -> tuple[Tensor | None, ...]:
+        ctx.set_materialize_grads(False)
+        tokens, vocabulary = len(targets), len(weight)
+        kind = hidden.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+        policy = _Logits(hidden, weight, dtype)
+        reference = None if ref_hidden is None or ref_weight is None else _Logits(ref_hidden, ref_weight, dtype)
+        divergence = divergence if reference is not None else None
+        wanted = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+
+        def column(present: bool) -> Tensor | None:
+            return hidden.new_zeros(tokens, dtype=policy.precision) if present else None
+
+        log_prob, entropy, normaliser = column(True), column(True), column(True)
+        ref_log_prob, ref_kl, ref_normaliser = (column(reference is not None) for _ in range(3))
+        value, slope_sum = column(divergence is not None), column(divergence is not None and wanted)
+        rows = max(1, min(tokens, chunk_elements // vocabulary))
+        keep = wanted and tokens <= rows
+        z = policy.buffer(rows, vocabulary)
+        y = reference.buffer(rows, vocabulary) if reference else None
+        for start in range(0, tokens, rows):
+            chunk = slice(start, min(start + rows, tokens))
+            policy.fill(z, chunk, slice(0, vocabulary))
+            if reference:
+                reference.fill(y, chunk, slice(0, vocabulary))
+            for r in _tiles(chunk.stop - start, vocabulary, kind):
+                t = slice(start + r.start, start + r.stop)
+                log_pi = _normalise(z[r], normaliser[t])
+                pi = log_pi.exp()
+                log_prob[t] = log_pi.gather(-1, targets[t, None]).squeeze(-1)
+                entropy[t] = -_dot(pi, log_pi)
+                if reference:
+                    log_ref = _normalise(y[r], ref_normaliser[t])
+                    ref_log_prob[t] = log_ref.gather(-1, targets[t, None]).squeeze(-1)
+                    ref_kl[t] = -entropy[t] - _dot(pi, log_ref)
+                    if divergence is not None and wanted:
+                        summand, slope = divergence.summand_and_slope(log_pi, log_ref)
+                        value[t], slope_sum[t] = summand.sum(-1), slope.sum(-1)
+                        if keep:
+                            log_ref.copy_(slope)  # the backward pass needs nothing else of the reference
+                    elif divergence is not None:
+                        value[t] = divergence.summand(log_pi, log_ref).sum(-1)
+        ctx.kept = (z, y) if keep else None  # log pi by now, since _normalise works in place, and the slope
+        ctx.divergence, ctx.chunk_elements, ctx.dtype = divergence, chunk_elements, dtype
+        ctx.save_for_backward(
+            hidden, weight, targets, ref_hidden, ref_weight, entropy, normaliser, ref_normaliser, slope_sum
+        )
+        ctx.mark_non_differentiable(*(x for x in (ref_log_prob, ref_kl) if x is not None))
+        return log_prob, entropy, ref_log_prob, ref_kl, value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g_log_prob: Tensor | None, g_entropy: Tensor | None, *grads: Tensor | None) -> Any:
+        hidden, weight, targets, ref_hidden, ref_weight, entropy, normaliser, ref_normaliser, slope_sum = (
+            ctx.saved_tensors
+        )
+        policy, divergence = _Logits(hidden, weight, ctx.dtype), ctx.divergence
+        g_divergence = grads[2] if divergence is not None else None
+        reference = _Logits(ref_hidden, ref_weight, ctx.dtype) if g_divergence is not None else None
+        tokens, vocabulary = len(targets), len(weight)
+        # d loss / d logit = g_log_prob (1[target] - pi) - g_entropy pi (log pi + entropy)
+        #                    + g_divergence (slope - pi sum slope)
+        constant = torch.zeros_like(entropy)
+        if g_log_prob is not None:
+            constant -= g_log_prob
+        if g_entropy is not None:
+            constant -= g_entropy * entropy
+        if g_divergence is not None:
+            constant -= g_divergence * slope_sum
+        grad_hidden = torch.zeros_like(hidden, dtype=policy.precision) if ctx.needs_input_grad[0] else None
+        grad_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
+
+        columns = vocabulary if ctx.kept else max(1, min(vocabulary, ctx.chunk_elements // tokens))
+        z, y = ctx.kept or (policy.buffer(tokens, columns), reference and reference.buffer(tokens, columns))
+        for start in range(0, vocabulary, columns):
+            block = slice(start, min(start + columns, vocabulary))
+            width = block.stop - start
+            if not ctx.kept:
+                policy.fill(z, slice(0, tokens), block)
+                if g_divergence is not None:
+                    reference.fill(y, slice(0, tokens), block)
+            for r in _tiles(tokens, width, hidden.device.type):
+                log_pi = z[r, :width]
+                if not ctx.kept:
+                    log_pi -= normaliser[r, None]
+                if g_divergence is None and g_entropy is None:
+                    log_pi.exp_().mul_(constant[r, None])
+                    continue
+                grad = constant[r, None]
+                if g_entropy is not None:
+                    grad = torch.addcmul(grad, log_pi, g_entropy[r, None], value=-1)
+                grad = log_pi.exp() * grad
+                if g_divergence is not None:
+                    slope = y[r, :width]
+                    if not ctx.kept:
+                        _, slope = divergence.summand_and_slope(log_pi, slope - ref_normaliser[r, None])
+                    grad.addcmul_(slope, g_divergence[r, None])
+                log_pi.copy_(grad)
+            if g_log_prob is not None:
+                here = torch.nonzero((targets >= start) & (targets < block.stop)).squeeze(-1)
+                z.index_put_((here, targets[here] - start), g_log_prob[here], accumulate=True)
+            grad_logits = z[:tokens, :width].to(ctx.dtype)
+            if grad_hidden is not None:
+                grad_hidden += _product(grad_logits, weight[block].to(ctx.dtype))
+            if grad_weight is not None:
+                grad_weight[block] = _product(grad_logits.T, hidden.to(ctx.dtype))
+        ctx.kept = None
+        grad_hidden = None if grad_hidden is None else grad_hidden.to(hidden.dtype)
+        return grad_hidden, grad_weight, None, None, None, None, None
+
+
+@dataclass
+class _Logits:
+    """hidden @ weight.T of operands in `dtype`, made a part at a time."""
+
+    hidden: Tensor
+    weight: Tensor
+    dtype: torch.dtype
+
+    @property
+    def precision(self) -> torch.dtype:
+        return torch.promote_types(self.dtype, torch.float32)
+
+    def buffer(self, rows: int, columns: int) -> Tensor:
+        return torch.empty(rows, columns, dtype=self.precision, device=self.hidden.device)
+
+    def fill(self, out: Tensor, rows: slice, columns: slice) -> None:
+        """Write the logits of these tokens and this block of the vocabulary into the corner of `out`."""
+        h, w = self.hidden[rows].to(self.dtype), self.weight[columns].to(self.dtype)
+        out = out[: len(h), : len(w)]
+        if _product_in(self.dtype):
+            torch.mm(h, w.T, out=out)
+        else:
+            out.copy_(_product(h, w.T))
+
+
+def _product_in(dtype: torch.dtype) -> bool:
+    """Whether a matrix product of such operands comes out in float32 or better by itself."""
+    return dtype in (torch.float32, torch.float64)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b in float32 or better, of operands that may be in half precision."""
+    if _product_in(a.dtype):
+        return a @ b
+    if a.device.type == "cuda":
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return a.float() @ b.float()
+
+
+def _tiles(rows: int, columns: int, device: str) -> Iterator[slice]:
+    size = max(1, TILE_ELEMENTS.get(device, TILE_ELEMENTS["cuda"]) // columns)
+    for start in range(0, rows, size):
+        yield slice(start, min(start + size, rows))
+
+
+def _normalise(logits: Tensor, normaliser: Tensor) -> Tensor:
+    """Turn (n, V) logits into log-probabilities, in place, and leave their (n,) normaliser."""
+    normaliser.copy_(logits.logsumexp(-1))
+    return logits.sub_(normaliser[:, None])
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """(n, V), (n, V) -> (n,): row by row."""
+    return torch.linalg.vecdot(a, b)

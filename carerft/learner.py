@@ -7,11 +7,11 @@
 import copy
 import math
 from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 from transformers import PreTrainedModel
@@ -19,55 +19,45 @@ from transformers import PreTrainedModel
 from carerft.algorithms import Algorithm
 from carerft.errors import NonFiniteError
 from carerft.head import TokenStatistics, token_statistics
+from carerft.optimization import Optimization, learning_rate_factor, microbatches
 from carerft.regularizers import Regularizer
 from carerft.rollout import Rollouts
 from carerft.states import attends_to_everything, separate_states, shared_states
 
 
-@dataclass(frozen=True)
-class Optimization:
-    """How the weights are updated; the fields of `conf/learner/` that the learner needs."""
+@dataclass
+class Correction:
+    """Truncated importance sampling of rollouts whose sampler was not quite the policy (method.md, section 3).
 
-    learning_rate: float
-    steps: int
-    schedule: str = "constant"
-    warmup_steps: int = 0
-    weight_decay: float = 0.0
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.999
-    adam_eps: float = 1e-8
-    max_grad_norm: float = 1.0
-    tokens_per_microbatch: int = 16384
-    precision: str = "float32"
-    share_prompts: bool = True
-    monitor_reference: bool = True
-
-
-def learning_rate_factor(step: int, optimization: Optimization) -> float:
-    """What the learning rate is multiplied by at a step: linear warm-up, then constant, linear or cosine decay to 0."""
-    warmup, total = optimization.warmup_steps, optimization.steps
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    progress = min(1.0, (step - warmup) / max(1, total - warmup))
-    if optimization.schedule == "linear":
-        return 1.0 - progress
-    if optimization.schedule == "cosine":
-        return 0.5 * (1.0 + math.cos(math.pi * progress))
-    return 1.0
-
-
-def microbatches(lengths: Tensor, token_budget: int) -> Iterator[Tensor]:
-    """Indices of sequences that share a forward pass: longest first, as many as fit the budget once padded.
-
-    lengths: (S,). A sequence longer than the budget goes alone. Sorting keeps padding small.
+    log_probs: (S, T) of the tokens under the learner's weights when the batch was sampled; the objective's ratio is
+    taken to these. weights: (S, T), these over the sampler's own probabilities, truncated; the objective is multiplied
+    by them, the regularizer is not.
     """
-    order = torch.argsort(lengths, descending=True, stable=True)
-    start = 0
-    while start < len(order):
-        width = int(lengths[order[start]])
-        count = max(1, token_budget // max(1, width))
-        yield order[start : start + count]
-        start += count
+
+    log_probs: Tensor
+    weights: Tensor
+
+    def prompts(self, index: slice, group_size: int) -> "Correction":
+        """The part of some of the prompts, as `Rollouts.prompts`."""
+        members = slice(index.start * group_size, index.stop * group_size)
+        return Correction(self.log_probs[members], self.weights[members])
+
+
+@dataclass
+class _Step:
+    """What the microbatches of one optimizer step share. advantages: (S,); weights, mask: (S, T).
+
+    sums: of each metric over the tokens so far (losses: over the microbatches); maxima: of each metric so far.
+    """
+
+    rollouts: Rollouts
+    advantages: Tensor
+    weights: Tensor
+    mask: Tensor
+    correction: Correction | None
+    regularizer: Regularizer
+    sums: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    maxima: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
 
 class Learner:
@@ -79,9 +69,15 @@ class Learner:
         algorithm: Algorithm,
         regularizer: Regularizer,
         optimization: Optimization,
+        processes: dist.ProcessGroup | None = None,
     ):
-        """policy: in float32 on its device; the reference is a frozen copy of it as it is now."""
+        """policy: in float32 on its device; the reference is a frozen copy of it as it is now.
+
+        processes: they share out each batch's microbatches and add up their gradients. Each is given the same policy
+        and, at each step, the whole batch.
+        """
         self.policy, self.algorithm, self.regularizer, self.optimization = policy, algorithm, regularizer, optimization
+        self.processes = processes
         policy.train()
         self.reference: PreTrainedModel | None = None
         if regularizer.needs_reference or optimization.monitor_reference:
@@ -98,13 +94,13 @@ class Learner:
             self.optimizer, lambda step: learning_rate_factor(step, optimization)
         )
 
-    def step(self, rollouts: Rollouts, advantages: Tensor) -> dict[str, float]:
+    def step(self, rollouts: Rollouts, advantages: Tensor, correction: Correction | None = None) -> dict[str, float]:
         """One optimizer step. advantages: (S,). Returns metrics by their names in metrics.jsonl.
 
         Raises NonFiniteError where the loss or its gradient is not finite; the weights and the optimizer's state are
         then as they were before.
         """
-        metrics = self.gradient(rollouts, advantages)
+        metrics = self.gradient(rollouts, advantages, correction)
         parameters = [p for p in self.policy.parameters() if p.grad is not None]
         norm = get_total_norm([p.grad for p in parameters])
         if not (math.isfinite(metrics["loss/total"]) and torch.isfinite(norm)):
@@ -121,50 +117,85 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         return metrics
 
-    def gradient(self, rollouts: Rollouts, advantages: Tensor) -> dict[str, float]:
+    def gradient(
+        self, rollouts: Rollouts, advantages: Tensor, correction: Correction | None = None
+    ) -> dict[str, float]:
         """Add the loss's gradient to the parameters', microbatch by microbatch, and return the metrics."""
         mask = rollouts.mask()
-        weights = self.algorithm.weights(mask)
-        total = int(mask.sum())
-        prompt_lengths = rollouts.prompt_lengths.repeat_interleave(rollouts.group_size)
-        sums: dict[str, float] = defaultdict(float)
-        for index in microbatches(prompt_lengths + rollouts.lengths, self.optimization.tokens_per_microbatch):
-            self._microbatch(rollouts, index, advantages[index], weights[index], mask[index], sums)
-        maxima = {key: sums.pop(key) for key in list(sums) if key.endswith("_max")}
-        losses = {key: sums.pop(key) for key in list(sums) if key.startswith("loss/")}
-        return {**losses, **{key: value / total for key, value in sums.items()}, **maxima}
+        regularizer = self.regularizer.at(self.progress)
+        step = _Step(rollouts, advantages, self.algorithm.weights(mask), mask, correction, regularizer)
+        for index in self._share(rollouts):
+            self._microbatch(step, index)
+        if self.processes is not None:
+            self._add_up(step)
+        losses = {key: step.sums.pop(key) for key in list(step.sums) if key.startswith("loss/")}
+        means = {key: value / int(mask.sum()) for key, value in step.sums.items()}
+        return {**losses, **means, **step.maxima, **regularizer.parameters()}
 
-    def _microbatch(
-        self,
-        rollouts: Rollouts,
-        index: Tensor,
-        advantages: Tensor,
-        weights: Tensor,
-        mask: Tensor,
-        sums: dict[str, float],
-    ) -> None:
-        """Backward through the sequences `index` (b,), adding to `sums`: losses weighted, the rest over tokens."""
+    @property
+    def progress(self) -> float:
+        """0 at the first optimizer step, 1 at the last."""
+        return min(1.0, self.scheduler.last_epoch / max(1, self.optimization.steps - 1))
+
+    def _microbatches(self, rollouts: Rollouts) -> list[Tensor]:
+        prompt_lengths = rollouts.prompt_lengths.repeat_interleave(rollouts.group_size)
+        return list(microbatches(prompt_lengths + rollouts.lengths, self.optimization.tokens_per_microbatch))
+
+    def _share(self, rollouts: Rollouts) -> list[Tensor]:
+        """This process's microbatches."""
+        cut = self._microbatches(rollouts)
+        if self.processes is None:
+            return cut
+        return cut[dist.get_rank(self.processes) :: dist.get_world_size(self.processes)]
+
+    def _add_up(self, step: _Step) -> None:
+        """Make gradients and metrics those of all processes."""
+        for parameter in self.policy.parameters():
+            if parameter.requires_grad:
+                if parameter.grad is None:  # no microbatch fell to this process
+                    parameter.grad = torch.zeros_like(parameter)
+                dist.all_reduce(parameter.grad, group=self.processes)
+        everyone: list[Any] = [None] * dist.get_world_size(self.processes)
+        dist.all_gather_object(everyone, (dict(step.sums), dict(step.maxima)), group=self.processes)
+        sums, maxima = zip(*everyone, strict=True)
+        step.sums = {key: sum(theirs.get(key, 0.0) for theirs in sums) for key in sorted(set().union(*sums))}
+        step.maxima = {key: max(theirs.get(key, 0.0) for theirs in maxima) for key in sorted(set().union(*maxima))}
+
+    def _microbatch(self, step: _Step, index: Tensor) -> None:
+        """Backward through the sequences `index` (b,) of the step."""
+        rollouts, correction, regularizer = step.rollouts, step.correction, step.regularizer
         device = self.policy.device
         width = int(rollouts.lengths[index].max())
-        mask, weights = mask[:, :width].to(device), weights[:, :width].to(device)
-        log_old, advantages = rollouts.log_probs[index, :width].to(device), advantages.to(device)
-        statistics = self.score(rollouts, index)
+
+        def part(tensor: Tensor) -> Tensor:  # (S, T) -> (b, width)
+            return tensor[index, :width].to(device)
+
+        mask, weights, advantages = part(step.mask), part(step.weights), step.advantages[index].to(device)
+        log_sampler = part(rollouts.log_probs)
+        log_old = part(correction.log_probs) if correction else log_sampler
+        statistics = self.score(rollouts, index, regularizer)
 
         def padded(values: Tensor) -> Tensor:  # (N,) -> (b, width)
             return torch.zeros(mask.shape, dtype=values.dtype, device=device).masked_scatter(mask, values)
 
         log_pi = padded(statistics.log_prob)
         policy_loss, ratio = self.algorithm.loss(log_pi, log_old, advantages, mask)
+        if correction:
+            policy_loss = policy_loss * part(correction.weights)
         loss_policy = (weights * policy_loss).sum()
         loss_regularizer, penalty = torch.zeros((), device=device), None
-        if self.regularizer.needs_reference:
+        if regularizer.needs_reference:
             if statistics.divergence is not None:
                 penalty = padded(statistics.divergence)
             else:
-                penalty = self.regularizer.estimate(log_pi, padded(_present(statistics.ref_log_prob)), log_old)
-            loss_regularizer = self.regularizer.beta * (weights * penalty).sum()
+                penalty = regularizer.estimate(log_pi, padded(_present(statistics.ref_log_prob)), log_sampler)
+            loss_regularizer = regularizer.weight * (weights * penalty).sum()
+        if regularizer.entropy_bonus:
+            entropy = padded(statistics.entropy)
+            loss_regularizer = loss_regularizer - regularizer.entropy_bonus * (weights * entropy).sum()
         (loss_policy + loss_regularizer).backward()
 
+        sums, maxima = step.sums, step.maxima
         with torch.no_grad():
             sums["loss/policy"] += float(loss_policy)
             sums["loss/regularizer"] += float(loss_regularizer)
@@ -172,24 +203,39 @@ class Learner:
             sums["regularizer/value"] += float(penalty[mask].sum()) if penalty is not None else 0.0
             sums["policy/entropy"] += float(statistics.entropy.sum())
             sums["policy/clip_fraction"] += float(self.algorithm.clipped(ratio, advantages)[mask].sum())
-            sums["policy/ratio_max"] = max(sums["policy/ratio_max"], float(ratio[mask].max()))
+            maxima["policy/ratio_max"] = max(maxima["policy/ratio_max"], float(ratio[mask].max()))
             # At a batch's first step, where weights are equal, this is the sampler against the learner.
-            drift = (log_pi - log_old)[mask].abs()
-            sums["rollout/mismatch_mean"] += float(drift.sum())
-            sums["rollout/mismatch_max"] = max(sums["rollout/mismatch_max"], float(drift.max()))
-            sums["rollout/mismatch_outside"] += float((((log_pi - log_old).exp() - 1).abs() > 0.1)[mask].sum())
-            if statistics.ref_kl is not None:
+            drift = (log_pi - log_sampler)[mask]
+            sums["rollout/mismatch_mean"] += float(drift.abs().sum())
+            maxima["rollout/mismatch_max"] = max(maxima["rollout/mismatch_max"], float(drift.abs().max()))
+            sums["rollout/mismatch_outside"] += float((torch.expm1(drift).abs() > 0.1).sum())
+            if statistics.ref_kl is not None and statistics.ref_log_prob is not None:
                 sums["policy/kl_to_reference"] += float(statistics.ref_kl.sum())
+                target = regularizer.log_target(statistics.log_prob, statistics.ref_log_prob)
+                if target is not None:  # a value to watch, never a loss: see sampled_estimate
+                    sums["regularizer/k1"] += float((statistics.log_prob - target).sum())
 
-    def score(self, rollouts: Rollouts, index: Tensor) -> TokenStatistics:
-        """Statistics of the completion tokens of the sequences `index` (b,), one after another: N tokens in all."""
+    @torch.no_grad()
+    def log_probs(self, rollouts: Rollouts) -> Tensor:
+        """(S, T) float32 log-probability of each sampled token under the policy as it is now; 0 outside the mask."""
+        mask, found = rollouts.mask(), torch.zeros(rollouts.tokens.shape)
+        for index in self._microbatches(rollouts):
+            scored = self.score(rollouts, index).log_prob.float().cpu()
+            found[index] = torch.zeros_like(found[index]).masked_scatter(mask[index], scored)
+        return found
+
+    def score(self, rollouts: Rollouts, index: Tensor, regularizer: Regularizer | None = None) -> TokenStatistics:
+        """Statistics of the completion tokens of the sequences `index` (b,), one after another: N tokens in all.
+
+        Without a regularizer they are those of the policy alone.
+        """
         share = self.optimization.share_prompts and not self.policy.is_gradient_checkpointing
         states = shared_states if share and attends_to_everything(self.policy) else separate_states
         width = int(rollouts.lengths[index].max())
         targets = rollouts.tokens[index, :width][rollouts.mask()[index, :width]].to(self.policy.device)
         with self._autocast():
             ref_hidden = ref_weight = None
-            if self.reference is not None:
+            if self.reference is not None and regularizer is not None:
                 with torch.no_grad():
                     ref_hidden = states(self.reference, rollouts, index)
                 ref_weight = self.reference.get_output_embeddings().weight
@@ -199,7 +245,7 @@ class Learner:
                 targets,
                 ref_hidden,
                 ref_weight,
-                self.regularizer.divergence if self.regularizer.needs_reference and self.regularizer.exact else None,
+                regularizer if regularizer is not None and regularizer.needs_reference and regularizer.exact else None,
             )
 
     def _autocast(self) -> torch.autocast:

@@ -55,19 +55,18 @@ def train(settings: dict[str, Any], run: RunDirectory) -> None:
     from carerft.trainer import Trainer
 
     set_seed(settings["seed"])
+    algorithm, regularizer = build.method(settings)  # before the model: it may refuse what it is given
     policy, tokenizer = load_model(Model(**settings["model"]), choose_device(settings["learner"]["device"]))
     worker = build.rollout_worker(settings, policy, tokenizer)
     trainer = Trainer(
-        learner=build.learner(settings, policy),
-        worker=worker,
-        task=build.task(settings["task"]),
-        tokenizer=tokenizer,
+        learner=build.learner(settings, policy, algorithm, regularizer),
+        collector=build.collector(settings, worker, policy, tokenizer, algorithm),
         schedule=build.schedule(settings),
         directory=run.path,
-        context=context_length(policy),
     )
     benchmarks = build.benchmarks(settings)
-    log.info("prompt of problem %s:\n%s", trainer.problems[0].id, trainer.problems[0].prompt)
+    first = trainer.collector.problems[0]
+    log.info("prompt of problem %s:\n%s", first.id, first.prompt)
     step = trainer.resume()
     if step:
         log.info("continuing %s at step %d", run.path, step)

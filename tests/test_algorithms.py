@@ -14,26 +14,26 @@ def test_advantages_by_hand():
     rewards = torch.tensor([[1.0, 0.0, 0.0, 1.0], [1.0, 0.0, 0.0, 0.0]])
     # group 1: mean 1/2, population std 1/2: +-1. group 2: mean 1/4, variance 3/16, std sqrt(3)/4: 3/4 / that = sqrt(3)
     expected = torch.tensor([[1.0, -1.0, -1.0, 1.0], [3**0.5, -(3**-0.5), -(3**-0.5), -(3**-0.5)]])
-    assert torch.allclose(group_advantages(rewards, "population", 0.0), expected)
+    assert torch.allclose(group_advantages(rewards, "mean", "population", 0.0), expected)
     # sample std: the variance of group 1 is 1/3, of group 2 is 1/4
-    sample = group_advantages(rewards, "sample", 0.0)
+    sample = group_advantages(rewards, "mean", "sample", 0.0)
     assert sample[0, 0].item() == pytest.approx(0.5 * 3**0.5) and sample[1, 0].item() == pytest.approx(1.5)
-    assert torch.allclose(group_advantages(rewards, "none", 0.0)[1], torch.tensor([0.75, -0.25, -0.25, -0.25]))
+    assert torch.allclose(group_advantages(rewards, "mean", "none", 0.0)[1], torch.tensor([0.75, -0.25, -0.25, -0.25]))
 
 
 @pytest.mark.parametrize("std", ["sample", "population", "none"])
 def test_equal_rewards_have_advantage_exactly_zero(std: str):
     rewards = torch.full((2, 7), 0.1)  # 0.1 * 7 / 7 is not 0.1 in float32
-    assert torch.equal(group_advantages(rewards, std, 1e-6), torch.zeros(2, 7))
+    assert torch.equal(group_advantages(rewards, "mean", std, 1e-6), torch.zeros(2, 7))
 
 
 def test_a_completion_without_verdict_neither_learns_nor_counts():
     nan = float("nan")
-    with_gap = group_advantages(torch.tensor([[1.0, 0.0, nan, 1.0]]), "sample", 1e-6)
-    without = group_advantages(torch.tensor([[1.0, 0.0, 1.0]]), "sample", 1e-6)
+    with_gap = group_advantages(torch.tensor([[1.0, 0.0, nan, 1.0]]), "mean", "sample", 1e-6)
+    without = group_advantages(torch.tensor([[1.0, 0.0, 1.0]]), "mean", "sample", 1e-6)
     assert with_gap[0, 2] == 0 and torch.allclose(with_gap[0, [0, 1, 3]], without[0])
-    assert torch.equal(group_advantages(torch.full((1, 4), nan), "sample", 1e-6), torch.zeros(1, 4))
-    assert torch.equal(group_advantages(torch.tensor([[1.0, nan, nan]]), "sample", 1e-6), torch.zeros(1, 3))
+    assert torch.equal(group_advantages(torch.full((1, 4), nan), "mean", "sample", 1e-6), torch.zeros(1, 4))
+    assert torch.equal(group_advantages(torch.tensor([[1.0, nan, nan]]), "mean", "sample", 1e-6), torch.zeros(1, 3))
 
 
 def test_grpo_loss_by_hand():

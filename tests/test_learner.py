@@ -9,7 +9,8 @@ from scipy.optimize import brentq
 
 from carerft.algorithms import Algorithm
 from carerft.errors import NonFiniteError
-from carerft.learner import Learner, Optimization, learning_rate_factor, microbatches
+from carerft.learner import Learner
+from carerft.optimization import Optimization, learning_rate_factor, microbatches
 from carerft.regularizers import NoRegularizer, Regularizer, ReverseKL, SkewReverseKL
 from carerft.rollout import Rollouts
 

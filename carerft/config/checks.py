@@ -11,7 +11,15 @@ from typing import Any
 from carerft.config.identity import flatten
 from carerft.errors import CareError, ConfigError
 
+SCHEDULES = ("constant", "linear", "cosine")
 ESTIMATORS = ("exact", "unbiased", "k2", "k3")
+# Of each regularizer of ours; the classes say the same (a test holds them together), but importing them takes seconds.
+ESTIMATORS_OF = {
+    "carerft.regularizers.ReverseKL": ESTIMATORS,
+    "carerft.regularizers.SkewReverseKL": ESTIMATORS,
+    "carerft.regularizers.ForwardKL": ("exact", "unbiased", "k3"),
+    "carerft.regularizers.JensenShannon": ("exact", "unbiased", "k3"),
+}
 
 
 def check_train(config: dict[str, Any]) -> None:
@@ -62,28 +70,61 @@ def _shared(config: dict[str, Any]) -> None:
 
 
 def _algorithm(config: dict[str, Any]) -> None:
-    _one_of(config, "algorithm.ratio", ("token", "sequence"))
-    _one_of(config, "algorithm.aggregation", ("sequence", "token"))
-    _one_of(config, "algorithm.advantage_std", ("sample", "population", "none"))
-    _at_least(config, "algorithm.advantage_eps", 0)
+    for key, allowed in {
+        "ratio": ("token", "sequence"),
+        "aggregation": ("sequence", "token", "constant"),
+        "advantage_baseline": ("mean", "leave_one_out"),
+        "advantage_std": ("sample", "population", "none"),
+        "polarity": ("both", "positive", "negative"),
+        "dynamic_shortage": ("error", "smaller"),
+    }.items():
+        _one_of(config, f"algorithm.{key}", allowed)
+    for key in ("advantage_eps", "overlong_penalty", "clip_high"):
+        _at_least(config, f"algorithm.{key}", 0)
+    _at_least(config, "algorithm.dynamic_rounds", 1)
+    _between(config, "algorithm.clip_low", 0, 1)
+    if not 0 <= config["algorithm"].get("overlong_buffer", 0) <= 1:
+        raise ConfigError(
+            f"algorithm.overlong_buffer={config['algorithm']['overlong_buffer']}: it is a share of rollout.max_tokens",
+            "give a number from 0 (no penalty) to 1",
+        )
+    if config["algorithm"].get("aggregation_constant", 1) <= 0:
+        raise ConfigError(
+            f"algorithm.aggregation_constant={config['algorithm']['aggregation_constant']}: must be above 0",
+            "write algorithm.aggregation_constant=${rollout.max_tokens}, or 1",
+        )
     if config["algorithm"]["group_size"] < 2:
         raise ConfigError(
             f"algorithm.group_size={config['algorithm']['group_size']}: a group of one has no advantage to learn from",
             "use 2 or more (8 is usual)",
         )
-    _between(config, "algorithm.clip_low", 0, 1)
-    _at_least(config, "algorithm.clip_high", 0)
 
 
 def _regularizer(config: dict[str, Any]) -> None:
-    _at_least(config, "regularizer.beta", 0)
-    _one_of(config, "regularizer.estimator", ESTIMATORS, why="k1 has the wrong gradient; " * (
-        config["regularizer"]["estimator"] == "k1"))  # fmt: skip
-    alpha = config["regularizer"].get("alpha")
-    if alpha is not None and not 0 <= alpha < 1:
+    chosen = config["regularizer"]
+    for key in ("beta", "beta_end", "entropy_bonus"):
+        _at_least(config, f"regularizer.{key}", 0)
+    estimators = ESTIMATORS_OF.get(chosen["_target_"], ESTIMATORS)
+    wrong = {"k1": "k1 has the wrong gradient; ", "k2": "k2 is defined for a KL(policy || target) alone; "}
+    why = wrong.get(chosen["estimator"], "") if chosen["estimator"] not in estimators else ""
+    _one_of(config, "regularizer.estimator", estimators, why=why)
+    _one_of(config, "regularizer.match", ("none", "local"))
+    for name in ("beta", "alpha"):
+        schedule, end = chosen.get(f"{name}_schedule"), chosen.get(f"{name}_end")
+        _one_of(config, f"regularizer.{name}_schedule", SCHEDULES)
+        if schedule is not None and (schedule == "constant") != (end is None):
+            raise ConfigError(
+                f"regularizer.{name}_schedule={schedule} with regularizer.{name}_end={'null' if end is None else end}: "
+                f"a schedule needs the value that {name} has at the last step, and a constant has none",
+                f"write regularizer.{name}_schedule=linear regularizer.{name}_end=NUMBER, or neither",
+            )
+    for key in ("alpha", "alpha_end"):
+        alpha = chosen.get(key)
+        if alpha is None or 0 <= alpha < 1:
+            continue
         because = "at 1 the penalty is identically zero" if alpha == 1 else "it is the share of the policy in a mixture"
         raise ConfigError(
-            f"regularizer.alpha={alpha}: must be at least 0 and below 1 ({because})",
+            f"regularizer.{key}={alpha}: must be at least 0 and below 1 ({because})",
             "the paper's is 0.8; for no penalty use regularizer=none",
         )
 
@@ -91,6 +132,11 @@ def _regularizer(config: dict[str, Any]) -> None:
 def _rollout(config: dict[str, Any]) -> None:
     for key in ("rollout.prompts_per_batch", "rollout.max_tokens", "rollout.batch_size"):
         _at_least(config, key, 1)
+    _one_of(config, "rollout.importance_correction", ("none", "token", "sequence"))
+    if config["rollout"]["importance_cap"] <= 0:
+        raise ConfigError(
+            f"rollout.importance_cap={config['rollout']['importance_cap']}: must be above 0", "2 is usual"
+        )
     for key in ("temperature", "top_p"):
         if config["rollout"][key] != 1.0:
             raise ConfigError(
@@ -101,7 +147,7 @@ def _rollout(config: dict[str, Any]) -> None:
 
 
 def _learner(config: dict[str, Any]) -> None:
-    _one_of(config, "learner.schedule", ("constant", "linear", "cosine"))
+    _one_of(config, "learner.schedule", SCHEDULES)
     _one_of(config, "learner.precision", ("float32", "bfloat16"))
     for key in ("learning_rate", "warmup_steps", "weight_decay", "adam_eps"):
         _at_least(config, f"learner.{key}", 0)
@@ -142,19 +188,22 @@ def check_model_directory(path: Path) -> None:
         )
 
 
+# An algorithm or a regularizer of a user's own need not have every key of ours; what is absent or null is not checked.
+
+
 def _one_of(config: dict[str, Any], key: str, allowed: Sequence[str], why: str = "") -> None:
-    value = flatten(config)[key]
-    if value not in allowed:
+    value = flatten(config).get(key)
+    if value is not None and value not in allowed:
         raise ConfigError(f"{key}={value}: {why}must be one of {', '.join(allowed)}", f"write {key}={allowed[0]}")
 
 
 def _at_least(config: dict[str, Any], key: str, least: float) -> None:
-    value = flatten(config)[key]
-    if not value >= least:
+    value = flatten(config).get(key)
+    if value is not None and not value >= least:
         raise ConfigError(f"{key}={value}: must be at least {least}", f"give a number of {least} or more")
 
 
 def _between(config: dict[str, Any], key: str, low: float, high: float) -> None:
-    value = flatten(config)[key]
-    if not low < value < high:
+    value = flatten(config).get(key)
+    if value is not None and not low < value < high:
         raise ConfigError(f"{key}={value}: must lie between {low} and {high}", "see the comments in conf/")

@@ -1,7 +1,7 @@
 """What can be configured: a dataclass per verb and per group of `conf/`, registered with Hydra as the verb's schema.
 
-Hydra refuses a key that a schema doesn't have and a value of the wrong type. A regularizer takes its schema by
-`defaults: [/schema/regularizer@_here_]`; one of your own, with parameters of its own, needs none and is then held to
+Hydra refuses a key that a schema doesn't have and a value of the wrong type. An algorithm and a regularizer take theirs
+by `defaults: [/schema/regularizer@_here_]`; one of your own, with parameters of its own, needs none and is then held to
 the keys that its file lists, as tasks and benchmarks are.
 """
 
@@ -29,13 +29,23 @@ class Algorithm:
     """A policy-gradient objective over groups of completions."""
 
     name: str = MISSING
+    _target_: str = "carerft.algorithms.Algorithm"
     group_size: int = MISSING  # completions per prompt, G
-    clip_low: float = MISSING  # the importance ratio is clipped to [1 - clip_low, 1 + clip_high]
-    clip_high: float = MISSING
-    ratio: str = MISSING  # importance ratio per "token" or per "sequence"
-    aggregation: str = MISSING  # "sequence": mean per completion, then over them; "token": one mean over all tokens
+    clip_low: float | None = MISSING  # the importance ratio is clipped to [1 - clip_low, 1 + clip_high]; null: it isn't
+    clip_high: float | None = MISSING
+    ratio: str = MISSING  # importance ratio per "token" or per "sequence" (the geometric mean of its tokens')
+    aggregation: str = MISSING  # "sequence": mean per completion, then over them; "token": one mean over all tokens;
+    # "constant": sum per completion divided by aggregation_constant, then mean over them
+    aggregation_constant: float = 1.0
+    advantage_baseline: str = "mean"  # what a reward is compared with: its group's "mean", or "leave_one_out"
     advantage_std: str = MISSING  # divide advantages by the group's "sample" or "population" std, or "none"
-    advantage_eps: float = MISSING  # added to that std
+    advantage_eps: float = 1e-6  # added to that std
+    polarity: str = "both"  # learn from advantages above 0 ("positive"), below 0 ("negative"), or "both"
+    dynamic_sampling: bool = False  # replace groups of equal rewards by those of further prompts
+    dynamic_rounds: int = 10  # rounds of sampling for one batch, at most
+    dynamic_shortage: str = "error"  # what then: "error", or "smaller" batches
+    overlong_buffer: float = 0.0  # share of rollout.max_tokens, at its end, in which a completion loses reward
+    overlong_penalty: float = 0.0  # how much it loses at the limit, linearly less before
 
 
 @dataclass
@@ -45,12 +55,18 @@ class Regularizer:
     name: str = MISSING
     _target_: str = MISSING
     beta: float = MISSING
-    estimator: str = MISSING
+    estimator: str = MISSING  # "exact" (sum over the vocabulary), or from the sampled token: "unbiased", "k2", "k3"
+    match: str = "none"  # "local": divide beta by the divergence's strength near the base, relative to reverse KL's
+    beta_schedule: str = "constant"  # "linear" or "cosine": from beta at the first step to beta_end at the last
+    beta_end: float | None = None
+    entropy_bonus: float = 0.0  # weight of the policy's entropy in the loss (subtracted)
 
 
 @dataclass
 class SkewRegularizer(Regularizer):
     alpha: float = MISSING  # how far the reference is moved towards the policy: 0 is reverse KL; must be below 1
+    alpha_schedule: str = "constant"  # as beta's
+    alpha_end: float | None = None
 
 
 @dataclass
@@ -61,6 +77,9 @@ class Rollout:
     prompts_per_batch: int = MISSING  # prompts sampled at once, each with algorithm.group_size completions
     max_tokens: int | None = MISSING  # a completion is cut after this many tokens
     batch_size: int = MISSING  # sequences decoded side by side
+    importance_correction: str = "none"  # truncated importance sampling per "token" or per "sequence": for samplers
+    # whose probabilities are not quite the learner's
+    importance_cap: float = 2.0  # the weights' upper bound
     temperature: float = 1.0  # training needs 1.0: anything else is another policy than the one that learns
     top_p: float = 1.0
 
@@ -127,7 +146,7 @@ class Train:
     steps: int = 100  # optimizer steps
     samples: int = 8  # completions per question in the evaluation that follows
     model: Model = field(default_factory=Model)
-    algorithm: Algorithm = field(default_factory=Algorithm)
+    algorithm: Any = MISSING
     regularizer: Any = MISSING
     rollout: Rollout = field(default_factory=Rollout)
     learner: Learner = field(default_factory=Learner)
@@ -188,5 +207,6 @@ def register() -> None:
     store = ConfigStore.instance()
     for name, schema in {"train": Train, "evaluate": Evaluate, "report": Report, "grade": Grade, "base": Base}.items():
         store.store(group="schema", name=name, node=schema)
-    for name, schema in {"regularizer": Regularizer, "skew_regularizer": SkewRegularizer}.items():
+    parts = {"algorithm": Algorithm, "regularizer": Regularizer, "skew_regularizer": SkewRegularizer}
+    for name, schema in parts.items():
         store.store(group="schema", name=name, node=schema)

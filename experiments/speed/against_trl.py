@@ -32,7 +32,8 @@ from transformers.utils.logging import disable_progress_bar
 from trl_side import reward
 
 from carerft.algorithms import Algorithm
-from carerft.learner import Learner, Optimization
+from carerft.learner import Learner
+from carerft.optimization import Optimization
 from carerft.regularizers import NoRegularizer, Regularizer, SkewReverseKL
 from carerft.rollout import Sampling
 from carerft.rollout.transformers import TransformersWorker

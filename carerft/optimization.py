@@ -1,0 +1,50 @@
+"""How the weights are updated: the optimizer's settings, its learning rate over time, and the cut into microbatches."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from carerft.schedules import scheduled
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """How the weights are updated; the fields of `conf/learner/` that the learner needs."""
+
+    learning_rate: float
+    steps: int
+    schedule: str = "constant"
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_eps: float = 1e-8
+    max_grad_norm: float = 1.0
+    tokens_per_microbatch: int = 16384
+    precision: str = "float32"
+    share_prompts: bool = True
+    monitor_reference: bool = True
+
+
+def learning_rate_factor(step: int, optimization: Optimization) -> float:
+    """What the learning rate is multiplied by at a step: linear warm-up, then constant, linear or cosine decay to 0."""
+    warmup, total = optimization.warmup_steps, optimization.steps
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return scheduled(optimization.schedule, 1.0, 0.0, min(1.0, (step - warmup) / max(1, total - warmup)))
+
+
+def microbatches(lengths: Tensor, token_budget: int) -> Iterator[Tensor]:
+    """Indices of sequences that share a forward pass: longest first, as many as fit the budget once padded.
+
+    lengths: (S,). A sequence longer than the budget goes alone. Sorting keeps padding small.
+    """
+    order = torch.argsort(lengths, descending=True, stable=True)
+    start = 0
+    while start < len(order):
+        width = int(lengths[order[start]])
+        count = max(1, token_budget // max(1, width))
+        yield order[start : start + count]
+        start += count
