@@ -61,9 +61,12 @@ def token_statistics(
     ref_hidden (N, H'), ref_weight (V, H'): the reference's, no gradient. Operands of a matrix product are in the
     hidden states' precision (autocast's, within autocast), its result and all that follows in float32 or better.
     """
-    return TokenStatistics(
-        *_Head.apply(hidden, weight, targets, ref_hidden, ref_weight, divergence, chunk_elements)  # type: ignore[no-untyped-call]
-    )
+    kind = hidden.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+    with torch.autocast(kind, enabled=False):  # it would round results too
+        return TokenStatistics(
+            *_Head.apply(hidden, weight, targets, ref_hidden, ref_weight, divergence, chunk_elements, dtype)
+        )
 
 
 class _Head(torch.autograd.Function):
@@ -77,11 +80,10 @@ class _Head(torch.autograd.Function):
         ref_weight: Tensor | None,
         divergence: Divergence | None,
         chunk_elements: int,
+        dtype: torch.dtype,
     ) -> tuple[Tensor | None, ...]:
         ctx.set_materialize_grads(False)
         tokens, vocabulary = len(targets), len(weight)
-        kind = hidden.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
         policy = _Logits(hidden, weight, dtype)
         reference = None if ref_hidden is None or ref_weight is None else _Logits(ref_hidden, ref_weight, dtype)
         divergence = divergence if reference is not None else None
@@ -102,7 +104,7 @@ class _Head(torch.autograd.Function):
             policy.fill(z, chunk, slice(0, vocabulary))
             if reference:
                 reference.fill(y, chunk, slice(0, vocabulary))
-            for r in _tiles(chunk.stop - start, vocabulary, kind):
+            for r in _tiles(chunk.stop - start, vocabulary, hidden.device.type):
                 t = slice(start + r.start, start + r.stop)
                 log_pi = _normalise(z[r], normaliser[t])
                 pi = log_pi.exp()
@@ -185,7 +187,7 @@ class _Head(torch.autograd.Function):
                 grad_weight[block] = _product(grad_logits.T, hidden.to(ctx.dtype))
         ctx.kept = None
         grad_hidden = None if grad_hidden is None else grad_hidden.to(hidden.dtype)
-        return grad_hidden, grad_weight, None, None, None, None, None
+        return grad_hidden, grad_weight, None, None, None, None, None, None
 
 
 @dataclass

@@ -1,12 +1,18 @@
-"""The chunked head against the plain computation: values, gradients, and any size of chunk."""
+"""The chunked head against the plain computation: values, gradients, precision, and any size of chunk."""
+
+import math
 
 import pytest
 import torch
+from torch.autograd.graph import saved_tensors_hooks
 
-from carerft.head import token_statistics
-from carerft.regularizers import skew_reverse_kl
+import carerft.head
+from carerft.head import TokenStatistics, token_statistics
+from carerft.regularizers import ForwardKL, JensenShannon, Regularizer, ReverseKL, SkewReverseKL
 
 N, H, V = 23, 8, 31
+DIVERGENCES = [SkewReverseKL(), SkewReverseKL(alpha=0.0), ReverseKL(), ForwardKL(), JensenShannon()]
+DIFFERENTIABLE = ("log_prob", "entropy", "divergence")
 
 
 def inputs(dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
@@ -20,49 +26,149 @@ def inputs(dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
     }
 
 
-def divergence(log_pi: torch.Tensor, log_ref: torch.Tensor) -> torch.Tensor:
-    return skew_reverse_kl(log_pi, log_ref, 0.8)
-
-
-@pytest.mark.parametrize("chunk", [1, 5, 23, 1000])
-def test_chunks_change_nothing(chunk: int):
-    given = inputs()
-    found = token_statistics(**given, divergence=divergence, chunk_elements=chunk * V)
-    log_pi = (given["hidden"] @ given["weight"].T).float().log_softmax(-1)
-    log_ref = (given["ref_hidden"] @ given["ref_weight"].T).float().log_softmax(-1)
+def plain(given: dict[str, torch.Tensor], divergence: Regularizer, dtype: torch.dtype) -> TokenStatistics:
+    """The same from full logits, in `dtype`, by automatic differentiation throughout."""
+    cast = {key: value.to(dtype) if value.is_floating_point() else value for key, value in given.items()}
+    log_pi = (cast["hidden"] @ cast["weight"].T).log_softmax(-1)
+    log_ref = (cast["ref_hidden"] @ cast["ref_weight"].T).log_softmax(-1)
     rows = torch.arange(N)
-    expected = {
-        "log_prob": log_pi[rows, given["targets"]],
-        "entropy": torch.distributions.Categorical(logits=log_pi).entropy(),
-        "ref_log_prob": log_ref[rows, given["targets"]],
-        "ref_kl": skew_reverse_kl(log_pi, log_ref, 0.0),
-        "divergence": divergence(log_pi, log_ref),
-    }
-    for name, value in expected.items():
-        assert torch.allclose(getattr(found, name), value, atol=1e-5), name
-    coefficients = torch.linspace(-1, 1, N)
-    for name in ("log_prob", "divergence"):
-        wanted = torch.autograd.grad(
-            (coefficients * expected[name]).sum(), [given["hidden"], given["weight"]], retain_graph=True
-        )
-        got = torch.autograd.grad(
-            (coefficients * getattr(found, name)).sum(), [given["hidden"], given["weight"]], retain_graph=True
-        )
-        for a, b in zip(got, wanted, strict=True):
-            assert torch.allclose(a, b, atol=1e-5), name
-
-
-def test_without_a_reference():
-    given = inputs()
-    found = token_statistics(given["hidden"], given["weight"], given["targets"], chunk_elements=4 * V)
-    assert found.ref_log_prob is None and found.divergence is None and found.log_prob.shape == (N,)
-
-
-def test_bfloat16_hidden_states_are_normalised_in_float32():
-    given = inputs(torch.bfloat16)
-    found = token_statistics(**given, divergence=divergence)
-    logits = (given["hidden"] @ given["weight"].T).float()
-    assert found.log_prob.dtype == torch.float32
-    assert torch.allclose(
-        found.log_prob.exp(), logits.softmax(-1).gather(1, given["targets"][:, None])[:, 0], atol=1e-6
+    pi = log_pi.exp()
+    return TokenStatistics(
+        log_prob=log_pi[rows, given["targets"]],
+        entropy=-(pi * log_pi).sum(-1),
+        ref_log_prob=log_ref[rows, given["targets"]],
+        ref_kl=(pi * (log_pi - log_ref)).sum(-1),
+        divergence=divergence.divergence(log_pi, log_ref),
     )
+
+
+def gradients(given: dict[str, torch.Tensor], found: TokenStatistics, names: tuple[str, ...]) -> list[torch.Tensor]:
+    """Of a loss that weighs each token, and each of the named statistics, differently."""
+    loss = sum((torch.linspace(-1, 1 + i, N).double() * getattr(found, name)).sum() for i, name in enumerate(names))
+    return list(torch.autograd.grad(loss, [given["hidden"], given["weight"]], retain_graph=True))
+
+
+@pytest.mark.parametrize("chunk", [V, 5 * V, 7 * N, 10**6], ids=["one row", "five rows", "seven columns", "kept"])
+@pytest.mark.parametrize("tile", [1, 64, 10**6])
+@pytest.mark.parametrize("divergence", DIVERGENCES, ids=lambda d: f"{type(d).__name__}{getattr(d, 'alpha', '')}")
+def test_chunks_and_tiles_change_nothing(monkeypatch, chunk: int, tile: int, divergence: Regularizer):
+    monkeypatch.setitem(carerft.head.TILE_ELEMENTS, "cpu", tile)
+    given = inputs()
+    found = token_statistics(**given, divergence=divergence, chunk_elements=chunk)
+    expected = plain(given, divergence, torch.float64)
+    for name, value in vars(expected).items():
+        assert getattr(found, name).dtype == torch.float64
+        assert torch.allclose(getattr(found, name), value, atol=1e-13), name
+    for names in [*((name,) for name in DIFFERENTIABLE), DIFFERENTIABLE, ("log_prob", "divergence")]:
+        wanted = gradients(given, expected, names)
+        for _ in range(2):  # a second pass over the same graph must not find what the first has overwritten
+            for a, b in zip(gradients(given, found, names), wanted, strict=True):
+                assert torch.allclose(a, b, atol=1e-12), names
+
+
+def test_gradient_by_finite_differences():
+    given = inputs()
+    differentiable = (given["hidden"], given["weight"])
+
+    def statistics(hidden: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        found = token_statistics(**{**given, "hidden": hidden, "weight": weight}, divergence=SkewReverseKL())
+        return found.log_prob, found.entropy, found.divergence
+
+    assert torch.autograd.gradcheck(statistics, differentiable, atol=1e-7)
+
+
+@pytest.mark.parametrize("chunk", [4 * V, 10**6])
+def test_without_a_reference(chunk: int):
+    given = inputs()
+    found = token_statistics(given["hidden"], given["weight"], given["targets"], chunk_elements=chunk)
+    assert found.ref_log_prob is None and found.ref_kl is None and found.divergence is None
+    expected = plain(given, SkewReverseKL(), torch.float64)
+    for a, b in zip(gradients(given, found, ("log_prob",)), gradients(given, expected, ("log_prob",)), strict=True):
+        assert torch.allclose(a, b, atol=1e-12)
+
+
+def test_the_reference_gets_no_gradient():
+    given = inputs()
+    given["ref_hidden"].requires_grad_()
+    given["ref_weight"].requires_grad_()
+    found = token_statistics(**given, divergence=SkewReverseKL())
+    (found.log_prob + found.divergence).sum().backward()
+    assert given["ref_hidden"].grad is None and given["ref_weight"].grad is None
+    assert not found.ref_log_prob.requires_grad and not found.ref_kl.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("chunk", [5 * V, 10**6])
+def test_half_precision_operands_are_multiplied_and_normalised_in_float32(dtype: torch.dtype, chunk: int):
+    given = inputs(dtype)
+    found = token_statistics(**given, divergence=SkewReverseKL(), chunk_elements=chunk)
+    expected = plain(given, SkewReverseKL(), torch.float64)  # of the very same rounded operands
+    for name, value in vars(expected).items():
+        assert getattr(found, name).dtype == torch.float32
+        assert torch.allclose(getattr(found, name).double(), value, atol=2e-6), name
+    for a, b in zip(gradients(given, found, DIFFERENTIABLE), gradients(given, expected, DIFFERENTIABLE), strict=True):
+        assert a.dtype == dtype
+        # d logits and the result are each rounded once to the operands' precision
+        assert (a - b).norm() < 2 * torch.finfo(dtype).eps * b.norm()
+
+
+def test_autocast_decides_the_operands_precision():
+    given = inputs(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = token_statistics(**given, divergence=SkewReverseKL())
+    rounded = {k: v.bfloat16() if v.is_floating_point() else v for k, v in given.items()}
+    expected = token_statistics(**rounded, divergence=SkewReverseKL())
+    assert torch.equal(found.log_prob, expected.log_prob) and torch.equal(found.divergence, expected.divergence)
+    found.log_prob.sum().backward()
+    assert given["weight"].grad.dtype == torch.float32
+
+
+def test_large_logits_stay_finite():
+    """Logits in the hundreds: probabilities of exactly 0 and 1, log-ratios far beyond +-80."""
+    given = inputs(torch.float32)
+    with torch.no_grad():
+        given["hidden"] *= 100
+        given["ref_hidden"] *= -100
+    for divergence in DIVERGENCES:
+        found = token_statistics(**given, divergence=divergence)
+        assert all(torch.isfinite(value).all() for value in vars(found).values()), divergence
+        for gradient in gradients(given, found, DIFFERENTIABLE):
+            assert torch.isfinite(gradient).all(), divergence
+    skewed = token_statistics(**given, divergence=SkewReverseKL(alpha=0.8)).divergence
+    # A logit of size x leaves a log-probability with a rounding error of x eps.
+    rounding = torch.finfo(torch.float32).eps * float((given["hidden"] @ given["weight"].T).abs().max())
+    assert skewed.max() <= math.log(1 / 0.8) + rounding
+
+
+def test_no_tensor_of_all_logits_is_kept_or_made(monkeypatch):
+    """Neither saved for the backward pass nor allocated on the way: nothing reaches N * V elements."""
+    given, largest = inputs(), []
+    fill = carerft.head._Logits.fill
+
+    def watched(self, out, rows, columns):
+        largest.append(out.numel())
+        fill(self, out, rows, columns)
+
+    monkeypatch.setattr(carerft.head._Logits, "fill", watched)
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        largest.append(tensor.numel())
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        found = token_statistics(**given, divergence=SkewReverseKL(), chunk_elements=5 * V)
+    (found.log_prob + found.divergence).sum().backward()
+    assert max(largest) <= max(5 * V, V * H) < N * V
+
+
+def test_a_summand_of_ones_own_needs_no_slope():
+    class Hellinger(Regularizer):
+        def summand(self, log_pi: torch.Tensor, log_ref: torch.Tensor) -> torch.Tensor:
+            return 0.5 * ((log_pi / 2).exp() - (log_ref / 2).exp()).square()
+
+    given = inputs()
+    found = token_statistics(**given, divergence=Hellinger(), chunk_elements=5 * V)
+    expected = plain(given, Hellinger(), torch.float64)
+    assert torch.allclose(found.divergence, expected.divergence, atol=1e-13)
+    for a, b in zip(gradients(given, found, DIFFERENTIABLE), gradients(given, expected, DIFFERENTIABLE), strict=True):
+        assert torch.allclose(a, b, atol=1e-12)

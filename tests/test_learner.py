@@ -1,6 +1,9 @@
 """The learner: against plain autograd, under any cut into microbatches, at its optimum, and where numbers break."""
 
 import copy
+import math
+from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,15 +14,29 @@ from carerft.algorithms import Algorithm
 from carerft.errors import NonFiniteError
 from carerft.learner import Learner
 from carerft.optimization import Optimization, learning_rate_factor, microbatches
-from carerft.regularizers import NoRegularizer, Regularizer, ReverseKL, SkewReverseKL
+from carerft.regularizers import (
+    ForwardKL,
+    JensenShannon,
+    NoRegularizer,
+    Regularizer,
+    ReverseKL,
+    SkewReverseKL,
+)
 from carerft.rollout import Rollouts
 
 GRPO = Algorithm("grpo", 4, 0.2, 0.2, "token", "sequence", "sample", 1e-6)
 DAPO_LOSS = Algorithm("dapo", 4, 0.2, 0.28, "token", "token", "sample", 1e-6)
 GSPO_LOSS = Algorithm("gspo", 4, 3e-4, 4e-4, "sequence", "sequence", "sample", 1e-6)
+DR_GRPO_LOSS = Algorithm("dr_grpo", 4, 0.2, 0.2, "token", "constant", "none", aggregation_constant=9)
+ALGORITHMS = [GRPO, DAPO_LOSS, GSPO_LOSS, DR_GRPO_LOSS]
 REGULARIZERS = [
-    NoRegularizer(0.0),
-    *[kind(beta=0.5, estimator=e) for kind in (ReverseKL, SkewReverseKL) for e in ("exact", "unbiased", "k2", "k3")],
+    NoRegularizer(),
+    NoRegularizer(entropy_bonus=0.3),
+    *[
+        kind(beta=0.5, estimator=e, entropy_bonus=0.3 * (e in ("exact", "k3")))
+        for kind in (ReverseKL, SkewReverseKL, ForwardKL, JensenShannon)
+        for e in kind.ESTIMATORS
+    ],
 ]
 
 
@@ -57,15 +74,21 @@ def plain_loss(built: Learner, rollouts: Rollouts, advantages: torch.Tensor) -> 
             exact = regularizer.exact
             penalty = regularizer.divergence(log_all, log_ref_all) if exact else None
             loss = loss + regularizer.beta * (penalty if exact else regularizer.estimate(log_pi, log_ref, log_old))
-        total = total + (
-            loss.mean() / len(rollouts.lengths) if algorithm.aggregation == "sequence" else loss.sum() / tokens_of_all
-        )
+        loss = loss + regularizer.entropy_bonus * (log_all.exp() * log_all).sum(-1)
+        if algorithm.aggregation == "sequence":
+            total = total + loss.mean() / len(rollouts.lengths)
+        elif algorithm.aggregation == "token":
+            total = total + loss.sum() / tokens_of_all
+        else:
+            total = total + loss.sum() / algorithm.aggregation_constant / len(rollouts.lengths)
     return total
 
 
-@pytest.mark.parametrize("regularizer", REGULARIZERS, ids=lambda r: f"{type(r).__name__}-{r.estimator}")
+@pytest.mark.parametrize(
+    "regularizer", REGULARIZERS, ids=lambda r: f"{type(r).__name__}-{r.estimator}-{r.entropy_bonus}"
+)
 @pytest.mark.parametrize("share_prompts", [True, False], ids=["shared", "separate"])
-@pytest.mark.parametrize("algorithm", [GRPO, DAPO_LOSS, GSPO_LOSS], ids=lambda a: a.name)
+@pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda a: a.name)
 def test_gradient_is_that_of_the_loss_written_out(regularizer: Regularizer, algorithm: Algorithm, share_prompts: bool):
     built, rollouts = learner(regularizer, algorithm, share_prompts=share_prompts), random_rollouts(3, 4)
     advantages = torch.linspace(-1.5, 1.5, 12)
@@ -80,7 +103,7 @@ def test_gradient_is_that_of_the_loss_written_out(regularizer: Regularizer, algo
         assert torch.allclose(parameter.grad, gradient, atol=2e-5 * scale)
 
 
-@pytest.mark.parametrize("algorithm", [GRPO, DAPO_LOSS, GSPO_LOSS], ids=lambda a: a.name)
+@pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda a: a.name)
 def test_microbatches_do_not_change_the_loss(algorithm: Algorithm):
     rollouts, advantages = random_rollouts(4, 4), torch.linspace(-1, 1, 16)
     found = []
@@ -142,45 +165,99 @@ def test_bfloat16_is_near_float32():
     assert torch.nn.functional.cosine_similarity(found["float32"], found["bfloat16"], dim=0) > 0.99
 
 
+def test_the_strengths_in_force_follow_their_schedules():
+    """alpha from 0.8 to 0.6 over three steps at matched local strength: beta is 0.04 / (1 - alpha)^2 at each."""
+    built = learner(SkewReverseKL(0.04, match="local", alpha=0.8, alpha_schedule="linear", alpha_end=0.6))
+    built.optimization = replace(built.optimization, steps=3)
+    rollouts, seen = random_rollouts(2, 4), []
+    for _ in range(3):
+        metrics = built.step(rollouts, torch.linspace(-1, 1, 8))
+        seen.append((metrics["regularizer/alpha"], metrics["regularizer/beta"]))
+        # weights sum to one over tokens of equal weight only in DAPO; here the loss is that of the strength in force
+        assert metrics["loss/regularizer"] > 0
+    assert [alpha for alpha, _ in seen] == pytest.approx([0.8, 0.7, 0.6])
+    assert [beta for _, beta in seen] == pytest.approx([1.0, 0.04 / 0.09, 0.25])
+
+
+def test_the_value_of_k1_is_watched():
+    built, rollouts = learner(SkewReverseKL(0.5), drift=0.3), random_rollouts(2, 4)
+    metrics = built.gradient(rollouts, torch.zeros(8))
+    with torch.no_grad():
+        scored = built.score(rollouts, torch.arange(8), built.regularizer)
+    k1 = scored.log_prob - torch.logaddexp(scored.log_prob + math.log(0.8), scored.ref_log_prob + math.log(0.2))
+    assert metrics["regularizer/k1"] == pytest.approx(float(k1.mean()), rel=1e-4)
+
+
 # The one-step bandit: one prompt, one token of completion. The learner maximises E[r] - beta D(pi || ref); where
 # rewards are known, the optimum can be computed without it.
 
 
-def bandit_optimum(ref: torch.Tensor, rewards: torch.Tensor, beta: float, alpha: float) -> torch.Tensor:
-    """The stationary distribution: r(a) - beta (log(x) - alpha (x - 1)) = const, where x = pi/m, m = alpha pi +
-    (1 - alpha) ref. For alpha = 0 that is pi ~ ref exp(r / beta)."""
-    if alpha == 0:
-        return (ref.log() + rewards / beta).softmax(-1)
+def bandit_optimum(ref: torch.Tensor, rewards: torch.Tensor, slope: Callable[[float, float], float]) -> torch.Tensor:
+    """The distribution at which r(a) - slope(pi(a), ref(a)) is the same for every action.
 
-    def policy(constant: float) -> torch.Tensor:
-        probabilities = []
+    slope: what the penalty adds to the loss per unit of an action's probability, d (beta D) / d pi(a); it rises with
+    pi. Two nested root searches, for each action's probability given the constant, and for the constant.
+    """
+
+    def policy(constant: float) -> list[float]:
+        found = []
         for r, q in zip(rewards.tolist(), ref.tolist(), strict=True):
-            # the coefficient rises from -inf to its bound as pi goes from 0 to infinity; below 1 / alpha always
+
             def excess(log_pi: float, r: float = r, q: float = q) -> float:
-                pi = torch.tensor(log_pi).double().exp()
-                x = pi / (alpha * pi + (1 - alpha) * q)
-                return float(r - beta * (x.log() - alpha * (x - 1)) - constant)
+                return r - slope(math.exp(log_pi), q) - constant
 
-            probabilities.append(brentq(excess, -60, 60, xtol=1e-12))
-        return torch.tensor(probabilities).double().exp()
+            if excess(5.0) > 0:  # the slope is bounded, and this constant below the bound: no limit to pi
+                found.append(math.exp(5.0))
+            else:
+                found.append(math.exp(brentq(excess, -700.0, 5.0, xtol=1e-13)))
+        return found
 
-    top = beta * (-torch.tensor(alpha).log() - 1 + alpha).item()  # beta times the coefficient's bound
-    low, high = float(rewards.max()) - top + 1e-5 * beta, float(rewards.max()) + 40 * beta
-    constant = brentq(lambda c: float(policy(c).sum()) - 1, low, high, xtol=1e-12)
-    return policy(constant)
+    constant = brentq(lambda c: sum(policy(c)) - 1, -50.0, 50.0, xtol=1e-13)
+    return torch.tensor(policy(constant), dtype=torch.float64)
+
+
+# d D / d pi(a) of each divergence, written out by hand.
+
+
+def of_reverse_kl(pi: float, q: float) -> float:
+    return math.log(pi / q) + 1
+
+
+def of_half_skewed(pi: float, q: float) -> float:  # alpha = 1/2: x = pi / m, log x + 1 - alpha x
+    x = pi / (0.5 * pi + 0.5 * q)
+    return math.log(x) + 1 - 0.5 * x
+
+
+def of_forward_kl(pi: float, q: float) -> float:
+    return -q / pi
+
+
+def of_jensen_shannon(pi: float, q: float) -> float:
+    return 0.5 * math.log(2 * pi / (pi + q))
+
+
+def of_negative_entropy(pi: float, q: float) -> float:
+    return math.log(pi) + 1
 
 
 @pytest.mark.parametrize(
-    ("regularizer", "alpha"),
+    ("regularizer", "slope"),
     [
-        (ReverseKL(beta=0.5), 0.0),
-        (ReverseKL(beta=0.5, estimator="unbiased"), 0.0),
-        (SkewReverseKL(beta=3.0, alpha=0.5), 0.5),
-        (SkewReverseKL(beta=3.0, alpha=0.5, estimator="unbiased"), 0.5),
+        *((ReverseKL(0.5, e), lambda pi, q: 0.5 * of_reverse_kl(pi, q)) for e in ("exact", "unbiased")),
+        *((SkewReverseKL(3.0, e, alpha=0.5), lambda pi, q: 3 * of_half_skewed(pi, q)) for e in ("exact", "unbiased")),
+        *((ForwardKL(0.5, e), lambda pi, q: 0.5 * of_forward_kl(pi, q)) for e in ("exact", "unbiased")),
+        *((JensenShannon(3.0, e), lambda pi, q: 3 * of_jensen_shannon(pi, q)) for e in ("exact", "unbiased")),
+        (NoRegularizer(entropy_bonus=0.5), lambda pi, q: 0.5 * of_negative_entropy(pi, q)),
+        (
+            SkewReverseKL(3.0, alpha=0.5, entropy_bonus=0.5),
+            lambda pi, q: 3 * of_half_skewed(pi, q) + 0.5 * of_negative_entropy(pi, q),
+        ),
     ],
-    ids=lambda value: f"{type(value).__name__}-{value.estimator}" if isinstance(value, Regularizer) else str(value),
+    ids=lambda value: (
+        f"{type(value).__name__}-{value.estimator}-{value.entropy_bonus}" if isinstance(value, Regularizer) else ""
+    ),
 )
-def test_the_learner_reaches_the_optimum_of_a_bandit(regularizer: Regularizer, alpha: float):
+def test_the_learner_reaches_the_optimum_of_a_bandit(regularizer: Regularizer, slope: Callable[[float, float], float]):
     actions = 5
     policy = tiny_model(seed=3, vocabulary=actions, tied=False)
     plan = Optimization(learning_rate=3e-3, steps=300, schedule="cosine", max_grad_norm=1e9)
@@ -206,7 +283,9 @@ def test_the_learner_reaches_the_optimum_of_a_bandit(regularizer: Regularizer, a
     )
     for _ in range(plan.steps):
         built.step(rollouts, rewards)
-    optimum = bandit_optimum(ref, rewards.double(), regularizer.beta, alpha)
-    assert float(optimum.sum()) == pytest.approx(1.0, abs=1e-6)
+    optimum = bandit_optimum(ref, rewards, slope)
+    assert float(optimum.sum()) == pytest.approx(1.0, abs=1e-9)
     assert torch.allclose(probabilities(), optimum, atol=5e-3), (probabilities(), optimum)
     assert float((optimum - ref).abs().max()) > 0.05  # the optimum is not where it started
+    if isinstance(regularizer, ReverseKL):  # known in closed form: ref exp(r / beta)
+        assert torch.allclose(optimum, (ref.log() + rewards.double() / 0.5).softmax(-1), atol=1e-9)
