@@ -116,6 +116,23 @@ def test_labels_say_what_differs(tmp_path):
     assert "GRPO, SRKL alpha=0.8 beta=0.04" in labels(tmp_path)
 
 
+def test_labels_name_each_kind_of_penalty(tmp_path):
+    write_training(tmp_path, "a")
+    write_training(tmp_path, "b", regularizer__match="local")
+    write_training(tmp_path, "c", "rkl", regularizer__name="forward_kl")
+    write_training(tmp_path, "d", "none", regularizer__name="entropy", regularizer__entropy_bonus=0.001)
+    write_training(tmp_path, "e", regularizer__entropy_bonus=0.01)
+    assert set(labels(tmp_path)) == {
+        "SRKL alpha=0.8 beta=0.04",
+        "SRKL alpha=0.8 beta=0.04 matched",
+        "FORWARD KL beta=0.04",
+        "entropy bonus=0.001",
+        "SRKL alpha=0.8 beta=0.04, entropy bonus=0.01",
+    }
+    weaker = [cell for cell in make_cells(load_runs([tmp_path])) if "matched" in cell.label]
+    assert strength_note(weaker) == ""
+
+
 def test_an_evaluated_model_is_a_base_only_of_runs_that_started_from_it(tmp_path):
     other = manifest("evaluate")
     other["config"]["model"] |= {"name": "finetuned", "path": "outputs/x/model"}

@@ -130,11 +130,15 @@ def _own_label(run: Run, trained_models: set[str]) -> str:
     if family == "base":
         name = line(_section(run.config, "model").get("name", "?"), 60)
         return "base model" if _model(run) in trained_models else f"{name}, as it is"
-    if family == "none":
-        return "no penalty"
     regularizer = _section(run.config, "regularizer")
+    bonus = number(regularizer.get("entropy_bonus"))
+    entropy = [f"entropy bonus={bonus:g}"] if bonus else []
+    if family in ("none", "entropy"):
+        return ", ".join(entropy or ["no penalty"])
     given = [(key, number(regularizer.get(key))) for key in ("alpha", "beta")]
-    return " ".join([family.upper(), *(f"{key}={value:g}" for key, value in given if value is not None)])
+    matched = ["matched"] if regularizer.get("match") == "local" else []
+    penalty = ["FORWARD KL" if family == "forward_kl" else family.upper(), *(f"{k}={v:g}" for k, v in given if v is not None), *matched]
+    return ", ".join([" ".join(penalty), *entropy])
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:
@@ -171,5 +175,6 @@ def _order(cell: Cell) -> tuple[Any, ...]:
     regularizer = _section(cell.runs[0].config, "regularizer")
     family = FAMILIES.index(cell.family) if cell.family in FAMILIES else len(FAMILIES)
     algorithm = "" if cell.family == "base" else _algorithm(cell.runs[0])
-    strength = [number(regularizer.get(key)) or 0.0 for key in ("alpha", "beta")]
+    matched = float(regularizer.get("match") == "local")
+    strength = [number(regularizer.get("alpha")) or 0.0, matched, number(regularizer.get("beta")) or 0.0]
     return cell.family != "base", algorithm, family, cell.family, strength, cell.label

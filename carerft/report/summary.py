@@ -84,7 +84,8 @@ def strength_note(cells: Sequence[Cell]) -> str:
     penalties = [cell.runs[0].config.get("regularizer") for cell in cells if cell.family in ("rkl", "srkl")]
     named = [p for p in penalties if isinstance(p, dict)]
     reverse = {number(p.get("beta")) for p in named if p.get("name") == "rkl"}
-    skewed = {(number(p.get("alpha")), number(p.get("beta"))) for p in named if p.get("name") == "srkl"}
+    unmatched = [p for p in named if p.get("name") == "srkl" and p.get("match") != "local"]
+    skewed = {(number(p.get("alpha")), number(p.get("beta"))) for p in unmatched}
     shared = sorted(alpha for alpha, beta in skewed if alpha is not None and alpha < 1 and beta in reverse and beta)
     if not shared:
         return ""
