@@ -138,7 +138,7 @@ def test_dapo_loss_by_hand():
 
 
 def test_gspo_loss_by_hand():
-    # Geometric means: sqrt(1.5 * 0.5) = sqrt(0.75), below 1 - 3e-4, and A = +1 takes the smaller: -sqrt(0.75), unclipped.
+    # Geometric means: sqrt(1.5 * 0.5) = sqrt(0.75), below 1 - 3e-4; A = +1 takes the smaller: -sqrt(0.75), unclipped.
     # 0.5 with A = -1: -min(-0.5, -(1 - 3e-4)) = 0.9997, clipped. Mean over completions: (0.9997 - sqrt(0.75)) / 2.
     total, gradient = loss_and_gradient(GSPO, RATIOS)
     assert total == pytest.approx((0.9997 - math.sqrt(0.75)) / 2, abs=1e-6)

@@ -137,8 +137,9 @@ def _own_label(run: Run, trained_models: set[str]) -> str:
         return ", ".join(entropy or ["no penalty"])
     given = [(key, number(regularizer.get(key))) for key in ("alpha", "beta")]
     matched = ["matched"] if regularizer.get("match") == "local" else []
-    penalty = ["FORWARD KL" if family == "forward_kl" else family.upper(), *(f"{k}={v:g}" for k, v in given if v is not None), *matched]
-    return ", ".join([" ".join(penalty), *entropy])
+    title = "FORWARD KL" if family == "forward_kl" else family.upper()
+    penalty = " ".join([title, *(f"{key}={value:g}" for key, value in given if value is not None), *matched])
+    return ", ".join([penalty, *entropy])
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:
