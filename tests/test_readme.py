@@ -43,6 +43,13 @@ def test_the_example_algorithm_trains(tmp_path: Path):
     assert all(line["learner/grad_norm"] > 0 for line in metrics)
 
 
+def test_the_table_of_estimators_is_what_its_command_prints():
+    command = [sys.executable, "experiments/method/estimators.py", "--markdown"]
+    printed = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, check=True).stdout
+    table = printed.split("On-policy:\n\n")[1].split("\n\n")[0]
+    assert table in PAGES["docs/method.md"]
+
+
 def test_every_file_that_the_pages_point_to_is_there():
     for page, text in PAGES.items():
         for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
