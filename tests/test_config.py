@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 
 from carerft import cli
 from carerft.config.application import config_directory, plain, register
-from carerft.config.checks import check_evaluate, check_model_directory, check_train
+from carerft.config.checks import ESTIMATORS, ESTIMATORS_OF, check_evaluate, check_model_directory, check_train
 from carerft.config.identity import config_hash, differences
 from carerft.errors import CareError, ConfigError
 
@@ -28,6 +29,12 @@ def composed(*overrides: str, verb: str = "train") -> dict:
         [],
         ["regularizer=none"],
         ["regularizer=rkl", "regularizer.estimator=k3"],
+        ["regularizer=jsd", "regularizer.estimator=unbiased", "regularizer.match=local"],
+        ["regularizer.beta_schedule=linear", "regularizer.beta_end=0"],
+        ["regularizer.alpha_schedule=cosine", "regularizer.alpha_end=0"],
+        ["algorithm.clip_high=null", "algorithm.polarity=negative"],
+        ["algorithm=dapo", "algorithm.overlong_buffer=1", "algorithm.dynamic_shortage=smaller"],
+        ["rollout.importance_correction=sequence", "rollout.importance_cap=0.5"],
         ["model=qwen2.5-7b", "task=math", "learner.precision=bfloat16"],
         ["model=qwen2.5-3b", "task=gsm8k"],
         ["model=qwen2.5-0.5b", "benchmark=[math,gsm8k]"],
@@ -78,12 +85,87 @@ def test_the_other_verbs_compose(verb: str):
         ("steps=-1", "steps=-1", "0 or more"),
         ("model.path=nonsense", "nonsense", "Qwen/Qwen2.5-3B"),
         ("tracker.mode=offlin", "tracker.mode=offlin", "offline"),
+        ("learner.max_grad_norm=nan", "learner.max_grad_norm", "1e9"),
+        ("rollout.importance_correction=word", "importance_correction=word: must be one of none, token", "none"),
+        ("rollout.importance_cap=0", "rollout.importance_cap=0.0: must be above 0", "2 is usual"),
+        ("rollout.importance_cap=nan", "rollout.importance_cap=nan: must be above 0", "2 is usual"),
     ],
 )
 def test_impossible_values_are_named_with_a_remedy(override: str, names: str, remedy: str):
+    refused(override, names, remedy)
+
+
+def refused(overrides: str, names: str, remedy: str) -> None:
     with pytest.raises(ConfigError) as raised:
-        check_train(composed(override))
+        check_train(composed(*overrides.split()))
     assert names in raised.value.what and remedy in raised.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("override", "names", "remedy"),
+    [
+        ("polarity=neither", "polarity=neither: must be one of both, positive, negative", "algorithm.polarity=both"),
+        ("aggregation=mean", "aggregation=mean: must be one of sequence, token, constant", "sequence"),
+        ("aggregation_constant=0", "aggregation_constant=0.0: must be above 0", "=${rollout.max_tokens}"),
+        ("aggregation_constant=nan", "aggregation_constant=nan: must be above 0", "=${rollout.max_tokens}"),
+        ("advantage_baseline=median", "advantage_baseline=median: must be one of mean, leave_one_out", "mean"),
+        ("advantage_std=robust", "advantage_std=robust: must be one of sample, population, none", "sample"),
+        ("advantage_eps=-1e-6", "advantage_eps=-1e-06: must be at least 0", "0 or more"),
+        ("clip_low=-0.2", "clip_low=-0.2: must lie between 0 and 1", "conf/"),
+        ("clip_low=1.5", "clip_low=1.5: must lie between 0 and 1", "conf/"),
+        ("clip_high=-0.2", "clip_high=-0.2: must be at least 0", "0 or more"),
+        ("dynamic_rounds=0", "dynamic_rounds=0: must be at least 1", "1 or more"),
+        ("dynamic_shortage=ignore", "dynamic_shortage=ignore: must be one of error, smaller", "error"),
+        ("overlong_buffer=1.2", "overlong_buffer=1.2: it is a share of rollout.max_tokens", "from 0 (no penalty) to 1"),
+        ("overlong_buffer=-0.1", "overlong_buffer=-0.1: it is a share", "from 0 (no penalty) to 1"),
+        ("overlong_penalty=-0.5", "overlong_penalty=-0.5: must be at least 0", "0 or more"),
+    ],
+)
+def test_impossible_algorithms(override: str, names: str, remedy: str):
+    refused(f"algorithm.{override}", f"algorithm.{names}", remedy)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "names", "remedy"),
+    [
+        ("forward_kl", "estimator=k2", "estimator=k2: k2 is defined for a KL(policy || target) alone", "=exact"),
+        ("jsd", "estimator=k2", "alone; must be one of exact, unbiased, k3", "regularizer.estimator=exact"),
+        (
+            "jsd",
+            "estimator=k1",
+            "estimator=k1: k1 has the wrong gradient; must be one of exact, unbiased, k3",
+            "=exact",
+        ),
+        ("rkl", "estimator=k1", "k1 has the wrong gradient; must be one of exact, unbiased, k2, k3", "=exact"),
+        ("rkl", "beta=-0.04", "regularizer.beta=-0.04: must be at least 0", "0 or more"),
+        ("rkl", "beta_schedule=linear beta_end=-1", "regularizer.beta_end=-1.0: must be at least 0", "0 or more"),
+        ("none", "entropy_bonus=-0.1", "regularizer.entropy_bonus=-0.1: must be at least 0", "0 or more"),
+        ("rkl", "match=global", "regularizer.match=global: must be one of none, local", "regularizer.match=none"),
+        ("srkl", "alpha_schedule=linear alpha_end=1", "alpha_end=1.0: must be at least 0 and below 1", "0.8"),
+        ("srkl", "alpha_schedule=linear alpha_end=-0.1", "alpha_end=-0.1: must be at least 0 and below 1", "0.8"),
+        ("srkl", "alpha=nan", "regularizer.alpha=nan: must be at least 0 and below 1", "0.8"),
+        ("rkl", "beta_schedule=step beta_end=1", "beta_schedule=step: must be one of constant, linear, cosine", "="),
+        ("rkl", "beta_schedule=linear", "beta_schedule=linear with regularizer.beta_end=null", "beta_end=NUMBER"),
+        ("rkl", "beta_end=0.1", "beta_schedule=constant with regularizer.beta_end=0.1", "beta_schedule=linear"),
+        ("srkl", "alpha_schedule=cosine", "alpha_schedule=cosine with regularizer.alpha_end=null", "alpha_end=NUMBER"),
+        ("srkl", "alpha_end=0.5", "alpha_schedule=constant with regularizer.alpha_end=0.5", "alpha_schedule=linear"),
+    ],
+)
+def test_impossible_regularizers(name: str, overrides: str, names: str, remedy: str):
+    refused(" ".join([f"regularizer={name}", *(f"regularizer.{o}" for o in overrides.split())]), names, remedy)
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"regularizer": {"_target_": "own.Penalty", "name": "own", "beta": 0.1}},
+        {"algorithm": {"_target_": "own.Objective", "name": "own", "group_size": 4}},
+        {"algorithm": {"_target_": "own.Objective", "name": "own", "group_size": 4, "overlong_buffer": None}},
+        {"algorithm": {"_target_": "own.Objective", "name": "own", "group_size": 4, "aggregation_constant": None}},
+    ],
+)
+def test_a_method_of_a_users_own_need_not_have_every_key(own: dict):
+    check_train({**composed(), **own})
 
 
 @pytest.mark.parametrize(
@@ -188,6 +270,32 @@ def test_every_yaml_file_can_be_chosen():
         overrides = [f"{group}={name}", *(["model.path=org/name"] if (group, name) == ("model", "path") else [])]
         verb = "evaluate" if name.endswith("_base") else "train"
         (check_evaluate if verb == "evaluate" else check_train)(composed(*overrides, verb=verb))
+
+
+METHODS = [(g, f.stem) for g in ("algorithm", "regularizer") for f in sorted((config_directory() / g).glob("*.yaml"))]
+
+
+@pytest.mark.parametrize(("group", "name"), METHODS)
+def test_every_algorithm_and_regularizer_builds_with_what_its_file_says(group: str, name: str):
+    settings = composed(f"{group}={name}")[group]
+    built = instantiate(settings)
+    assert f"{type(built).__module__}.{type(built).__name__}" == settings.pop("_target_")
+    assert {key: getattr(built, key) for key in settings} == settings
+
+
+def test_the_constant_of_dr_grpo_is_the_limit_of_length():
+    assert composed("algorithm=dr_grpo")["algorithm"]["aggregation_constant"] == 24  # the world's
+    assert composed("algorithm=dr_grpo", "rollout.max_tokens=50")["algorithm"]["aggregation_constant"] == 50
+
+
+def test_the_table_of_estimators_is_that_of_the_classes():
+    from carerft import regularizers
+
+    kinds = [kind for kind in vars(regularizers).values() if isinstance(kind, type)]
+    ours = [k for k in kinds if issubclass(k, regularizers.Regularizer) and k is not regularizers.Regularizer]
+    named = {f"{kind.__module__}.{kind.__name__}": kind.ESTIMATORS for kind in ours}
+    assert ESTIMATORS_OF.keys() <= named.keys()
+    assert {name: ESTIMATORS_OF.get(name, ESTIMATORS) for name in named} == named  # one that is absent has them all
 
 
 def test_help_and_version(capsys):

@@ -115,6 +115,25 @@ def test_ctrl_c_saves_and_says_how_to_continue(uninterrupted: Path, tmp_path: Pa
     assert weights(directory) == weights(uninterrupted) and lines(directory) == lines(uninterrupted)
 
 
+def test_a_batch_of_dynamic_sampling_with_its_correction_continues_bit_identical(tmp_path: Path):
+    """Killed in the middle of a batch of several rounds, while penalty and overlong rewards are on their way too."""
+    dapo = [
+        "algorithm=dapo", "rollout.importance_correction=token", "algorithm.overlong_buffer=0.8",
+        "regularizer.beta_schedule=linear", "regularizer.beta_end=0.4",
+        "regularizer.alpha_schedule=cosine", "regularizer.alpha_end=0.2",
+    ]  # fmt: skip
+    whole, directory = tmp_path / "whole", tmp_path / "run"
+    train(whole, *dapo)
+    assert all(line["rollout/rounds"] > 1 and line["reward/overlong_penalty"] > 0 for line in lines(whole))
+    process = start(directory, *dapo)
+    wait_for(lambda: logged(directory) >= 3, process)  # the third of four steps; two are saved, with the batch
+    process.send_signal(signal.SIGKILL)
+    finish(process)
+    assert checkpoint.steps_of(directory / "checkpoints")[-1] < STEPS
+    train(directory, *dapo)
+    assert weights(directory) == weights(whole) and lines(directory) == lines(whole)
+
+
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(uninterrupted: Path, tmp_path: Path):
     directory = tmp_path / "run"
     process = start(directory)
