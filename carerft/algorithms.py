@@ -31,7 +31,7 @@ def group_advantages(rewards: Tensor, baseline: str, std: str, eps: float) -> Te
         return advantages
     freedom = count - 1 if std == "sample" else count
     variance = centred.square().sum(-1, keepdim=True) / freedom.clamp(min=1)
-    return advantages / (variance.sqrt() + eps)
+    return torch.where(centred == 0, 0.0, advantages / (variance.sqrt() + eps))
 
 
 def informative(rewards: Tensor) -> Tensor:

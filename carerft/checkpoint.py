@@ -22,6 +22,8 @@ from carerft.errors import RunDirectoryError
 
 log = logging.getLogger(__name__)
 
+REPLACED = ".replaced_step_"
+
 
 def random_states() -> dict[str, Any]:
     """The state of every global random number generator."""
@@ -53,11 +55,11 @@ def steps_of(directory: Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdigit())
 
 
-def save(directory: Path, step: int, policy: nn.Module, state: dict[str, Any], keep: int) -> None:
-    """Write `directory/step_<step>`, then remove all but the newest `keep`.
+def save(directory: Path, step: int, policy: nn.Module, state: dict[str, Any], keep: int | None) -> None:
+    """Write `directory/step_<step>`, then remove all but the newest `keep` (None: remove none).
 
-    A checkpoint is there whole or not at all. Raises RunDirectoryError where it can't be written (a full disk); those
-    written before are untouched.
+    A checkpoint is there whole or not at all, one that it replaces too. Raises RunDirectoryError where it can't be
+    written (a full disk); those written before are untouched.
     """
     final, beside = directory / f"step_{step}", directory / f".step_{step}.{os.getpid()}"
     try:
@@ -72,8 +74,11 @@ def save(directory: Path, step: int, policy: nn.Module, state: dict[str, Any], k
         for path in beside.iterdir():
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
-        shutil.rmtree(final, ignore_errors=True)
+        _put_back(directory)
+        if final.exists():
+            os.replace(final, directory / f"{REPLACED}{step}")
         os.replace(beside, final)
+        shutil.rmtree(directory / f"{REPLACED}{step}", ignore_errors=True)
     except Exception as error:  # safetensors and torch report a full disk by errors of their own
         shutil.rmtree(beside, ignore_errors=True)
         kept = steps_of(directory)
@@ -82,8 +87,18 @@ def save(directory: Path, step: int, policy: nn.Module, state: dict[str, Any], k
             (f"the one of step {kept[-1]} is intact; " if kept else "")
             + "free the disk, then the same command continues",
         ) from error
-    for old in steps_of(directory)[:-keep]:
+    for old in steps_of(directory)[:-keep] if keep else []:
         shutil.rmtree(directory / f"step_{old}", ignore_errors=True)
+
+
+def _put_back(directory: Path) -> None:
+    """Undo what a process began that was killed between moving a checkpoint away and putting another in its place."""
+    for replaced in directory.glob(f"{REPLACED}*"):
+        final = directory / f"step_{replaced.name.removeprefix(REPLACED)}"
+        if final.exists():
+            shutil.rmtree(replaced)
+        else:
+            os.replace(replaced, final)
 
 
 def load_latest(directory: Path, policy: nn.Module) -> dict[str, Any] | None:
@@ -92,6 +107,7 @@ def load_latest(directory: Path, policy: nn.Module) -> dict[str, Any] | None:
     A damaged checkpoint (truncated, altered, incomplete) is named in a warning, set aside as `damaged_step_<n>`, and
     the one before it is taken.
     """
+    _put_back(directory)
     for step in reversed(steps_of(directory)):
         path = directory / f"step_{step}"
         if problem := _damage(path):

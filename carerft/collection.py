@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from carerft.algorithms import Algorithm, importance_ratio, informative
-from carerft.errors import CareError
+from carerft.errors import ShortageError
 from carerft.learner import Correction, Learner
 from carerft.prompts import completion_texts, mixed_seed, prompt_order, prompt_tokens
 from carerft.rollout import Rollouts, RolloutWorker, Sampling
@@ -103,7 +103,7 @@ class Collector:
     def collect(self, learner: Learner) -> Batch:
         """The next batch, sampled from the learner's policy as it is now.
 
-        Raises CareError where dynamic sampling finds too few groups (`algorithm.dynamic_shortage`).
+        Raises ShortageError where dynamic sampling finds too few groups (`algorithm.dynamic_shortage`).
         """
         began = time.perf_counter()
         self.worker.sync(learner.policy)
@@ -151,10 +151,10 @@ class Collector:
         tried = sum(len(r.problem_ids) for r in rounds)
         what = (
             f"dynamic sampling found {kept} of the {wanted} prompts of a batch in {len(rounds)} rounds: "
-            f"of {tried} prompts, the others' completions were all right or all wrong"
+            f"of {tried} prompts, the others' completions were all right, all wrong, or without a verdict"
         )
         if kept == 0 or self.algorithm.dynamic_shortage == "error":
-            raise CareError(
+            raise ShortageError(
                 what,
                 "the same command goes on with further prompts; a new run may have a larger algorithm.dynamic_rounds "
                 "or algorithm.group_size, easier or harder problems, or smaller batches (never empty ones) with "

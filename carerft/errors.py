@@ -23,6 +23,10 @@ class DataError(CareError):
     """A dataset is absent, empty, malformed, or does not fit the model."""
 
 
+class ShortageError(CareError):
+    """Dynamic sampling has not found enough prompts from which something can be learned."""
+
+
 class RunDirectoryError(CareError):
     """An output directory cannot be used: another configuration's, another process's, or unwritable."""
 

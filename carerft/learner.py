@@ -120,7 +120,8 @@ class Learner:
     def gradient(
         self, rollouts: Rollouts, advantages: Tensor, correction: Correction | None = None
     ) -> dict[str, float]:
-        """Add the loss's gradient to the parameters', microbatch by microbatch, and return the metrics."""
+        """Make the parameters' gradient that of the loss, microbatch by microbatch, and return the metrics."""
+        self.optimizer.zero_grad(set_to_none=True)
         mask = rollouts.mask()
         regularizer = self.regularizer.at(self.progress)
         step = _Step(rollouts, advantages, self.algorithm.weights(mask), mask, correction, regularizer)

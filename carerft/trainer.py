@@ -14,7 +14,7 @@ from torch import Tensor
 
 from carerft import checkpoint
 from carerft.collection import Batch, Collector, Drawn
-from carerft.errors import CareError, NonFiniteError
+from carerft.errors import NonFiniteError, ShortageError
 from carerft.learner import Learner
 from carerft.prompts import completion_texts
 from carerft.rollout import Rollouts
@@ -68,8 +68,9 @@ class Trainer:
     def run(self, on_step: Callable[[dict[str, float]], None], should_stop: Callable[[], bool]) -> bool:
         """Train to the end. Returns whether it got there (False: should_stop).
 
-        Raises NonFiniteError (the batch is written to `nonfinite/` and the weights before it are checkpointed) and
-        RunDirectoryError (a checkpoint can't be written).
+        Raises NonFiniteError (the batch is written to `nonfinite/` and the weights before it are checkpointed, beside
+        all earlier checkpoints), ShortageError (the same command goes on with further prompts) and RunDirectoryError
+        (a checkpoint can't be written).
         """
         while self.progress.step < self.schedule.steps:
             on_step(self._step())
@@ -81,7 +82,7 @@ class Trainer:
                 return False
         return True
 
-    def save(self) -> None:
+    def save(self, keep_all: bool = False) -> None:
         """Write a checkpoint of this moment."""
         now = self.progress
         state = {
@@ -92,7 +93,8 @@ class Trainer:
             "batch": now.batch and now.batch.state(),
         }
         directory = self.directory / "checkpoints"
-        checkpoint.save(directory, now.step, self.learner.policy, state, self.schedule.keep_checkpoints)
+        keep = None if keep_all else self.schedule.keep_checkpoints
+        checkpoint.save(directory, now.step, self.learner.policy, state, keep)
 
     def _step(self) -> dict[str, float]:
         """One optimizer step, on a new rollout batch where the last one is used up. Returns its metrics."""
@@ -127,7 +129,7 @@ class Trainer:
     def _collect(self) -> Batch:
         try:
             return self.collector.collect(self.learner)
-        except CareError:
+        except ShortageError:
             self.save()  # with what has been drawn, so that the run goes on with other prompts
             raise
 
@@ -146,7 +148,7 @@ class Trainer:
         )
         write_atomically(place.with_suffix(".tsv"), "problem\tadvantage\tcompletion\n" + lines)
         torch.save({"rollouts": asdict(rollouts), "advantages": advantages}, place.with_suffix(".pt"))
-        self.save()
+        self.save(keep_all=True)  # what makes a loss infinite may be these very weights
         return NonFiniteError(
             f"step {self.progress.step + 1}: {error.what}. Its prompts were {', '.join(problem_ids[:5])}"
             + (f" and {len(problem_ids) - 5} more" if len(problem_ids) > 5 else "")

@@ -118,6 +118,8 @@ def refused(overrides: str, names: str, remedy: str) -> None:
         ("dynamic_shortage=ignore", "dynamic_shortage=ignore: must be one of error, smaller", "error"),
         ("overlong_buffer=1.2", "overlong_buffer=1.2: it is a share of rollout.max_tokens", "from 0 (no penalty) to 1"),
         ("overlong_buffer=-0.1", "overlong_buffer=-0.1: it is a share", "from 0 (no penalty) to 1"),
+        ("overlong_buffer=0.2", "overlong_buffer=0.2 with algorithm.overlong_penalty=0: one does nothing", "set both"),
+        ("overlong_penalty=0.5", "overlong_buffer=0 with algorithm.overlong_penalty=0.5: one does", "set both"),
         ("overlong_penalty=-0.5", "overlong_penalty=-0.5: must be at least 0", "0 or more"),
     ],
 )

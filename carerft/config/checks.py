@@ -83,16 +83,21 @@ def _algorithm(config: dict[str, Any]) -> None:
         _at_least(config, f"algorithm.{key}", 0)
     _at_least(config, "algorithm.dynamic_rounds", 1)
     _between(config, "algorithm.clip_low", 0, 1)
-    if not 0 <= config["algorithm"].get("overlong_buffer", 0) <= 1:
+    buffer, penalty = (config["algorithm"].get(f"overlong_{part}") or 0 for part in ("buffer", "penalty"))
+    if not 0 <= buffer <= 1:
         raise ConfigError(
-            f"algorithm.overlong_buffer={config['algorithm']['overlong_buffer']}: it is a share of rollout.max_tokens",
+            f"algorithm.overlong_buffer={buffer}: it is a share of rollout.max_tokens",
             "give a number from 0 (no penalty) to 1",
         )
-    if config["algorithm"].get("aggregation_constant", 1) <= 0:
+    if bool(buffer) != bool(penalty):
         raise ConfigError(
-            f"algorithm.aggregation_constant={config['algorithm']['aggregation_constant']}: must be above 0",
-            "write algorithm.aggregation_constant=${rollout.max_tokens}, or 1",
+            f"algorithm.overlong_buffer={buffer} with algorithm.overlong_penalty={penalty}: one does nothing without "
+            "the other",
+            "set both (DAPO: 0.2 and 0.5), or both to 0",
         )
+    _above_0(
+        config, "algorithm.aggregation_constant", "write algorithm.aggregation_constant=${rollout.max_tokens}, or 1"
+    )
     if config["algorithm"]["group_size"] < 2:
         raise ConfigError(
             f"algorithm.group_size={config['algorithm']['group_size']}: a group of one has no advantage to learn from",
@@ -106,7 +111,8 @@ def _regularizer(config: dict[str, Any]) -> None:
         _at_least(config, f"regularizer.{key}", 0)
     estimators = ESTIMATORS_OF.get(chosen["_target_"], ESTIMATORS)
     wrong = {"k1": "k1 has the wrong gradient; ", "k2": "k2 is defined for a KL(policy || target) alone; "}
-    why = wrong.get(chosen["estimator"], "") if chosen["estimator"] not in estimators else ""
+    estimator = chosen.get("estimator")
+    why = wrong.get(estimator, "") if estimator not in estimators else ""
     _one_of(config, "regularizer.estimator", estimators, why=why)
     _one_of(config, "regularizer.match", ("none", "local"))
     for name in ("beta", "alpha"):
@@ -133,10 +139,7 @@ def _rollout(config: dict[str, Any]) -> None:
     for key in ("rollout.prompts_per_batch", "rollout.max_tokens", "rollout.batch_size"):
         _at_least(config, key, 1)
     _one_of(config, "rollout.importance_correction", ("none", "token", "sequence"))
-    if config["rollout"]["importance_cap"] <= 0:
-        raise ConfigError(
-            f"rollout.importance_cap={config['rollout']['importance_cap']}: must be above 0", "2 is usual"
-        )
+    _above_0(config, "rollout.importance_cap", "2 is usual")
     for key in ("temperature", "top_p"):
         if config["rollout"][key] != 1.0:
             raise ConfigError(
@@ -155,8 +158,7 @@ def _learner(config: dict[str, Any]) -> None:
         _at_least(config, f"learner.{key}", 1)
     _between(config, "learner.adam_beta1", 0, 1)
     _between(config, "learner.adam_beta2", 0, 1)
-    if config["learner"]["max_grad_norm"] <= 0:
-        raise ConfigError("learner.max_grad_norm must be above 0", "use a large number, such as 1e9, for no clipping")
+    _above_0(config, "learner.max_grad_norm", "use a large number, such as 1e9, for no clipping")
 
 
 def check_model_directory(path: Path) -> None:
@@ -201,6 +203,12 @@ def _at_least(config: dict[str, Any], key: str, least: float) -> None:
     value = flatten(config).get(key)
     if value is not None and not value >= least:
         raise ConfigError(f"{key}={value}: must be at least {least}", f"give a number of {least} or more")
+
+
+def _above_0(config: dict[str, Any], key: str, remedy: str) -> None:
+    value = flatten(config).get(key)
+    if value is not None and not value > 0:
+        raise ConfigError(f"{key}={value}: must be above 0", remedy)
 
 
 def _between(config: dict[str, Any], key: str, low: float, high: float) -> None:

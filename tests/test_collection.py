@@ -1,0 +1,387 @@
+"""Collecting batches: dynamic sampling, the overlong penalty and the importance correction.
+
+A tiny model samples, and a task grades each group by the kind of its problem, so that what is informative is known.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean, stdev
+
+import pytest
+import torch
+from conftest import VOCABULARY, tiny_model
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from carerft import checkpoint
+from carerft.algorithms import Algorithm
+from carerft.collection import Batch, Collector, Drawn, Plan
+from carerft.errors import CareError, NonFiniteError
+from carerft.learner import Learner
+from carerft.optimization import Optimization
+from carerft.prompts import completion_texts, prompt_order
+from carerft.regularizers import NoRegularizer, Regularizer, SkewReverseKL
+from carerft.rollout import Rollouts, Sampling
+from carerft.rollout.transformers import TransformersWorker
+from carerft.tasks import Grade, Problem
+from carerft.trainer import Schedule, Trainer
+
+SEED, PROMPTS, GROUP, MAX_TOKENS = 3, 4, 4, 8
+
+
+def algorithm(**changes: object) -> Algorithm:
+    settings = {"name": "dapo", "group_size": GROUP, "clip_low": 0.2, "clip_high": 0.28, "ratio": "token"}
+    settings |= {"aggregation": "token", "advantage_std": "sample", "dynamic_sampling": True}
+    return Algorithm(**{**settings, **changes})
+
+
+class ByKind:
+    """Problems named "<position>-<kind>", drawn in the order of their positions. Of a problem's completions
+
+    right: all are right. wrong: none. mixed: the alphabetically first alone. silent: none has a verdict.
+    lone: as mixed, but the others have no verdict. gap: as mixed, but the alphabetically last has no verdict.
+    """
+
+    name = "by_kind"
+
+    def __init__(self, kinds: str):
+        named = list(enumerate(kinds.split()))
+        places = prompt_order(len(named), SEED, 0, len(named))
+        found = [
+            (place, Problem(f"{position}-{kind}", f"w{2 + place % 20} w{2 + place // 20}", None))
+            for place, (position, kind) in zip(places, named, strict=True)
+        ]
+        self._problems = [problem for _, problem in sorted(found, key=lambda pair: pair[0])]
+
+    def problems(self) -> list[Problem]:
+        return self._problems
+
+    def grade(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Grade]:
+        groups: dict[str, list[str]] = {}
+        for problem, text in zip(problems, texts, strict=True):
+            groups.setdefault(problem.id, []).append(text)
+
+        def verdict(kind: str, text: str, group: list[str]) -> bool | None:
+            first, last = text == min(group), text == max(group)
+            if kind in ("right", "wrong", "silent"):
+                return {"right": True, "wrong": False, "silent": None}[kind]
+            return None if (kind == "lone" and not first) or (kind == "gap" and last) else first
+
+        pairs = zip(problems, texts, strict=True)
+        return [Grade(text, verdict(problem.id.split("-")[1], text, groups[problem.id])) for problem, text in pairs]
+
+
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w2"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0", eos_token="w1")
+
+
+class Imprecise(TransformersWorker):
+    """Reports log-probabilities that are off, as a sampler of another precision or with stale weights does."""
+
+    def sample(self, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, seed: int) -> Rollouts:
+        found = super().sample(prompts, n, sampling, seed)
+        noise = 0.5 * torch.randn(found.log_probs.shape, generator=torch.Generator().manual_seed(seed))
+        found.log_probs = torch.where(found.mask(), found.log_probs + noise, 0.0)
+        return found
+
+
+def collection(
+    kinds: str,
+    chosen: Algorithm | None = None,
+    regularizer: Regularizer | None = None,
+    worker: type[TransformersWorker] = TransformersWorker,
+    ends: Sequence[int] = (1,),
+    **plan: object,
+) -> tuple[Collector, Learner]:
+    """A collector, and a learner whose policy has moved away from its reference. ends: tokens that end a completion,
+    of which there are several where lengths should differ."""
+    chosen, policy = chosen or algorithm(), tiny_model()
+    learner = Learner(policy, chosen, regularizer or NoRegularizer(), Optimization(learning_rate=1e-3, steps=10))
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    made = Plan(**{"seed": SEED, "prompts_per_batch": PROMPTS, "max_tokens": MAX_TOKENS, **plan})
+    sampler = worker(policy, eos_token_ids=ends, pad_token_id=0)
+    return Collector(sampler, ByKind(kinds), word_tokenizer(), chosen, made, context=128), learner
+
+
+# Dynamic sampling
+
+
+def test_groups_that_teach_nothing_are_replaced_by_those_of_the_next_prompts():
+    kinds = "mixed right wrong mixed  right mixed right wrong  mixed mixed right  mixed wrong mixed mixed mixed"
+    collector, learner = collection(kinds)
+    batch = collector.collect(learner)
+    # Round 1 keeps 2 of 4, so that 2 are missing, which 2 * 4/2 = 4 prompts promise. After round 2, 3 of 8 are kept:
+    # the last one is promised by 1 * 8/3 prompts, rounded up 3. They hold two; the second is not needed.
+    assert batch.problem_ids == ["0-mixed", "3-mixed", "5-mixed", "8-mixed"]
+    assert collector.drawn == Drawn(prompts=11, rounds=3)
+    # One of four is right: mean 1/4, sample std 1/2, advantages (1 - 1/4) / (1/2) and (0 - 1/4) / (1/2).
+    advantages = batch.advantages.view(PROMPTS, GROUP)
+    assert torch.allclose(advantages.sort(-1).values, torch.tensor([-0.5, -0.5, -0.5, 1.5]).expand(PROMPTS, -1))
+    # Prompts, completions and advantages still belong together.
+    texts = completion_texts(batch.rollouts, collector.tokenizer)
+    for i, problem in enumerate(batch.problem_ids):
+        group = texts[i * GROUP : (i + 1) * GROUP]
+        assert int(advantages[i].argmax()) == group.index(min(group))
+        prompt = next(p.prompt for p in collector.problems if p.id == problem)
+        tokens = batch.rollouts.prompt_tokens[i, : batch.rollouts.prompt_lengths[i]].tolist()
+        assert tokens == collector.tokenizer(prompt)["input_ids"]
+    # The metrics are of all that was sampled: 11 groups, of which 4 right, 2 wrong and 5 mixed, so (16 + 5) / 44.
+    assert batch.metrics["rollout/rounds"] == 3
+    assert batch.metrics["reward/mean"] == pytest.approx(21 / 44)
+    assert batch.metrics["reward/equal_groups"] == pytest.approx(6 / 11)
+    # The next batch takes up the order where this one left it.
+    assert collector.collect(learner).problem_ids == ["11-mixed", "13-mixed", "14-mixed", "15-mixed"]
+
+
+def test_a_batch_that_is_full_at_once_takes_one_round():
+    collector, learner = collection("mixed mixed mixed mixed right right")
+    assert len(collector.collect(learner).problem_ids) == PROMPTS and collector.drawn == Drawn(prompts=4, rounds=1)
+
+
+def test_without_dynamic_sampling_every_group_is_kept():
+    collector, learner = collection("right wrong silent right mixed", algorithm(dynamic_sampling=False))
+    batch = collector.collect(learner)
+    assert batch.problem_ids == ["0-right", "1-wrong", "2-silent", "3-right"]
+    assert torch.equal(batch.advantages, torch.zeros(PROMPTS * GROUP))
+    assert collector.drawn == Drawn(prompts=4, rounds=1) and batch.metrics["rollout/rounds"] == 1
+
+
+def test_equal_rewards_have_no_advantage_where_the_epsilon_is_zero_too():
+    collector, learner = collection("right wrong silent mixed", algorithm(dynamic_sampling=False, advantage_eps=0.0))
+    advantages = collector.collect(learner).advantages.view(PROMPTS, GROUP)
+    assert torch.equal(advantages[:3], torch.zeros(3, GROUP))
+    assert torch.allclose(advantages[3].sort().values, torch.tensor([-0.5, -0.5, -0.5, 1.5]))
+
+
+def test_the_last_round_that_is_allowed_may_fill_the_batch():
+    collector, learner = collection("right " * 4 + "mixed " * 4, algorithm(dynamic_rounds=2))
+    assert collector.collect(learner).problem_ids == ["4-mixed", "5-mixed", "6-mixed", "7-mixed"]
+
+
+def test_too_few_groups_are_an_error_that_names_counts_and_remedy():
+    collector, learner = collection("mixed " + "right " * 19, algorithm(dynamic_rounds=3))
+    with pytest.raises(CareError) as raised:
+        collector.collect(learner)
+    assert "found 1 of the 4 prompts of a batch in 3 rounds" in raised.value.what
+    assert "of 12 prompts" in raised.value.what
+    for key in ("algorithm.dynamic_rounds", "algorithm.group_size", "algorithm.dynamic_shortage=smaller"):
+        assert key in raised.value.remedy
+    assert collector.drawn == Drawn(prompts=12, rounds=3)  # no round more than allowed
+
+
+def test_a_smaller_batch_holds_what_was_found():
+    collector, learner = collection(
+        "wrong mixed right right  mixed right right right", algorithm(dynamic_rounds=2, dynamic_shortage="smaller")
+    )
+    batch = collector.collect(learner)
+    assert batch.problem_ids == ["1-mixed", "4-mixed"] and batch.metrics["rollout/rounds"] == 2
+    assert batch.rollouts.tokens.shape[0] == batch.advantages.shape[0] == 2 * GROUP
+
+
+@pytest.mark.parametrize("shortage", ["error", "smaller"])
+def test_an_empty_batch_is_never_made(shortage: str):
+    collector, learner = collection("right wrong silent right", algorithm(dynamic_rounds=1, dynamic_shortage=shortage))
+    with pytest.raises(CareError, match="found 0 of the 4 prompts"):
+        collector.collect(learner)
+
+
+def test_groups_need_two_verdicts_that_differ():
+    collector, learner = collection("lone gap mixed mixed  silent mixed right")
+    batch = collector.collect(learner)
+    # Round 1 keeps 3 of 4: the last one is promised by 1 * 4/3 prompts, rounded up 2.
+    assert batch.problem_ids == ["1-gap", "2-mixed", "3-mixed", "5-mixed"] and collector.drawn == Drawn(6, 2)
+    # A gap's three verdicts are 1, 0, 0: mean 1/3, sample std sqrt(1/3); what has no verdict has advantage 0.
+    expected = torch.tensor([-(3**0.5) / 3, -(3**0.5) / 3, 0.0, 2 * 3**0.5 / 3])
+    assert torch.allclose(batch.advantages.view(PROMPTS, GROUP)[0].sort().values, expected)
+    # Of 24 completions, 3 of the lone, 1 of the gap and 4 of the silent have no verdict; every other group has 1 right.
+    assert batch.metrics["reward/no_verdict"] == pytest.approx(8 / 24)
+    assert batch.metrics["reward/mean"] == pytest.approx(5 / 16)
+
+
+def trainer(directory: Path, collector: Collector, learner: Learner, steps: int, epochs: int = 1) -> Trainer:
+    plan = Schedule(steps=steps, updates_per_batch=2, epochs=epochs, checkpoint_every=100, keep_checkpoints=2)
+    return Trainer(learner, collector, plan, directory)
+
+
+def test_parts_share_out_the_prompts():
+    collector, learner = collection("mixed " * 5, prompts_per_batch=5)
+    batch = collector.collect(learner)
+    assert batch.parts(2) == [slice(0, 2), slice(2, 5)]
+    assert batch.parts(5) == batch.parts(9) == [slice(i, i + 1) for i in range(5)]
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_smaller_batches_make_fewer_steps_and_the_run_all_of_its_own(epochs: int, tmp_path: Path):
+    """Batches of one prompt, three, and one, at two updates for each: 1 + 2 + 1 steps, as often as there are epochs."""
+    kinds = "right mixed right right  mixed mixed wrong mixed  right right mixed wrong"
+    collector, learner = collection(kinds, algorithm(dynamic_rounds=1, dynamic_shortage="smaller"))
+    run, seen = trainer(tmp_path, collector, learner, steps=4 * epochs, epochs=epochs), []
+
+    def on_step(metrics: dict[str, float]) -> None:
+        seen.append((run.collector.drawn.rounds, run.progress.batch, metrics))
+
+    assert run.run(on_step, lambda: False)
+    assert [metrics["step"] for _, _, metrics in seen] == list(range(1, 4 * epochs + 1))
+    assert [rounds for rounds, _, _ in seen] == [1] * epochs + [2, 2] * epochs + [3] * epochs
+    assert all(metrics["learner/grad_norm"] > 0 for _, _, metrics in seen)
+    batch = seen[epochs][1]
+    assert batch.problem_ids == ["4-mixed", "5-mixed", "7-mixed"]
+    # Of the three prompts the first step learns one and the second two.
+    learned = [round(m["throughput/learned_tokens_per_s"] * m["time/learn_s"]) for _, _, m in seen]
+    lengths = batch.rollouts.lengths
+    assert learned[epochs : epochs + 2] == [int(lengths[:GROUP].sum()), int(lengths[GROUP:].sum())]
+
+
+def test_after_a_shortage_the_same_command_goes_on_with_further_prompts(tmp_path: Path):
+    kinds = "right mixed right right  mixed mixed mixed mixed"
+    run = trainer(tmp_path, *collection(kinds, algorithm(dynamic_rounds=1)), steps=1)
+    with pytest.raises(CareError, match="found 1 of the 4"):
+        run.run(lambda metrics: None, lambda: False)
+    again = trainer(tmp_path, *collection(kinds, algorithm(dynamic_rounds=1)), steps=1)
+    assert again.resume() == 0
+    assert again.run(lambda metrics: None, lambda: False)
+    assert again.progress.batch.problem_ids == ["4-mixed", "5-mixed", "6-mixed", "7-mixed"]
+
+
+def test_sampling_from_diverged_weights_leaves_the_last_good_checkpoint(tmp_path: Path):
+    """Only a shortage is worth a checkpoint: weights that cannot be sampled from would push out a good one."""
+    plan = Schedule(steps=1, updates_per_batch=1, epochs=1, checkpoint_every=1, keep_checkpoints=1)
+    collector, learner = collection("mixed " * 12)
+    assert Trainer(learner, collector, plan, tmp_path).run(lambda metrics: None, lambda: False)
+    collector, learner = collection("mixed " * 12)
+    later = Trainer(learner, collector, replace(plan, steps=9, checkpoint_every=9), tmp_path)
+    assert later.resume() == 1
+    learner.optimizer.param_groups[0]["lr"] = 1e30  # the second step leaves weights that give no probabilities
+    with pytest.raises(NonFiniteError, match="sampling met probabilities that are not finite"):
+        later.run(lambda metrics: None, lambda: False)
+    assert later.progress.step == 2
+    assert checkpoint.steps_of(tmp_path / "checkpoints") == [1]
+
+
+# The overlong penalty
+
+# A share of 1 makes a completion's reward fall from its first token on, by 1/2 * n/8 with n of at most 8 tokens.
+OVERLONG = {"overlong_buffer": 1.0, "overlong_penalty": 0.5}
+ENDS = (1, 5, 8, 14, 21)
+
+
+def test_the_penalty_is_taken_off_the_rewards_before_advantages():
+    collector, learner = collection("mixed right wrong gap", algorithm(dynamic_sampling=False, **OVERLONG), ends=ENDS)
+    batch = collector.collect(learner)
+    lengths = batch.rollouts.lengths.tolist()
+    texts = completion_texts(batch.rollouts, collector.tokenizer)
+    problems = [p for name in batch.problem_ids for p in collector.problems if p.id == name for _ in range(GROUP)]
+    grades = collector.task.grade(problems, texts)
+    for i in range(PROMPTS):
+        members = range(i * GROUP, (i + 1) * GROUP)
+        shaped = {j: grades[j].correct - 0.5 * lengths[j] / 8 for j in members if grades[j].correct is not None}
+        for j in members:
+            there = j in shaped and len(set(shaped.values())) > 1
+            values = shaped.values()
+            expected = (shaped[j] - mean(values)) / (stdev(values) + 1e-6) if there else 0.0
+            assert batch.advantages[j].item() == pytest.approx(expected, abs=1e-5)
+    assert batch.metrics["reward/overlong_penalty"] == pytest.approx(mean(0.5 * n / 8 for n in lengths))
+    verdicts = [float(g.correct) for g in grades if g.correct is not None]
+    assert batch.metrics["reward/mean"] == pytest.approx(mean(verdicts))  # the verdicts, whatever the penalty
+
+
+def test_groups_that_differ_by_the_penalty_alone_are_dropped():
+    kinds = "right wrong mixed right  mixed mixed mixed wrong"
+    collector, learner = collection(kinds, algorithm(dynamic_sampling=False, **OVERLONG), ends=ENDS)
+    kept = collector.collect(learner).advantages.view(PROMPTS, GROUP)
+    assert (kept.abs().amax(-1) > 0.1).all()  # without dynamic sampling all four would teach, three of them length
+    collector, learner = collection(kinds, algorithm(**OVERLONG), ends=ENDS)
+    assert collector.collect(learner).problem_ids == ["2-mixed", "4-mixed", "5-mixed", "6-mixed"]
+
+
+# The importance correction: caps so low that some of the weights of either level reach them
+
+CAPS = {"token": 1.5, "sequence": 1.1}
+
+
+def corrected(level: str, regularizer: Regularizer | None = None) -> tuple[Batch, Learner]:
+    settings = {"importance_correction": level, "importance_cap": CAPS[level]}
+    kinds = "mixed right mixed mixed  mixed mixed right mixed"
+    collector, learner = collection(kinds, None, regularizer, Imprecise, ends=ENDS, **settings)
+    return collector.collect(learner), learner
+
+
+def teacher_forced(learner: Learner, rollouts: Rollouts, i: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of a sequence: its tokens' log-probabilities (n,), and all of policy's and reference's in its states (n, V)."""
+    owner, n = i // GROUP, int(rollouts.lengths[i])
+    prompt = rollouts.prompt_tokens[owner, : rollouts.prompt_lengths[owner]]
+    sequence = torch.cat([prompt, rollouts.tokens[i, :n]])[None]
+    where = slice(len(prompt) - 1, len(prompt) + n - 1)
+    log_all, log_ref_all = (m(sequence).logits[0, where].log_softmax(-1) for m in (learner.policy, learner.reference))
+    return log_all.gather(1, rollouts.tokens[i, :n, None])[:, 0], log_all, log_ref_all
+
+
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_weights_are_the_learners_probabilities_over_the_samplers_truncated(level: str):
+    batch, learner = corrected(level)
+    rollouts, cap = batch.rollouts, CAPS[level]
+    assert rollouts.lengths.min() < rollouts.lengths.max()
+    weights, over = [], []
+    for i, n in enumerate(rollouts.lengths.tolist()):
+        log_pi = teacher_forced(learner, rollouts, i)[0].detach()
+        assert torch.allclose(batch.correction.log_probs[i, :n], log_pi, atol=1e-5)
+        assert torch.equal(batch.correction.log_probs[i, n:], torch.zeros(rollouts.tokens.shape[1] - n))
+        ratios = [math.exp(a - b) for a, b in zip(log_pi.tolist(), rollouts.log_probs[i, :n].tolist(), strict=True)]
+        if level == "sequence":
+            ratios = [math.prod(ratios) ** (1 / n)] * n
+        assert batch.correction.weights[i, :n].tolist() == pytest.approx([min(r, cap) for r in ratios], rel=1e-4)
+        weights += [min(r, cap) for r in ratios]
+        over += [r > cap for r in ratios]
+    assert 0 < sum(over) < len(over)
+    assert batch.metrics["rollout/importance_mean"] == pytest.approx(mean(weights), rel=1e-4)
+    assert batch.metrics["rollout/importance_clipped"] == pytest.approx(mean(over))
+    part = batch.correction.prompts(slice(1, 3), GROUP)
+    assert torch.equal(part.weights, batch.correction.weights[4:12])
+    assert torch.equal(part.log_probs, batch.correction.log_probs[4:12])
+
+
+@pytest.mark.parametrize("estimator", ["exact", "unbiased"])
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_the_objective_is_weighted_and_the_regularizer_is_not(level: str, estimator: str):
+    regularizer = SkewReverseKL(beta=0.5, estimator=estimator)
+    batch, learner = corrected(level, regularizer)
+    rollouts, tokens = batch.rollouts, int(batch.rollouts.lengths.sum())
+    objective, penalty = torch.zeros(()), torch.zeros(())
+    for i, n in enumerate(rollouts.lengths.tolist()):
+        log_pi, log_all, log_ref_all = teacher_forced(learner, rollouts, i)
+        ratio = (log_pi - log_pi.detach()).exp()  # one, at the first step, since it is the learner's to the learner's
+        objective = objective - (batch.correction.weights[i, :n] * ratio * batch.advantages[i]).sum() / tokens
+        if estimator == "exact":
+            value = regularizer.divergence(log_all, log_ref_all)
+        else:
+            log_ref = log_ref_all.gather(1, rollouts.tokens[i, :n, None])[:, 0]
+            value = regularizer.estimate(log_pi, log_ref, rollouts.log_probs[i, :n])
+        penalty = penalty + value.sum() / tokens
+    (objective + 0.5 * penalty).backward()
+    expected = [p.grad.clone() for p in learner.policy.parameters()]
+    learner.policy.zero_grad()
+    metrics = learner.gradient(rollouts, batch.advantages, batch.correction)
+    assert metrics["policy/ratio_max"] == pytest.approx(1.0, abs=1e-5) and metrics["policy/clip_fraction"] == 0
+    assert metrics["loss/policy"] == pytest.approx(objective.item(), rel=1e-4)
+    assert metrics["regularizer/value"] == pytest.approx(penalty.item(), rel=1e-4)
+    assert metrics["loss/regularizer"] == pytest.approx(0.5 * penalty.item(), rel=1e-4)
+    scale = max(float(g.abs().max()) for g in expected)
+    for parameter, gradient in zip(learner.policy.parameters(), expected, strict=True):
+        assert torch.allclose(parameter.grad, gradient, atol=2e-5 * scale)
+
+
+def test_without_correction_the_ratio_is_to_the_samplers_probabilities():
+    collector, learner = collection("mixed " * 4, worker=Imprecise)
+    batch = collector.collect(learner)
+    assert batch.correction is None and "rollout/importance_mean" not in batch.metrics
+    log_pi = learner.log_probs(batch.rollouts)
+    largest = (log_pi - batch.rollouts.log_probs)[batch.rollouts.mask()].exp().max().item()
+    assert learner.gradient(batch.rollouts, batch.advantages)["policy/ratio_max"] == pytest.approx(largest, rel=1e-4)
+    assert largest > 2
