@@ -69,7 +69,11 @@ def collector(
     tokenizer: PreTrainedTokenizerBase,
     algorithm: Algorithm,
 ) -> Collector:
-    plan = _taken(Plan, {**settings["rollout"], "seed": settings["seed"]})
+    chosen = settings["rollout"]
+    correction = chosen["importance_correction"]
+    if correction == "auto":
+        correction = "token" if chosen["lookahead"] else "none"
+    plan = _taken(Plan, {**chosen, "importance_correction": correction, "seed": settings["seed"]})
     return Collector(worker, task(settings["task"]), tokenizer, algorithm, plan, context_length(policy))
 
 

@@ -100,27 +100,40 @@ class Collector:
         self.problems = self.task.problems()
         self.prompts = prompt_tokens(self.problems, self.tokenizer, self.plan.max_tokens, self.context)
 
-    def collect(self, learner: Learner) -> Batch:
-        """The next batch, sampled from the learner's policy as it is now.
+    def next(self, learner: Learner, last: bool) -> Batch:
+        """The next batch, sampled from the learner's policy as it is now. last: no other will be asked for.
 
         Raises ShortageError where dynamic sampling finds too few groups (`algorithm.dynamic_shortage`).
         """
+        synced = self.sync(learner)
+        batch = self.sample()
+        batch.metrics |= {"time/sync_s": synced, "rollout/staleness": 0.0}
+        self.correct(batch, learner)
+        return batch
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+        return asdict(self.drawn)
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from `state()`."""
+        self.drawn = Drawn(**state)
+
+    def sync(self, learner: Learner) -> float:
+        """Sample from the learner's policy as it is now, from now on. Returns the seconds that this took."""
         began = time.perf_counter()
         self.worker.sync(learner.policy)
-        synced = time.perf_counter() - began
+        return time.perf_counter() - began
+
+    def sample(self) -> Batch:
+        """The next batch, sampled with the weights of the last `sync`; not corrected. Raises ShortageError."""
         rounds = [self._round(self.plan.prompts_per_batch)]
         while self.algorithm.dynamic_sampling and (missing := self._missing(rounds)) > 0:
             if len(rounds) == self.algorithm.dynamic_rounds:
                 self._accept_shortage(rounds)
                 break
             rounds.append(self._round(self._promising(rounds, missing)))
-        batch = self._batch(rounds)
-        batch.metrics["time/sync_s"] = synced
-        if self.plan.importance_correction != "none":
-            began = time.perf_counter()
-            batch.correction = self._correction(learner, batch)
-            batch.metrics["time/score_s"] = time.perf_counter() - began
-        return batch
+        return self._batch(rounds)
 
     def _round(self, count: int) -> _Round:
         plan, group, drawn = self.plan, self.algorithm.group_size, self.drawn
@@ -183,15 +196,19 @@ class Collector:
             rollouts, advantages, ids = rollouts.prompts(chosen), advantages[chosen], [ids[i] for i in chosen.tolist()]
         return Batch(rollouts, advantages.flatten(), ids, metrics)
 
-    def _correction(self, learner: Learner, batch: Batch) -> Correction:
+    def correct(self, batch: Batch, learner: Learner) -> None:
         """Truncated importance sampling: the learner's own probability over the sampler's, at most `importance_cap`."""
-        mask, log_probs = batch.rollouts.mask(), learner.log_probs(batch.rollouts)
         level, cap = self.plan.importance_correction, self.plan.importance_cap
+        if level == "none":
+            return
+        began = time.perf_counter()
+        mask, log_probs = batch.rollouts.mask(), learner.log_probs(batch.rollouts)
         ratio = importance_ratio(log_probs, batch.rollouts.log_probs, mask, level)
         weights = ratio.clamp(max=cap)
         batch.metrics["rollout/importance_mean"] = float(weights[mask].mean())
         batch.metrics["rollout/importance_clipped"] = float((ratio > cap)[mask].float().mean())
-        return Correction(log_probs, weights)
+        batch.metrics["time/score_s"] = time.perf_counter() - began
+        batch.correction = Correction(log_probs, weights)
 
 
 def _kept(rounds: Sequence[_Round]) -> int:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 CHUNK_ELEMENTS = 2**26  # logits of one chunk, of policy and reference each: 256 MiB in float32
+CPU_COLUMNS = 8192
 TILE_ELEMENTS = {"cpu": 2**18, "cuda": 2**23}
 
 
@@ -84,8 +85,11 @@ class _Head(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         ctx.set_materialize_grads(False)
         tokens, vocabulary = len(targets), len(weight)
-        policy = _Logits(hidden, weight, dtype)
-        reference = None if ref_hidden is None or ref_weight is None else _Logits(ref_hidden, ref_weight, dtype)
+        # Under autocast the whole weights are cast once, not again for every chunk.
+        policy = _Logits(hidden, weight.to(dtype), dtype)
+        reference = (
+            None if ref_hidden is None or ref_weight is None else _Logits(ref_hidden, ref_weight.to(dtype), dtype)
+        )
         divergence = divergence if reference is not None else None
         wanted = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
 
@@ -208,25 +212,21 @@ class _Logits:
     def fill(self, out: Tensor, rows: slice, columns: slice) -> None:
         """Write the logits of these tokens and this block of the vocabulary into the corner of `out`."""
         h, w = self.hidden[rows].to(self.dtype), self.weight[columns].to(self.dtype)
-        out = out[: len(h), : len(w)]
-        if _product_in(self.dtype):
-            torch.mm(h, w.T, out=out)
-        else:
-            out.copy_(_product(h, w.T))
+        _product(h, w.T, out[: len(h), : len(w)])
 
 
-def _product_in(dtype: torch.dtype) -> bool:
-    """Whether a matrix product of such operands comes out in float32 or better by itself."""
-    return dtype in (torch.float32, torch.float64)
-
-
-def _product(a: Tensor, b: Tensor) -> Tensor:
+def _product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     """a @ b in float32 or better, of operands that may be in half precision."""
-    if _product_in(a.dtype):
-        return a @ b
+    if a.dtype in (torch.float32, torch.float64):
+        return torch.mm(a, b, out=out)
     if a.device.type == "cuda":
-        return torch.mm(a, b, out_dtype=torch.float32)
-    return a.float() @ b.float()
+        return torch.mm(a, b, out_dtype=torch.float32, out=out)
+    # On a CPU there is no such product; copies in float32 are made of a part at a time.
+    out = torch.empty(len(a), b.shape[1], device=a.device) if out is None else out
+    for start in range(0, b.shape[1], CPU_COLUMNS):
+        block = slice(start, start + CPU_COLUMNS)
+        out[:, block] = a.float() @ b[:, block].float()
+    return out
 
 
 def _tiles(rows: int, columns: int, device: str) -> Iterator[slice]:

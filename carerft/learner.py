@@ -134,9 +134,14 @@ class Learner:
         return {**losses, **means, **step.maxima, **regularizer.parameters()}
 
     @property
+    def steps_done(self) -> int:
+        """Optimizer steps so far, those before a resumption included."""
+        return int(self.scheduler.last_epoch)
+
+    @property
     def progress(self) -> float:
         """0 at the first optimizer step, 1 at the last."""
-        return min(1.0, self.scheduler.last_epoch / max(1, self.optimization.steps - 1))
+        return min(1.0, self.steps_done / max(1, self.optimization.steps - 1))
 
     def _microbatches(self, rollouts: Rollouts) -> list[Tensor]:
         prompt_lengths = rollouts.prompt_lengths.repeat_interleave(rollouts.group_size)

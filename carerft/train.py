@@ -50,6 +50,7 @@ def train(settings: dict[str, Any], run: RunDirectory) -> None:
     from carerft.config.schema import Model
     from carerft.evaluation import evaluate
     from carerft.interruption import Interruption
+    from carerft.lookahead import Lookahead
     from carerft.model import choose_device, context_length, export, load_model
     from carerft.trackers import Trackers
     from carerft.trainer import Trainer
@@ -58,14 +59,16 @@ def train(settings: dict[str, Any], run: RunDirectory) -> None:
     algorithm, regularizer = build.method(settings)  # before the model: it may refuse what it is given
     policy, tokenizer = load_model(Model(**settings["model"]), choose_device(settings["learner"]["device"]))
     worker = build.rollout_worker(settings, policy, tokenizer)
+    collector = build.collector(settings, worker, policy, tokenizer, algorithm)
     trainer = Trainer(
         learner=build.learner(settings, policy, algorithm, regularizer),
-        collector=build.collector(settings, worker, policy, tokenizer, algorithm),
+        supply=Lookahead(collector) if settings["rollout"]["lookahead"] else collector,
+        tokenizer=tokenizer,
         schedule=build.schedule(settings),
         directory=run.path,
     )
     benchmarks = build.benchmarks(settings)
-    first = trainer.collector.problems[0]
+    first = collector.problems[0]
     log.info("prompt of problem %s:\n%s", first.id, first.prompt)
     step = trainer.resume()
     if step:

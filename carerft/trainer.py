@@ -8,12 +8,14 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from carerft import checkpoint
-from carerft.collection import Batch, Collector, Drawn
+from carerft.collection import Batch
 from carerft.errors import NonFiniteError, ShortageError
 from carerft.learner import Learner
 from carerft.prompts import completion_texts
@@ -41,6 +43,16 @@ class Progress:
     batch: Batch | None = None
 
 
+class BatchSupply(Protocol):
+    """Where rollout batches come from: `carerft.collection.Collector`, or `carerft.lookahead.Lookahead`."""
+
+    def next(self, learner: Learner, last: bool) -> Batch: ...
+
+    def state(self) -> dict[str, Any]: ...
+
+    def load_state(self, state: dict[str, Any]) -> None: ...
+
+
 @dataclass
 class Trainer:
     """Samples, grades, learns and saves until `schedule.steps` optimizer steps are done.
@@ -50,7 +62,8 @@ class Trainer:
     """
 
     learner: Learner
-    collector: Collector
+    supply: BatchSupply
+    tokenizer: PreTrainedTokenizerBase
     schedule: Schedule
     directory: Path
     progress: Progress = field(default_factory=Progress)
@@ -62,7 +75,7 @@ class Trainer:
             self.learner.load_state(state["learner"])
             batch = state["batch"]
             self.progress = Progress(state["step"], state["used"], batch and Batch.from_state(batch))
-            self.collector.drawn = Drawn(**state["drawn"])
+            self.supply.load_state(state["supply"])
         return self.progress.step
 
     def run(self, on_step: Callable[[dict[str, float]], None], should_stop: Callable[[], bool]) -> bool:
@@ -87,7 +100,7 @@ class Trainer:
         now = self.progress
         state = {
             "learner": self.learner.state(),
-            "drawn": asdict(self.collector.drawn),
+            "supply": self.supply.state(),
             "step": now.step,
             "used": now.used,
             "batch": now.batch and now.batch.state(),
@@ -128,7 +141,8 @@ class Trainer:
 
     def _collect(self) -> Batch:
         try:
-            return self.collector.collect(self.learner)
+            updates = self.schedule.updates_per_batch * self.schedule.epochs
+            return self.supply.next(self.learner, last=self.progress.step + updates >= self.schedule.steps)
         except ShortageError:
             self.save()  # with what has been drawn, so that the run goes on with other prompts
             raise
@@ -139,7 +153,7 @@ class Trainer:
         """Write down what the failed step was given, save the good weights, and say where both are."""
         place = self.directory / "nonfinite" / f"step_{self.progress.step + 1}"
         place.parent.mkdir(parents=True, exist_ok=True)
-        texts = completion_texts(rollouts, self.collector.tokenizer)
+        texts = completion_texts(rollouts, self.tokenizer)
         group = rollouts.group_size
         lines = "".join(
             f"{problem}\t{float(advantages[i * group + j]):+.4f}\t{texts[i * group + j]!r}\n"

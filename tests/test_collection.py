@@ -1,114 +1,29 @@
-"""Collecting batches: dynamic sampling, the overlong penalty and the importance correction.
-
-A tiny model samples, and a task grades each group by the kind of its problem, so that what is informative is known.
-"""
+"""Collecting batches: dynamic sampling, the overlong penalty and the importance correction."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 
 import pytest
 import torch
-from conftest import VOCABULARY, tiny_model
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from collecting import (
+    GROUP,
+    PROMPTS,
+    Imprecise,
+    algorithm,
+    collection,
+    trainer,
+)
 
 from carerft import checkpoint
-from carerft.algorithms import Algorithm
-from carerft.collection import Batch, Collector, Drawn, Plan
+from carerft.collection import Batch, Drawn
 from carerft.errors import CareError, NonFiniteError
 from carerft.learner import Learner
-from carerft.optimization import Optimization
-from carerft.prompts import completion_texts, prompt_order
-from carerft.regularizers import NoRegularizer, Regularizer, SkewReverseKL
-from carerft.rollout import Rollouts, Sampling
-from carerft.rollout.transformers import TransformersWorker
-from carerft.tasks import Grade, Problem
+from carerft.prompts import completion_texts
+from carerft.regularizers import Regularizer, SkewReverseKL
+from carerft.rollout import Rollouts
 from carerft.trainer import Schedule, Trainer
-
-SEED, PROMPTS, GROUP, MAX_TOKENS = 3, 4, 4, 8
-
-
-def algorithm(**changes: object) -> Algorithm:
-    settings = {"name": "dapo", "group_size": GROUP, "clip_low": 0.2, "clip_high": 0.28, "ratio": "token"}
-    settings |= {"aggregation": "token", "advantage_std": "sample", "dynamic_sampling": True}
-    return Algorithm(**{**settings, **changes})
-
-
-class ByKind:
-    """Problems named "<position>-<kind>", drawn in the order of their positions. Of a problem's completions
-
-    right: all are right. wrong: none. mixed: the alphabetically first alone. silent: none has a verdict.
-    lone: as mixed, but the others have no verdict. gap: as mixed, but the alphabetically last has no verdict.
-    """
-
-    name = "by_kind"
-
-    def __init__(self, kinds: str):
-        named = list(enumerate(kinds.split()))
-        places = prompt_order(len(named), SEED, 0, len(named))
-        found = [
-            (place, Problem(f"{position}-{kind}", f"w{2 + place % 20} w{2 + place // 20}", None))
-            for place, (position, kind) in zip(places, named, strict=True)
-        ]
-        self._problems = [problem for _, problem in sorted(found, key=lambda pair: pair[0])]
-
-    def problems(self) -> list[Problem]:
-        return self._problems
-
-    def grade(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Grade]:
-        groups: dict[str, list[str]] = {}
-        for problem, text in zip(problems, texts, strict=True):
-            groups.setdefault(problem.id, []).append(text)
-
-        def verdict(kind: str, text: str, group: list[str]) -> bool | None:
-            first, last = text == min(group), text == max(group)
-            if kind in ("right", "wrong", "silent"):
-                return {"right": True, "wrong": False, "silent": None}[kind]
-            return None if (kind == "lone" and not first) or (kind == "gap" and last) else first
-
-        pairs = zip(problems, texts, strict=True)
-        return [Grade(text, verdict(problem.id.split("-")[1], text, groups[problem.id])) for problem, text in pairs]
-
-
-def word_tokenizer() -> PreTrainedTokenizerFast:
-    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w2"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0", eos_token="w1")
-
-
-class Imprecise(TransformersWorker):
-    """Reports log-probabilities that are off, as a sampler of another precision or with stale weights does."""
-
-    def sample(self, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, seed: int) -> Rollouts:
-        found = super().sample(prompts, n, sampling, seed)
-        noise = 0.5 * torch.randn(found.log_probs.shape, generator=torch.Generator().manual_seed(seed))
-        found.log_probs = torch.where(found.mask(), found.log_probs + noise, 0.0)
-        return found
-
-
-def collection(
-    kinds: str,
-    chosen: Algorithm | None = None,
-    regularizer: Regularizer | None = None,
-    worker: type[TransformersWorker] = TransformersWorker,
-    ends: Sequence[int] = (1,),
-    **plan: object,
-) -> tuple[Collector, Learner]:
-    """A collector, and a learner whose policy has moved away from its reference. ends: tokens that end a completion,
-    of which there are several where lengths should differ."""
-    chosen, policy = chosen or algorithm(), tiny_model()
-    learner = Learner(policy, chosen, regularizer or NoRegularizer(), Optimization(learning_rate=1e-3, steps=10))
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in policy.parameters():
-            parameter += 0.05 * torch.randn_like(parameter)
-    made = Plan(**{"seed": SEED, "prompts_per_batch": PROMPTS, "max_tokens": MAX_TOKENS, **plan})
-    sampler = worker(policy, eos_token_ids=ends, pad_token_id=0)
-    return Collector(sampler, ByKind(kinds), word_tokenizer(), chosen, made, context=128), learner
-
 
 # Dynamic sampling
 
@@ -116,7 +31,7 @@ def collection(
 def test_groups_that_teach_nothing_are_replaced_by_those_of_the_next_prompts():
     kinds = "mixed right wrong mixed  right mixed right wrong  mixed mixed right  mixed wrong mixed mixed mixed"
     collector, learner = collection(kinds)
-    batch = collector.collect(learner)
+    batch = collector.next(learner, last=True)
     # Round 1 keeps 2 of 4, so that 2 are missing, which 2 * 4/2 = 4 prompts promise. After round 2, 3 of 8 are kept:
     # the last one is promised by 1 * 8/3 prompts, rounded up 3. They hold two; the second is not needed.
     assert batch.problem_ids == ["0-mixed", "3-mixed", "5-mixed", "8-mixed"]
@@ -137,17 +52,19 @@ def test_groups_that_teach_nothing_are_replaced_by_those_of_the_next_prompts():
     assert batch.metrics["reward/mean"] == pytest.approx(21 / 44)
     assert batch.metrics["reward/equal_groups"] == pytest.approx(6 / 11)
     # The next batch takes up the order where this one left it.
-    assert collector.collect(learner).problem_ids == ["11-mixed", "13-mixed", "14-mixed", "15-mixed"]
+    assert collector.next(learner, last=True).problem_ids == ["11-mixed", "13-mixed", "14-mixed", "15-mixed"]
 
 
 def test_a_batch_that_is_full_at_once_takes_one_round():
     collector, learner = collection("mixed mixed mixed mixed right right")
-    assert len(collector.collect(learner).problem_ids) == PROMPTS and collector.drawn == Drawn(prompts=4, rounds=1)
+    assert len(collector.next(learner, last=True).problem_ids) == PROMPTS and collector.drawn == Drawn(
+        prompts=4, rounds=1
+    )
 
 
 def test_without_dynamic_sampling_every_group_is_kept():
     collector, learner = collection("right wrong silent right mixed", algorithm(dynamic_sampling=False))
-    batch = collector.collect(learner)
+    batch = collector.next(learner, last=True)
     assert batch.problem_ids == ["0-right", "1-wrong", "2-silent", "3-right"]
     assert torch.equal(batch.advantages, torch.zeros(PROMPTS * GROUP))
     assert collector.drawn == Drawn(prompts=4, rounds=1) and batch.metrics["rollout/rounds"] == 1
@@ -155,20 +72,20 @@ def test_without_dynamic_sampling_every_group_is_kept():
 
 def test_equal_rewards_have_no_advantage_where_the_epsilon_is_zero_too():
     collector, learner = collection("right wrong silent mixed", algorithm(dynamic_sampling=False, advantage_eps=0.0))
-    advantages = collector.collect(learner).advantages.view(PROMPTS, GROUP)
+    advantages = collector.next(learner, last=True).advantages.view(PROMPTS, GROUP)
     assert torch.equal(advantages[:3], torch.zeros(3, GROUP))
     assert torch.allclose(advantages[3].sort().values, torch.tensor([-0.5, -0.5, -0.5, 1.5]))
 
 
 def test_the_last_round_that_is_allowed_may_fill_the_batch():
     collector, learner = collection("right " * 4 + "mixed " * 4, algorithm(dynamic_rounds=2))
-    assert collector.collect(learner).problem_ids == ["4-mixed", "5-mixed", "6-mixed", "7-mixed"]
+    assert collector.next(learner, last=True).problem_ids == ["4-mixed", "5-mixed", "6-mixed", "7-mixed"]
 
 
 def test_too_few_groups_are_an_error_that_names_counts_and_remedy():
     collector, learner = collection("mixed " + "right " * 19, algorithm(dynamic_rounds=3))
     with pytest.raises(CareError) as raised:
-        collector.collect(learner)
+        collector.next(learner, last=True)
     assert "found 1 of the 4 prompts of a batch in 3 rounds" in raised.value.what
     assert "of 12 prompts" in raised.value.what
     for key in ("algorithm.dynamic_rounds", "algorithm.group_size", "algorithm.dynamic_shortage=smaller"):
@@ -180,7 +97,7 @@ def test_a_smaller_batch_holds_what_was_found():
     collector, learner = collection(
         "wrong mixed right right  mixed right right right", algorithm(dynamic_rounds=2, dynamic_shortage="smaller")
     )
-    batch = collector.collect(learner)
+    batch = collector.next(learner, last=True)
     assert batch.problem_ids == ["1-mixed", "4-mixed"] and batch.metrics["rollout/rounds"] == 2
     assert batch.rollouts.tokens.shape[0] == batch.advantages.shape[0] == 2 * GROUP
 
@@ -189,12 +106,12 @@ def test_a_smaller_batch_holds_what_was_found():
 def test_an_empty_batch_is_never_made(shortage: str):
     collector, learner = collection("right wrong silent right", algorithm(dynamic_rounds=1, dynamic_shortage=shortage))
     with pytest.raises(CareError, match="found 0 of the 4 prompts"):
-        collector.collect(learner)
+        collector.next(learner, last=True)
 
 
 def test_groups_need_two_verdicts_that_differ():
     collector, learner = collection("lone gap mixed mixed  silent mixed right")
-    batch = collector.collect(learner)
+    batch = collector.next(learner, last=True)
     # Round 1 keeps 3 of 4: the last one is promised by 1 * 4/3 prompts, rounded up 2.
     assert batch.problem_ids == ["1-gap", "2-mixed", "3-mixed", "5-mixed"] and collector.drawn == Drawn(6, 2)
     # A gap's three verdicts are 1, 0, 0: mean 1/3, sample std sqrt(1/3); what has no verdict has advantage 0.
@@ -205,14 +122,9 @@ def test_groups_need_two_verdicts_that_differ():
     assert batch.metrics["reward/mean"] == pytest.approx(5 / 16)
 
 
-def trainer(directory: Path, collector: Collector, learner: Learner, steps: int, epochs: int = 1) -> Trainer:
-    plan = Schedule(steps=steps, updates_per_batch=2, epochs=epochs, checkpoint_every=100, keep_checkpoints=2)
-    return Trainer(learner, collector, plan, directory)
-
-
 def test_parts_share_out_the_prompts():
     collector, learner = collection("mixed " * 5, prompts_per_batch=5)
-    batch = collector.collect(learner)
+    batch = collector.next(learner, last=True)
     assert batch.parts(2) == [slice(0, 2), slice(2, 5)]
     assert batch.parts(5) == batch.parts(9) == [slice(i, i + 1) for i in range(5)]
 
@@ -225,7 +137,7 @@ def test_smaller_batches_make_fewer_steps_and_the_run_all_of_its_own(epochs: int
     run, seen = trainer(tmp_path, collector, learner, steps=4 * epochs, epochs=epochs), []
 
     def on_step(metrics: dict[str, float]) -> None:
-        seen.append((run.collector.drawn.rounds, run.progress.batch, metrics))
+        seen.append((run.supply.drawn.rounds, run.progress.batch, metrics))
 
     assert run.run(on_step, lambda: False)
     assert [metrics["step"] for _, _, metrics in seen] == list(range(1, 4 * epochs + 1))
@@ -254,9 +166,9 @@ def test_sampling_from_diverged_weights_leaves_the_last_good_checkpoint(tmp_path
     """Only a shortage is worth a checkpoint: weights that cannot be sampled from would push out a good one."""
     plan = Schedule(steps=1, updates_per_batch=1, epochs=1, checkpoint_every=1, keep_checkpoints=1)
     collector, learner = collection("mixed " * 12)
-    assert Trainer(learner, collector, plan, tmp_path).run(lambda metrics: None, lambda: False)
+    assert Trainer(learner, collector, collector.tokenizer, plan, tmp_path).run(lambda metrics: None, lambda: False)
     collector, learner = collection("mixed " * 12)
-    later = Trainer(learner, collector, replace(plan, steps=9, checkpoint_every=9), tmp_path)
+    later = Trainer(learner, collector, collector.tokenizer, replace(plan, steps=9, checkpoint_every=9), tmp_path)
     assert later.resume() == 1
     learner.optimizer.param_groups[0]["lr"] = 1e30  # the second step leaves weights that give no probabilities
     with pytest.raises(NonFiniteError, match="sampling met probabilities that are not finite"):
@@ -274,7 +186,7 @@ ENDS = (1, 5, 8, 14, 21)
 
 def test_the_penalty_is_taken_off_the_rewards_before_advantages():
     collector, learner = collection("mixed right wrong gap", algorithm(dynamic_sampling=False, **OVERLONG), ends=ENDS)
-    batch = collector.collect(learner)
+    batch = collector.next(learner, last=True)
     lengths = batch.rollouts.lengths.tolist()
     texts = completion_texts(batch.rollouts, collector.tokenizer)
     problems = [p for name in batch.problem_ids for p in collector.problems if p.id == name for _ in range(GROUP)]
@@ -295,10 +207,10 @@ def test_the_penalty_is_taken_off_the_rewards_before_advantages():
 def test_groups_that_differ_by_the_penalty_alone_are_dropped():
     kinds = "right wrong mixed right  mixed mixed mixed wrong"
     collector, learner = collection(kinds, algorithm(dynamic_sampling=False, **OVERLONG), ends=ENDS)
-    kept = collector.collect(learner).advantages.view(PROMPTS, GROUP)
+    kept = collector.next(learner, last=True).advantages.view(PROMPTS, GROUP)
     assert (kept.abs().amax(-1) > 0.1).all()  # without dynamic sampling all four would teach, three of them length
     collector, learner = collection(kinds, algorithm(**OVERLONG), ends=ENDS)
-    assert collector.collect(learner).problem_ids == ["2-mixed", "4-mixed", "5-mixed", "6-mixed"]
+    assert collector.next(learner, last=True).problem_ids == ["2-mixed", "4-mixed", "5-mixed", "6-mixed"]
 
 
 # The importance correction: caps so low that some of the weights of either level reach them
@@ -310,7 +222,7 @@ def corrected(level: str, regularizer: Regularizer | None = None) -> tuple[Batch
     settings = {"importance_correction": level, "importance_cap": CAPS[level]}
     kinds = "mixed right mixed mixed  mixed mixed right mixed"
     collector, learner = collection(kinds, None, regularizer, Imprecise, ends=ENDS, **settings)
-    return collector.collect(learner), learner
+    return collector.next(learner, last=True), learner
 
 
 def teacher_forced(learner: Learner, rollouts: Rollouts, i: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -379,7 +291,7 @@ def test_the_objective_is_weighted_and_the_regularizer_is_not(level: str, estima
 
 def test_without_correction_the_ratio_is_to_the_samplers_probabilities():
     collector, learner = collection("mixed " * 4, worker=Imprecise)
-    batch = collector.collect(learner)
+    batch = collector.next(learner, last=True)
     assert batch.correction is None and "rollout/importance_mean" not in batch.metrics
     log_pi = learner.log_probs(batch.rollouts)
     largest = (log_pi - batch.rollouts.log_probs)[batch.rollouts.mask()].exp().max().item()

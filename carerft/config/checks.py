@@ -138,7 +138,18 @@ def _regularizer(config: dict[str, Any]) -> None:
 def _rollout(config: dict[str, Any]) -> None:
     for key in ("rollout.prompts_per_batch", "rollout.max_tokens", "rollout.batch_size"):
         _at_least(config, key, 1)
-    _one_of(config, "rollout.importance_correction", ("none", "token", "sequence"))
+    _one_of(config, "rollout.importance_correction", ("auto", "none", "token", "sequence"))
+    lookahead, placement = config["rollout"]["lookahead"], config["rollout"].get("placement")
+    if lookahead not in (0, 1):
+        raise ConfigError(
+            f"rollout.lookahead={lookahead}: must be 0 or 1", "more would be staler than is corrected for"
+        )
+    if lookahead and placement != "dedicated":
+        raise ConfigError(
+            f"rollout.lookahead=1 with rollout={config['rollout']['name']}: it samples with the learner's own weights, "
+            "or in the learner's process, and cannot run ahead of it",
+            "write rollout=vllm rollout.placement=dedicated, or rollout.lookahead=0",
+        )
     _above_0(config, "rollout.importance_cap", "2 is usual")
     for key in ("temperature", "top_p"):
         if config["rollout"][key] != 1.0:

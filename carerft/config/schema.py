@@ -77,8 +77,9 @@ class Rollout:
     prompts_per_batch: int = MISSING  # prompts sampled at once, each with algorithm.group_size completions
     max_tokens: int | None = MISSING  # a completion is cut after this many tokens
     batch_size: int = MISSING  # sequences decoded side by side
-    importance_correction: str = "none"  # truncated importance sampling per "token" or per "sequence": for samplers
-    # whose probabilities are not quite the learner's
+    lookahead: int = 0  # 1: sample the next batch while the learner works on this one, with weights one batch old
+    importance_correction: str = "auto"  # truncated importance sampling per "token" or "sequence", or "none", for
+    # samplers whose probabilities are not quite the learner's. "auto": per token with lookahead, else none
     importance_cap: float = 2.0  # the weights' upper bound
     temperature: float = 1.0  # training needs 1.0: anything else is another policy than the one that learns
     top_p: float = 1.0
