@@ -66,12 +66,17 @@ class Rollouts:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample. Training uses the defaults of temperature and top_p: anything else is another policy."""
+    """How to sample. Training uses the defaults of temperature and top_p: anything else is another policy.
+
+    stop: strings that end a completion, as an end-of-sequence token does: the token that completes one is the last,
+    and is kept whole. They are looked for in the completion's text, without special tokens and without the prompt.
+    """
 
     max_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
     ignore_eos: bool = False
+    stop: tuple[str, ...] = ()
 
 
 class RolloutWorker(Protocol):
@@ -87,4 +92,12 @@ class RolloutWorker(Protocol):
 
     def sync(self, policy: torch.nn.Module) -> None:
         """Sample from these weights from now on."""
+        ...
+
+    def sleep(self) -> None:
+        """Nothing is asked of the worker before the next `sync`: it may give its memory to the learner."""
+        ...
+
+    def close(self) -> None:
+        """End the engine, if there is one, and all of its processes. Nothing is asked of the worker afterwards."""
         ...

@@ -5,33 +5,30 @@ No engine beside it, nothing to install, any causal language model with attentio
 have ended, and draws from the global random state.
 """
 
-import hashlib
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from carerft.errors import ConfigError, DataError, NonFiniteError
+from carerft.errors import ConfigError, NonFiniteError
 from carerft.rollout import Rollouts, Sampling
 from carerft.rollout.decoding import Decoder, decoder_for
+from carerft.rollout.requests import check_context, check_sampling, completion_seeds
+from carerft.rollout.stops import StopStrings
 
 LOGITS = 2**27  # how many logits log_likelihood holds at a time: half a gibibyte in float32
 
 
-def uniforms(seed: int, prompt: Sequence[int], occurrence: int, sample: int, steps: int) -> Tensor:
-    """(steps,) float64 in [0, 1): the noise of one completion, one number per token.
+def uniforms(seed: int, steps: int) -> Tensor:
+    """(steps,) float64 in [0, 1): the noise of one completion, one number per token, the same at any limit of length.
 
-    It depends on the prompt's tokens, not on its place among others: a prompt has the same samples in any batch, at
-    any n and any limit of length. occurrence tells apart equal prompts of one call.
+    seed: of `completion_seeds`.
     """
-    key = hashlib.blake2b(repr((seed, occurrence, sample, *map(int, prompt))).encode(), digest_size=8).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(key, "big"))
-    return torch.rand(steps, dtype=torch.float64, generator=generator)
+    return torch.rand(steps, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def nucleus(log_probs: Tensor, top_p: float) -> Tensor:
@@ -70,6 +67,7 @@ class TransformersWorker:
     batch_size: sequences decoded together. Their keys and values are what memory is needed for.
     dtype: autocast to it; None computes in the dtype of the weights.
     progress: called with (sequences done, sequences asked for) after each batch.
+    tokenizer: only stop strings need it.
     """
 
     def __init__(
@@ -80,6 +78,7 @@ class TransformersWorker:
         batch_size: int = 256,
         dtype: torch.dtype | None = None,
         progress: Callable[[int, int], None] | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
     ):
         """Raises ConfigError where the model keeps recurrent state or batch_size is not positive."""
         if model._is_stateful or model.config.is_encoder_decoder:
@@ -91,7 +90,7 @@ class TransformersWorker:
             raise ConfigError(f"rollout.batch_size={batch_size}", "write a positive number of sequences")
         self.model = model
         self.eos_token_ids, self.pad_token_id = torch.tensor(list(eos_token_ids), dtype=torch.int64), pad_token_id
-        self.batch_size, self.dtype, self.progress = batch_size, dtype, progress
+        self.batch_size, self.dtype, self.progress, self.tokenizer = batch_size, dtype, progress, tokenizer
 
     def sample(self, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, seed: int) -> Rollouts:
         """n completions of each prompt. The same weights, arguments and seed give the same samples.
@@ -99,27 +98,31 @@ class TransformersWorker:
         A prompt's samples do not depend on the prompts beside it, on batch_size, or (the first of them) on n; only
         float rounding, which follows the shape of a batch, can in rare cases turn a token.
         Raises DataError (no prompts, an empty one, one longer than the context), ConfigError (sampling out of range,
-        max_tokens beyond the context) and NonFiniteError (the model's probabilities are not numbers).
+        max_tokens beyond the context, stop strings without a tokenizer) and NonFiniteError (the model's probabilities
+        are not numbers).
         """
-        self._check(prompts, n, sampling)
-        seen: Counter[tuple[int, ...]] = Counter()
-        sequences: list[tuple[int, int, int]] = []  # (prompt, which of its equals it is, sample)
-        for index, prompt in enumerate(prompts):
-            sequences += [(index, seen[tuple(prompt)], sample) for sample in range(n)]
-            seen[tuple(prompt)] += 1
+        check_sampling(prompts, n, sampling, self._context())
+        seeds = completion_seeds(prompts, n, seed)
+        sequences = [(prompt, s) for prompt in range(len(prompts)) for s in seeds[prompt]]
         # Prompts of similar length together: less padding.
         order = sorted(range(len(sequences)), key=lambda i: len(prompts[sequences[i][0]]))
-        drawn: list[tuple[list[int], Tensor, Tensor]] = []  # (sequences, their tokens, their log-probabilities)
+        # (sequences, their tokens, their log-probabilities)
+        drawn: list[tuple[list[int], Tensor, Tensor]] = []
+        stopped = torch.zeros(len(order), dtype=torch.int64)
         with self._evaluating():
             make_decoder = decoder_for(self.model)
             for start in range(0, len(order), self.batch_size):
                 members = order[start : start + self.batch_size]
                 chosen = [sequences[i] for i in members]
-                noise = torch.stack([uniforms(seed, prompts[p], k, s, sampling.max_tokens) for p, k, s in chosen])
-                which, rows = torch.tensor([p for p, _, _ in chosen]).unique(return_inverse=True)
+                noise = torch.stack([uniforms(s, sampling.max_tokens) for _, s in chosen])
+                which, rows = torch.tensor([p for p, _ in chosen]).unique(return_inverse=True)
+                stops = None
+                if sampling.stop:
+                    stops = StopStrings(self.tokenizer, sampling.stop, [prompts[p] for p, _ in chosen])
                 decoder = make_decoder([prompts[i] for i in which], rows, sampling.max_tokens, self.pad_token_id)
-                tokens, log_probs = self._complete(decoder, noise.to(self.model.device), sampling)
+                tokens, log_probs, ends = self._complete(decoder, noise.to(self.model.device), sampling, stops)
                 drawn.append((members, tokens.cpu(), log_probs.cpu()))
+                stopped[members] = ends
                 if self.progress is not None:
                     self.progress(start + len(members), len(order))
         width = max(tokens.shape[1] for _, tokens, _ in drawn)
@@ -132,7 +135,7 @@ class TransformersWorker:
                 "sampling met probabilities that are not finite numbers: the policy's weights have diverged",
                 "go back to an earlier checkpoint, and on with a lower learning rate",
             )
-        return self._rollouts(prompts, tokens, log_probs, sampling.ignore_eos)
+        return self._rollouts(prompts, tokens, log_probs, stopped, sampling.ignore_eos)
 
     def log_likelihood(self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]) -> list[float]:
         """Sum of log-probabilities (nats) of each continuation's tokens given its prompt, at temperature 1.
@@ -140,7 +143,7 @@ class TransformersWorker:
         Raises DataError: no prompts, an empty one, or one that with its continuation exceeds the context.
         """
         pairs = [(list(p), list(c)) for p, c in zip(prompts, continuations, strict=True)]
-        self._check_context(prompts, [len(c) for c in continuations])
+        check_context(prompts, [len(c) for c in continuations], self._context())
         order = sorted(range(len(pairs)), key=lambda i: (len(pairs[i][0]), len(pairs[i][1])))
         kept = max(len(p) + len(c) for p, c in pairs) - min(len(p) for p, _ in pairs) + 1
         size = max(1, min(self.batch_size, LOGITS // (kept * self.model.config.get_text_config().vocab_size)))
@@ -158,26 +161,40 @@ class TransformersWorker:
         if policy is not self.model:
             self.model.load_state_dict(policy.state_dict())
 
-    def _complete(self, decoder: Decoder, noise: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-        """(R, T) tokens and their log-probabilities, from noise (R, max_tokens). T is where the last row ended.
+    def sleep(self) -> None:
+        """There is no memory to give back: the weights are the learner's."""
 
-        What follows a row's own end-of-sequence token means nothing.
+    def close(self) -> None:
+        """There is no engine to end."""
+
+    def _complete(
+        self, decoder: Decoder, noise: Tensor, sampling: Sampling, stops: StopStrings | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(R, T) tokens, their log-probabilities, and (R,) int64 how many tokens a stop string ended with, or 0.
+
+        noise: (R, max_tokens). T is where the last row ended; what follows a row's own end means nothing.
         """
         count, steps = noise.shape
         noise = noise.t().contiguous()
         eos = self.eos_token_ids.to(noise.device)
         tokens = torch.zeros(steps, count, dtype=torch.int64, device=noise.device)
         log_probs = torch.zeros(steps, count, device=noise.device)
+        stopped = torch.zeros(count, dtype=torch.int64)
         rows = torch.arange(count, device=noise.device)  # of those still decoded
         done = torch.zeros(count, dtype=torch.bool, device=noise.device)
         logits = decoder.logits
         for step in range(steps):
             newest, log_prob = draw(logits, noise[step, rows], sampling.temperature, sampling.top_p)
             tokens[step, rows], log_probs[step, rows] = newest, log_prob
+            if stops is not None:
+                for i, (row, token, over) in enumerate(zip(*(t.tolist() for t in (rows, newest, done)), strict=True)):
+                    if not over and stops.completes(row, token):
+                        stopped[row], done[i] = step + 1, True
             if step == steps - 1:
                 break
             if not sampling.ignore_eos:
                 done |= torch.isin(newest, eos)
+            if not sampling.ignore_eos or stops is not None:
                 left = len(rows) - int(done.sum())
                 if left == 0:
                     break
@@ -186,13 +203,14 @@ class TransformersWorker:
                     decoder.keep(going)
                     rows, newest, done = rows[going], newest[going], done[going]
             logits = decoder.step(newest)
-        return tokens[: step + 1].t(), log_probs[: step + 1].t()
+        return tokens[: step + 1].t(), log_probs[: step + 1].t(), stopped
 
     def _rollouts(
-        self, prompts: Sequence[Sequence[int]], tokens: Tensor, log_probs: Tensor, ignore_eos: bool
+        self, prompts: Sequence[Sequence[int]], tokens: Tensor, log_probs: Tensor, stopped: Tensor, ignore_eos: bool
     ) -> Rollouts:
-        """Cuts (S, T) after each row's first end-of-sequence token, and pads the prompts."""
+        """Cuts (S, T) after each row's first end-of-sequence token or stop string, and pads the prompts."""
         ends = torch.isin(tokens, self.eos_token_ids) & (not ignore_eos)
+        ends |= torch.arange(1, tokens.shape[1] + 1) == stopped[:, None]
         finished = ends.any(1)
         lengths = torch.where(finished, ends.int().argmax(1) + 1, tokens.shape[1])
         width = int(lengths.max())
@@ -221,39 +239,6 @@ class TransformersWorker:
         losses = F.cross_entropy(logits.flatten(0, 1), tokens[:, position].flatten(), reduction="none")
         scored = (position >= begin) & (position < end)
         return -(losses.view(scored.shape) * scored).sum(1).cpu()
-
-    def _check(self, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling) -> None:
-        if n < 1:
-            raise ConfigError(f"{n} samples per prompt", "ask for at least one")
-        if sampling.max_tokens < 1:
-            raise ConfigError(f"max_tokens={sampling.max_tokens}", "write a positive number of tokens")
-        if not sampling.temperature > 0:
-            raise ConfigError(f"temperature={sampling.temperature}", "write a positive number; 0.01 is all but greedy")
-        if not 0 < sampling.top_p <= 1:
-            raise ConfigError(f"top_p={sampling.top_p}", "write a number above 0 and at most 1; 1 leaves nothing out")
-        self._check_context(prompts, [0] * len(prompts))
-        limit = self._context()
-        longest = max(len(prompt) for prompt in prompts)
-        if longest + sampling.max_tokens > limit:
-            raise ConfigError(
-                f"max_tokens={sampling.max_tokens} after a prompt of {longest} tokens exceeds the model's context of "
-                f"{limit} tokens",
-                f"write max_tokens={limit - longest} or less, or leave out the longest prompts",
-            )
-
-    def _check_context(self, prompts: Sequence[Sequence[int]], more: Sequence[int]) -> None:
-        limit = self._context()
-        if not prompts:
-            raise DataError("there are no prompts to sample from or score", "give at least one")
-        for index, (prompt, extra) in enumerate(zip(prompts, more, strict=True)):
-            if not len(prompt):
-                raise DataError(f"prompt {index} (counted from 0) has no tokens", "leave it out, or mend its text")
-            if len(prompt) + extra > limit - (extra == 0):
-                raise DataError(
-                    f"prompt {index} (counted from 0) is too long: {len(prompt) + extra} tokens, with its continuation "
-                    f"if it has one, for a context of {limit}",
-                    "leave it out, shorten it, or choose a model with a longer context",
-                )
 
     def _context(self) -> int:
         """Most tokens that the model can read; a model that names no limit has none."""
