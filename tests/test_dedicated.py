@@ -1,0 +1,174 @@
+"""Engines in processes of their own: the samples of one engine, and what happens when a process dies, hangs or is left.
+
+Every fault is a real one: signals to real processes.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from engines import EOS, letters, needs_ray, options, perturb, save_model
+from test_rollout import PROMPTS, completions, equal, teacher_forced
+from transformers import PreTrainedModel
+
+from carerft.errors import CareError
+from carerft.rollout import Rollouts, Sampling
+from carerft.rollout.transformers import TransformersWorker
+
+pytestmark = needs_ray
+
+MANY = [[2 + i, 5, 9 + i % 7] for i in range(20)]
+LONG = Sampling(390, ignore_eos=True)  # seconds of sampling, time enough to be disturbed in
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("model")
+
+
+@pytest.fixture(scope="module")
+def policy(directory) -> PreTrainedModel:
+    return save_model(directory)
+
+
+@pytest.fixture(scope="module")
+def worker(policy, directory):
+    from carerft.rollout.dedicated import DedicatedWorker
+
+    worker = DedicatedWorker(options(directory), engines=2, timeout_s=300, max_restarts=1)
+    worker.sync(policy)
+    yield worker
+    family = [process.pid for process in psutil.Process().children(recursive=True)]
+    assert {engine.pid for engine in worker.engines} <= set(family)
+    worker.close()
+    assert_gone(family)
+    worker.close()  # may be repeated
+
+
+def assert_gone(pids: list[int], seconds: float = 20) -> None:
+    def alive(pid: int) -> bool:
+        try:
+            return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+    end = time.monotonic() + seconds
+    while left := [pid for pid in pids if alive(pid)]:
+        assert time.monotonic() < end, f"left behind: {[psutil.Process(pid).name() for pid in left]}"
+        time.sleep(0.1)
+
+
+def disturbed(worker, number: signal.Signals, after: float = 0.5) -> Rollouts:
+    """Samples while the first engine's process receives a signal."""
+    pid = worker.engines[0].pid
+    timer = threading.Timer(after, os.kill, (pid, number))
+    timer.start()
+    try:
+        return worker.sample(MANY, 3, LONG, seed=0)
+    finally:
+        timer.join()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(worker) -> Rollouts:
+    began = time.monotonic()
+    rollouts = worker.sample(MANY, 3, LONG, seed=0)
+    worker.seconds = time.monotonic() - began
+    assert worker.seconds > 0.8  # long enough for `disturbed`
+    return rollouts
+
+
+def test_two_engines_give_the_samples_of_one(worker, policy):
+    one = TransformersWorker(policy, worker.options.eos_token_ids, 0, tokenizer=letters())
+    rollouts = worker.sample(PROMPTS[:3], 5, Sampling(12), seed=0)
+    assert rollouts.prompt_lengths.tolist() == [5, 1, 9]
+    for row, tokens in enumerate(completions(rollouts)):
+        expected = teacher_forced(policy, PROMPTS[row // 5], tokens)
+        torch.testing.assert_close(rollouts.log_probs[row, : len(tokens)], expected, atol=2e-5, rtol=0)
+    for i, prompt in enumerate(PROMPTS[:3]):  # one prompt goes to one engine alone
+        assert completions(worker.sample([prompt], 5, Sampling(12), seed=0)) == completions(rollouts)[5 * i : 5 * i + 5]
+    twice = worker.sample([PROMPTS[0], PROMPTS[0]], 5, Sampling(12, ignore_eos=True), seed=0)
+    assert len({tuple(tokens) for tokens in completions(twice)}) == 10  # equal prompts on different engines
+    stopped = worker.sample(PROMPTS, 10, Sampling(12, stop=("c",)), seed=0)
+    assert any(tokens[-1] == 2 for tokens in completions(stopped))
+    assert all(bool(f) == (t[-1] in (2, EOS, 7)) for t, f in zip(completions(stopped), stopped.finished, strict=True))
+    continuations = [[4, 8, 1], [2], [], [11, 0]]
+    expected = one.log_likelihood(PROMPTS, continuations)
+    assert worker.log_likelihood(PROMPTS, continuations) == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_killed_engine_is_replaced_and_its_prompts_sampled_again_with_the_current_weights(
+    worker, policy, undisturbed
+):
+    pids = [engine.pid for engine in worker.engines]
+    assert equal(disturbed(worker, signal.SIGKILL), undisturbed)
+    assert worker.engines[0].pid != pids[0] and worker.engines[1].pid == pids[1]
+    assert_gone([pids[0]])
+    before = {name: t.clone() for name, t in policy.state_dict().items()}
+    perturb(policy, seed=1)
+    worker.sync(policy)  # the new process, too, takes new weights
+    rollouts = worker.sample(PROMPTS, 2, Sampling(12), seed=0)
+    for row, tokens in enumerate(completions(rollouts)):
+        expected = teacher_forced(policy, PROMPTS[row // 2], tokens)
+        torch.testing.assert_close(rollouts.log_probs[row, : len(tokens)], expected, atol=2e-5, rtol=0)
+    policy.load_state_dict(before)
+    worker.sync(policy)
+
+
+def test_an_engine_that_hangs_is_killed_and_replaced(worker, undisturbed):
+    pid, worker.timeout_s = worker.engines[0].pid, max(8, 4 * worker.seconds)
+    try:
+        assert equal(disturbed(worker, signal.SIGSTOP), undisturbed)
+    finally:
+        worker.timeout_s = 300
+    assert worker.engines[0].pid != pid
+    assert_gone([pid])
+
+
+def test_too_many_losses_are_an_error_that_names_the_option(worker, undisturbed):
+    worker.max_restarts = 0
+    try:
+        with pytest.raises(CareError, match=r"engine 0 died .* rollout.max_restarts=0 allows no further"):
+            disturbed(worker, signal.SIGKILL)
+    finally:
+        worker.max_restarts = 1
+    assert equal(worker.sample(MANY, 3, LONG, seed=0), undisturbed)  # a further request may have its restarts
+
+
+def test_an_engine_that_cannot_start_says_why(worker, directory):
+    from carerft.rollout.dedicated import DedicatedWorker
+
+    with pytest.raises(CareError, match=r"too little memory.*\n.*rollout.kv_cache_gib"):
+        DedicatedWorker(options(directory, cache_gib=1e5), engines=1, timeout_s=60, max_restarts=1)
+
+
+SCRIPT = """
+import sys, time
+import psutil
+from carerft.rollout.dedicated import DedicatedWorker
+from carerft.rollout.engine import EngineOptions
+
+if __name__ == "__main__":
+    worker = DedicatedWorker(EngineOptions(sys.argv[1], 400, (3,), cache_gib=0.1), 1, timeout_s=60, max_restarts=1)
+    print(*(process.pid for process in psutil.Process().children(recursive=True)), flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_killed_process_leaves_no_engine_behind(directory, policy, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    process = subprocess.Popen([sys.executable, script, directory], stdout=subprocess.PIPE, text=True)
+    family = {int(pid): psutil.Process(int(pid)).cmdline()[0] for pid in process.stdout.readline().split()}
+    assert "ray::EngineProcess" in "".join(family.values())
+    process.kill()
+    process.wait()
+    # Ray's own two agents outlive a killed Ray by a minute or two, waiting for it; they hold no memory to speak of.
+    assert_gone([pid for pid, name in family.items() if "Agent" not in name])
