@@ -1,5 +1,6 @@
 """From a checked configuration to the objects that a run is made of."""
 
+import sys
 from dataclasses import fields
 from typing import Any
 
@@ -10,12 +11,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from carerft.algorithms import Algorithm
 from carerft.collection import Collector, Plan
+from carerft.config.schema import Model
 from carerft.evaluation import Benchmark, Protocol
 from carerft.learner import Learner
-from carerft.model import context_length, eos_token_ids
+from carerft.model import context_length, eos_token_ids, model_path
 from carerft.optimization import Optimization
 from carerft.regularizers import Regularizer
 from carerft.rollout import RolloutWorker
+from carerft.rollout.engine import EngineOptions
 from carerft.rollout.transformers import TransformersWorker
 from carerft.run_directory import RunDirectory
 from carerft.scores import table
@@ -74,21 +77,53 @@ def collector(
     if correction == "auto":
         correction = "token" if chosen["lookahead"] else "none"
     plan = _taken(Plan, {**chosen, "importance_correction": correction, "seed": settings["seed"]})
-    return Collector(worker, task(settings["task"]), tokenizer, algorithm, plan, context_length(policy))
+    return Collector(worker, task(settings["task"]), tokenizer, algorithm, plan, context(settings, policy))
+
+
+def context(settings: dict[str, Any], policy: PreTrainedModel) -> int:
+    """Tokens of prompt and completion together that the model, and the engine as it is configured, can hold."""
+    return min(context_length(policy), settings["rollout"].get("max_model_len") or sys.maxsize)
 
 
 def rollout_worker(
     settings: dict[str, Any], policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> RolloutWorker:
-    """The engine that `rollout` names."""
-    precision = settings.get("learner", settings)["precision"]
+    """The engine that `rollout` names, started. It samples from the policy's weights only after a `sync`."""
+    chosen, precision = settings["rollout"], settings.get("learner", settings)["precision"]
     ends = eos_token_ids(policy, tokenizer)
+    if chosen["name"] == "vllm":
+        return _vllm_worker(settings, precision, ends, context(settings, policy))
     return TransformersWorker(
         policy,
         eos_token_ids=ends,
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0],
-        batch_size=settings["rollout"]["batch_size"],
+        batch_size=chosen["batch_size"],
         dtype=torch.bfloat16 if precision == "bfloat16" else None,
+        tokenizer=tokenizer,
+    )
+
+
+def _vllm_worker(settings: dict[str, Any], precision: str, ends: list[int], limit: int) -> RolloutWorker:
+    from carerft.rollout.dedicated import DedicatedWorker
+    from carerft.rollout.vllm import VllmWorker
+
+    chosen, model = settings["rollout"], settings["model"]
+    options = EngineOptions(
+        model=model_path(Model(**model)),
+        revision=model["revision"],
+        dtype=precision,
+        context=limit,
+        eos_token_ids=tuple(ends),
+        sequences=chosen["batch_size"],
+        memory_share=chosen["gpu_memory_utilization"],
+        cache_gib=chosen["kv_cache_gib"],
+        tensor_parallel_size=chosen["tensor_parallel_size"],
+        eager=chosen["enforce_eager"],
+    )
+    if chosen["placement"] == "colocated":
+        return VllmWorker(options, chosen["verify_sync"])
+    return DedicatedWorker(
+        options, chosen["engines"], chosen["timeout_s"], chosen["max_restarts"], chosen["verify_sync"]
     )
 
 

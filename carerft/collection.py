@@ -107,6 +107,7 @@ class Collector:
         """
         synced = self.sync(learner)
         batch = self.sample()
+        self.worker.sleep()  # the learner may have its memory until the next sync
         batch.metrics |= {"time/sync_s": synced, "rollout/staleness": 0.0}
         self.correct(batch, learner)
         return batch

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -40,19 +41,23 @@ def evaluate_model(settings: dict[str, Any], run: RunDirectory) -> None:
     from carerft import build
     from carerft.config.schema import Model
     from carerft.evaluation import evaluate
-    from carerft.model import choose_device, context_length, load_model
+    from carerft.model import choose_device, load_model
 
-    model, tokenizer = load_model(Model(**settings["model"]), choose_device(settings["device"]))
-    evaluation = evaluate(
-        build.rollout_worker(settings, model, tokenizer),
-        tokenizer,
-        build.benchmarks(settings),
-        build.protocol(settings),
-        run.path,
-        context_length(model),
-        {"command": "evaluate", "model": settings["model"]["name"]},
-        build.console(),
-    )
+    # An engine has weights of its own: the device is then left to it.
+    device = "cpu" if settings["rollout"]["name"] == "vllm" else settings["device"]
+    model, tokenizer = load_model(Model(**settings["model"]), choose_device(device))
+    with closing(build.rollout_worker(settings, model, tokenizer)) as worker:
+        worker.sync(model)
+        evaluation = evaluate(
+            worker,
+            tokenizer,
+            build.benchmarks(settings),
+            build.protocol(settings),
+            run.path,
+            build.context(settings, model),
+            {"command": "evaluate", "model": settings["model"]["name"]},
+            build.console(),
+        )
     build.show(evaluation)
 
 

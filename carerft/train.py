@@ -4,6 +4,7 @@ Nothing heavy is imported before the configuration has been checked.
 """
 
 import logging
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -51,52 +52,53 @@ def train(settings: dict[str, Any], run: RunDirectory) -> None:
     from carerft.evaluation import evaluate
     from carerft.interruption import Interruption
     from carerft.lookahead import Lookahead
-    from carerft.model import choose_device, context_length, export, load_model
+    from carerft.model import choose_device, export, load_model
     from carerft.trackers import Trackers
     from carerft.trainer import Trainer
 
     set_seed(settings["seed"])
     algorithm, regularizer = build.method(settings)  # before the model: it may refuse what it is given
     policy, tokenizer = load_model(Model(**settings["model"]), choose_device(settings["learner"]["device"]))
-    worker = build.rollout_worker(settings, policy, tokenizer)
-    collector = build.collector(settings, worker, policy, tokenizer, algorithm)
-    trainer = Trainer(
-        learner=build.learner(settings, policy, algorithm, regularizer),
-        supply=Lookahead(collector) if settings["rollout"]["lookahead"] else collector,
-        tokenizer=tokenizer,
-        schedule=build.schedule(settings),
-        directory=run.path,
-    )
-    benchmarks = build.benchmarks(settings)
-    first = collector.problems[0]
-    log.info("prompt of problem %s:\n%s", first.id, first.prompt)
-    step = trainer.resume()
-    if step:
-        log.info("continuing %s at step %d", run.path, step)
-    trackers = Trackers(build.trackers(settings, run, step, settings["steps"]))
-    summary: dict[str, Any] = {}
-    try:
-        with Interruption() as interruption:
-            finished = trainer.run(trackers.log, interruption)
-        if not finished:
-            log.warning("stopped at step %d, which is saved: the same command continues", trainer.progress.step)
-            raise KeyboardInterrupt
-        export(policy, tokenizer, run.path / "model")
-        if benchmarks:
-            evaluation = evaluate(
-                worker,
-                tokenizer,
-                benchmarks,
-                build.protocol(settings),
-                run.path,
-                context_length(policy),
-                {"command": "train", "model": settings["model"]["name"]},
-                build.console(),
-            )
-            build.show(evaluation)
-            summary = build.summary(evaluation)
-    finally:
-        trackers.finish(summary)
+    with closing(build.rollout_worker(settings, policy, tokenizer)) as worker:
+        collector = build.collector(settings, worker, policy, tokenizer, algorithm)
+        trainer = Trainer(
+            learner=build.learner(settings, policy, algorithm, regularizer),
+            supply=Lookahead(collector) if settings["rollout"]["lookahead"] else collector,
+            tokenizer=tokenizer,
+            schedule=build.schedule(settings),
+            directory=run.path,
+        )
+        benchmarks = build.benchmarks(settings)
+        first = collector.problems[0]
+        log.info("prompt of problem %s:\n%s", first.id, first.prompt)
+        step = trainer.resume()
+        if step:
+            log.info("continuing %s at step %d", run.path, step)
+        trackers = Trackers(build.trackers(settings, run, step, settings["steps"]))
+        summary: dict[str, Any] = {}
+        try:
+            with Interruption() as interruption:
+                finished = trainer.run(trackers.log, interruption)
+            if not finished:
+                log.warning("stopped at step %d, which is saved: the same command continues", trainer.progress.step)
+                raise KeyboardInterrupt
+            export(policy, tokenizer, run.path / "model")
+            if benchmarks:
+                worker.sync(policy)  # an engine of its own still has the weights of the last batch
+                evaluation = evaluate(
+                    worker,
+                    tokenizer,
+                    benchmarks,
+                    build.protocol(settings),
+                    run.path,
+                    build.context(settings, policy),
+                    {"command": "train", "model": settings["model"]["name"]},
+                    build.console(),
+                )
+                build.show(evaluation)
+                summary = build.summary(evaluation)
+        finally:
+            trackers.finish(summary)
 
 
 if __name__ == "__main__":

