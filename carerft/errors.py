@@ -27,6 +27,10 @@ class ShortageError(CareError):
     """Dynamic sampling has not found enough prompts from which something can be learned."""
 
 
+class EngineError(CareError):
+    """The rollout engine was lost, more often than it may be replaced; the policy is unharmed."""
+
+
 class RunDirectoryError(CareError):
     """An output directory cannot be used: another configuration's, another process's, or unwritable."""
 

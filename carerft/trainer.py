@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from carerft import checkpoint
 from carerft.collection import Batch
-from carerft.errors import NonFiniteError, ShortageError
+from carerft.errors import EngineError, NonFiniteError, ShortageError
 from carerft.learner import Learner
 from carerft.prompts import completion_texts
 from carerft.rollout import Rollouts
@@ -82,8 +82,8 @@ class Trainer:
         """Train to the end. Returns whether it got there (False: should_stop).
 
         Raises NonFiniteError (the batch is written to `nonfinite/` and the weights before it are checkpointed, beside
-        all earlier checkpoints), ShortageError (the same command goes on with further prompts) and RunDirectoryError
-        (a checkpoint can't be written).
+        all earlier checkpoints), ShortageError (the same command goes on with further prompts), EngineError (the
+        same command goes on) and RunDirectoryError (a checkpoint can't be written).
         """
         while self.progress.step < self.schedule.steps:
             on_step(self._step())
@@ -143,8 +143,8 @@ class Trainer:
         try:
             updates = self.schedule.updates_per_batch * self.schedule.epochs
             return self.supply.next(self.learner, last=self.progress.step + updates >= self.schedule.steps)
-        except ShortageError:
-            self.save()  # with what has been drawn, so that the run goes on with other prompts
+        except (ShortageError, EngineError):
+            self.save()  # with what has been drawn, so that the run goes on, after a shortage with other prompts
             raise
 
     def _record_nonfinite(

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -18,7 +19,7 @@ from engines import EOS, letters, needs_ray, options, perturb, save_model
 from test_rollout import PROMPTS, completions, equal, teacher_forced
 from transformers import PreTrainedModel
 
-from carerft.errors import CareError
+from carerft.errors import CareError, EngineError
 from carerft.rollout import Rollouts, Sampling
 from carerft.rollout.transformers import TransformersWorker
 
@@ -135,11 +136,28 @@ def test_an_engine_that_hangs_is_killed_and_replaced(worker, undisturbed):
 def test_too_many_losses_are_an_error_that_names_the_option(worker, undisturbed):
     worker.max_restarts = 0
     try:
-        with pytest.raises(CareError, match=r"engine 0 died .* rollout.max_restarts=0 allows no further"):
+        with pytest.raises(EngineError, match=r"engine 0 died .* rollout.max_restarts=0 allows no further"):
             disturbed(worker, signal.SIGKILL)
     finally:
         worker.max_restarts = 1
     assert equal(worker.sample(MANY, 3, LONG, seed=0), undisturbed)  # a further request may have its restarts
+
+
+def test_closing_ends_a_request_that_another_thread_waits_for(directory, policy, worker, undisturbed):
+    """As an error of the learner does, while the next batch is sampled. Ray is the fixture's, and stays."""
+    from carerft.rollout.dedicated import DedicatedWorker
+
+    other = DedicatedWorker(options(directory), engines=1, timeout_s=300, max_restarts=3)
+    other.sync(policy)
+    pid = other.engines[0].pid
+    with ThreadPoolExecutor(1) as thread:
+        pending = thread.submit(other.sample, MANY, 3, LONG, 0)
+        time.sleep(0.5)
+        other.close()
+        with pytest.raises(EngineError, match="closed"):
+            pending.result(timeout=30)
+    assert other.engines == [None]
+    assert_gone([pid])
 
 
 def test_an_engine_that_cannot_start_says_why(worker, directory):

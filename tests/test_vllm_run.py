@@ -117,7 +117,7 @@ def test_what_is_not_installed_is_refused_with_the_command_that_installs_it(
 def start(directory: Path) -> subprocess.Popen:
     command = [
         sys.executable, "-m", "carerft", "train", *TRAIN, "steps=100000", "learner.learning_rate=1e-4",
-        "rollout.placement=dedicated", "rollout.max_restarts=0", f'hydra.run.dir="{directory}"',
+        "rollout.placement=dedicated", "rollout.max_restarts=0", "rollout.lookahead=1", f'hydra.run.dir="{directory}"',
     ]  # fmt: skip
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
@@ -145,6 +145,8 @@ def test_a_lost_engine_ends_a_run_with_a_checkpoint_and_an_interrupt_leaves_no_p
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 2 and "rollout.max_restarts=0 allows no further restart" in output
     assert_gone([p.pid for p in family])
+    staleness = [line["rollout/staleness"] for line in records(directory / "metrics.jsonl")]
+    assert staleness[0] == 0 and all(0 <= steps <= 2 for steps in staleness)
     assert json.loads((directory / "manifest.json").read_text())["status"] == "failed"
     saved = max(checkpoint.steps_of(directory / "checkpoints"))
     assert saved >= done

@@ -11,6 +11,7 @@ used and left running.
 import logging
 import os
 import signal
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from carerft.errors import CareError
+from carerft.errors import CareError, EngineError
 from carerft.rollout import Rollouts, Sampling
 from carerft.rollout.engine import Engine, EngineOptions
 from carerft.rollout.proof import prove_sync
@@ -28,6 +29,7 @@ from carerft.rollout.requests import check_context, check_sampling, completion_s
 
 log = logging.getLogger(__name__)
 
+CLOSED = "the rollout worker was closed while it sampled"
 START_S = 1800.0  # a large model takes minutes to start, and a start that hangs is rare
 
 
@@ -83,6 +85,7 @@ class DedicatedWorker:
         self.options, self.timeout_s, self.max_restarts = options, timeout_s, max_restarts
         self.verify_sync, self.proven, self.weights = verify_sync, False, None
         self.engines: list[_Engine | None] = [None] * engines
+        self._asking, self._closed = threading.RLock(), False
         self._own_ray = _start_ray(engines)
         try:
             self._start(range(engines))
@@ -95,7 +98,7 @@ class DedicatedWorker:
         engines.
 
         Raises DataError (no prompts, an empty one, one longer than the context), ConfigError (sampling out of range,
-        max_tokens beyond the context), NonFiniteError (the model's probabilities are not numbers) and CareError
+        max_tokens beyond the context), NonFiniteError (the model's probabilities are not numbers) and EngineError
         (more engines lost than may be replaced).
         """
         check_sampling(prompts, n, sampling, self.options.context)
@@ -111,7 +114,7 @@ class DedicatedWorker:
         """Sum of log-probabilities (nats) of each continuation's tokens given its prompt, at temperature 1.
 
         Raises DataError (no prompts, an empty one, or one that with its continuation exceeds the context) and
-        CareError (more engines lost than may be replaced).
+        EngineError (more engines lost than may be replaced).
         """
         check_context(prompts, [len(c) for c in continuations], self.options.context)
         shares = self._shares(len(prompts))
@@ -144,10 +147,18 @@ class DedicatedWorker:
         """The engines have memory of their own: there is none to give to the learner."""
 
     def close(self) -> None:
-        """End the engines, and Ray if it was started here. May be repeated."""
+        """End the engines, and Ray if it was started here. May be repeated.
+
+        A request that another thread waits for (sampling ahead) ends with an EngineError.
+        """
         import ray
 
+        self._closed = True
         for index in range(len(self.engines)):
+            self._kill(index)
+        if self._asking.acquire(timeout=60):  # until no thread uses Ray, which would start it anew
+            self._asking.release()
+        for index in range(len(self.engines)):  # what that thread was starting
             self._kill(index)
         self.weights = None
         if self._own_ray:
@@ -163,6 +174,10 @@ class DedicatedWorker:
 
         Engines that die or don't answer in time are replaced, and asked again.
         """
+        with self._asking:
+            return self._answers(method, arguments, indices)
+
+    def _answers(self, method: str, arguments: Sequence[tuple], indices: Sequence[int] | None) -> list[Any]:
         import ray
         from ray.exceptions import RayError, RayTaskError
 
@@ -194,11 +209,13 @@ class DedicatedWorker:
                     raise error.cause from error
                 except RayError as error:
                     lost[place] = f"died ({type(error).__name__})"
+            if self._closed:
+                raise EngineError(CLOSED)
             if lost:
                 restarts += len(lost)
                 what = "; ".join(f"engine {indices[place]} {why} during {method!r}" for place, why in lost.items())
                 if restarts > self.max_restarts:
-                    raise CareError(
+                    raise EngineError(
                         f"{what}, and rollout.max_restarts={self.max_restarts} allows no further restart",
                         "the same command goes on from the last checkpoint: with a longer rollout.timeout_s if the "
                         "engine was only slow, with a smaller rollout.gpu_memory_utilization or rollout.kv_cache_gib "
@@ -206,6 +223,8 @@ class DedicatedWorker:
                     )
                 log.warning("%s: replacing it and asking again", what)
                 self._start([indices[place] for place in lost])
+                if self._closed:
+                    raise EngineError(CLOSED)
                 deadline = ask(list(lost))
         return [answers[place] for place in range(len(arguments))]
 
