@@ -17,7 +17,9 @@ class Problem:
     prompt: the exact text given to the model.
     answer: the gold answer; None where the question has none, so that refusing is right.
     misconceptions: wrong answers that many people believe.
-    choices: (continuation of the prompt, is it true) pairs, for scoring by likelihood (TruthfulQA's MC1 and MC2).
+    choices: (continuation of the prompt, is it true) pairs, for scoring by likelihood (TruthfulQA's MC1 and MC2). The
+        first true one is the best answer, which MC1 asks for.
+    aliases: other answers that are as right as `answer`.
     """
 
     id: str
@@ -25,6 +27,7 @@ class Problem:
     answer: str | None
     misconceptions: tuple[str, ...] = ()
     choices: tuple[tuple[str, bool], ...] = ()
+    aliases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
