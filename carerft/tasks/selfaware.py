@@ -1,0 +1,117 @@
+"""SelfAware: does a model know what it cannot know? (Yin et al. 2023, arXiv 2305.18153.)
+
+3,369 questions, of which 1,032 have no answer (opinions, unsolved problems, futures). The authors score the F1 of
+uncertainty, with unanswerable as the positive class, and accuracy on the answerable part. What is theirs and what is
+not, by their code (yinzhangyue/SelfAware, code/eval_model.py):
+
+- A reply is uncertain, here: refused, if it holds one of their 16 phrases, in any case. They also take a reply whose
+  sentence has a window of five words that a sentence embedding finds close to a phrase. That is left out: it needs a
+  second model of 355M parameters, and F1 by phrases alone is the lower for it. So compare with other rows of ours.
+- An empty reply is no refusal and no answer: on an unanswerable question it counts as a miss. Their code leaves empty
+  replies out of the F1, by which a model that falls silent would gain.
+- A reply answers right if it holds one of the listed answers. Their code looks for the answer's letters anywhere
+  ("ai" in "said"); here its words must occur as whole words, in order, without case, articles and punctuation. It is
+  lenient still: "Paris or Rome" holds both, and an answer "i" is in most sentences.
+- A reply that does both is a refusal, and so not correct; theirs counts it in both columns.
+- A reply ends where the model asks itself the next question (`until`); theirs does not end there.
+
+Wrong replies vote together only where they are the same words; all right ones vote together.
+"""
+
+from collections.abc import Sequence
+
+from carerft.errors import DataError
+from carerft.tasks import Grade, Problem
+from carerft.tasks.files import Published, Row, check_limit, distinct, filled, load_rows
+from carerft.tasks.replies import reply, words
+
+_COMMIT = "f0bad1ff77bd42fc4eb2360281ed646c7bb7bd0c"
+PUBLISHED = Published(
+    file="selfaware/SelfAware.json", rows=3369, key="example",
+    sha256="32929585ffdd4048f35f7f167720722eb8ddcf59908ffc958da2f84ea634dc54",
+    url=f"https://raw.githubusercontent.com/yinzhangyue/SelfAware/{_COMMIT}/data/SelfAware.json",
+)  # fmt: skip
+
+UNCERTAIN = (
+    "the answer is unknown",
+    "the answer is uncertain",
+    "the answer is unclear",
+    "there is no scientific evidence",
+    "there is no definitive answer",
+    "there is no right answer",
+    "there is much debate",
+    "there is no known case",
+    "there is no concrete answer to this question",
+    "there is no public information available",
+    "it is impossible to know",
+    "it is impossible to answer",
+    "it is difficult to predict",
+    "it is not known",
+    "we do not know",
+    "i'm not sure",
+)
+"""The authors' phrases, as their code compares them: in lower case, without the full stop."""
+
+_LONGEST_VOTE = 200  # characters by which wrong replies are told apart
+
+
+class SelfAwareTask:
+    """SelfAware's one split, or rows of the same form (question, answer: a list or null, answerable)."""
+
+    name = "selfaware"
+
+    def __init__(self, prompt: str, until: str | None = "\nQ:", path: str | None = None, limit: int | None = None):
+        """prompt: a template with {question}. until: where a reply ends; None: at its end. path: a file in place of
+        the published one. limit: only the first so many problems. Raises ConfigError."""
+        check_limit(limit)
+        filled(prompt, "")
+        self.prompt, self.until, self.path, self.limit = prompt, until, path, limit
+
+    def problems(self) -> list[Problem]:
+        """The problems in the file's order; selfaware/17 is row 17, counted from 0. Raises DataError."""
+        problems = []
+        for row, question in distinct(load_rows(PUBLISHED, self.path), lambda row: row.text("question")):
+            answer, *aliases = listed_answers(row) or [None]
+            prompt = filled(self.prompt, question)
+            problems.append(Problem(f"selfaware/{row.index}", prompt, answer, aliases=tuple(aliases)))
+        return problems[: self.limit]
+
+    def grade(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Grade]:
+        """By words alone; every reply gets a verdict. A text that says nothing is wrong, and no refusal."""
+        return [grade_reply(p, reply(text, self.until)) for p, text in zip(problems, texts, strict=True)]
+
+
+def listed_answers(row: Row) -> list[str]:
+    """The field `answer`, a list of texts or one text; empty where the question has none. Raises DataError."""
+    value = row.fields.get("answer")
+    answers = [value] if isinstance(value, str) else value or []
+    if not isinstance(answers, list) or not all(isinstance(a, str) and a.strip() for a in answers):
+        raise DataError(f"{row.place}: 'answer' is no list of texts but {value!r:.200}", 'write ["...", "..."] or null')
+    answerable = row.fields.get("answerable", bool(answers))
+    if answerable is not bool(answers):
+        raise DataError(
+            f"{row.place}: 'answerable' is {answerable!r} with {len(answers)} answers",
+            "give an answerable question its answers, and an unanswerable one null",
+        )
+    return answers
+
+
+def is_uncertain(text: str) -> bool:
+    """Whether it holds one of the 16 phrases, in any case; a typographic apostrophe is one too."""
+    text = text.lower().replace("\u2019", "'")
+    return any(phrase in text for phrase in UNCERTAIN)
+
+
+def grade_reply(problem: Problem, said: str) -> Grade:
+    if is_uncertain(said):
+        return Grade(extracted=None, correct=problem.answer is None, refused=True)
+    spoken = words(said, articles=False)
+    if not spoken:
+        return Grade(extracted=None, correct=False)
+    if problem.answer is not None and any(
+        f" {wanted} " in f" {spoken} "
+        for answer in (problem.answer, *problem.aliases)
+        if (wanted := words(answer, articles=False))
+    ):
+        return Grade(extracted=problem.answer, correct=True)
+    return Grade(extracted=spoken[:_LONGEST_VOTE], correct=False)
