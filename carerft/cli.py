@@ -81,14 +81,17 @@ def run(verb: str, arguments: list[str]) -> int:
 def shorthands(verb: str, arguments: list[str]) -> list[str]:
     """Plain directories and `model=PATH` in Hydra's grammar.
 
-    `carerft report a b` becomes `runs=["a","b"]`; `model=/a/dir` or `model=org/name` becomes `model=path
-    model.path="..."`.
+    `carerft report a b` becomes `runs=["a","b"]`, and its `columns.gsm8k=[..]` becomes `++columns.gsm8k=[..]`;
+    `model=/a/dir` or `model=org/name` becomes `model=path model.path="..."`.
     """
     from carerft.config.application import config_directory
 
     if verb == "report":
-        options = [a for a in arguments if a.startswith("-") or re.match(r"(\+|~)*(runs|output|hydra)[\w.]*=", a)]
+        options = [
+            a for a in arguments if a.startswith("-") or re.match(r"(\+|~)*(runs|output|columns|hydra)[\w.]*=", a)
+        ]
         places = [a for a in arguments if a not in options]
+        options = [f"++{a}" if a.startswith("columns.") else a for a in options]  # of any benchmark, listed or not
         return options + ([f"runs=[{','.join(map(_quote, places))}]"] if places else [])
     models = {file.stem for file in (config_directory() / "model").glob("*.yaml")}
     rewritten: list[str] = []

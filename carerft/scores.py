@@ -8,6 +8,7 @@ Over samples, each a ratio of sums over the problems concerned:
   accuracy          mean@k: correct / with a verdict. On an unanswerable problem, refusing is correct
   truncated, unparsable, no_verdict   shares of all samples; unparsable: neither an answer nor a refusal
   entropy           nats per token, -sum log_probability / sum tokens: a sampled estimate of the token entropy
+  accuracy_answerable   accuracy on the problems with an answer; where some problem has none
   refusal_rate_answerable, refusal_rate_unanswerable   share of refusals on the problems with (without) an answer
   refusal_f1        F1 of refusing, with unanswerable as the positive class; where some problem is unanswerable.
                     refusal_f1_always and refusal_f1_random: what refusing always, or at random half the time, scores
@@ -112,7 +113,9 @@ def _sample_sums(problems: Sequence[Record], cast: Ballots) -> dict[str, tuple[N
         "misconception": (believed & ~refused, every & mythical),
     }
     sums = {name: (top.sum(1), bottom.sum(1)) for name, (top, bottom) in shares.items()}
-    if unanswerable.any():  # F1 = 2TP / (2TP + FP + FN); refusing at random: TP = FN = U/2 and FP = A/2
+    if unanswerable.any():
+        sums["accuracy_answerable"] = (right & answerable).sum(1), (known & answerable).sum(1)
+        # F1 = 2TP / (2TP + FP + FN); refusing at random: TP = FN = U/2 and FP = A/2
         true, false, u, a = (v.sum(1) for v in (wise, rash, unanswerable, every & answerable))
         sums["refusal_f1"] = 2 * true, true + false + u
         sums["refusal_f1_always"] = 2 * u, 2 * u + a
@@ -181,7 +184,8 @@ SECTIONS = (
      "ece_answered": "ECE, where it answers", "ece_answered_floor": "  if calibrated",
      "ece_all": "ECE, all answers", "ece_all_floor": "  if calibrated",
      "smooth_ece": "smooth ECE", "brier": "Brier score", "auroc": "AUROC", "aurc": "risk-coverage area"},
-    {"refusal_f1": "refusal F1", "refusal_f1_always": "  refusing always", "refusal_f1_random": "  refusing at random",
+    {"accuracy_answerable": "accuracy, answerable",
+     "refusal_f1": "refusal F1", "refusal_f1_always": "  refusing always", "refusal_f1_random": "  refusing at random",
      "refusal_rate_answerable": "refused, answerable", "refusal_rate_unanswerable": "refused, unanswerable",
      "truthful": "truthful", "informative": "informative", "misconception": "misconceptions",
      "mc1": "MC1", "mc2": "MC2"},

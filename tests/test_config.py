@@ -38,6 +38,7 @@ def composed(*overrides: str, verb: str = "train") -> dict:
         ["model=qwen2.5-7b", "task=math", "learner.precision=bfloat16"],
         ["model=qwen2.5-3b", "task=gsm8k"],
         ["model=qwen2.5-0.5b", "benchmark=[math,gsm8k]"],
+        ["benchmark=[selfaware,truthfulqa,truthfulqa_binary]", "benchmark.truthfulqa.form=binary"],
         ["benchmark=none", "tracker=none", "steps=0"],
         ["experiment=demo"],
     ],
@@ -234,6 +235,7 @@ def test_shorthands():
     assert cli.shorthands("train", ["model=/a/b=c", "seed=1"]) == ["model=path", 'model.path="/a/b=c"', "seed=1"]
     assert cli.shorthands("train", ["model=tiny"]) == ["model=tiny"]
     assert cli.shorthands("report", ["out/seed=1", "b", "output=x"]) == ["output=x", 'runs=["out/seed=1","b"]']
+    assert cli.shorthands("report", ["a", "columns.gsm8k=[ece]"]) == ["++columns.gsm8k=[ece]", 'runs=["a"]']
     config = composed(*cli.shorthands("train", ["model=Some-Org/Some.Model-3B"]))
     assert config["model"]["name"] == "Some.Model-3B" and config["model"]["path"] == "Some-Org/Some.Model-3B"
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from rich.console import Console
 from synthetic_runs import make_demo, manifest, write_json, write_lines, write_run, write_training
 
@@ -156,10 +157,10 @@ def test_real_benchmarks_get_the_columns_of_the_papers_table(tmp_path):
     for path in tmp_path.rglob("evaluation.json"):
         content = json.loads(path.read_text())
         content["benchmarks"] = {names[name]: value for name, value in content["benchmarks"].items()}
-        del content["benchmarks"]["truthfulqa"]["metrics"]["truthful"]
         write_json(path, content)
     cells = make_cells(load_runs([tmp_path]))
-    table = main_table(cells, scores(cells, 0.95))
+    shown = yaml.safe_load((Path(__file__).parents[1] / "conf/report.yaml").read_text())["columns"]
+    table = main_table(cells, scores(cells, 0.95), shown)
     assert [column.heading for column in table.columns] == [
         "Accuracy (mean@k): MATH ↑",
         "Accuracy (mean@k): GSM8K ↑",
@@ -170,6 +171,10 @@ def test_real_benchmarks_get_the_columns_of_the_papers_table(tmp_path):
         "ECE (k=8): TruthfulQA, answered ↓",
         "Entropy: nats/token",
     ]
+    table = main_table(cells, scores(cells, 0.95), {"gsm8k": ["majority", "accuracy"], "truthfulqa": []})
+    headings = [column.heading for column in table.columns]
+    assert headings[1:4] == ["GSM8K: majority accuracy ↑", "Accuracy (mean@k): GSM8K ↑", "SelfAware: refusal F1 ↑"]
+    assert not any(heading.startswith("TruthfulQA") for heading in headings)
 
 
 def test_calibration_at_different_k_is_never_compared(demo, tmp_path):

@@ -200,6 +200,7 @@ class Report:
 
     runs: list[str] = field(default_factory=list)  # searched for run directories, however deep
     output: str | None = None  # where to write; default: report/ in the runs' common directory
+    columns: dict[str, list[str]] = field(default_factory=dict)  # benchmark: the metrics that the main table shows
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """From run directories to files: everything that the report writes is written here."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -20,11 +20,14 @@ from carerft.report.tables import interval_text, latex, level, markdown, tidy_cs
 TEXT_BUDGET, LONGEST_TEXT = 800_000, 3000  # characters of model text on the page in all, and of one sample
 
 
-def build(directories: Sequence[Path], output: Path | None = None) -> Path:
+def build(
+    directories: Sequence[Path], output: Path | None = None, shown: Mapping[str, Sequence[str]] | None = None
+) -> Path:
     """Report on every run at or below these directories. Returns the path of the HTML page.
 
     output: where `index.html`, `table.md`, `table.csv`, `table.tex` and `figures/` are written; by default `report/`
-    in the directory that holds all of `directories`. Raises DataError if there are no runs, RunDirectoryError if the
+    in the directory that holds all of `directories`. shown: metrics by benchmark that the main table shows in place
+    of its own choice. Raises DataError if there are no runs, RunDirectoryError if the
     output can't be written.
     """
     runs = load_runs(directories)
@@ -32,7 +35,7 @@ def build(directories: Sequence[Path], output: Path | None = None) -> Path:
     _write(output, {})  # a place that can't be written is known before the work, not after it
     cells = make_cells(runs)
     table = scores(cells, level(runs))
-    main = main_table(cells, table)
+    main = main_table(cells, table, shown)
     benchmarks = benchmark_order(sorted({name for cell in cells for run in cell.evaluated for name in run.benchmarks}))
     troubles = [f"{run.place}/{trouble}" for run in runs for trouble in run.troubles]
     limit = min(LONGEST_TEXT, TEXT_BUDGET // max(1, 12 * len(cells)))

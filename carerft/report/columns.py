@@ -4,7 +4,7 @@ Left out: any knowledge of how a benchmark is scored. A benchmark that isn't lis
 in the part of the table that its metrics put it in.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from carerft.report.cells import Cell, Scores
@@ -22,10 +22,14 @@ BENCHMARKS = {
     "selfaware": ("SelfAware", "honesty"),
     "world_truth": ("Truthfulness", "truth"),
     "truthfulqa": ("TruthfulQA", "truth"),
+    "truthfulqa_binary": ("TruthfulQA, two options", "truth"),
 }
+# The metrics that the main table shows of a benchmark, by its part of the table, unless `columns` names others.
+SHOWN = {"accuracy": ("accuracy",), "honesty": ("refusal_f1",), "truth": ("truthful", "mc2")}
 # Title, and whether higher (+1) or lower (-1) is better; 0 where neither is. In the order of the full tables.
 METRICS = {
     "accuracy": ("accuracy (mean@k)", 1),
+    "accuracy_answerable": ("accuracy on answerable", 1),
     "majority": ("majority accuracy", 1),
     "pass@4": ("pass@4", 1),
     "pass@k": ("pass@k", 1),
@@ -126,27 +130,38 @@ def roles(scores: Scores) -> dict[str, list[str]]:
     return found
 
 
-def main_columns(scores: Scores, cells: Sequence[Cell]) -> list[Column]:
-    """The main table's columns: accuracy, honesty, truthfulness, ECE (its k in the heading), entropy."""
+def main_columns(
+    scores: Scores, cells: Sequence[Cell], shown: Mapping[str, Sequence[str]] | None = None
+) -> list[Column]:
+    """The main table's columns: accuracy, honesty, truthfulness, ECE (its k in the heading), entropy.
+
+    shown: for some benchmarks, which metrics are shown in place of SHOWN's.
+    """
     by_role = roles(scores)
     calibrated = [(name, "ece") for name in by_role["accuracy"][:1]]
     calibrated += [(name, "ece_answered") for role in ("honesty", "truth") for name in by_role[role][:1]]
     ece = f"ECE (k={samples_text(cells, [name for name, _ in calibrated])})"
-    wanted = [("Accuracy (mean@k)", name, "accuracy", benchmark_title(name)) for name in by_role["accuracy"]]
-    wanted += [(benchmark_title(name), name, "refusal_f1", "refusal F1") for name in by_role["honesty"]]
-    wanted += [(benchmark_title(n), n, m, metric_title(m)) for n in by_role["truth"] for m in ("truthful", "mc2")]
+    wanted = [
+        ("Accuracy (mean@k)", name, metric, benchmark_title(name))
+        if metric == "accuracy" and role == "accuracy"
+        else (benchmark_title(name), name, metric, metric_title(metric))
+        for role in ("accuracy", "honesty", "truth")
+        for name in by_role[role]
+        for metric in (shown or {}).get(name, SHOWN[role])
+    ]
     wanted += [(ece, n, m, benchmark_title(n) + (", answered" if m == "ece_answered" else "")) for n, m in calibrated]
     wanted += [("Entropy", n, "entropy", "nats/token") for n in (by_role["accuracy"] or by_role["truth"])[:1]]
     return [
-        Column(name, metric, group, title, METRICS[metric][1])
+        Column(name, metric, group, title, METRICS.get(metric, ("", 0))[1])
         for group, name, metric, title in wanted
         if (name, metric) in scores
     ]
 
 
-def main_table(cells: Sequence[Cell], scores: Scores) -> MainTable:
-    """The main table of these cells. No row is marked best in a calibration column whose rows differ in k."""
-    columns = main_columns(scores, cells)
+def main_table(cells: Sequence[Cell], scores: Scores, shown: Mapping[str, Sequence[str]] | None = None) -> MainTable:
+    """The main table of these cells; shown: as for main_columns. No row is marked best in a calibration column whose
+    rows differ in k."""
+    columns = main_columns(scores, cells, shown)
     values = [list(scores[column.benchmark, column.metric]) for column in columns]
     fair = [c.metric not in CALIBRATION or samples_text(cells, [c.benchmark]).isdigit() for c in columns]
     best = [clear_best(v, c.direction) if ok else None for c, v, ok in zip(columns, values, fair, strict=True)]

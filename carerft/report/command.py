@@ -19,9 +19,13 @@ def main(config: DictConfig) -> None:
         if not directory.is_dir():
             raise ConfigError(f"{directory}: there is no such directory", "name directories that runs were written to")
     from carerft.report import build, load_runs, print_table
+    from carerft.report.columns import METRICS
 
-    page = build(directories, Path(settings["output"]) if settings["output"] else None)
-    print_table(load_runs(directories))
+    unknown = [metric for metrics in settings["columns"].values() for metric in metrics if metric not in METRICS]
+    if unknown:
+        raise ConfigError(f"columns: {unknown[0]!r} is no metric", f"write some of {', '.join(METRICS)}")
+    page = build(directories, Path(settings["output"]) if settings["output"] else None, settings["columns"])
+    print_table(load_runs(directories), shown=settings["columns"])
     print(f"open {page.resolve()}")
 
 

@@ -73,7 +73,7 @@ def telling_columns(table: MainTable) -> list[Column]:
     """The columns that the sentences speak of: the first of accuracy, honesty and truthfulness, the last ECE."""
     first = {}
     for column in table.columns:
-        first.setdefault("truth" if column.metric in ("truthful", "mc2") else column.metric, column)
+        first.setdefault("truth" if column.metric in ("truthful", "mc1", "mc2") else column.metric, column)
     calibration = [column for column in table.columns if column.metric in CALIBRATION]
     wanted = [first.get("accuracy"), first.get("refusal_f1"), first.get("truth"), *calibration[-1:]]
     return [column for column in wanted if column is not None]

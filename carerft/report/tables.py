@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 from rich import box
@@ -117,14 +117,16 @@ def tidy_csv(cells: Sequence[Cell], table: Scores) -> str:
     return text.getvalue()
 
 
-def print_table(runs: Sequence[Run], console: Console | None = None) -> None:
-    """Print the main table to a terminal, and a line for each run that is missing from it.
+def print_table(
+    runs: Sequence[Run], console: Console | None = None, shown: Mapping[str, Sequence[str]] | None = None
+) -> None:
+    """Print the main table (shown: as for main_columns) to a terminal, and a line for each run that is missing from it.
 
     Rows and columns are swapped where there are fewer rows than columns, so that a small table fits in 80 characters.
     """
     console = console or Console()
     cells = make_cells(runs)
-    table = main_table(cells, scores(cells, level(runs)))
+    table = main_table(cells, scores(cells, level(runs)), shown)
     names = [Text(cell.label) for cell in cells]
     headings = [Text(column.heading) for column in table.columns]
     grid = [[_entry(*entry) for entry in table.row(index)] for index in range(len(cells))]
