@@ -18,6 +18,7 @@ not, by their code (yinzhangyue/SelfAware, code/eval_model.py):
 Wrong replies vote together only where they are the same words; all right ones vote together.
 """
 
+import random
 from collections.abc import Sequence
 
 from carerft.errors import DataError
@@ -68,12 +69,14 @@ class SelfAwareTask:
         self.prompt, self.until, self.path, self.limit = prompt, until, path, limit
 
     def problems(self) -> list[Problem]:
-        """The problems in the file's order; selfaware/17 is row 17, counted from 0. Raises DataError."""
+        """The problems; selfaware/17 is row 17, counted from 0. The published file has all answerable questions first:
+        they are shuffled, always alike, so that the first few are a fair sample. Raises DataError."""
         problems = []
         for row, question in distinct(load_rows(PUBLISHED, self.path), lambda row: row.text("question")):
             answer, *aliases = listed_answers(row) or [None]
             prompt = filled(self.prompt, question)
             problems.append(Problem(f"selfaware/{row.index}", prompt, answer, aliases=tuple(aliases)))
+        random.Random(0).shuffle(problems)
         return problems[: self.limit]
 
     def grade(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Grade]:
