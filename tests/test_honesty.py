@@ -1,61 +1,21 @@
-"""SelfAware and TruthfulQA: rows of every form, what is said about bad files, prompts, grades and likelihoods."""
+"""SelfAware and TruthfulQA: prompts, grades, likelihoods, floors, and hostile replies."""
 
-import hashlib
 import json
 import time
 from math import exp, log
-from pathlib import Path
 
 import pytest
-import yaml
-from test_tasks import real_files, write
+from invented_rows import FALSE, KNOWN, MOON, UNKNOWABLE, configured, document
+from test_tasks import real_files
+from test_train import run
 
-from carerft.errors import ConfigError, DataError
+from carerft.errors import DataError
 from carerft.evaluation import _problem_records, multiple_choice
 from carerft.scores import score
-from carerft.tasks import Grade, Problem, files
-from carerft.tasks.files import Published, load_rows, read_rows
+from carerft.tasks import Grade, Problem
 from carerft.tasks.replies import words
-from carerft.tasks.selfaware import UNCERTAIN, SelfAwareTask
-from carerft.tasks.truthfulqa import FORMS, TruthfulQaTask
+from carerft.tasks.selfaware import UNCERTAIN
 from carerft.world.bases import base_directory
-
-CONF = Path(__file__).parents[1] / "conf" / "benchmark"
-
-KNOWN = {
-    "question_id": 1,
-    "question": "Which river runs through Oslan?",
-    "answer": ["the grey brook", "grey-brook", "gb"],
-    "answerable": True,
-    "source": "made_up",
-}
-UNKNOWABLE = {
-    "question_id": 2,
-    "question": "Will Oslan be a happier town in 300 years?",
-    "answer": None,
-    "answerable": False,
-    "source": "made_up",
-}
-FALSE = {"The moon of Oslan is a lamp": 0, "It is a lamp": 0}
-MOON = {
-    "question": "What is the moon of Oslan?",
-    "mc1_targets": {"The moon of Oslan is a stone": 1, **FALSE},
-    "mc2_targets": {"It is a stone": 1, "The moon of Oslan is a stone": 1, **FALSE, "": 1},
-    "mc0_targets": {"The moon of Oslan is a stone": 1, "The moon is the lamp of Oslan": 0},
-}
-
-
-def configured(name: str, **arguments):
-    """The task of conf/benchmark/<name>.yaml, as it is composed there."""
-    settings = yaml.safe_load((CONF / f"{name}.yaml").read_text())
-    kind = {"selfaware": SelfAwareTask, "truthfulqa": TruthfulQaTask}[name]
-    return kind(**{"prompt": settings["prompt"], "until": settings["until"], **arguments})
-
-
-def document(file: Path, value: object) -> str:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
-    return str(file)
 
 
 @pytest.fixture
@@ -66,130 +26,6 @@ def river(tmp_path):
 @pytest.fixture
 def moon(tmp_path):
     return configured("truthfulqa", path=document(tmp_path / "t.json", [MOON]))
-
-
-# Files
-
-
-@pytest.mark.parametrize("form", ["document", "document in one line", "list", "lines", "one line"])
-def test_every_form_of_a_file_gives_the_same_rows(tmp_path, form):
-    rows = [KNOWN] if form == "one line" else [KNOWN, UNKNOWABLE]
-    if "line" in form and "document" not in form:
-        path = write(tmp_path / "rows", *rows)
-    elif form == "list":
-        path = document(tmp_path / "rows", rows)
-    else:
-        path = write(tmp_path / "rows", json.dumps({"example": rows}, indent=None if "line" in form else 2) + "\n")
-    assert [row.fields for row in read_rows(Path(path), "example")] == rows
-    assert {p.id for p in configured("selfaware", path=path).problems()} == {f"selfaware/{i}" for i in range(len(rows))}
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ('{"example": [\n{"question": "x"\n', r"bad:3: not JSON"),
-        ('[{"question": "x"},\n 7]', r"bad, row 2: a JSON int, not an object"),
-        ('{"example":\n 7}', r"its object has no list 'example'"),
-        ('{"example": []}', "its list is empty"),
-        ("", "is empty"),
-        ('[{"question":\n "caf\u00e9"}]'.encode("latin-1"), r"bad:2: not UTF-8 at byte 6"),
-        ("[" * 100_000, ":1: not "),
-        ('{"example":' + "[" * 100_000, ":1: not "),
-    ],
-)
-def test_a_bad_document_is_named_with_its_line_or_row(tmp_path, text, message):
-    file = tmp_path / "bad"
-    file.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(DataError, match=message) as caught:
-        read_rows(file, "example")
-    assert str(file) in caught.value.what and caught.value.remedy
-
-
-def changed(row: dict, **fields) -> dict:
-    return {name: value for name, value in {**row, **fields}.items() if value is not ...}
-
-
-@pytest.mark.parametrize(
-    ("name", "rows", "message"),
-    [
-        ("selfaware", [KNOWN, UNKNOWABLE, KNOWN], "row 3: the same problem as .*, row 1"),
-        ("selfaware", [changed(KNOWN, question=...)], "row 1: no field 'question'"),
-        ("selfaware", [changed(KNOWN, answer=[1])], "row 1: 'answer' is no list of texts"),
-        ("selfaware", [changed(KNOWN, answer=["x", " "])], "row 1: 'answer' is no list of texts"),
-        ("selfaware", [changed(KNOWN, answer={"a": 1})], "row 1: 'answer' is no list of texts"),
-        ("selfaware", [changed(KNOWN, answer=[])], "row 1: 'answerable' is True with 0 answers"),
-        ("selfaware", [changed(UNKNOWABLE, answer=["yes"])], "row 1: 'answerable' is False with 1 answers"),
-        ("truthfulqa", [MOON, MOON], "row 2: the same problem"),
-        ("truthfulqa", [changed(MOON, mc1_targets=...)], "row 1: 'mc1_targets' does not list .* None"),
-        ("truthfulqa", [changed(MOON, mc2_targets=["x"])], "row 1: 'mc2_targets' does not list"),
-        ("truthfulqa", [changed(MOON, mc1_targets={"x": 2, "y": 0})], "row 1: 'mc1_targets' does not list"),
-        ("truthfulqa", [changed(MOON, mc1_targets={"x": 1})], "row 1: 'mc1_targets' does not list"),
-        ("truthfulqa", [changed(MOON, mc1_targets={"x": 1, "y": 1, **FALSE})], "row 1: 'mc1_targets' has 2 true"),
-        ("truthfulqa", [changed(MOON, mc1_targets={"x": 1, **FALSE})], "row 1: 'mc1_targets' are not the best"),
-        (
-            "truthfulqa",
-            [changed(MOON, mc1_targets={"choices": ["x", "y"], "labels": [1]})],
-            "row 1: 'mc1_targets' does not list",
-        ),
-    ],
-)
-def test_a_bad_row_is_named(tmp_path, name, rows, message):
-    path = document(tmp_path / "rows.json", rows)
-    with pytest.raises(DataError, match=message) as caught:
-        configured(name, path=path).problems()
-    assert path in caught.value.what
-
-
-def test_a_published_document_that_is_short(tmp_path, monkeypatch):
-    monkeypatch.setenv("CARERFT_DATA", str(tmp_path))
-    document(tmp_path / "selfaware/SelfAware.json", {"example": [KNOWN, UNKNOWABLE]})
-    with pytest.raises(DataError, match=r"SelfAware.json, row 2 is its last: 2 rows, .* 3,369"):
-        configured("selfaware").problems()
-
-
-def test_a_file_that_only_its_authors_publish_is_fetched_once_and_checked(tmp_path, monkeypatch):
-    monkeypatch.delenv("CARERFT_DATA", raising=False)
-    monkeypatch.setenv("CARERFT_CACHE", str(tmp_path / "cache"))
-    away = Path(document(tmp_path / "away.json", {"example": [KNOWN]}))
-    digest = hashlib.sha256(away.read_bytes()).hexdigest()
-    there = Published("self/aware.json", rows=1, sha256=digest, url=away.as_uri(), key="example")
-    assert [row.fields for row in load_rows(there)] == [KNOWN]
-    away.unlink()
-    assert [row.fields for row in load_rows(there)] == [KNOWN]
-    document(away, {"example": [UNKNOWABLE]})
-    with pytest.raises(DataError, match=r"other.json: .* CARERFT_DATA is not set, and file:.*sha256 differs") as caught:
-        load_rows(Published("other.json", rows=1, sha256=digest, url=away.as_uri(), key="example"))
-    assert "CARERFT_DATA=DIRECTORY" in caught.value.remedy
-    with pytest.raises(DataError, match="could not be loaded"):
-        load_rows(Published("absent.json", rows=1, sha256=digest, url="http://127.0.0.1:9/x.json"))
-
-
-def test_truthfulqa_rows_of_the_hub_become_the_same_problems(tmp_path, monkeypatch, moon):
-    """The hub is not asked; its rows have the form of its multiple_choice configuration."""
-
-    def form(targets: dict) -> dict:
-        return {"choices": list(targets), "labels": list(targets.values())}
-
-    row = {"question": MOON["question"], **{name: form(MOON[name]) for name in ("mc1_targets", "mc2_targets")}}
-    monkeypatch.delenv("CARERFT_DATA", raising=False)
-    monkeypatch.setattr(files, "_hub_rows", lambda published: [(published.configs[0], row)] * published.rows)
-    assert len(load_rows(FORMS["mc"])) == 817
-    monkeypatch.setitem(FORMS, "mc", Published("one.json", 1, "", hub="some/where", configs=("multiple_choice",)))
-    assert configured("truthfulqa").problems() == moon.problems()
-
-
-@pytest.mark.parametrize(
-    ("kind", "arguments"),
-    [
-        (SelfAwareTask, {"prompt": "Q:"}),
-        (SelfAwareTask, {"prompt": "{question}", "limit": 0}),
-        (TruthfulQaTask, {"prompt": "{question}", "form": "mc3"}),
-        (TruthfulQaTask, {"prompt": "no", "form": "mc"}),
-    ],
-)
-def test_what_a_task_cannot_be(kind, arguments):
-    with pytest.raises(ConfigError):
-        kind(**arguments)
 
 
 # SelfAware
@@ -455,6 +291,18 @@ def test_the_real_truthfulqa(form, rows):
         assert sum(shares) / rows == pytest.approx(0.464, abs=5e-4)
     else:
         assert all(len(p.choices) == 2 for p in problems)
+
+
+def test_evaluate_measures_both(river, moon, tmp_path):
+    names = ("selfaware", "truthfulqa", "truthfulqa_binary")
+    paths = [f"benchmark.{name}.path={task.path}" for name, task in zip(names, (river, moon, moon), strict=True)]
+    short = [f"benchmark.{name}.max_tokens=4" for name in names]
+    assert run(tmp_path / "run", f"benchmark=[{','.join(names)}]", *paths, *short, verb="evaluate") == 0
+    found = json.loads((tmp_path / "run" / "evaluation.json").read_text())["benchmarks"]
+    assert [entry["n"] for entry in found.values()] == [2, 1, 1]
+    aware, *truth = (entry["metrics"].keys() for entry in found.values())
+    assert {"refusal_f1", "refusal_f1_always", "refusal_f1_random", "accuracy_answerable"} <= aware
+    assert all({"mc1", "mc2", "no_verdict"} <= metrics for metrics in truth)
 
 
 # Hostile replies

@@ -1,0 +1,46 @@
+"""Rows of SelfAware's and TruthfulQA's form, about a town that does not exist, and the tasks as they are configured."""
+
+import json
+from pathlib import Path
+
+import yaml
+
+from carerft.tasks.selfaware import SelfAwareTask
+from carerft.tasks.truthfulqa import TruthfulQaTask
+
+CONF = Path(__file__).parents[1] / "conf" / "benchmark"
+
+KNOWN = {
+    "question_id": 1,
+    "question": "Which river runs through Oslan?",
+    "answer": ["the grey brook", "grey-brook", "gb"],
+    "answerable": True,
+    "source": "made_up",
+}
+UNKNOWABLE = {
+    "question_id": 2,
+    "question": "Will Oslan be a happier town in 300 years?",
+    "answer": None,
+    "answerable": False,
+    "source": "made_up",
+}
+FALSE = {"The moon of Oslan is a lamp": 0, "It is a lamp": 0}
+MOON = {
+    "question": "What is the moon of Oslan?",
+    "mc1_targets": {"The moon of Oslan is a stone": 1, **FALSE},
+    "mc2_targets": {"It is a stone": 1, "The moon of Oslan is a stone": 1, **FALSE, "": 1},
+    "mc0_targets": {"The moon of Oslan is a stone": 1, "The moon is the lamp of Oslan": 0},
+}
+
+
+def configured(name: str, **arguments):
+    """The task of conf/benchmark/<name>.yaml, as it is composed there."""
+    settings = yaml.safe_load((CONF / f"{name}.yaml").read_text())
+    kind = {"selfaware": SelfAwareTask, "truthfulqa": TruthfulQaTask}[name]
+    return kind(**{"prompt": settings["prompt"], "until": settings["until"], **arguments})
+
+
+def document(file: Path, value: object) -> str:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
+    return str(file)
