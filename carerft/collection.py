@@ -32,6 +32,8 @@ class Plan:
     seed: int
     prompts_per_batch: int
     max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
     importance_correction: str = "none"
     importance_cap: float = 2.0
 
@@ -141,8 +143,9 @@ class Collector:
         order = prompt_order(len(self.prompts), plan.seed, drawn.prompts, count)
         problems = [self.problems[i] for i in order]
         began = time.perf_counter()
+        sampling = Sampling(plan.max_tokens, plan.temperature, plan.top_p)
         rollouts = self.worker.sample(
-            [self.prompts[i] for i in order], group, Sampling(plan.max_tokens), mixed_seed(plan.seed + 1, drawn.rounds)
+            [self.prompts[i] for i in order], group, sampling, mixed_seed(plan.seed + 1, drawn.rounds)
         )
         sampled = time.perf_counter()
         texts = completion_texts(rollouts, self.tokenizer)

@@ -297,3 +297,15 @@ def test_without_correction_the_ratio_is_to_the_samplers_probabilities():
     largest = (log_pi - batch.rollouts.log_probs)[batch.rollouts.mask()].exp().max().item()
     assert learner.gradient(batch.rollouts, batch.advantages)["policy/ratio_max"] == pytest.approx(largest, rel=1e-4)
     assert largest > 2
+
+
+def test_biased_sampling_keeps_the_samplers_own_probabilities():
+    """At temperature 2 the behaviour policy is softmax(logits / 2), and the correction leads back to the policy."""
+    collector, learner = collection("mixed " * 4, temperature=2.0, importance_correction="token", importance_cap=1e9)
+    batch = collector.next(learner, last=True)
+    for i in range(len(batch.rollouts.lengths)):
+        log_pi, log_all, _ = teacher_forced(learner, batch.rollouts, i)
+        n = int(batch.rollouts.lengths[i])
+        tempered = (log_all.detach() / 2).log_softmax(-1).gather(-1, batch.rollouts.tokens[i, :n, None])[:, 0]
+        assert torch.allclose(batch.rollouts.log_probs[i, :n], tempered, atol=1e-5)
+        assert torch.allclose(batch.correction.weights[i, :n], (log_pi.detach() - tempered).exp(), rtol=1e-3)

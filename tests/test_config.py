@@ -79,7 +79,10 @@ def test_the_other_verbs_compose(verb: str):
         ("regularizer.estimator=k4", "regularizer.estimator=k4", "exact"),
         ("algorithm.group_size=1", "algorithm.group_size=1", "2 or more"),
         ("algorithm.ratio=word", "algorithm.ratio=word", "token"),
-        ("rollout.temperature=0.7", "rollout.temperature=0.7", "evaluation.temperature"),
+        ("rollout.temperature=0.7", "rollout.temperature=0.7", "rollout.allow_biased_sampling=true"),
+        ("rollout.top_p=0.9", "rollout.top_p=0.9", "evaluation.top_p"),
+        ("rollout.top_p=1.1 rollout.allow_biased_sampling=true", "rollout.top_p=1.1", "at most 1"),
+        ("rollout.temperature=0 rollout.allow_biased_sampling=true", "temperature=0.0: must be above 0", "1 is"),
         ("learner.updates_per_batch=5", "learner.updates_per_batch=5", "multiple of 5"),
         ("learner.precision=float16", "learner.precision=float16", "float32"),
         ("learner.max_grad_norm=0", "learner.max_grad_norm", "1e9"),
@@ -291,6 +294,10 @@ def test_every_algorithm_and_regularizer_builds_with_what_its_file_says(group: s
     built = instantiate(settings)
     assert f"{type(built).__module__}.{type(built).__name__}" == settings.pop("_target_")
     assert {key: getattr(built, key) for key in settings} == settings
+
+
+def test_biased_sampling_has_to_be_asked_for():
+    check_train(composed("rollout.temperature=0.7", "rollout.top_p=0.9", "rollout.allow_biased_sampling=true"))
 
 
 def test_the_constant_of_dr_grpo_is_the_limit_of_length():

@@ -154,12 +154,18 @@ def _rollout(config: dict[str, Any]) -> None:
             "write rollout=vllm rollout.placement=dedicated, or rollout.lookahead=0",
         )
     _above_0(config, "rollout.importance_cap", "2 is usual")
+    if config["rollout"]["top_p"] > 1:
+        raise ConfigError(
+            f"rollout.top_p={config['rollout']['top_p']}: it is a probability", "give a number of at most 1"
+        )
     for key in ("temperature", "top_p"):
-        if config["rollout"][key] != 1.0:
+        _above_0(config, f"rollout.{key}", "1 is the policy itself")
+        if config["rollout"][key] != 1.0 and not config["rollout"]["allow_biased_sampling"]:
             raise ConfigError(
                 f"rollout.{key}={config['rollout'][key]}: training samples at {key} 1, because the probabilities that "
                 "the learner works with are those of the unmodified policy",
-                f"leave it at 1; evaluation.{key} sets the one of the evaluation",
+                f"leave it at 1 (evaluation.{key} sets the one of the evaluation), or write "
+                "rollout.allow_biased_sampling=true and rollout.importance_correction=token",
             )
 
 

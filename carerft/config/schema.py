@@ -83,6 +83,7 @@ class Rollout:
     importance_cap: float = 2.0  # the weights' upper bound
     temperature: float = 1.0  # training needs 1.0: anything else is another policy than the one that learns
     top_p: float = 1.0
+    allow_biased_sampling: bool = False  # train with another temperature or top_p all the same
 
 
 @dataclass
