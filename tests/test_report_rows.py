@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -221,13 +223,18 @@ def test_findings_claim_only_what_intervals_support(demo):
     assert "25 times more weakly" in strength_note(cells)
 
 
-def test_print_table_fits_a_terminal(demo):
+def test_print_table_fits_a_terminal(demo, tmp_path):
+    shutil.copytree(demo, tmp_path / "runs")
+    write_training(tmp_path / "runs", "fifth", regularizer__match="local")
     console = Console(width=80, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
-    print_table(load_runs([demo]), console)
+    print_table(load_runs([tmp_path / "runs"]), console)
     text = console.export_text()
     assert "…" not in text and max(map(len, text.splitlines())) <= 80
-    for word in ("base model", "no penalty", "refusal F1", "ECE (k=8)"):
+    for word in ("base model", "no penalty", "Honesty", "ECE (k=8)"):
         assert word in " ".join(text.split())
+    # every interval is there whole: a digit that is cut off would be another number
+    intervals = re.findall(r"\S+\u2013\S+", text)
+    assert len(intervals) > 40 and all(re.fullmatch(r"\d\.\d{3}\u2013\d\.\d{3}", found) for found in intervals)
 
 
 def test_latex_is_escaped_and_balanced(tmp_path):

@@ -92,7 +92,7 @@ def _diagram(upper: Axes, lower: Axes, panel: Diagram, tallest: float) -> None:
     upper.scatter(x, y, s=sizes, color=panel.colour, edgecolor=PAPER, linewidth=0.8, zorder=3, clip_on=False)
     upper.set(xlim=(0, 1), ylim=(0, 1), xticks=[0, 0.5, 1], ylabel="accuracy")
     upper.tick_params(length=0, labelbottom=False)
-    upper.set_title(panel.label, fontsize=9.5)
+    upper.set_title(panel.label, fontsize=min(9.5, 9.5 * 21 / len(panel.label)))  # as long as a panel is wide
     if panel.ece is not None:
         upper.text(0.05, 0.95, f"ECE {decimal(panel.ece.value)}", va="top", fontsize=8.5, color=INK)
     widths = np.diff(bins.edges)

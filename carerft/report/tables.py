@@ -135,10 +135,10 @@ def print_table(
     headings = [Text("seeds"), *headings]
     if len(cells) < len(headings):
         body, names, headings = [list(column) for column in zip(*body, strict=True)], headings, names
-    shown = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    shown = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, collapse_padding=True)
     shown.add_column("", overflow="fold")
     for heading in headings:
-        shown.add_column(heading, justify="right", overflow="fold")
+        shown.add_column(heading, justify="right", overflow="fold", min_width=len("0.000\u20130.000"))
     for name, row in zip(names, body, strict=True):
         shown.add_row(name, *row)
     console.print(shown)
@@ -150,5 +150,5 @@ def print_table(
 def _entry(value: Interval | None, best: bool) -> Text:
     entry = Text("-" if value is None else decimal(value.value), style="bold green" if best else "", no_wrap=True)
     if value is not None and value.low is not None and value.high is not None:
-        entry.append(f"\n{decimal(value.low)}..{decimal(value.high)}", style="dim not bold")
+        entry.append(f"\n{decimal(value.low)}\u2013{decimal(value.high)}", style="dim not bold")
     return entry
