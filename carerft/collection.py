@@ -103,7 +103,7 @@ class Collector:
         self.prompts = prompt_tokens(self.problems, self.tokenizer, self.plan.max_tokens, self.context)
 
     def next(self, learner: Learner, last: bool) -> Batch:
-        """The next batch, sampled from the learner's policy as it is now. last: no other will be asked for.
+        """The next batch, sampled from the learner's policy as it is now. last: probably no other will be asked for.
 
         Raises ShortageError where dynamic sampling finds too few groups (`algorithm.dynamic_shortage`).
         """
