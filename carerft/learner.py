@@ -20,7 +20,7 @@ from carerft.algorithms import Algorithm
 from carerft.errors import NonFiniteError
 from carerft.head import TokenStatistics, token_statistics
 from carerft.optimization import Optimization, learning_rate_factor, microbatches
-from carerft.regularizers import Regularizer
+from carerft.regularizers import Regularizer, sampled_estimate
 from carerft.rollout import Rollouts
 from carerft.states import attends_to_everything, separate_states, shared_states
 
@@ -219,7 +219,7 @@ class Learner:
                 sums["policy/kl_to_reference"] += float(statistics.ref_kl.sum())
                 target = regularizer.log_target(statistics.log_prob, statistics.ref_log_prob)
                 if target is not None:  # a value to watch, never a loss: see sampled_estimate
-                    sums["regularizer/k1"] += float((statistics.log_prob - target).sum())
+                    sums["regularizer/k1"] += float(sampled_estimate(target - statistics.log_prob, "k1").sum())
 
     @torch.no_grad()
     def log_probs(self, rollouts: Rollouts) -> Tensor:

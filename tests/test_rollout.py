@@ -164,32 +164,6 @@ def test_rollouts_have_the_shapes_and_the_order_that_they_promise(worker):
     assert equal(rollouts.prompts(torch.tensor([2])), alone)  # the five of a prompt are neighbours
 
 
-def test_a_completion_ends_with_its_first_end_of_sequence_token_or_is_marked_as_cut(worker):
-    rollouts = worker.sample(PROMPTS, 25, Sampling(16), seed=0)
-    ends = {EOS, OTHER_EOS}
-    for tokens, finished in zip(completions(rollouts), rollouts.finished, strict=True):
-        assert not ends & set(tokens[:-1])
-        assert (tokens[-1] in ends) == bool(finished)
-        assert finished or len(tokens) == 16
-    last = {tokens[-1] for tokens, finished in zip(completions(rollouts), rollouts.finished, strict=True) if finished}
-    assert last == ends and not rollouts.finished.all()  # all three ways out occurred
-
-
-def test_an_end_of_sequence_token_as_the_last_one_allowed_is_an_end(worker):
-    rollouts = worker.sample(PROMPTS, 50, Sampling(1), seed=0)
-    ended = torch.isin(rollouts.tokens[:, 0], torch.tensor([EOS, OTHER_EOS]))
-    assert ended.any() and not ended.all()
-    assert torch.equal(rollouts.finished, ended)
-
-
-def test_end_of_sequence_can_be_ignored_and_changes_nothing_before_it(worker):
-    free, forced = (worker.sample(PROMPTS, 6, Sampling(16, ignore_eos=i), seed=0) for i in (False, True))
-    assert forced.lengths.tolist() == [16] * 24 and not forced.finished.any()
-    for short, long in zip(completions(free), completions(forced), strict=True):
-        assert long[: len(short)] == short
-    assert free.lengths.min() < 16
-
-
 def test_the_seed_alone_decides(worker):
     sampling = Sampling(12)
     torch.manual_seed(0)

@@ -88,6 +88,7 @@ def test_end_of_sequence_can_be_ignored_and_changes_nothing_before_it(worker):
     assert forced.lengths.tolist() == [16] * 24 and not forced.finished.any()
     for short, long in zip(completions(free), completions(forced), strict=True):
         assert long[: len(short)] == short
+    assert free.lengths.min() < 16
 
 
 def test_stop_strings_end_a_completion_with_the_token_that_completes_one(worker):

@@ -181,8 +181,7 @@ def _vllm(config: dict[str, Any]) -> None:
             "give a number above 0 and at most 1",
         )
     for key in ("timeout_s", "kv_cache_gib"):
-        if chosen[key] is not None and chosen[key] <= 0:
-            raise ConfigError(f"rollout.{key}={chosen[key]}: must be above 0", "see the comments in conf/")
+        _above_0(config, f"rollout.{key}", "see the comments in conf/")
     for key in ("engines", "tensor_parallel_size"):
         if chosen["placement"] == "colocated" and chosen[key] > 1:
             raise ConfigError(
