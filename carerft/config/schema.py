@@ -5,7 +5,9 @@ take theirs by `defaults: [/schema/regularizer@_here_]`; one of your own, with p
 then held to the keys that its file lists, as tasks and benchmarks are.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import MISSING as NO_DEFAULT
+from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -222,6 +224,28 @@ class Base:
     seed: int = 0
     steps: int | None = None  # pretraining steps; null is the default of the world
     output: str | None = None  # default: the cache that `model=tiny model.base=SEED` reads
+
+
+@cache
+def defaults() -> dict[str, Any]:
+    """The dotted keys of a training or an evaluation that have a default here, and its value."""
+    groups = {
+        "": (Evaluate, Train),
+        "model.": (Model,),
+        "algorithm.": (Algorithm,),
+        "regularizer.": (SkewRegularizer,),
+        "rollout.": (VllmRollout,),
+        "learner.": (Learner,),
+        "data.": (Data,),
+        "evaluation.": (Evaluation,),
+    }
+    return {
+        prefix + entry.name: entry.default
+        for prefix, schemas in groups.items()
+        for schema in schemas
+        for entry in fields(schema)
+        if entry.default not in (MISSING, NO_DEFAULT)
+    }
 
 
 def register() -> None:
