@@ -201,7 +201,8 @@ class Evaluate:
 class Report:
     """`carerft report DIRECTORY ...`: tables, figures and one HTML page from run directories."""
 
-    runs: list[str] = field(default_factory=list)  # searched for run directories, however deep
+    runs: list[str] = field(default_factory=list)  # searched for run directories, however deep; or an experiment
+    model: str | None = None  # only runs of the model of this name
     output: str | None = None  # where to write; default: report/ in the runs' common directory
     columns: dict[str, list[str]] = field(default_factory=dict)  # benchmark: the metrics that the main table shows
 
