@@ -1,0 +1,214 @@
+"""Experiments as folders: every file runs, sweeps skip, share, continue and survive what their cells do."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from carerft import cli
+from carerft.errors import ConfigError, DataError
+from carerft.experiment import paper as papers
+from carerft.experiment.cells import cells, jobs
+from carerft.experiment.folders import Experiment, experiment, experiments
+from carerft.experiment.paper import paper
+from carerft.experiment.sharing import passed_over, take_over
+from carerft.experiment.workers import last_step
+from carerft.run_directory import SWEEP, open_run
+
+SMALL = [
+    "steps=2", "samples=2", "rollout.prompts_per_batch=4", "algorithm.group_size=4", "tracker=none",
+    "evaluation.limit=4", "evaluation.bootstrap=20",
+]  # fmt: skip
+SWEEPS = [sweep for found in experiments().values() for sweep in found.sweeps]
+
+
+def test_the_experiments_of_the_paper_and_of_its_reviewers_are_there():
+    wanted = "table1 table2 table3 figure1 figure2 entropy beta_sweep divergences estimators data_size"
+    assert set(experiments()) == set(wanted.split())
+
+
+@pytest.mark.parametrize("sweep", SWEEPS)
+def test_every_experiment_file_runs_for_two_steps(sweep: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The first cell of each sweep, trained and measured as the whole sweep would be."""
+    monkeypatch.chdir(tmp_path)
+    name = next(found.name for found in experiments().values() if sweep in found.sweeps)
+    (first, *_) = jobs_of(sweep, "seed=0")
+    assert cli.main(["train", "-m", *first, *SMALL]) == 0
+    (manifest,) = (tmp_path / "outputs" / name).glob("*/seed=0/manifest.json")
+    assert json.loads(manifest.read_text())["status"] == "done"
+    assert last_step(manifest.parent) == 2
+
+
+def jobs_of(sweep: str, *overrides: str) -> list[list[str]]:
+    from carerft.experiment.cells import _composing
+
+    with _composing():
+        return jobs(sweep, list(overrides))
+
+
+@pytest.mark.parametrize("name", list(experiments()))
+def test_every_experiment_composes_at_both_scales(name: str):
+    small = cells(experiment(name), ["model=tiny", "seed=0"])
+    assert len({cell.directory for cell in small}) == len(small)
+    assert all(cell.config["samples"] == 16 for cell in small)
+    large = cells(experiment(name), ["model=qwen2.5-3b", "rollout=transformers", "seed=0"])
+    assert [cell.overrides[1:3] for cell in large if cell.command == "train"] == [
+        cell.overrides[1:3] for cell in small if cell.command == "train"
+    ]
+    assert all(set(cell.config["benchmark"]) == {"math", "gsm8k", "selfaware", "truthfulqa"} for cell in large)
+    assert all(cell.config["task"]["name"] == "math" for cell in large if cell.command == "train")
+
+
+def test_seeds_are_three_and_bring_their_base_models_in_miniature():
+    small = cells(experiment("figure2"), ["model=tiny"])
+    assert [cell.config["model"]["base"] for cell in small if cell.command == "evaluate"] == [0, 1, 2]
+    trained = [cell.config for cell in small if cell.command == "train"]
+    assert [(config["model"]["base"], config["seed"]) for config in trained] == 2 * [(0, 0), (1, 1), (2, 2)]
+    large = cells(experiment("figure2"), ["model=qwen2.5-3b", "rollout=transformers"])
+    assert [cell.command for cell in large].count("evaluate") == 1  # one base model, measured once
+
+
+def test_a_base_model_is_measured_as_what_starts_from_it():
+    base, *_ = cells(
+        experiment("table1"), ["model=tiny", "seed=0", "evaluation.limit=7", "samples=3", "benchmark=world_truth"]
+    )
+    assert (base.command, base.config["samples"], base.config["evaluation"]["limit"]) == ("evaluate", 3, 7)
+    assert list(base.config["benchmark"]) == ["world_truth"]
+
+
+def test_an_unknown_experiment_is_named_with_the_nearest():
+    with pytest.raises(ConfigError, match="no experiment 'tabel1'") as caught:
+        experiment("tabel1")
+    assert "did you mean table1" in caught.value.remedy
+
+
+def test_a_run_that_another_experiment_has_done_is_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    common = ["model=tiny", "seed=0", "regularizer=none", *SMALL]
+    assert cli.main(["train", "-m", "experiment=entropy", *common]) == 0
+    (original,) = (tmp_path / "outputs" / "entropy").glob("*/seed=0")
+    before = (original / "manifest.json").read_bytes()
+    assert cli.main(["train", "-m", "experiment=table1", "algorithm=grpo", *common]) == 0
+    (shared,) = (tmp_path / "outputs" / "table1").glob("*/seed=0")
+    assert shared.is_symlink() and shared.resolve() == original.resolve()
+    assert (original / "manifest.json").read_bytes() == before
+    assert cli.main(["train", "-m", "experiment=table1", "algorithm=dapo", *common]) == 0  # another cell is a run
+    assert sum(place.is_symlink() for place in (tmp_path / "outputs" / "table1").glob("*/seed=0")) == 1
+
+
+def test_only_a_finished_run_of_the_same_configuration_is_shared(tmp_path: Path):
+    config = {"name": "a", "seed": 0, "steps": 3}
+    for place, status, steps in (("a/x/seed=0", "failed", 3), ("b/x/seed=0", "done", 4)):
+        with open_run(tmp_path / place, "train", {**config, "steps": steps}) as run:
+            run.update(status=status)
+    new = tmp_path / "c" / "x" / "seed=0"
+    assert take_over(new, "train", config, tmp_path) is None and not new.exists()
+    with open_run(tmp_path / "a/x/seed=0", "train", config) as run:
+        run.update(status="done")
+    assert take_over(new, "evaluate", config, tmp_path) is None
+    assert take_over(new, "train", config, tmp_path) == tmp_path / "a/x/seed=0"
+    assert json.loads((new / "manifest.json").read_text())["config"] == config
+    kept = tmp_path / "d" / "x" / "seed=0"  # a run that has begun is never replaced by a link
+    kept.mkdir(parents=True)
+    (kept / "metrics.jsonl").write_text("{}\n")
+    assert take_over(kept, "train", config, tmp_path) is None
+
+
+def test_processes_of_a_sweep_leave_alone_what_another_has_or_has_failed_at(tmp_path, monkeypatch):
+    config = {"name": "a", "seed": 0}
+    monkeypatch.setenv(SWEEP, "this")
+    assert passed_over(tmp_path) is None
+    with open_run(tmp_path, "train", config) as run:
+        run.update(status="running", sweep="this")
+        assert passed_over(tmp_path) == "another process is at it"
+    assert passed_over(tmp_path) == "the process that ran it died"
+    with open_run(tmp_path, "train", config) as run, pytest.raises(ValueError), run.recording():
+        raise ValueError("no")
+    assert passed_over(tmp_path) == "it failed in this sweep"
+    monkeypatch.setenv(SWEEP, "the next")
+    assert passed_over(tmp_path) is None
+    monkeypatch.delenv(SWEEP)
+    assert passed_over(tmp_path) is None
+
+
+HOSTILE = """
+import os
+from carerft.tasks.world import WorldTask
+
+class Dies(WorldTask):
+    def problems(self):
+        os._exit(9)
+
+class Raises(WorldTask):
+    def problems(self):
+        raise RuntimeError("a fault of this task")
+"""
+
+
+def test_a_cell_that_fails_or_dies_ends_no_other(tmp_path: Path):
+    """One cell takes its process with it, one raises, one is fine; then the fault is mended and the rest is done."""
+    (tmp_path / "hostile.py").write_text(HOSTILE)
+    kinds = "task._target_=hostile.Dies,hostile.Raises,carerft.tasks.world.WorldTask"
+    command = [sys.executable, "-m", "carerft", "sweep", "figure2", "algorithm.polarity=positive", "seed=0", "jobs=1"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+
+    def sweep(*more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*command, kinds, *SMALL, *more], capture_output=True, text=True, cwd=tmp_path, timeout=300, env=environment
+        )
+
+    planned = sweep("--dry-run")
+    assert planned.returncode == 0 and "0 of 4 runs are done, 4 are left" in planned.stdout
+    done = sweep()
+    said = " ".join(done.stderr.split())
+    assert done.returncode == 1 and "2 of 4 runs are done" in said
+    assert "a fault of this task" in said and "its process died" in said
+    (finished,) = (tmp_path / "outputs" / "figure2").glob("*WorldTask*/seed=0/manifest.json")
+    before = finished.read_bytes()
+    mended = HOSTILE.replace("os._exit(9)", "return super().problems()").replace(
+        'raise RuntimeError("a fault of this task")', "return super().problems()"
+    )
+    (tmp_path / "hostile.py").write_text(mended)
+    again = sweep()
+    assert again.returncode == 0 and "4 of 4 runs are done" in again.stderr
+    assert finished.read_bytes() == before  # done is done
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("asks: a\nsource: b\ncolumns: [Mth]\n", "'Mth' is not known"),
+        ("asks: a\nsource: b\ncolumns: [MATH]\nclaim: []\n", "'claim' is not known"),
+        ("asks: a\ncolumns: [MATH]\n", "'source'"),
+        ("- a\n", "holds no mapping"),
+        ("asks: [a\n", "not valid YAML"),
+        (
+            "asks: a\nsource: b\ncolumns: [MATH]\n"
+            "claims: [{says: c, rows: {}, against: {}, column: MATH, expect: best}]",
+            "'best' is none of above",
+        ),
+    ],
+)
+def test_a_malformed_paper_file_is_named(text: str, says: str, tmp_path: Path):
+    (tmp_path / "paper.yaml").write_text(text)
+    with pytest.raises(DataError, match=str(tmp_path)) as caught:
+        paper(Experiment("mine", tmp_path, {}))
+    assert says in caught.value.what
+
+
+@pytest.mark.parametrize("name", list(experiments()))
+def test_every_paper_file_can_be_read(name: str):
+    found = paper(experiment(name))
+    assert found.asks and found.source and found.columns
+    for claim in found.claims:
+        assert claim.expect in papers.EXPECTATIONS
+
+
+def test_the_papers_table_is_the_papers():
+    """Some of its cells, as printed."""
+    rows = {tuple(sorted(map(str, row.values()))): values for row, values in paper(experiment("table1")).numbers}
+    assert rows["dapo", "rkl"]["GSM8K"] == 0.8432 and rows["gspo", "srkl"]["MATH"] == 0.693
+    assert rows[("True",)] == {"MATH": 0.41, "GSM8K": 0.791, "SelfAware": 0.372, "TruthfulQA": 0.489, "ECE": 0.102}
