@@ -82,7 +82,7 @@ def run(verb: str, arguments: list[str]) -> int:
 def shorthands(verb: str, arguments: list[str]) -> list[str]:
     """Plain directories and `model=PATH` in Hydra's grammar.
 
-    `carerft report a b` becomes `runs=["a","b"]`, and its `columns.gsm8k=[..]` becomes `++columns.gsm8k=[..]`;
+    Of a report, `a b` becomes `runs=["a","b"]`, `columns.gsm8k=[..]` `++columns.gsm8k=[..]`, `model=` `of_model=`;
     `model=/a/dir` or `model=org/name` becomes `model=path model.path="..."`.
     """
     from carerft.config.application import config_directory
@@ -93,6 +93,7 @@ def shorthands(verb: str, arguments: list[str]) -> list[str]:
         ]
         places = [a for a in arguments if a not in options]
         options = [f"++{a}" if a.startswith("columns.") else a for a in options]  # of any benchmark, listed or not
+        options = [f"of_{a}" if a.startswith("model=") else a for a in options]  # `model` itself is a group of Hydra's
         return options + ([f"runs=[{','.join(map(_quote, places))}]"] if places else [])
     models = {file.stem for file in (config_directory() / "model").glob("*.yaml")}
     rewritten: list[str] = []

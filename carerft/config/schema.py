@@ -202,7 +202,7 @@ class Report:
     """`carerft report DIRECTORY ...`: tables, figures and one HTML page from run directories."""
 
     runs: list[str] = field(default_factory=list)  # searched for run directories, however deep; or an experiment
-    model: str | None = None  # only runs of the model of this name
+    of_model: str | None = None  # only runs of the model of this name; model=NAME is short for it
     output: str | None = None  # where to write; default: report/ in the runs' common directory
     columns: dict[str, list[str]] = field(default_factory=dict)  # benchmark: the metrics that the main table shows
 

@@ -32,12 +32,12 @@ def main(config: DictConfig) -> None:
     unknown = [metric for metrics in settings["columns"].values() for metric in metrics if metric not in METRICS]
     if unknown:
         raise ConfigError(f"columns: {unknown[0]!r} is no metric", f"write some of {', '.join(METRICS)}")
-    runs = load_runs(directories, settings["model"])
+    runs = load_runs(directories, settings["of_model"])
     models = sorted({name for run in runs if (name := run.model_name)})
     if about and len(models) > 1:
         raise ConfigError(f"{directories[0]} holds runs of {', '.join(models)}", f"name one, as in model={models[0]}")
     output = Path(settings["output"]) if settings["output"] else None
-    page = build(directories, output, settings["columns"], about, settings["model"])
+    page = build(directories, output, settings["columns"], about, settings["of_model"])
     print_table(runs, shown=settings["columns"])
     print(f"open {page.resolve()}")
 

@@ -1,0 +1,216 @@
+"""Claims, paired differences and what a report says of an experiment, against numbers worked out by hand."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import t as student_t
+from synthetic_runs import make_demo, manifest, write_run
+
+from carerft import cli, scores
+from carerft.experiment.folders import experiment
+from carerft.experiment.paper import Claim, paper
+from carerft.report.cells import make_cells
+from carerft.report.claims import FAILS, HOLDS, NO_RUNS, UNCLEAR, dominance, judge, verdict
+from carerft.report.intervals import Interval
+from carerft.report.paired import Paired, block_spread, matches, nearest, partners, seed_pairs
+from carerft.report.runs import load_runs
+
+
+def claim(expect: str, margin: float = 0.0) -> Claim:
+    return Claim("says", {}, expect, {}, ("MATH",), margin)
+
+
+@pytest.mark.parametrize(
+    ("expect", "margin", "low", "high", "says"),
+    [
+        ("above", 0.0, 0.01, 0.05, HOLDS),
+        ("above", 0.0, -0.01, 0.05, UNCLEAR),
+        ("above", 0.0, -0.05, -0.01, FAILS),
+        ("below", 0.0, -0.05, -0.01, HOLDS),
+        ("below", 0.0, 0.01, 0.05, FAILS),
+        ("not below", 0.02, -0.01, 0.05, HOLDS),  # all of it above -0.02
+        ("not below", 0.02, -0.03, 0.05, UNCLEAR),
+        ("not below", 0.02, -0.05, -0.03, FAILS),
+        ("not above", 0.03, -0.05, 0.02, HOLDS),
+        ("not above", 0.03, 0.04, 0.05, FAILS),
+        ("not above", 0.03, 0.02, 0.05, UNCLEAR),
+    ],
+)
+def test_the_verdict_follows_from_the_interval(expect: str, margin: float, low: float, high: float, says: str):
+    assert verdict(claim(expect, margin), Interval((low + high) / 2, low, high)) == says
+
+
+def test_without_an_interval_nothing_can_be_told():
+    assert verdict(claim("above"), Interval(0.5)) == UNCLEAR
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ([(0.02, 0.04), (-0.5, -0.4)], HOLDS),  # better in the first: not dominated, however bad the second
+        ([(-0.04, -0.02), (-0.02, 0.005)], FAILS),  # worse in the first, and in the second not better by 0.01
+        ([(-0.04, -0.02), (-0.02, 0.03)], UNCLEAR),  # in the second it may be better
+        ([(-0.02, 0.005), (-0.02, 0.005)], UNCLEAR),  # nowhere clearly worse
+    ],
+)
+def test_dominance(changes: list[tuple[float, float]], says: str):
+    assert dominance([Interval((low + high) / 2, low, high) for low, high in changes], margin=0.01) == says
+
+
+def test_the_spread_between_seeds_is_what_rows_and_seeds_leave_over():
+    """[[1, 2], [3, 6]]: row means 1.5 and 4.5, seed means 2 and 4, mean 3. Left over: 1 - 1.5 - 2 + 3 = 0.5, then -0.5,
+    -0.5, 0.5: a sum of squares of 1 on (2 - 1)(2 - 1) = 1 degree of freedom; of a difference of rows, twice that. The
+    difference by seed, 2 and 4, has indeed the standard deviation sqrt(2)."""
+    spread = block_spread([{0: 1.0, 1: 2.0}, {0: 3.0, 1: 6.0}])
+    assert spread is not None and spread.freedom == 1
+    assert spread.deviation == pytest.approx(math.sqrt(2)) == pytest.approx(np.std([2, 4], ddof=1))
+    # A seed that lifts every row alike is no spread of their differences; one that only some rows have is left out.
+    assert block_spread([{0: 1.0, 1: 2.0, 2: 9.0}, {0: 3.0, 1: 4.0}]).deviation == pytest.approx(0.0)
+    assert (
+        block_spread([{0: 1.0}, {0: 2.0}]) is None
+        and block_spread([{0: 1.0, 1: 2.0}]) is None
+        and block_spread([]) is None
+    )
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory) -> Path:
+    return make_demo(tmp_path_factory.mktemp("claims") / "outputs" / "table1", questions=40)
+
+
+@pytest.fixture(scope="module")
+def cells(demo):
+    return {cell.family: cell for cell in make_cells(load_runs([demo]))}
+
+
+def samples(directory: Path, benchmark: str) -> tuple[list[dict], list[dict]]:
+    return tuple(
+        [json.loads(line) for line in (directory / "evaluation" / f"{benchmark}{kind}").read_text().splitlines()]
+        for kind in (".problems.jsonl", ".jsonl")
+    )
+
+
+def test_a_paired_difference_is_the_mean_over_seeds_with_both_kinds_of_luck(demo: Path, cells):
+    """Against the same computed the long way: accuracies by question, the questions resampled together."""
+    place = ("world_reasoning", "accuracy")
+    paired = Paired(list(cells.values()), {"world_reasoning": ["accuracy"]})
+    found = paired.difference(cells["srkl"], cells["none"], place)
+
+    def shares(name: str, seed: int) -> np.ndarray:
+        _, answers = samples(demo / f"regularizer={name}" / f"seed={seed}", "world_reasoning")
+        return np.array([float(a["correct"]) for a in answers]).reshape(40, -1).mean(1)
+
+    by_question = np.mean([shares("srkl", seed) - shares("none", seed) for seed in (0, 1)], axis=0)
+    assert found.value == pytest.approx(by_question.mean())
+    drawn = np.random.default_rng(0).integers(40, size=(1000, 40))
+    low, high = np.quantile(by_question[drawn].mean(1), [0.025, 0.975])
+    table = np.array([[shares(name, seed).mean() for seed in (0, 1)] for name in ("none", "rkl", "srkl")])
+    rest = table - table.mean(0) - table.mean(1, keepdims=True) + table.mean()
+    deviation = math.sqrt(2 * (rest**2).sum() / 2)  # (3 - 1)(2 - 1) degrees of freedom
+    half = student_t.ppf(0.975, 2) * deviation / math.sqrt(2)
+    assert found.low == pytest.approx(found.value - math.hypot(found.value - low, half), abs=1e-12)
+    assert found.high == pytest.approx(found.value + math.hypot(high - found.value, half), abs=1e-12)
+
+
+def test_replicates_begin_with_the_metric_itself(demo: Path):
+    directory = demo / "regularizer=rkl" / "seed=0"
+    for benchmark, names in {
+        "world_truth": ["truthful", "ece_answered", "mc2"],
+        "world_honesty": ["refusal_f1"],
+    }.items():
+        problems, answers = samples(directory, benchmark)
+        metrics = scores.score(problems, answers)["metrics"]
+        drawn = scores.replicates(problems, answers, [*names, "no such metric"])
+        assert set(drawn) == set(names)
+        for name in names:
+            assert drawn[name].shape == (1001,) and drawn[name][0] == pytest.approx(metrics[name]["value"])
+
+
+def test_runs_are_paired_by_seed_and_a_base_model_serves_all(cells):
+    assert [(a.seed, b.seed) for a, b in seed_pairs(cells["srkl"], cells["rkl"])] == [(0, 0), (1, 1)]
+    assert [(a.seed, b.seed) for a, b in seed_pairs(cells["srkl"], cells["base"])] == [(0, 0), (1, 0)]
+
+
+def write(root: Path, place: str, regularizer: dict, **config) -> None:
+    record = manifest("train", "srkl", 0)
+    record["config"]["regularizer"] = regularizer
+    record["config"] |= config
+    write_run(root / place, record, "srkl", questions=4, steps=3)
+
+
+def test_partners_differ_in_what_the_selectors_name_alone(tmp_path: Path):
+    skew = {"name": "srkl", "alpha": 0.8, "estimator": "exact"}
+    write(tmp_path, "a", {**skew, "beta": 0.04})
+    write(tmp_path, "b", {**skew, "beta": 0.04}, algorithm={"name": "dapo", "group_size": 8})
+    for beta in (0.01, 0.04):
+        write(tmp_path, f"rkl{beta}", {"name": "rkl", "beta": beta, "estimator": "exact"})
+    write(tmp_path, "k3", {**skew, "beta": 0.04, "estimator": "k3"})
+    cells = make_cells(load_runs([tmp_path]))
+    at = {cell.runs[0].place: cell for cell in cells}
+    rkl = {"regularizer.name": "rkl"}
+    found = partners(at["a"], cells, {"regularizer.name": "srkl"}, rkl)
+    assert {cell.runs[0].place for cell in found} == {"rkl0.01", "rkl0.04"}  # another beta is no other experiment
+    assert [cell.runs[0].place for cell in nearest(at["a"], found)] == ["rkl0.04"]
+    assert partners(at["b"], cells, {}, rkl) == []  # none of them is DAPO's
+    exact = partners(at["k3"], cells, {"regularizer.estimator": "k3"}, {"regularizer.estimator": "exact"})
+    assert [cell.runs[0].place for cell in exact] == ["a"]
+    assert matches(at["a"], {"regularizer.match": "none"})  # a default counts as a value
+    assert not any(matches(cell, {"base": True}) for cell in cells)
+
+
+def test_every_claim_is_judged_or_said_to_have_no_runs(cells):
+    asked = paper(experiment("table1"))
+    places = {
+        "world_reasoning": ["accuracy"],
+        "world_honesty": ["refusal_f1"],
+        "world_truth": ["truthful", "ece_answered"],
+    }
+    everything = list(cells.values())
+    judged = judge(asked, everything, Paired(everything, places))
+    assert len(judged) == len(asked.claims) and not any(j.verdict == NO_RUNS for j in judged)
+    without = [cell for cell in everything if cell.family != "rkl"]
+    verdicts = {j.claim.says: j.verdict for j in judge(asked, without, Paired(without, places))}
+    assert verdicts["SRKL reasons better than reverse KL"] == NO_RUNS
+    assert verdicts["Unconstrained finetuning raises reasoning"] != NO_RUNS
+
+
+def test_the_report_of_an_experiment(demo: Path, monkeypatch, capsys):
+    """`carerft report table1`: the paper's numbers beside ours, claims with verdicts, and a page for the repository."""
+    monkeypatch.chdir(demo.parent.parent)
+    assert cli.main(["report", "table1"]) == 0
+    page = (demo / "report" / "report.md").read_text()
+    assert "(0.410)" in page and "(0.600)" in page  # the paper's MATH of its base model, and of CARE-GRPO
+    assert page.count("**holds**") + page.count("**does not hold**") + page.count("**cannot tell**") == 13
+    for file in [line.split("](")[1].rstrip(")") for line in page.splitlines() if line.startswith("![")]:
+        assert (demo / "report" / file).exists()
+    html = (demo / "report" / "index.html").read_text()
+    assert "SRKL reasons as well as without a constraint" in html and "http-equiv" in html
+    before = html
+    assert cli.main(["report", "table1"]) == 0
+    assert (demo / "report" / "index.html").read_text() == before
+
+
+def test_runs_of_two_models_are_not_mixed(demo: Path, tmp_path: Path, monkeypatch, capsys):
+    record = manifest("train", "none", 0)
+    record["config"]["model"] = {"name": "other", "path": "org/other", "revision": None, "base": 0}
+    for place, kept in (("outputs/figure1/a", manifest("train", "none", 0)), ("outputs/figure1/b", record)):
+        write_run(tmp_path / place, kept, "none", questions=4, steps=3)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["report", "figure1"]) == 2
+    assert "holds runs of other, tiny" in capsys.readouterr().err
+    assert cli.main(["report", "figure1", "model=tiny"]) == 0
+    assert cli.main(["report", "figure1", "model=third"]) == 2
+    assert cli.main(["report", "table3"]) == 2
+    assert "carerft sweep table3 makes it" in capsys.readouterr().err
+
+
+def test_a_shared_run_is_read_once(demo: Path, tmp_path: Path):
+    root = tmp_path / "outputs"
+    write_run(root / "table1" / "a" / "seed=0", manifest("train", "none", 0), "none", questions=4, steps=3)
+    (root / "entropy" / "b").mkdir(parents=True)
+    (root / "entropy" / "b" / "seed=0").symlink_to("../../table1/a/seed=0")
+    assert [run.place for run in load_runs([root / "entropy"])] == ["seed=0"]
+    assert [run.place for run in load_runs([root])] == ["table1/a/seed=0"]
