@@ -18,6 +18,7 @@ VERBS = {
     "report": "tables, figures and one HTML page from run directories",
     "grade": "grade mathematical answers from any source",
     "base": "build a base model of the built-in world",
+    "dashboard": "save the layout of a W&B workspace to a project",
 }
 USAGE = f"""carerft {__version__}: confidence-anchored reinforcement finetuning (arXiv 2602.00085)
 

@@ -42,11 +42,12 @@ def evaluate_model(settings: dict[str, Any], run: RunDirectory) -> None:
     from carerft.config.schema import Model
     from carerft.evaluation import evaluate
     from carerft.model import choose_device, load_model
+    from carerft.trackers.outcome import Outcome
 
     # An engine has weights of its own: the device is then left to it.
     device = "cpu" if settings["rollout"]["name"] == "vllm" else settings["device"]
     model, tokenizer = load_model(Model(**settings["model"]), choose_device(device))
-    with closing(build.rollout_worker(settings, model, tokenizer)) as worker:
+    with closing(build.rollout_worker(settings, model, tokenizer)) as worker, build.trackers(settings, run) as trackers:
         worker.sync(model)
         evaluation = evaluate(
             worker,
@@ -58,7 +59,8 @@ def evaluate_model(settings: dict[str, Any], run: RunDirectory) -> None:
             {"command": "evaluate", "model": settings["model"]["name"]},
             build.console(),
         )
-    build.show(evaluation)
+        build.show(evaluation)
+        trackers.show(Outcome(run.path))
 
 
 if __name__ == "__main__":

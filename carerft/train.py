@@ -53,7 +53,7 @@ def train(settings: dict[str, Any], run: RunDirectory) -> None:
     from carerft.interruption import Interruption
     from carerft.lookahead import Lookahead
     from carerft.model import choose_device, export, load_model
-    from carerft.trackers import Trackers
+    from carerft.trackers.outcome import Outcome
     from carerft.trainer import Trainer
 
     set_seed(settings["seed"])
@@ -74,9 +74,7 @@ def train(settings: dict[str, Any], run: RunDirectory) -> None:
         step = trainer.resume()
         if step:
             log.info("continuing %s at step %d", run.path, step)
-        trackers = Trackers(build.trackers(settings, run, step, settings["steps"]))
-        summary: dict[str, Any] = {}
-        try:
+        with build.trackers(settings, run, step) as trackers:
             with Interruption() as interruption:
                 finished = trainer.run(trackers.log, interruption)
             if not finished:
@@ -96,9 +94,7 @@ def train(settings: dict[str, Any], run: RunDirectory) -> None:
                     build.console(),
                 )
                 build.show(evaluation)
-                summary = build.summary(evaluation)
-        finally:
-            trackers.finish(summary)
+                trackers.show(Outcome(run.path))
 
 
 if __name__ == "__main__":

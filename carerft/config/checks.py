@@ -52,8 +52,7 @@ def _shared(config: dict[str, Any]) -> None:
     _at_least(config, "seed", 0)
     _at_least(config, "samples", 1)
     _at_least(config, "evaluation.bootstrap", 1)
-    _one_of(config, "tracker.name", ("none", "wandb"))
-    _one_of(config, "tracker.mode", ("offline", "online", "disabled"))
+    _tracker(config)
     if config["evaluation"]["limit"] is not None:
         _at_least(config, "evaluation.limit", 1)
     _between(config, "evaluation.level", 0, 1)
@@ -70,6 +69,18 @@ def _shared(config: dict[str, Any]) -> None:
             f"model.path={model}: there is no such directory, and it is no hub name (organisation/name) either",
             "give a directory in Hugging Face format, or a hub name such as Qwen/Qwen2.5-3B",
         )
+
+
+def _tracker(config: dict[str, Any]) -> None:
+    _one_of(config, "tracker.name", ("none", "wandb", "tensorboard"))
+    _one_of(config, "tracker.mode", ("offline", "online", "disabled"))
+    name, mode = config["tracker"]["name"], config["tracker"]["mode"]
+    if name == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
+        raise ConfigError("tracker=tensorboard: tensorboard is not installed", "pip install 'carerft[tensorboard]'")
+    if name == "wandb" and mode == "online":
+        from carerft.trackers.weights_and_biases import require_login
+
+        require_login()
 
 
 def _algorithm(config: dict[str, Any]) -> None:

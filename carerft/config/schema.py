@@ -133,10 +133,10 @@ class Learner:
 class Tracker:
     """Where metrics are shown, beside metrics.jsonl, which is always written."""
 
-    name: str = MISSING
-    project: str = "carerft"
-    entity: str | None = None
-    mode: str = "offline"
+    name: str = MISSING  # "none", "wandb" or "tensorboard"
+    project: str = "carerft"  # of W&B
+    entity: str | None = None  # W&B's user or team; null: the key's own
+    mode: str = "offline"  # of W&B: "online" sends as it happens; "disabled" is none
 
 
 @dataclass
@@ -224,10 +224,21 @@ class Base:
     output: str | None = None  # default: the cache that `model=tiny model.base=SEED` reads
 
 
+@dataclass
+class Dashboard:
+    """`carerft dashboard`: save a layout for W&B."""
+
+    project: str = "carerft"
+    entity: str | None = None  # W&B's user or team; null: the key's own
+    title: str = "carerft"  # what the view is called
+
+
 def register() -> None:
     """Put every schema where the YAML files look for it."""
     store = ConfigStore.instance()
-    for name, schema in {"train": Train, "evaluate": Evaluate, "report": Report, "grade": Grade, "base": Base}.items():
+    verbs = {"train": Train, "evaluate": Evaluate, "report": Report, "grade": Grade, "base": Base}
+    verbs |= {"dashboard": Dashboard}
+    for name, schema in verbs.items():
         store.store(group="schema", name=name, node=schema)
     parts = {
         "algorithm": Algorithm,
