@@ -1,8 +1,10 @@
 """Weights & Biases: one run per run directory, grouped by experiment, offline unless told otherwise.
 
 A run keeps its id for as long as its directory lives, so that one which is continued stays one. Offline, each start
-writes a directory of its own, `wandb/offline-run-<time>-<id>`; `wandb sync` sends those of one id in the order of
-their start times to one run. Steps that were done again after a kill are in both, with the same numbers.
+writes a directory of its own, `wandb/offline-run-<time>-<id>`; given all of them, `wandb sync` sends those of one id
+to one run, in the order of their start times. W&B writes its file every 15 seconds: what it had not yet written when
+a process was killed is missing there, and the steps after the last checkpoint are in both directories, with the same
+numbers. metrics.jsonl has every step once.
 """
 
 import contextlib
