@@ -13,6 +13,7 @@ from rich.console import Console
 from carerft.config.application import application, plain
 from carerft.config.checks import check_evaluate
 from carerft.run_directory import RunDirectory, open_run
+from carerft.trackers.weights_and_biases import check_online
 from carerft.train import save_composition
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ def main(config: DictConfig) -> None:
             log.info("%s is done already; what it measured:", run.path)
             Console().print(table(json.loads((run.path / "evaluation.json").read_text())))
             return
+        check_online(settings["tracker"])
         save_composition(run.path, config)
         with run.recording():
             evaluate_model(settings, run)

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from carerft.config.application import application, plain
 from carerft.config.checks import check_train
 from carerft.run_directory import RunDirectory, open_run
+from carerft.trackers.weights_and_biases import check_online
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,7 @@ def main(config: DictConfig) -> None:
         if run.done:
             log.info("%s is done already: nothing to do", run.path)
             return
+        check_online(settings["tracker"])
         save_composition(run.path, config)
         with run.recording():
             train(settings, run)

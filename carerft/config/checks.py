@@ -74,13 +74,8 @@ def _shared(config: dict[str, Any]) -> None:
 def _tracker(config: dict[str, Any]) -> None:
     _one_of(config, "tracker.name", ("none", "wandb", "tensorboard"))
     _one_of(config, "tracker.mode", ("offline", "online", "disabled"))
-    name, mode = config["tracker"]["name"], config["tracker"]["mode"]
-    if name == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
+    if config["tracker"]["name"] == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
         raise ConfigError("tracker=tensorboard: tensorboard is not installed", "pip install 'carerft[tensorboard]'")
-    if name == "wandb" and mode == "online":
-        from carerft.trackers.weights_and_biases import require_login
-
-        require_login()
 
 
 def _algorithm(config: dict[str, Any]) -> None:

@@ -114,6 +114,15 @@ def description(settings: dict[str, Any], run: RunDirectory) -> dict[str, Any]:
     }
 
 
+def check_online(tracker: dict[str, Any]) -> None:
+    """For a tracker that sends as it happens, `require_login`: before anything is loaded, and not before it is needed.
+
+    tracker: the configuration's.
+    """
+    if tracker["name"] == "wandb" and tracker["mode"] == "online":
+        require_login()
+
+
 def require_login() -> None:
     """Raises ConfigError where nothing can be sent to W&B: no key is known, or the server doesn't answer to it."""
     import wandb
