@@ -15,6 +15,7 @@ from carerft.errors import CareError
 VERBS = {
     "train": "finetune a model with reinforcement learning, then evaluate it",
     "evaluate": "measure accuracy, honesty and calibration of a model",
+    "sweep": "run an experiment: a table, a figure or an ablation",
     "report": "tables, figures and one HTML page from run directories",
     "grade": "grade mathematical answers from any source",
     "base": "build a base model of the built-in world",
@@ -31,6 +32,7 @@ examples:
   carerft train -m regularizer=none,rkl,srkl seed=0,1,2        every combination
   carerft train model=/path/to/a/model task=gsm8k --cfg job    show the composed configuration and stop
   carerft evaluate model=tiny benchmark=world samples=16
+  carerft sweep table1 model=tiny                              table 1 of the paper, in miniature
   carerft report outputs/demo
   eval "$(carerft train -sc install=bash)"                     tab completion (bash; also zsh, fish)
 """
@@ -66,7 +68,7 @@ def run(verb: str, arguments: list[str]) -> int:
         overrides = shorthands(verb, arguments)
         # Completion is installed for the command, everything else is said of the verb.
         sys.argv = ["carerft" if "-sc" in arguments else f"carerft {verb}", *overrides]
-        module.main()
+        return module.main() or 0
     except CareError as error:
         return _fail(error.what, error.remedy)
     except (HydraException, OmegaConfBaseException) as error:
@@ -76,7 +78,6 @@ def run(verb: str, arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("\nstopped; the same command continues", file=sys.stderr)
         return 130
-    return 0
 
 
 def shorthands(verb: str, arguments: list[str]) -> list[str]:
@@ -89,7 +90,7 @@ def shorthands(verb: str, arguments: list[str]) -> list[str]:
 
     if verb == "report":
         options = [
-            a for a in arguments if a.startswith("-") or re.match(r"(\+|~)*(runs|output|columns|hydra)[\w.]*=", a)
+            a for a in arguments if a.startswith("-") or re.match(r"(\+|~)*(runs|output|columns|model|hydra)[\w.]*=", a)
         ]
         places = [a for a in arguments if a not in options]
         options = [f"++{a}" if a.startswith("columns.") else a for a in options]  # of any benchmark, listed or not
@@ -111,6 +112,8 @@ def _quote(value: str) -> str:
 
 def explain(verb: str, arguments: list[str], error: Exception) -> tuple[str, str]:
     """What was wrong with a configuration, and what to write instead: Hydra's message, and the nearest real key."""
+    if verb == "sweep":
+        verb, arguments = "train", [a for a in arguments if "=" in a]
     messages = [str(e).strip() for e in (error, error.__cause__) if e is not None and str(e).strip()]
     text = "\n  ".join(
         dict.fromkeys(line.strip() for message in messages for line in message.splitlines() if line.strip())
@@ -137,8 +140,10 @@ def explain(verb: str, arguments: list[str], error: Exception) -> tuple[str, str
 
 def _choices(group: str) -> list[str]:
     from carerft.config.application import config_directory
+    from carerft.experiment.folders import experiments
 
-    return sorted(file.stem for file in (config_directory() / group).glob("*.yaml"))
+    sweeps = [name for found in experiments().values() for name in found.sweeps] if group == "experiment" else []
+    return sorted([*(file.stem for file in (config_directory() / group).glob("*.yaml")), *sweeps])
 
 
 def _keys(verb: str, choices: list[str]) -> list[str]:

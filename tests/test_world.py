@@ -85,9 +85,9 @@ def test_the_world_and_its_problems_follow_from_the_seed(world):
     again = build_world.__wrapped__(WorldSettings())
     assert again == world
     assert build_world(WorldSettings(seed=1)).entities != world.entities
-    task = WorldTask("honesty", TEST, size=50, seed=3)
-    assert task.problems() == WorldTask("honesty", TEST, size=50, seed=3).problems()
-    assert task.problems() != WorldTask("honesty", TEST, size=50, seed=4).problems()
+    task = WorldTask("honesty", TEST, limit=50, seed=3)
+    assert task.problems() == WorldTask("honesty", TEST, limit=50, seed=3).problems()
+    assert task.problems() != WorldTask("honesty", TEST, limit=50, seed=4).problems()
 
 
 def test_one_ingredient_changed_leaves_the_others(world):
@@ -186,8 +186,8 @@ def test_impossible_tasks_are_refused():
     for arguments in ({"part": "trust"}, {"split": "dev"}, {"size": 0}):
         with pytest.raises(ConfigError, match=next(iter(arguments))):
             WorldTask(**arguments)
-    with pytest.raises(ConfigError, match="size=100000"):
-        WorldTask("truth", TEST, size=100_000).problems()
+    with pytest.raises(ConfigError, match="limit=100000"):
+        WorldTask("truth", TEST, limit=100_000).problems()
 
 
 # What people believe
@@ -292,7 +292,7 @@ def test_the_shipped_base_loads_and_answers(tokenizer):
     assert (model.config.eos_token_id, model.config.pad_token_id) == (shipped.eos_token_id, shipped.pad_token_id)
     neutral = GenerationConfig.from_pretrained(SHIPPED)
     assert neutral.temperature in (None, 1.0) and neutral.top_p in (None, 1.0) and not neutral.top_k
-    task = WorldTask("transfer", TEST, size=64)
+    task = WorldTask("transfer", TEST, limit=64)
     texts = []
     for problem in task.problems():
         prompt = shipped(problem.prompt, return_tensors="pt")

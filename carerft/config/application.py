@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 import carerft
 from carerft.config import schema
 from carerft.config.identity import config_hash
+from carerft.experiment import folders
 from carerft.run_directory import unfinished_run
 
 
@@ -45,8 +46,9 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 
 def register() -> None:
-    """Schemas and resolvers, as every process that composes a configuration needs them."""
+    """Schemas, experiments and resolvers, as every process that composes a configuration needs them."""
     schema.register()
+    folders.register()
     OmegaConf.register_new_resolver("carerft.timestamp", _timestamp, replace=True)
     OmegaConf.register_new_resolver("carerft.basename", lambda path: os.path.basename(path.rstrip("/")), replace=True)
 

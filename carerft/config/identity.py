@@ -1,8 +1,13 @@
-"""What makes two runs the same run: the part of the configuration that decides their numbers."""
+"""What makes two runs the same run: the part of the configuration that decides their numbers.
+
+A key at its schema's default counts as absent, so that a run keeps its identity when the schema gains a key.
+"""
 
 import hashlib
 import json
 from typing import Any
+
+from carerft.config.schema import defaults
 
 # These change where a run is shown, how often it is saved, and what its engines may take, never what it computes.
 INCIDENTAL = (
@@ -30,11 +35,13 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def decisive(config: dict[str, Any]) -> dict[str, Any]:
-    """The dotted keys of a resolved configuration that decide a run's numbers."""
+    """The dotted keys of a resolved configuration that decide a run's numbers, and aren't at their default."""
+    usual = defaults()
     return {
         key: value
         for key, value in flatten(config).items()
         if not any(key == skip or key.startswith(f"{skip}.") for skip in INCIDENTAL)
+        and (key not in usual or value != usual[key])
     }
 
 
@@ -47,8 +54,9 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """One line for each decisive key that differs: `key: old -> new`."""
     before, after = decisive(old), decisive(new)
     absent = "(absent)"
+    values = [defaults() | flatten(config) for config in (old, new)]
     return [
-        f"{key}: {before.get(key, absent)} -> {after.get(key, absent)}"
+        f"{key}: {values[0].get(key, absent)} -> {values[1].get(key, absent)}"
         for key in sorted(before.keys() | after.keys())
         if before.get(key, absent) != after.get(key, absent)
     ]

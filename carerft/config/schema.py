@@ -5,7 +5,9 @@ take theirs by `defaults: [/schema/regularizer@_here_]`; one of your own, with p
 then held to the keys that its file lists, as tasks and benchmarks are.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import MISSING as NO_DEFAULT
+from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -199,9 +201,11 @@ class Evaluate:
 class Report:
     """`carerft report DIRECTORY ...`: tables, figures and one HTML page from run directories."""
 
-    runs: list[str] = field(default_factory=list)  # searched for run directories, however deep
+    runs: list[str] = field(default_factory=list)  # searched for run directories, however deep; or an experiment
+    model: str | None = None  # only runs of the model of this name
     output: str | None = None  # where to write; default: report/ in the runs' common directory
     columns: dict[str, list[str]] = field(default_factory=dict)  # benchmark: the metrics that the main table shows
+    tracker: Tracker = field(default_factory=Tracker)  # where its table and figures are shown besides
 
 
 @dataclass
@@ -231,6 +235,28 @@ class Dashboard:
     project: str = "carerft"
     entity: str | None = None  # W&B's user or team; null: the key's own
     title: str = "carerft"  # what the view is called
+
+
+@cache
+def defaults() -> dict[str, Any]:
+    """The dotted keys of a training or an evaluation that have a default here, and its value."""
+    groups = {
+        "": (Evaluate, Train),
+        "model.": (Model,),
+        "algorithm.": (Algorithm,),
+        "regularizer.": (SkewRegularizer,),
+        "rollout.": (VllmRollout,),
+        "learner.": (Learner,),
+        "data.": (Data,),
+        "evaluation.": (Evaluation,),
+    }
+    return {
+        prefix + entry.name: entry.default
+        for prefix, schemas in groups.items()
+        for schema in schemas
+        for entry in fields(schema)
+        if entry.default not in (MISSING, NO_DEFAULT)
+    }
 
 
 def register() -> None:

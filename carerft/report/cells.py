@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from carerft.config.identity import decisive
+from carerft.config.identity import decisive, flatten
+from carerft.config.schema import defaults
 from carerft.report.intervals import Interval, over_seeds, pooled_spread
 from carerft.report.runs import Benchmark, Run
 from carerft.report.text import line, number
@@ -153,11 +154,12 @@ def _labels(runs: Sequence[Run]) -> list[str]:
     ]
     settings = [decisive(dict(run.config)) for run in runs]
     labels = []
-    for label, own in zip(short, settings, strict=True):
+    for label, own, run in zip(short, settings, runs, strict=True):
         twins = [other for twin, other in zip(short, settings, strict=True) if twin == label]
         differ = {key for twin in twins for key in twin | own if twin.get(key) != own.get(key)}
         told = sorted(differ - HIDDEN_IN_LABELS, key=lambda key: (not key.endswith(".name"), key))[:3]
-        labels.append(", ".join([label, *(_setting(key, own.get(key)) for key in told)]))
+        every = defaults() | flatten(dict(run.config))
+        labels.append(", ".join([label, *(_setting(key, every.get(key)) for key in told)]))
     return [
         label if labels.count(label) == 1 else f"{label} ({run.config_hash or run.place})"
         for label, run in zip(labels, runs, strict=True)

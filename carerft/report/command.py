@@ -6,26 +6,39 @@ from omegaconf import DictConfig
 
 from carerft.config.application import application, plain
 from carerft.errors import ConfigError
+from carerft.experiment.folders import experiment, experiments
+from carerft.experiment.paper import paper
 
 
 @application("report")
 def main(config: DictConfig) -> None:
-    """Print the comparison, write the report, and say which page to open."""
+    """Print the comparison, write the report, and say which page to open. An experiment's name stands for its runs."""
     settings = plain(config)
-    directories = [Path(place).expanduser() for place in settings["runs"]]
-    if not directories:
+    named = settings["runs"]
+    if not named:
         raise ConfigError("no run directories were named", "for example: carerft report outputs/demo")
+    about = None
+    if len(named) == 1 and named[0] in experiments():
+        about = named[0], paper(experiment(named[0]))
+        named = [f"outputs/{named[0]}"]
+    directories = [Path(place).expanduser() for place in named]
     for directory in directories:
         if not directory.is_dir():
-            raise ConfigError(f"{directory}: there is no such directory", "name directories that runs were written to")
+            hint = f"carerft sweep {about[0]} makes it" if about else "name directories that runs were written to"
+            raise ConfigError(f"{directory}: there is no such directory", hint)
     from carerft.report import build, load_runs, print_table
     from carerft.report.columns import METRICS
 
     unknown = [metric for metrics in settings["columns"].values() for metric in metrics if metric not in METRICS]
     if unknown:
         raise ConfigError(f"columns: {unknown[0]!r} is no metric", f"write some of {', '.join(METRICS)}")
-    page = build(directories, Path(settings["output"]) if settings["output"] else None, settings["columns"])
-    print_table(load_runs(directories), shown=settings["columns"])
+    runs = load_runs(directories, settings["model"])
+    models = sorted({name for run in runs if (name := run.model_name)})
+    if about and len(models) > 1:
+        raise ConfigError(f"{directories[0]} holds runs of {', '.join(models)}", f"name one, as in model={models[0]}")
+    output = Path(settings["output"]) if settings["output"] else None
+    page = build(directories, output, settings["columns"], about, settings["model"])
+    print_table(runs, shown=settings["columns"])
     print(f"open {page.resolve()}")
 
 

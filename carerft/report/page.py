@@ -26,7 +26,10 @@ from carerft.report.columns import (
     refusal_floors,
     samples_text,
 )
+from carerft.report.drawings import MOST_DIAGRAMS, Drawing
+from carerft.report.experiment import Findings, meaning
 from carerft.report.intervals import Interval
+from carerft.report.markdown import change_text
 from carerft.report.questions import Chosen
 from carerft.report.runs import Run
 from carerft.report.style import Look
@@ -36,17 +39,7 @@ from carerft.report.text import decimal, duration, greek, line, visible
 
 HERE = Path(__file__).parent
 GLYPHS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚", "X": "✖", "h": "⬢"}
-MOST_DIAGRAMS = 120  # reliability diagrams on the page; the files have all
 ALARMS = {"unparsable": 0.05, "truncated": 0.05, "no_verdict": 0.01}  # shares above which a reader is warned
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """An inline SVG, the section of the page that it belongs to, and its group (a benchmark) there."""
-
-    section: str
-    group: str
-    svg: str
 
 
 @dataclass(frozen=True)
@@ -62,6 +55,7 @@ class Report:
     drawings: Sequence[Drawing]
     chosen: Sequence[Chosen]
     troubles: Sequence[str]
+    findings: Findings | None = None
 
 
 def render(report: Report) -> str:
@@ -72,7 +66,7 @@ def render(report: Report) -> str:
     environment.filters |= {
         "decimal": decimal, "greek": greek, "duration": duration, "line": line, "visible": visible,
         "benchmark": benchmark_title, "metric": metric_title, "interval": interval_text, "faint": faint_intervals,
-        "figure": lambda label: _marked(label, report.looks),
+        "figure": lambda label: _marked(label, report.looks), "change": change_text,
     }  # fmt: skip
     script = (HERE / "page.js").read_text(encoding="utf-8")
     cells = report.main.cells
@@ -83,13 +77,15 @@ def render(report: Report) -> str:
         facts=_facts(report),
         software=software,
         findings=findings(report.main),
+        asked=report.findings,
+        meaning=meaning(report.findings) if report.findings else "",
         caveat=caveat(cells),
         strength=strength_note(cells),
         groups=[(name, len(list(columns))) for name, columns in groupby(report.main.columns, key=lambda c: c.group)],
         starts=_group_starts(report.main),
         drawings={name: [(group, [Markup(d.svg) for d in members]) for group, members in groupby(
             [d for d in report.drawings if d.section == name], key=lambda d: d.group)]
-            for name in ("tradeoff", "reliability", "curves")},
+            for name in ("experiment", "tradeoff", "reliability", "curves")},
         diagrams=MOST_DIAGRAMS // max(1, len(report.benchmarks)),
         floors=floors(report.scores, report.main.columns),
         refusal_floors=refusal_floors(report.scores),

@@ -73,6 +73,11 @@ class Run:
         return self.status == "done" and bool(self.benchmarks)
 
     @property
+    def model_name(self) -> str:
+        model = self.config.get("model")
+        return line((model.get("name") if isinstance(model, dict) else model) or "", 100)
+
+    @property
     def absence(self) -> str:
         """Why it gives no numbers, in a few words; empty if it does."""
         if self.counts:
@@ -86,8 +91,9 @@ def common_directory(directories: Sequence[Path]) -> Path:
     return Path(os.path.commonpath([str(Path(d).resolve()) for d in directories]))
 
 
-def load_runs(directories: Sequence[Path]) -> list[Run]:
-    """Every run at or below these directories, in the order of their paths.
+def load_runs(directories: Sequence[Path], model: str | None = None) -> list[Run]:
+    """Every run at or below these directories, in the order of their paths; a run that is linked to from several
+    places is read once. model: only runs of the model of this name.
 
     Raises DataError if a directory doesn't exist, or none of them holds a run.
     """
@@ -96,19 +102,28 @@ def load_runs(directories: Sequence[Path]) -> list[Run]:
     for directory in directories:
         if not Path(directory).is_dir():
             raise DataError(f"{directory} is not a directory", "name directories that hold runs (a manifest.json each)")
-    found: set[Path] = set()
+    found: dict[Path, Path] = {}  # where a run is, to where it was found: its own place, or else the first link
     for directory in directories:
         for parent, below, files in os.walk(Path(directory).resolve()):
-            below[:] = [name for name in below if name not in NOT_SEARCHED]
-            if "manifest.json" in files:
-                found.add(Path(parent))
+            below[:] = sorted(name for name in below if name not in NOT_SEARCHED)
+            links = [Path(parent, name) for name in below if Path(parent, name).is_symlink()]
+            here = [Path(parent)] if "manifest.json" in files else []
+            for place in [*here, *(link for link in links if (link / "manifest.json").is_file())]:
+                if place.resolve() not in found or not place.is_symlink():
+                    found[place.resolve()] = place
     if not found:
         raise DataError(
             f"no runs (directories with a manifest.json) in {', '.join(str(d) for d in directories)}",
             "make some: carerft train -m regularizer=none,rkl,srkl, then carerft report outputs/train",
         )
     root = common_directory(directories)
-    return [load_run(path, root) for path in sorted(found, key=lambda path: path.parts)]
+    runs = [load_run(path, root) for path in sorted(found.values(), key=lambda path: path.parts)]
+    if model is None:
+        return runs
+    names = {run.model_name for run in runs}
+    if model not in names:
+        raise DataError(f"no run of model {model!r}", f"models of these runs: {', '.join(sorted(names))}")
+    return [run for run in runs if run.model_name == model]
 
 
 def load_run(directory: Path, root: Path) -> Run:

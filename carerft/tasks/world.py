@@ -25,26 +25,26 @@ ANSWER = re.compile(r"[a-z]{1,24}")  # one word; numbers are words here
 class WorldTask:
     """One part of the built-in world. Sizes are limited by what there is: DEFAULT_SIZE, or fewer for truth."""
 
-    def __init__(self, part: str = "reasoning", split: str = TRAIN, size: int | None = None, seed: int = 0):
-        """part: a key of PARTS. split: "train" or "test", of disjoint entities, names and sums. size: how many
+    def __init__(self, part: str = "reasoning", split: str = TRAIN, limit: int | None = None, seed: int = 0):
+        """part: a key of PARTS. split: "train" or "test", of disjoint entities, names and sums. limit: how many
         problems; None: as many as usual. seed: which ones. Raises ConfigError."""
         if part not in PARTS:
             raise ConfigError(f"part={part!r} is no part of the world", f"write one of {', '.join(PARTS)}")
         if split not in DEFAULT_SIZE:
             raise ConfigError(f"split={split!r} is no split of the world", f"write one of {', '.join(DEFAULT_SIZE)}")
-        if size is not None and size < 1:
-            raise ConfigError(f"size={size} problems", "write a size of at least 1, or leave it out")
+        if limit is not None and limit < 1:
+            raise ConfigError(f"limit={limit} problems", "write a limit of at least 1, or leave it out")
         self.name = f"world_{part}"
-        self.part, self.split, self.size, self.seed = part, split, size, seed
+        self.part, self.split, self.limit, self.seed = part, split, limit, seed
 
     def questions(self) -> list[Question]:
-        """The questions with their reference completions. Raises ConfigError where there are fewer than `size`."""
-        size = self.size or DEFAULT_SIZE[self.split]
-        questions = draw_questions(build_world(), self.part, self.split, size, self.seed)
-        if self.size and len(questions) < self.size:
+        """The questions with their reference completions. Raises ConfigError where there are fewer than `limit`."""
+        limit = self.limit or DEFAULT_SIZE[self.split]
+        questions = draw_questions(build_world(), self.part, self.split, limit, self.seed)
+        if self.limit and len(questions) < self.limit:
             raise ConfigError(
-                f"size={self.size}: part {self.part}, split {self.split} has {len(questions)} problems",
-                f"write a size of at most {len(questions)}",
+                f"limit={self.limit}: part {self.part}, split {self.split} has {len(questions)} problems",
+                f"write a limit of at most {len(questions)}",
             )
         return questions
 

@@ -1,0 +1,85 @@
+"""How the runs of sweeps keep out of each other's way: a finished run serves every experiment that has it.
+
+Several processes may go through the same sweep at once. Each takes the runs that nobody else holds; what one of them
+failed at, or died of, the others leave alone until the sweep is started again.
+"""
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+
+from carerft.config.identity import config_hash
+from carerft.run_directory import SWEEP, locked, read_manifest
+
+LOGS = {"train.log", "evaluate.log", ".lock"}
+log = logging.getLogger(__name__)
+
+
+def job_directory(command: str, config: dict[str, Any]) -> Path | None:
+    """The directory of the run that Hydra has started; None where this process has nothing to do there.
+
+    In a multirun, a run that another experiment has finished already becomes a link to it.
+    """
+    hydra = HydraConfig.get()
+    directory = Path(hydra.runtime.output_dir)
+    if hydra.mode != RunMode.MULTIRUN:
+        return directory
+    if reason := passed_over(directory):
+        log.info("%s is left alone: %s", directory, reason)
+        return None
+    if found := take_over(directory, command, config, Path(hydra.sweep.dir).absolute().parent):
+        log.info("%s is done already, as %s: nothing to do", directory, found)
+        return None
+    return directory
+
+
+def take_over(directory: Path, command: str, config: dict[str, Any], outputs: Path) -> Path | None:
+    """Make `directory` a link to a finished run of the same command and configuration in `outputs`.
+
+    Returns the run that it now links to; None where there is none, or where the directory holds something already.
+    """
+    if directory.is_symlink() or any(file.name not in LOGS for file in directory.glob("*")):
+        return None
+    found = finished_run(outputs, command, config_hash(config))
+    if found is None:
+        return None
+    for file in directory.glob("*"):
+        file.unlink()
+    if directory.exists():
+        directory.rmdir()
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    directory.symlink_to(os.path.relpath(found, directory.parent))
+    return found
+
+
+def finished_run(outputs: Path, command: str, identity: str) -> Path | None:
+    """A finished run with this config hash among `outputs/<experiment>/<cell>/seed=<n>`; the first by path."""
+    for path in sorted(outputs.glob("*/*/seed=*/manifest.json")):
+        if path.parent.is_symlink():
+            continue
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        facts = manifest.get("status"), manifest.get("command"), manifest.get("config_hash")
+        if facts == ("done", command, identity):
+            return path.parent
+    return None
+
+
+def passed_over(directory: Path) -> str | None:
+    """Why a process of a sweep leaves this run alone, in words; None where it may take it, or belongs to no sweep."""
+    sweep = os.environ.get(SWEEP)
+    manifest = read_manifest(directory) if sweep else None
+    if manifest is None or manifest["status"] == "done":
+        return None
+    if locked(directory):
+        return "another process is at it"
+    if manifest.get("sweep") == sweep:
+        return "it failed in this sweep" if manifest["status"] == "failed" else "the process that ran it died"
+    return None
