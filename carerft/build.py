@@ -23,7 +23,9 @@ from carerft.rollout.transformers import TransformersWorker
 from carerft.run_directory import RunDirectory
 from carerft.scores import table
 from carerft.tasks import Task
-from carerft.trackers import MetricsFile, ProgressTracker, Tracker, Trackers
+from carerft.trackers import MetricsFile, ProgressTracker, Trackers
+from carerft.trackers.choice import named_tracker
+from carerft.trackers.weights_and_biases import description
 from carerft.trainer import Schedule
 
 
@@ -129,17 +131,7 @@ def _vllm_worker(settings: dict[str, Any], precision: str, ends: list[int], limi
 
 def trackers(settings: dict[str, Any], run: RunDirectory, step: int = 0) -> Trackers:
     """What `tracker` names; in training also metrics.jsonl and a progress bar. step: where the run continues."""
-    chosen = settings["tracker"]
-    found: list[Tracker] = []
-    if chosen["name"] == "wandb":
-        from carerft.trackers.weights_and_biases import WandbTracker, description
-
-        target = chosen["project"], chosen["entity"], chosen["mode"]
-        found.append(WandbTracker(run.path, *target, description(settings, run), step))
-    elif chosen["name"] == "tensorboard":
-        from carerft.trackers.tensorboard import TensorboardTracker
-
-        found.append(TensorboardTracker(run.path, step))
+    found = named_tracker(settings["tracker"], run.path, lambda: description(settings, run), step)
     if run.manifest["command"] == "train":
         found.append(MetricsFile(run.path / "metrics.jsonl", step))
         found.append(ProgressTracker(console(), settings["regularizer"]["name"], step, settings["steps"]))

@@ -90,7 +90,9 @@ def shorthands(verb: str, arguments: list[str]) -> list[str]:
 
     if verb == "report":
         options = [
-            a for a in arguments if a.startswith("-") or re.match(r"(\+|~)*(runs|output|columns|model|hydra)[\w.]*=", a)
+            a
+            for a in arguments
+            if a.startswith("-") or re.match(r"(\+|~)*(runs|output|columns|model|tracker|hydra)[\w.]*=", a)
         ]
         places = [a for a in arguments if a not in options]
         options = [f"++{a}" if a.startswith("columns.") else a for a in options]  # of any benchmark, listed or not

@@ -46,7 +46,7 @@ def evaluate_model(settings: dict[str, Any], run: RunDirectory) -> None:
     from carerft.config.schema import Model
     from carerft.evaluation import evaluate
     from carerft.model import choose_device, load_model
-    from carerft.trackers.outcome import Outcome
+    from carerft.trackers.outcome import EvaluationOutcome
 
     # An engine has weights of its own: the device is then left to it.
     device = "cpu" if settings["rollout"]["name"] == "vllm" else settings["device"]
@@ -64,7 +64,7 @@ def evaluate_model(settings: dict[str, Any], run: RunDirectory) -> None:
             build.console(),
         )
         build.show(evaluation)
-        trackers.show(Outcome(run.path))
+        trackers.show(EvaluationOutcome(run.path))
 
 
 if __name__ == "__main__":

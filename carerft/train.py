@@ -59,7 +59,7 @@ def train(settings: dict[str, Any], run: RunDirectory) -> None:
     from carerft.interruption import Interruption
     from carerft.lookahead import Lookahead
     from carerft.model import choose_device, export, load_model
-    from carerft.trackers.outcome import Outcome
+    from carerft.trackers.outcome import EvaluationOutcome
     from carerft.trainer import Trainer
 
     set_seed(settings["seed"])
@@ -100,7 +100,7 @@ def train(settings: dict[str, Any], run: RunDirectory) -> None:
                     build.console(),
                 )
                 build.show(evaluation)
-                trackers.show(Outcome(run.path))
+                trackers.show(EvaluationOutcome(run.path))
 
 
 if __name__ == "__main__":

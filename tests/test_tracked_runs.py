@@ -3,6 +3,7 @@
 One key is in the environment of every process here. It must appear in nothing that any of them writes or prints.
 """
 
+import csv
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from synthetic_runs import make_demo
 from wandb_records import offline_run, offline_runs
 
 from carerft.dashboard import CURVES
@@ -121,6 +123,23 @@ def test_evaluate_is_tracked_as_training_is(trained: Path, tmp_path: Path):
     assert tracked.summary["world_truth/mc2"] == value["mc2"]["value"]
     assert list(tracked.directory.glob("files/media/table/samples/world_truth_*.table.json"))
     assert list(tracked.directory.glob("files/media/images/reliability/world_truth_*.png"))
+
+
+def test_a_report_is_a_run_of_its_own_where_it_is_asked_for(tmp_path: Path):
+    make_demo(tmp_path / "demo", questions=20, seeds=(0,))
+    finish(start("report", "demo", "output=out", "tracker=wandb", cwd=tmp_path))
+    tracked = offline_run(tmp_path / "out")
+    assert (tracked.run["run_group"], tracked.run["job_type"]) == ("demo", "report")
+    (file,) = tracked.directory.glob("files/media/table/report/table_*.table.json")
+    content = json.loads(file.read_text())
+    written = list(csv.DictReader((tmp_path / "out" / "table.csv").open()))
+    shown = [dict(zip(content["columns"], row, strict=True)) for row in content["data"]]
+    assert [row["row"] + row["metric"] for row in shown] == [row["row"] + row["metric"] for row in written]
+    assert [row["value"] for row in shown] == [float(row["value"]) for row in written]
+    figures = {path.stem for path in (tmp_path / "out" / "figures").glob("*.png")}
+    assert len(list(tracked.directory.glob("files/media/images/report/*.png"))) == len(figures) > 0
+    finish(start("report", "demo", "output=out", "tracker=wandb", cwd=tmp_path))
+    assert len({one.run["run_id"] for one in offline_runs(tmp_path / "out")}) == 1  # the same report, the same run
 
 
 def test_two_cells_of_one_process_stay_two_runs(tmp_path: Path):

@@ -12,7 +12,7 @@ from synthetic_runs import make_demo
 from wandb_records import offline_run
 
 from carerft.trackers import MetricsFile, Trackers
-from carerft.trackers.outcome import COLUMNS, LONG_TEXT, QUESTIONS, SAMPLES, SHORT_TEXT, Outcome
+from carerft.trackers.outcome import COLUMNS, LONG_TEXT, QUESTIONS, SAMPLES, SHORT_TEXT, EvaluationOutcome
 from carerft.trackers.weights_and_biases import WandbTracker
 
 
@@ -67,8 +67,8 @@ def test_what_one_tracker_cannot_show_the_others_do(fails: str, tmp_path: Path):
     broken, good = Recording(fails=fails), Recording()
     with Trackers([broken, good]) as trackers:
         trackers.log({"step": 1})
-        trackers.show(Outcome(tmp_path))
-    assert good.calls == [("log", 1), ("show", Outcome(tmp_path)), ("finish", False)]
+        trackers.show(EvaluationOutcome(tmp_path))
+    assert good.calls == [("log", 1), ("show", EvaluationOutcome(tmp_path)), ("finish", False)]
     assert [call for call in good.calls if call[0] != fails] == broken.calls
 
 
@@ -101,10 +101,9 @@ def hostile(tmp_path_factory) -> Path:
 
 
 def test_the_answers_shown_are_few_and_short_and_have_nothing_hidden(hostile: Path):
-    answers = Outcome(hostile).answers()
-    assert {name: len(rows) for name, rows in answers.items()} == dict.fromkeys(answers, QUESTIONS * SAMPLES)
-    assert [name for name in answers if name == "world_truth"]
-    first = dict(zip(COLUMNS, answers["world_truth"][0], strict=True))
+    tables = EvaluationOutcome(hostile).tables()
+    assert {name: len(table.rows) for name, table in tables.items()} == dict.fromkeys(tables, QUESTIONS * SAMPLES)
+    first = dict(zip(COLUMNS, tables["samples/world_truth"].rows[0], strict=True))
     assert first["text"].startswith("⟨U+001B⟩[2J⟨U+0000⟩⟨U+202E⟩<script>alert(1)</script>⟨U+D800⟩ ![](http://x)AAA")
     assert first["text"].endswith(f" … ({len(HOSTILE) - LONG_TEXT:,} more characters)")
     assert first["extracted"].endswith(f" … ({len(HOSTILE) - SHORT_TEXT:,} more characters)")
@@ -113,7 +112,7 @@ def test_the_answers_shown_are_few_and_short_and_have_nothing_hidden(hostile: Pa
 
 def test_numbers_are_those_of_the_evaluation(hostile: Path):
     entry = json.loads((hostile / "evaluation.json").read_text())["benchmarks"]["world_honesty"]
-    numbers = Outcome(hostile).numbers()
+    numbers = EvaluationOutcome(hostile).numbers()
     f1 = entry["metrics"]["refusal_f1"]
     found = [numbers[f"world_honesty/refusal_f1{end}"] for end in ("", "_low", "_high")]
     assert found == [f1["value"], f1["low"], f1["high"]] and numbers["world_honesty/k"] == 8
@@ -123,12 +122,12 @@ def test_wandb_takes_hostile_answers_as_plain_data(hostile: Path, tmp_path: Path
     run = {"id": "a", "name": "a", "group": "g", "job_type": "train", "tags": [], "config": {}}
     tracker = WandbTracker(tmp_path, "carerft", None, "offline", run, step=0)
     tracker.log({"step": 1, "loss/total": float("nan"), "policy/entropy": 0.5})
-    tracker.show(Outcome(hostile))
+    tracker.show(EvaluationOutcome(hostile))
     tracker.finish(failed=False)
     tracked = offline_run(tmp_path)
     assert tracked.steps[0]["policy/entropy"] == 0.5  # and a number that isn't finite does no harm
     (file,) = tracked.directory.glob("files/media/table/samples/world_truth_*.table.json")
-    assert json.loads(file.read_text())["data"] == Outcome(hostile).answers()["world_truth"]
+    assert json.loads(file.read_text())["data"] == EvaluationOutcome(hostile).tables()["samples/world_truth"].rows
 
 
 def test_tensorboard_reads_back_what_was_logged(hostile: Path, tmp_path: Path):
@@ -145,12 +144,12 @@ def test_tensorboard_reads_back_what_was_logged(hostile: Path, tmp_path: Path):
     continued = TensorboardTracker(tmp_path, 2)
     for step in (3, 4):
         continued.log({"step": step, "reward/mean": step / 4})
-    continued.show(Outcome(hostile))
+    continued.show(EvaluationOutcome(hostile))
     continued.finish(failed=False)
     found = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"tensors": 0, "images": 0}).Reload()
     assert [(e.step, e.value) for e in found.Scalars("reward/mean")] == [(1, 0.25), (2, 0.5), (3, 0.75), (4, 1.0)]
     (f1,) = found.Scalars("world_honesty/refusal_f1_low")
-    assert (f1.step, f1.value) == (4, np.float32(Outcome(hostile).numbers()["world_honesty/refusal_f1_low"]))
+    assert (f1.step, f1.value) == (4, np.float32(EvaluationOutcome(hostile).numbers()["world_honesty/refusal_f1_low"]))
     (image,) = found.Images("reliability/world_honesty")
     assert image.encoded_image_string.startswith(b"\x89PNG")
     (text,) = found.Tensors("samples/world_truth/text_summary")

@@ -52,7 +52,7 @@ def _shared(config: dict[str, Any]) -> None:
     _at_least(config, "seed", 0)
     _at_least(config, "samples", 1)
     _at_least(config, "evaluation.bootstrap", 1)
-    _tracker(config)
+    check_tracker(config)
     if config["evaluation"]["limit"] is not None:
         _at_least(config, "evaluation.limit", 1)
     _between(config, "evaluation.level", 0, 1)
@@ -71,7 +71,8 @@ def _shared(config: dict[str, Any]) -> None:
         )
 
 
-def _tracker(config: dict[str, Any]) -> None:
+def check_tracker(config: dict[str, Any]) -> None:
+    """As check_train, of `tracker` alone. Whether W&B can be reached is asked only where a run begins."""
     _one_of(config, "tracker.name", ("none", "wandb", "tensorboard"))
     _one_of(config, "tracker.mode", ("offline", "online", "disabled"))
     if config["tracker"]["name"] == "tensorboard" and importlib.util.find_spec("tensorboard") is None:

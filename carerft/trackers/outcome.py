@@ -1,14 +1,16 @@
-"""What a tracker shows of an evaluation: its numbers, some of its answers, and its reliability diagrams.
+"""What a tracker shows of an evaluation, or of a report: numbers, tables and figures.
 
-Read from the run directory, as a report is, so that a tracker shows what is written there and nothing else. Whatever
-a model wrote is hostile input: it leaves here cut, with hidden characters spelled out, and as plain text.
+Read from the files that were written, so that a tracker shows what is in them and nothing else. Whatever a model wrote
+is hostile input: it leaves here cut, with hidden characters spelled out, and as plain text.
 """
 
+import csv
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice, takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:  # drawing takes a second to import, which a run without trackers need not spend
     from carerft.report.runs import Run
@@ -19,11 +21,31 @@ COLUMNS = (
     *("question", "prompt", "answer", "sample", "text", "extracted", "correct", "refused", "truncated"),
     *("log_probability", "tokens"),
 )
-Row = list[str | float | bool | None]
+Value = str | float | bool | None
+
+
+class Outcome(Protocol):
+    """What there is to show. The names of tables and figures are of the form `group/name`."""
+
+    def numbers(self) -> dict[str, float]: ...
+
+    def tables(self) -> dict[str, "Table"]: ...
+
+    def figures(self) -> dict[str, bytes]:
+        """PNG images."""
+        ...
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Table:
+    """columns: their names. rows: each as long as `columns`."""
+
+    columns: list[str]
+    rows: list[list[Value]]
+
+
+@dataclass(frozen=True)
+class EvaluationOutcome:
     """The finished evaluation of a run directory: `evaluation.json` and `evaluation/` are written."""
 
     directory: Path
@@ -41,12 +63,13 @@ class Outcome:
                 found |= {key: interval.value, f"{key}_low": interval.low, f"{key}_high": interval.high}
         return {key: value for key, value in found.items() if value is not None}
 
-    def answers(self) -> dict[str, list[Row]]:
-        """By benchmark, one row of COLUMNS per sample: the first SAMPLES of the first QUESTIONS questions."""
-        return {name: list(_answers(self.directory / "evaluation", name)) for name in self._run().benchmarks}
+    def tables(self) -> dict[str, Table]:
+        """`samples/benchmark`: one row of COLUMNS per sample, the first SAMPLES of the first QUESTIONS questions."""
+        place = self.directory / "evaluation"
+        return {f"samples/{name}": Table(list(COLUMNS), list(_answers(place, name))) for name in self._run().benchmarks}
 
     def figures(self) -> dict[str, bytes]:
-        """By benchmark, a reliability diagram as a PNG image; benchmarks without bins have none."""
+        """`reliability/benchmark`: a reliability diagram; benchmarks without bins have none."""
         from carerft.report.cells import make_cells
         from carerft.report.reliability import Diagram, largest_share, reliability
         from carerft.report.style import looks, png, styled
@@ -60,7 +83,7 @@ class Outcome:
                 if benchmark.reliability is not None:
                     colour, ece = looks([cell])[cell.label].colour, benchmark.metrics.get("ece")
                     panel = Diagram(greek(cell.label), colour, benchmark.reliability, ece)
-                    drawn[name] = png(reliability([panel], largest_share([panel])))
+                    drawn[f"reliability/{name}"] = png(reliability([panel], largest_share([panel])))
         return drawn
 
     def _run(self) -> "Run":
@@ -69,7 +92,30 @@ class Outcome:
         return load_run(self.directory, self.directory)
 
 
-def _answers(place: Path, benchmark: str) -> Iterator[Row]:
+@dataclass(frozen=True)
+class ReportOutcome:
+    """A report, as `carerft report` wrote it: every number in its table of rows, benchmarks and metrics."""
+
+    directory: Path
+
+    def numbers(self) -> dict[str, float]:
+        return {}
+
+    def tables(self) -> dict[str, Table]:
+        header, *rows = csv.reader(io.StringIO((self.directory / "table.csv").read_text(encoding="utf-8")))
+        numeric = [name in ("value", "low", "high") for name in header]
+        return {
+            "report/table": Table(
+                header,
+                [[(float(v) if v else None) if n else v for v, n in zip(row, numeric, strict=True)] for row in rows],
+            )
+        }
+
+    def figures(self) -> dict[str, bytes]:
+        return {f"report/{path.stem}": path.read_bytes() for path in sorted(self.directory.glob("figures/*.png"))}
+
+
+def _answers(place: Path, benchmark: str) -> Iterator[list[Value]]:
     from carerft.report.runs import read_lines
     from carerft.report.text import number, visible
 

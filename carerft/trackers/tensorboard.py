@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from carerft.trackers.outcome import COLUMNS, Outcome
+from carerft.trackers.outcome import Outcome
 
 
 class TensorboardTracker:
@@ -34,11 +34,11 @@ class TensorboardTracker:
             self._writer.add_scalar(name, value, self._step)
         for name, data in outcome.figures().items():
             pixels = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-            self._writer.add_image(f"reliability/{name}", pixels, self._step, dataformats="HWC")
-        for name, rows in outcome.answers().items():
+            self._writer.add_image(name, pixels, self._step, dataformats="HWC")
+        for name, table in outcome.tables().items():
             # Markdown is rendered; four spaces before each line make it a block that is shown as it is.
-            lines = [json.dumps(dict(zip(COLUMNS, row, strict=True)), ensure_ascii=False) for row in rows]
-            self._writer.add_text(f"samples/{name}", "\n".join(f"    {line}" for line in lines), self._step)
+            rows = [json.dumps(dict(zip(table.columns, row, strict=True)), ensure_ascii=False) for row in table.rows]
+            self._writer.add_text(name, "\n".join(f"    {row}" for row in rows), self._step)
 
     def finish(self, failed: bool) -> None:
         self._writer.close()

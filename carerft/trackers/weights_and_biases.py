@@ -8,6 +8,7 @@ numbers. metrics.jsonl has every step once.
 """
 
 import contextlib
+import hashlib
 import io
 import os
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from typing import Any, ClassVar
 from carerft.config.identity import config_hash
 from carerft.errors import CareError, ConfigError
 from carerft.run_directory import RunDirectory
-from carerft.trackers.outcome import COLUMNS, Outcome
+from carerft.trackers.outcome import Outcome
 
 LONGEST_NAME, LONGEST_TAG = 128, 64  # characters that W&B takes
 
@@ -64,10 +65,9 @@ class WandbTracker:
         import wandb
         from PIL import Image
 
-        tables, figures = outcome.answers().items(), outcome.figures().items()
         shown: dict[str, Any] = {"step": self._step}
-        shown |= {f"samples/{name}": wandb.Table(columns=list(COLUMNS), data=rows) for name, rows in tables}
-        shown |= {f"reliability/{name}": wandb.Image(Image.open(io.BytesIO(data))) for name, data in figures}
+        shown |= {name: wandb.Table(columns=table.columns, data=table.rows) for name, table in outcome.tables().items()}
+        shown |= {name: wandb.Image(Image.open(io.BytesIO(data))) for name, data in outcome.figures().items()}
         with _data_in(self._directory / "wandb"):
             self._run.log(shown, step=self._step + 1, commit=True)
         self._run.summary.update(outcome.numbers())
@@ -112,6 +112,18 @@ def description(settings: dict[str, Any], run: RunDirectory) -> dict[str, Any]:
         "tags": sorted({name[:LONGEST_TAG] for name in names}),
         "config": settings | {"cell": f"{label} ({shared[:6]})"},
     }
+
+
+def report_description(directory: Path, runs: list[str]) -> dict[str, Any]:
+    """What `wandb.init` takes of a report in this directory. Its id follows from its table: the same report, the same
+    id.
+
+    runs: the directories or the experiment that it is about, in words.
+    """
+    digest = hashlib.sha256((directory / "table.csv").read_bytes()).hexdigest()[:12]
+    group = Path(runs[0]).name[:LONGEST_NAME]
+    about = f"report on {', '.join(runs)}"[:LONGEST_NAME]
+    return {"id": digest, "name": about, "group": group, "job_type": "report", "tags": [], "config": {"runs": runs}}
 
 
 def check_online(tracker: dict[str, Any]) -> None:
