@@ -1,4 +1,4 @@
-"""Whole runs as W&B has them: real offline runs of real processes, read back with W&B's own tool.
+"""Whole runs as W&B has them, offline by default: real runs of real processes, read back with W&B's own tool.
 
 One key is in the environment of every process here. It must appear in nothing that any of them writes or prints.
 """
@@ -19,10 +19,11 @@ from wandb_records import offline_run, offline_runs
 
 from carerft.dashboard import CURVES
 from carerft.trackers.outcome import COLUMNS
+from carerft.trackers.weights_and_biases import report_description
 
 KEY = "0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "WANDB_API_KEY": KEY}
-SMALL = ["model=tiny", "samples=2", "evaluation.limit=6", "evaluation.bootstrap=20", "tracker=wandb", "name=trial"]
+SMALL = ["model=tiny", "samples=2", "evaluation.limit=6", "evaluation.bootstrap=20", "name=trial"]
 TRAIN = [*SMALL, "rollout.prompts_per_batch=4", "algorithm.group_size=2", "learner.checkpoint_every=2"]
 
 
@@ -126,7 +127,7 @@ def test_evaluate_is_tracked_as_training_is(trained: Path, tmp_path: Path):
 
 
 def test_a_report_is_a_run_of_its_own_where_it_is_asked_for(tmp_path: Path):
-    make_demo(tmp_path / "demo", questions=20, seeds=(0,))
+    make_demo(tmp_path / "demo", questions=4, seeds=(0,), steps=4)
     finish(start("report", "demo", "output=out", "tracker=wandb", cwd=tmp_path))
     tracked = offline_run(tmp_path / "out")
     assert (tracked.run["run_group"], tracked.run["job_type"]) == ("demo", "report")
@@ -138,8 +139,8 @@ def test_a_report_is_a_run_of_its_own_where_it_is_asked_for(tmp_path: Path):
     assert [row["value"] for row in shown] == [float(row["value"]) for row in written]
     figures = {path.stem for path in (tmp_path / "out" / "figures").glob("*.png")}
     assert len(list(tracked.directory.glob("files/media/images/report/*.png"))) == len(figures) > 0
-    finish(start("report", "demo", "output=out", "tracker=wandb", cwd=tmp_path))
-    assert len({one.run["run_id"] for one in offline_runs(tmp_path / "out")}) == 1  # the same report, the same run
+    again = report_description(tmp_path / "out", ["demo"])
+    assert again["id"] == tracked.run["run_id"]  # the same report is the same run
 
 
 def test_two_cells_of_one_process_stay_two_runs(tmp_path: Path):

@@ -37,7 +37,7 @@ class WandbTracker:
 
         self._directory, self._step = directory, step
         # A run is resumed under its id; "create_new" keeps two runs of one process apart. The manifest names the
-        # revision and the hardware: W&B needs not look for them.
+        # revision and the hardware: W&B need not look for them.
         settings = wandb.Settings(silent=True, console="off", disable_git=True)
         try:
             self._run = wandb.init(
@@ -109,16 +109,15 @@ def description(settings: dict[str, Any], run: RunDirectory) -> dict[str, Any]:
         "name": f"{label}, seed {settings['seed']}"[-LONGEST_NAME:],
         "group": settings["name"][:LONGEST_NAME],
         "job_type": command,
-        "tags": sorted({name[:LONGEST_TAG] for name in names}),
+        "tags": sorted({name[:LONGEST_TAG] for name in names if name}),
         "config": settings | {"cell": f"{label} ({shared[:6]})"},
     }
 
 
 def report_description(directory: Path, runs: list[str]) -> dict[str, Any]:
-    """What `wandb.init` takes of a report in this directory. Its id follows from its table: the same report, the same
-    id.
+    """What `wandb.init` takes of the report in this directory. The same table has the same id.
 
-    runs: the directories or the experiment that it is about, in words.
+    runs: the directories, or the experiment, that it is about.
     """
     digest = hashlib.sha256((directory / "table.csv").read_bytes()).hexdigest()[:12]
     group = Path(runs[0]).name[:LONGEST_NAME]
