@@ -23,7 +23,9 @@ from carerft.rollout.transformers import TransformersWorker
 from carerft.run_directory import RunDirectory
 from carerft.scores import table
 from carerft.tasks import Task
-from carerft.trackers import MetricsFile, ProgressTracker, Tracker, WandbTracker
+from carerft.trackers import MetricsFile, ProgressTracker, Trackers
+from carerft.trackers.choice import named_tracker
+from carerft.trackers.weights_and_biases import description
 from carerft.trainer import Schedule
 
 
@@ -127,39 +129,18 @@ def _vllm_worker(settings: dict[str, Any], precision: str, ends: list[int], limi
     )
 
 
-def trackers(settings: dict[str, Any], run: RunDirectory, step: int, steps: int) -> list[Tracker]:
-    """metrics.jsonl, a progress bar, and what `tracker` names."""
-    found: list[Tracker] = [
-        MetricsFile(run.path / "metrics.jsonl", step),
-        ProgressTracker(console(), settings["regularizer"]["name"], step, steps),
-    ]
-    chosen = settings["tracker"]
-    if chosen["name"] == "wandb":
-        names = [settings[group]["name"] for group in ("model", "algorithm", "regularizer")]
-        identity = {
-            "id": f"{run.manifest['config_hash']}-{run.path.name}".replace("=", "-")[:128],
-            "name": "-".join([*names, f"seed{settings['seed']}"]),
-            "group": settings["name"],
-            "job_type": run.manifest["command"],
-            "tags": names,
-            "config": settings,
-        }
-        found.append(WandbTracker(run.path, chosen["project"], chosen["entity"], chosen["mode"], identity))
-    return found
+def trackers(settings: dict[str, Any], run: RunDirectory, step: int = 0) -> Trackers:
+    """What `tracker` names; in training also metrics.jsonl and a progress bar. step: where the run continues."""
+    found = named_tracker(settings["tracker"], run.path, lambda: description(settings, run), step)
+    if run.manifest["command"] == "train":
+        found.append(MetricsFile(run.path / "metrics.jsonl", step))
+        found.append(ProgressTracker(console(), settings["regularizer"]["name"], step, settings["steps"]))
+    return Trackers(found)
 
 
 def show(evaluation: dict[str, Any]) -> None:
     """Print an evaluation as a table."""
     Console().print(table(evaluation))
-
-
-def summary(evaluation: dict[str, Any]) -> dict[str, Any]:
-    """Each metric of each benchmark as `benchmark/metric`, for a tracker's summary."""
-    return {
-        f"{name}/{metric}": found["value"]
-        for name, entry in evaluation["benchmarks"].items()
-        for metric, found in entry["metrics"].items()
-    }
 
 
 def _taken(kind: type, settings: dict[str, Any]) -> Any:

@@ -19,6 +19,7 @@ VERBS = {
     "report": "tables, figures and one HTML page from run directories",
     "grade": "grade mathematical answers from any source",
     "base": "build a base model of the built-in world",
+    "dashboard": "save the layout of a W&B workspace to a project",
 }
 USAGE = f"""carerft {__version__}: confidence-anchored reinforcement finetuning (arXiv 2602.00085)
 
@@ -89,7 +90,9 @@ def shorthands(verb: str, arguments: list[str]) -> list[str]:
 
     if verb == "report":
         options = [
-            a for a in arguments if a.startswith("-") or re.match(r"(\+|~)*(runs|output|columns|model|hydra)[\w.]*=", a)
+            a
+            for a in arguments
+            if a.startswith("-") or re.match(r"(\+|~)*(runs|output|columns|model|tracker|hydra)[\w.]*=", a)
         ]
         places = [a for a in arguments if a not in options]
         options = [f"++{a}" if a.startswith("columns.") else a for a in options]  # of any benchmark, listed or not

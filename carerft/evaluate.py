@@ -12,6 +12,7 @@ from carerft.config.application import application, plain
 from carerft.config.checks import check_evaluate
 from carerft.experiment.sharing import job_directory
 from carerft.run_directory import RunDirectory, open_run
+from carerft.trackers.weights_and_biases import check_online
 from carerft.train import save_composition
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ def main(config: DictConfig) -> None:
             log.info("%s is done already; what it measured:", run.path)
             Console().print(table(json.loads((run.path / "evaluation.json").read_text())))
             return
+        check_online(settings["tracker"])
         save_composition(run.path, config)
         with run.recording():
             evaluate_model(settings, run)
@@ -44,11 +46,12 @@ def evaluate_model(settings: dict[str, Any], run: RunDirectory) -> None:
     from carerft.config.schema import Model
     from carerft.evaluation import evaluate
     from carerft.model import choose_device, load_model
+    from carerft.trackers.outcome import EvaluationOutcome
 
     # An engine has weights of its own: the device is then left to it.
     device = "cpu" if settings["rollout"]["name"] == "vllm" else settings["device"]
     model, tokenizer = load_model(Model(**settings["model"]), choose_device(device))
-    with closing(build.rollout_worker(settings, model, tokenizer)) as worker:
+    with closing(build.rollout_worker(settings, model, tokenizer)) as worker, build.trackers(settings, run) as trackers:
         worker.sync(model)
         evaluation = evaluate(
             worker,
@@ -60,7 +63,8 @@ def evaluate_model(settings: dict[str, Any], run: RunDirectory) -> None:
             {"command": "evaluate", "model": settings["model"]["name"]},
             build.console(),
         )
-    build.show(evaluation)
+        build.show(evaluation)
+        trackers.show(EvaluationOutcome(run.path))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from carerft.config.application import application, plain
 from carerft.config.checks import check_train
 from carerft.experiment.sharing import job_directory
 from carerft.run_directory import RunDirectory, open_run
+from carerft.trackers.weights_and_biases import check_online
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ def main(config: DictConfig) -> None:
         if run.done:
             log.info("%s is done already: nothing to do", run.path)
             return
+        check_online(settings["tracker"])
         save_composition(run.path, config)
         with run.recording():
             train(settings, run)
@@ -57,7 +59,7 @@ def train(settings: dict[str, Any], run: RunDirectory) -> None:
     from carerft.interruption import Interruption
     from carerft.lookahead import Lookahead
     from carerft.model import choose_device, export, load_model
-    from carerft.trackers import Trackers
+    from carerft.trackers.outcome import EvaluationOutcome
     from carerft.trainer import Trainer
 
     set_seed(settings["seed"])
@@ -78,9 +80,7 @@ def train(settings: dict[str, Any], run: RunDirectory) -> None:
         step = trainer.resume()
         if step:
             log.info("continuing %s at step %d", run.path, step)
-        trackers = Trackers(build.trackers(settings, run, step, settings["steps"]))
-        summary: dict[str, Any] = {}
-        try:
+        with build.trackers(settings, run, step) as trackers:
             with Interruption() as interruption:
                 finished = trainer.run(trackers.log, interruption)
             if not finished:
@@ -100,9 +100,7 @@ def train(settings: dict[str, Any], run: RunDirectory) -> None:
                     build.console(),
                 )
                 build.show(evaluation)
-                summary = build.summary(evaluation)
-        finally:
-            trackers.finish(summary)
+                trackers.show(EvaluationOutcome(run.path))
 
 
 if __name__ == "__main__":

@@ -280,8 +280,9 @@ def test_every_yaml_file_can_be_chosen():
         overrides = [f"{group}={name}", *(["model.path=org/name"] if (group, name) == ("model", "path") else [])]
         verb = "evaluate" if name.endswith("_base") else "train"
         settings = composed(*overrides, verb=verb)
-        if settings["rollout"]["name"] == "vllm" and importlib.util.find_spec("vllm") is None:
-            continue  # composes; that it is refused without vLLM has a test of its own
+        needed = settings["rollout"]["name"], settings["tracker"]["name"]
+        if any(importlib.util.find_spec(one) is None for one in ("vllm", "tensorboard") if one in needed):
+            continue  # composes; that it is refused without what it needs has a test of its own
         (check_evaluate if verb == "evaluate" else check_train)(settings)
 
 

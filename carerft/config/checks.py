@@ -52,8 +52,7 @@ def _shared(config: dict[str, Any]) -> None:
     _at_least(config, "seed", 0)
     _at_least(config, "samples", 1)
     _at_least(config, "evaluation.bootstrap", 1)
-    _one_of(config, "tracker.name", ("none", "wandb"))
-    _one_of(config, "tracker.mode", ("offline", "online", "disabled"))
+    check_tracker(config)
     if config["evaluation"]["limit"] is not None:
         _at_least(config, "evaluation.limit", 1)
     _between(config, "evaluation.level", 0, 1)
@@ -70,6 +69,14 @@ def _shared(config: dict[str, Any]) -> None:
             f"model.path={model}: there is no such directory, and it is no hub name (organisation/name) either",
             "give a directory in Hugging Face format, or a hub name such as Qwen/Qwen2.5-3B",
         )
+
+
+def check_tracker(config: dict[str, Any]) -> None:
+    """As check_train, of `tracker` alone. Whether W&B can be reached is asked only where a run begins."""
+    _one_of(config, "tracker.name", ("none", "wandb", "tensorboard"))
+    _one_of(config, "tracker.mode", ("offline", "online", "disabled"))
+    if config["tracker"]["name"] == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
+        raise ConfigError("tracker=tensorboard: tensorboard is not installed", "pip install 'carerft[tensorboard]'")
 
 
 def _algorithm(config: dict[str, Any]) -> None:

@@ -135,10 +135,10 @@ class Learner:
 class Tracker:
     """Where metrics are shown, beside metrics.jsonl, which is always written."""
 
-    name: str = MISSING
-    project: str = "carerft"
-    entity: str | None = None
-    mode: str = "offline"
+    name: str = MISSING  # "none", "wandb" or "tensorboard"
+    project: str = "carerft"  # of W&B
+    entity: str | None = None  # W&B's user or team; null: the key's own
+    mode: str = "offline"  # of W&B: "online" sends as it happens; "disabled" is none
 
 
 @dataclass
@@ -205,6 +205,7 @@ class Report:
     of_model: str | None = None  # only runs of the model of this name; model=NAME is short for it
     output: str | None = None  # where to write; default: report/ in the runs' common directory
     columns: dict[str, list[str]] = field(default_factory=dict)  # benchmark: the metrics that the main table shows
+    tracker: Tracker = field(default_factory=Tracker)  # where its table and figures are shown besides
 
 
 @dataclass
@@ -225,6 +226,15 @@ class Base:
     seed: int = 0
     steps: int | None = None  # pretraining steps; null is the default of the world
     output: str | None = None  # default: the cache that `model=tiny model.base=SEED` reads
+
+
+@dataclass
+class Dashboard:
+    """`carerft dashboard`: save a layout for W&B."""
+
+    project: str = "carerft"
+    entity: str | None = None  # W&B's user or team; null: the key's own
+    title: str = "carerft"  # what the view is called
 
 
 @cache
@@ -252,7 +262,9 @@ def defaults() -> dict[str, Any]:
 def register() -> None:
     """Put every schema where the YAML files look for it."""
     store = ConfigStore.instance()
-    for name, schema in {"train": Train, "evaluate": Evaluate, "report": Report, "grade": Grade, "base": Base}.items():
+    verbs = {"train": Train, "evaluate": Evaluate, "report": Report, "grade": Grade, "base": Base}
+    verbs |= {"dashboard": Dashboard}
+    for name, schema in verbs.items():
         store.store(group="schema", name=name, node=schema)
     parts = {
         "algorithm": Algorithm,

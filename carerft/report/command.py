@@ -5,15 +5,22 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from carerft.config.application import application, plain
+from carerft.config.checks import check_tracker
 from carerft.errors import ConfigError
 from carerft.experiment.folders import experiment, experiments
 from carerft.experiment.paper import paper
+from carerft.trackers import Trackers
+from carerft.trackers.choice import named_tracker
+from carerft.trackers.outcome import ReportOutcome
+from carerft.trackers.weights_and_biases import check_online, report_description
 
 
 @application("report")
 def main(config: DictConfig) -> None:
     """Print the comparison, write the report, and say which page to open. An experiment's name stands for its runs."""
     settings = plain(config)
+    check_tracker(settings)
+    check_online(settings["tracker"])
     named = settings["runs"]
     if not named:
         raise ConfigError("no run directories were named", "for example: carerft report outputs/demo")
@@ -39,6 +46,11 @@ def main(config: DictConfig) -> None:
     output = Path(settings["output"]) if settings["output"] else None
     page = build(directories, output, settings["columns"], about, settings["of_model"])
     print_table(runs, shown=settings["columns"])
+    directory = page.parent
+    with Trackers(
+        named_tracker(settings["tracker"], directory, lambda: report_description(directory, settings["runs"]))
+    ) as trackers:
+        trackers.show(ReportOutcome(directory))
     print(f"open {page.resolve()}")
 
 

@@ -1,0 +1,11 @@
+"""Where a run is shown: metrics.jsonl and a progress bar always, W&B or TensorBoard when asked.
+
+Nothing depends on what is shown elsewhere: each tracker is told the same, and metrics.jsonl, evaluation/ and
+evaluation.json hold all of it.
+"""
+
+from carerft.trackers.metrics_file import MetricsFile
+from carerft.trackers.progress import ProgressTracker, progress_bar
+from carerft.trackers.tracker import Tracker, Trackers
+
+__all__ = ["MetricsFile", "ProgressTracker", "Tracker", "Trackers", "progress_bar"]

@@ -1,0 +1,27 @@
+"""The tracker that a configuration's `tracker` names."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from carerft.trackers.tracker import Tracker
+
+
+def named_tracker(
+    settings: dict[str, Any], directory: Path, description: Callable[[], dict[str, Any]], step: int = 0
+) -> list[Tracker]:
+    """One tracker, or none. settings: the configuration's `tracker`.
+
+    directory: where it may write. description: gives what W&B is told of the run. step: where the run continues.
+    Raises CareError where W&B can't start.
+    """
+    if settings["name"] == "wandb":
+        from carerft.trackers.weights_and_biases import WandbTracker
+
+        target = settings["project"], settings["entity"], settings["mode"]
+        return [WandbTracker(directory, *target, description(), step)]
+    if settings["name"] == "tensorboard":
+        from carerft.trackers.tensorboard import TensorboardTracker
+
+        return [TensorboardTracker(directory, step)]
+    return []

@@ -1,0 +1,44 @@
+"""TensorBoard: event files in the run directory, for `tensorboard --logdir outputs`."""
+
+import io
+import json
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from carerft.trackers.outcome import Outcome
+
+
+class TensorboardTracker:
+    """`tensorboard/` of a run directory. Where a run is continued, TensorBoard forgets the steps after `step`."""
+
+    essential: ClassVar = False
+
+    def __init__(self, directory: Path, step: int):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._step = step
+        self._writer = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def log(self, metrics: dict[str, float]) -> None:
+        self._step = int(metrics["step"])
+        for name, value in metrics.items():
+            if name != "step":
+                self._writer.add_scalar(name, value, self._step)
+
+    def show(self, outcome: Outcome) -> None:
+        from PIL import Image
+
+        for name, value in outcome.numbers().items():
+            self._writer.add_scalar(name, value, self._step)
+        for name, data in outcome.figures().items():
+            pixels = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+            self._writer.add_image(name, pixels, self._step, dataformats="HWC")
+        for name, table in outcome.tables().items():
+            # Markdown is rendered; four spaces before each line make it a block that is shown as it is.
+            rows = [json.dumps(dict(zip(table.columns, row, strict=True)), ensure_ascii=False) for row in table.rows]
+            self._writer.add_text(name, "\n".join(f"    {row}" for row in rows), self._step)
+
+    def finish(self, failed: bool) -> None:
+        self._writer.close()

@@ -1,0 +1,71 @@
+"""What a tracker is, and several of them as one."""
+
+import logging
+from collections.abc import Iterable
+from types import TracebackType
+from typing import ClassVar, Protocol
+
+from carerft.trackers.outcome import Outcome
+
+log = logging.getLogger(__name__)
+
+
+class Tracker(Protocol):
+    """Takes the metrics of each step, what an evaluation found, and the end of the run.
+
+    essential: whether a run must stop where its metrics can't be written.
+    """
+
+    essential: ClassVar[bool]
+
+    def log(self, metrics: dict[str, float]) -> None:
+        """One step's metrics, flat `group/name` keys and `step`."""
+        ...
+
+    def show(self, outcome: Outcome) -> None:
+        """What the evaluation found; at most once, and after the last step."""
+        ...
+
+    def finish(self, failed: bool) -> None:
+        """The run is over, or stops here. failed: by an error or an interruption."""
+        ...
+
+
+class Trackers:
+    """Several trackers as one, finished at the end of a `with` block.
+
+    An error of one is reported, and the others go on: no run is lost because it can't be shown. Only an essential
+    tracker that can't write a step's metrics stops the run.
+    """
+
+    def __init__(self, trackers: Iterable[Tracker]):
+        self._trackers = list(trackers)
+
+    def log(self, metrics: dict[str, float]) -> None:
+        for tracker in list(self._trackers):
+            try:
+                tracker.log(metrics)
+            except Exception:
+                if tracker.essential:
+                    raise
+                log.exception("%s failed: it gets no more metrics, and the run goes on", type(tracker).__name__)
+                self._trackers.remove(tracker)
+
+    def show(self, outcome: Outcome) -> None:
+        for tracker in self._trackers:
+            try:
+                tracker.show(outcome)
+            except Exception:
+                log.exception("%s could not show the evaluation", type(tracker).__name__)
+
+    def __enter__(self) -> "Trackers":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for tracker in self._trackers:
+            try:
+                tracker.finish(failed=kind is not None)
+            except Exception:
+                log.exception("%s could not be finished", type(tracker).__name__)
