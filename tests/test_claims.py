@@ -212,5 +212,5 @@ def test_a_shared_run_is_read_once(demo: Path, tmp_path: Path):
     write_run(root / "table1" / "a" / "seed=0", manifest("train", "none", 0), "none", questions=4, steps=3)
     (root / "entropy" / "b").mkdir(parents=True)
     (root / "entropy" / "b" / "seed=0").symlink_to("../../table1/a/seed=0")
-    assert [run.place for run in load_runs([root / "entropy"])] == ["seed=0"]
+    assert [run.place for run in load_runs([root / "entropy"])] == ["b/seed=0"]
     assert [run.place for run in load_runs([root])] == ["table1/a/seed=0"]
