@@ -14,8 +14,9 @@ from carerft.collection import Collector, Plan
 from carerft.config.schema import Model
 from carerft.evaluation import Benchmark, Protocol
 from carerft.learner import Learner
-from carerft.model import context_length, eos_token_ids, model_path
+from carerft.model import context_length, eos_token_ids, model_path, uses_chat
 from carerft.optimization import Optimization
+from carerft.prompts import ChatTask
 from carerft.regularizers import Regularizer
 from carerft.rollout import RolloutWorker
 from carerft.rollout.engine import EngineOptions
@@ -37,8 +38,25 @@ def task(settings: dict[str, Any]) -> Task:
     return instantiate({key: value for key, value in settings.items() if key not in ("name", "max_tokens")})
 
 
-def benchmarks(settings: dict[str, Any]) -> dict[str, Benchmark]:
-    return {name: Benchmark(task(entry), entry["max_tokens"]) for name, entry in settings["benchmark"].items()}
+def asked(
+    chosen: dict[str, Any], settings: dict[str, Any], policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> Task:
+    """A task as this model is asked it: in its chat template, or plainly."""
+    return ChatTask(task(chosen), tokenizer) if chat(settings, policy, tokenizer) else task(chosen)
+
+
+def chat(settings: dict[str, Any], policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether prompts go into the model's chat template."""
+    return uses_chat(settings["model"]["chat"], policy, tokenizer)
+
+
+def benchmarks(
+    settings: dict[str, Any], policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Benchmark]:
+    return {
+        name: Benchmark(asked(entry, settings, policy, tokenizer), entry["max_tokens"])
+        for name, entry in settings["benchmark"].items()
+    }
 
 
 def protocol(settings: dict[str, Any]) -> Protocol:
@@ -77,7 +95,8 @@ def collector(
     if correction == "auto":
         correction = "token" if chosen["lookahead"] else "none"
     plan = _taken(Plan, {**chosen, "importance_correction": correction, "seed": settings["seed"]})
-    return Collector(worker, task(settings["task"]), tokenizer, algorithm, plan, context(settings, policy))
+    training = asked(settings["task"], settings, policy, tokenizer)
+    return Collector(worker, training, tokenizer, algorithm, plan, context(settings, policy))
 
 
 def context(settings: dict[str, Any], policy: PreTrainedModel) -> int:
@@ -90,7 +109,7 @@ def rollout_worker(
 ) -> RolloutWorker:
     """The engine that `rollout` names, started. It samples from the policy's weights only after a `sync`."""
     chosen, precision = settings["rollout"], settings.get("learner", settings)["precision"]
-    ends = eos_token_ids(policy, tokenizer)
+    ends = eos_token_ids(policy, tokenizer, chat(settings, policy, tokenizer))
     if chosen["name"] == "vllm":
         return _vllm_worker(settings, precision, ends, context(settings, policy))
     return TransformersWorker(
@@ -146,6 +165,15 @@ def trackers(settings: dict[str, Any], run: RunDirectory, step: int, steps: int)
         }
         found.append(WandbTracker(run.path, chosen["project"], chosen["entity"], chosen["mode"], identity))
     return found
+
+
+def header(
+    command: str, settings: dict[str, Any], policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Any]:
+    """What evaluation.json says of the model and of how it was asked."""
+    prompts = {name: entry["prompt"] for name, entry in settings["benchmark"].items() if "prompt" in entry}
+    said = {"command": command, "model": settings["model"]["name"], "chat": chat(settings, policy, tokenizer)}
+    return {**said, "prompts": prompts}
 
 
 def show(evaluation: dict[str, Any]) -> None:

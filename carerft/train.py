@@ -53,6 +53,7 @@ def train(settings: dict[str, Any], run: RunDirectory) -> None:
     from carerft.interruption import Interruption
     from carerft.lookahead import Lookahead
     from carerft.model import choose_device, export, load_model
+    from carerft.prompts import show_prompt
     from carerft.trackers import Trackers
     from carerft.trainer import Trainer
 
@@ -68,9 +69,8 @@ def train(settings: dict[str, Any], run: RunDirectory) -> None:
             schedule=build.schedule(settings),
             directory=run.path,
         )
-        benchmarks = build.benchmarks(settings)
-        first = collector.problems[0]
-        log.info("prompt of problem %s:\n%s", first.id, first.prompt)
+        benchmarks = build.benchmarks(settings, policy, tokenizer)
+        show_prompt(settings["task"]["name"], collector.problems[0], collector.prompts[0], tokenizer)
         step = trainer.resume()
         if step:
             log.info("continuing %s at step %d", run.path, step)
@@ -92,7 +92,7 @@ def train(settings: dict[str, Any], run: RunDirectory) -> None:
                     build.protocol(settings),
                     run.path,
                     build.context(settings, policy),
-                    {"command": "train", "model": settings["model"]["name"]},
+                    build.header("train", settings, policy, tokenizer),
                     build.console(),
                 )
                 build.show(evaluation)
