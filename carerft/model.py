@@ -127,8 +127,13 @@ def context_length(policy: PreTrainedModel) -> int:
     return int(policy.config.max_position_embeddings)
 
 
-def export(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
-    """Write a Hugging Face directory (safetensors) that transformers and vLLM load as it is, as one act."""
+def export(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path, chat: bool = False) -> None:
+    """Write a Hugging Face directory (safetensors) that transformers and vLLM load as it is, as one act.
+
+    chat: it was trained in its chat template, so that a generation ends where a turn ends, for every tool that loads it.
+    """
+    if chat:
+        policy.generation_config.eos_token_id = eos_token_ids(policy, tokenizer, chat)
     beside = directory.with_name(f".{directory.name}.{os.getpid()}")
     shutil.rmtree(beside, ignore_errors=True)
     policy.save_pretrained(beside)

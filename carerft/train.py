@@ -82,7 +82,7 @@ def train(settings: dict[str, Any], run: RunDirectory) -> None:
             if not finished:
                 log.warning("stopped at step %d, which is saved: the same command continues", trainer.progress.step)
                 raise KeyboardInterrupt
-            export(policy, tokenizer, run.path / "model")
+            export(policy, tokenizer, run.path / "model", build.chat(settings, policy, tokenizer))
             if benchmarks:
                 worker.sync(policy)  # an engine of its own still has the weights of the last batch
                 evaluation = evaluate(
