@@ -130,7 +130,7 @@ def context_length(policy: PreTrainedModel) -> int:
 def export(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path, chat: bool = False) -> None:
     """Write a Hugging Face directory (safetensors) that transformers and vLLM load as it is, as one act.
 
-    chat: it was trained in its chat template, so that a generation ends where a turn ends, for every tool that loads it.
+    chat: it was trained in its chat template: for every tool that loads it, the end of a turn ends a generation.
     """
     if chat:
         policy.generation_config.eos_token_id = eos_token_ids(policy, tokenizer, chat)

@@ -3,8 +3,8 @@
 The SelfAware authors' second test of uncertainty (arXiv 2305.18153; yinzhangyue/SelfAware, code/eval_model.py). Theirs,
 and here alike: sentences end at ".", "!" and "?"; a window is five words of a sentence, or all of a shorter one, in
 lower case; embeddings are SimCSE's (Gao et al. 2021, arXiv 2104.08821): of at most 128 tokens, the pooler's output, or
-in a model of unsupervised SimCSE the first token's last hidden state; the cosine has to exceed the threshold. Here, a
-window without a letter or a digit is passed over.
+in a model of unsupervised SimCSE ("unsup" in its name), or one without a pooler, the first token's last hidden state;
+the cosine has to exceed the threshold. Here, a window without a letter or a digit is passed over.
 """
 
 import re
@@ -33,7 +33,7 @@ class Similarity:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-            self.model = AutoModel.from_pretrained(model, trust_remote_code=False).to(device).eval()
+            loaded, report = AutoModel.from_pretrained(model, trust_remote_code=False, output_loading_info=True)
         except Exception as error:  # whatever the network, the hub, or the files can come up with
             reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
             raise CareError(
@@ -41,7 +41,9 @@ class Similarity:
                 "give a directory with its files, connect to the network to fetch it once "
                 "(the authors': princeton-nlp/sup-simcse-roberta-large), or leave embedding out",
             ) from error
-        self.pooled = "unsup" not in model
+        self.model = loaded.to(device).eval()
+        # A pooler that the files don't have would be a random one.
+        self.pooled = "unsup" not in model and not any("pooler" in key for key in report["missing_keys"])
         self.threshold = threshold
         self.phrases = self._embedded(phrases)
 
@@ -70,7 +72,7 @@ class Similarity:
 def windows(text: str) -> Iterator[str]:
     """Five words in a row of each sentence, or all words of a shorter one."""
     for sentence in _SENTENCE_END.split(text.lower()):
-        spoken = sentence.removesuffix(",").split()
+        spoken = sentence.strip().removesuffix(",").split()
         for start in range(max(1, len(spoken) - WINDOW + 1)):
             window = " ".join(spoken[start : start + WINDOW])
             if any(sign.isalnum() for sign in window):
