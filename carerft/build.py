@@ -53,10 +53,12 @@ def chat(settings: dict[str, Any], policy: PreTrainedModel, tokenizer: PreTraine
 def benchmarks(
     settings: dict[str, Any], policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Benchmark]:
-    return {
-        name: Benchmark(asked(entry, settings, policy, tokenizer), entry["max_tokens"])
-        for name, entry in settings["benchmark"].items()
-    }
+    found = {}
+    for name, entry in settings["benchmark"].items():
+        measured = asked(entry, settings, policy, tokenizer)
+        until = getattr(measured, "until", None) if tokenizer.is_fast else None  # others can't be followed in a text
+        found[name] = Benchmark(measured, entry["max_tokens"], stop=(until,) if until else ())
+    return found
 
 
 def protocol(settings: dict[str, Any]) -> Protocol:

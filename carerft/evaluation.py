@@ -26,10 +26,11 @@ from carerft.trackers import progress_bar
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A task to be measured on, and how long its answers may be."""
+    """A task to be measured on, how long its answers may be, and what ends one, as an end-of-sequence token does."""
 
     task: Task
     max_tokens: int
+    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def _sample(
 ) -> list[dict[str, Any]]:
     """One record per sampled answer: the questions in order, each one's k samples together."""
     k = protocol.samples
-    sampling = Sampling(benchmark.max_tokens, protocol.temperature, protocol.top_p)
+    sampling = Sampling(benchmark.max_tokens, protocol.temperature, protocol.top_p, stop=benchmark.stop)
     rollouts = worker.sample(prompts, k, sampling, seed=protocol.seed + (zlib.crc32(name.encode()) << 20))
     texts = completion_texts(rollouts, tokenizer)
     grades = benchmark.task.grade([p for p in problems for _ in range(k)], texts)

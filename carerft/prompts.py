@@ -82,6 +82,10 @@ class ChatTask:
     def name(self) -> str:
         return self.task.name
 
+    @property
+    def until(self) -> str | None:
+        return getattr(self.task, "until", None)
+
     def problems(self) -> list[Problem]:
         """The task's problems, as the model will read them."""
         return [

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from engines import needs_vllm
 from invented_rows import MOON, document
 from test_tasks import LOSS, SUM, write
 from test_train import read_lines, run
@@ -165,6 +166,27 @@ def says_only(model, token: int) -> None:
         for embedding in (model.get_input_embeddings().weight, model.get_output_embeddings().weight):
             embedding.fill_(0.5)
             embedding[token] = 5.0
+
+
+@pytest.mark.parametrize("backend", ["transformers", pytest.param("vllm", marks=needs_vllm)])
+@pytest.mark.parametrize("setting", ["true", "false"])
+def test_an_evaluation_samples_no_further_than_a_reply_is_read(base, tmp_path, backend, setting):
+    """A model that says nothing but " owl", and a template whose replies end at the third."""
+    model, tokenizer = base
+    says_only(model, tokenizer(" owl")["input_ids"][0])
+    model.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    rows, prompt = write(tmp_path / "g.jsonl", SUM, LOSS), document(tmp_path / "p.yaml", OWLS)
+    overrides = [
+        f"model={tmp_path / 'base'}", f"model.chat={setting}", "benchmark=gsm8k", f"benchmark.gsm8k.path={rows}",
+        f"benchmark.gsm8k.prompt={prompt}", "benchmark.gsm8k.max_tokens=40", f"rollout={backend}",
+    ]  # fmt: skip
+    assert run(tmp_path / "run", *overrides, verb="evaluate") == 0
+    records = read_lines(tmp_path / "run" / "evaluation" / "gsm8k.jsonl")
+    assert {(r["text"], r["tokens"], r["truncated"]) for r in records} == {(" owl owl owl", 3, False)}
+
+
+OWLS = {"prompt": "{question}", "until": " owl owl owl"}
 
 
 @pytest.mark.parametrize(("setting", "length", "truncated"), [("true", 1, 0), ("false", 6, 1)])

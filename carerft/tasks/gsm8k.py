@@ -55,6 +55,7 @@ class Gsm8kTask:
         check_limit(limit)
         self.split, self.path, self.limit, self.extraction = split, path, limit, extraction
         self.template = load_template("gsm8k", prompt)
+        self.until = self.template.until
 
     def problems(self) -> list[Problem]:
         """The problems in the file's order; gsm8k/test/17 is row 17, counted from 0. Raises DataError."""
@@ -67,7 +68,7 @@ class Gsm8kTask:
 
     def grade(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Grade]:
         """By the exact value of the extracted number; a completion without a number is wrong."""
-        replies = [before(text, self.template.until) for text in texts]
+        replies = [before(text, self.until) for text in texts]
         return [self._grade(problem.answer, said) for problem, said in zip(problems, replies, strict=True)]
 
     def _grade(self, gold: str | None, text: str) -> Grade:

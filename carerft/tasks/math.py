@@ -78,6 +78,7 @@ class MathTask:
         check_limit(limit)
         self.split, self.path, self.limit, self.extraction, self.workers = split, path, limit, extraction, workers
         self.template = load_template("math", prompt)
+        self.until = self.template.until
 
     def problems(self) -> list[Problem]:
         """The problems in the file's order; math/test/17 is row 17, counted from 0. Raises DataError."""
@@ -143,7 +144,7 @@ class MathTask:
 
         A completion without an answer is wrong; one that the grader cannot judge has no verdict (`correct=None`).
         """
-        replies = [before(text, self.template.until) for text in texts]
+        replies = [before(text, self.until) for text in texts]
         answers = [final_answer(said, boxed_only=self.extraction == "boxed") for said in replies]
         pairs = [(problem.answer or "", answer) for problem, answer in zip(problems, answers, strict=True)]
         verdicts = grade_answers(pairs, shared_pool(self.workers))

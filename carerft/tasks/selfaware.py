@@ -79,6 +79,7 @@ class SelfAwareTask:
         check_limit(limit)
         self.path, self.limit = path, limit
         self.template = load_template("selfaware", prompt)
+        self.until = self.template.until
         self.similarity = embedding and Similarity(embedding, UNCERTAIN, threshold)
 
     def problems(self) -> list[Problem]:
@@ -95,7 +96,7 @@ class SelfAwareTask:
     def grade(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Grade]:
         """By words alone, or words and embeddings; every reply gets a verdict. A text that says nothing is wrong, and
         no refusal."""
-        replies = [reply(text, self.template.until) for text in texts]
+        replies = [reply(text, self.until) for text in texts]
         close = self.similarity.close(replies) if self.similarity else [False] * len(replies)
         return [
             grade_reply(problem, said, refused=near or is_uncertain(said))

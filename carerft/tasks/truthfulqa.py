@@ -65,6 +65,7 @@ class TruthfulQaTask:
         check_limit(limit)
         self.form, self.path, self.limit = form, path, limit
         self.template = load_template("truthfulqa", prompt)
+        self.until = self.template.until
         if (form == "options") != ("{options}" in self.template.prompt):
             raise ConfigError(
                 f"prompt={prompt!r} with form={form}: with form=options, and only then, a prompt has {{options}} in it",
@@ -112,7 +113,7 @@ class TruthfulQaTask:
         """By the listed answers; most free text matches none and has no verdict (see the top of this file). With
         form=options, by the letter."""
         judge = grade_letter if self.form == "options" else grade_reply
-        return [judge(p, reply(text, self.template.until)) for p, text in zip(problems, texts, strict=True)]
+        return [judge(p, reply(text, self.until)) for p, text in zip(problems, texts, strict=True)]
 
 
 def targets(row: Row, field: str) -> dict[str, bool]:
