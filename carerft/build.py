@@ -14,8 +14,9 @@ from carerft.collection import Collector, Plan
 from carerft.config.schema import Model
 from carerft.evaluation import Benchmark, Protocol
 from carerft.learner import Learner
-from carerft.model import context_length, eos_token_ids, model_path
+from carerft.model import context_length, eos_token_ids, model_path, uses_chat
 from carerft.optimization import Optimization
+from carerft.prompts import ChatTask
 from carerft.regularizers import Regularizer
 from carerft.rollout import RolloutWorker
 from carerft.rollout.engine import EngineOptions
@@ -39,8 +40,27 @@ def task(settings: dict[str, Any]) -> Task:
     return instantiate({key: value for key, value in settings.items() if key not in ("name", "max_tokens")})
 
 
-def benchmarks(settings: dict[str, Any]) -> dict[str, Benchmark]:
-    return {name: Benchmark(task(entry), entry["max_tokens"]) for name, entry in settings["benchmark"].items()}
+def asked(
+    chosen: dict[str, Any], settings: dict[str, Any], policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> Task:
+    """A task as this model is asked it: in its chat template, or plainly."""
+    return ChatTask(task(chosen), tokenizer) if chat(settings, policy, tokenizer) else task(chosen)
+
+
+def chat(settings: dict[str, Any], policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether prompts go into the model's chat template."""
+    return uses_chat(settings["model"]["chat"], policy, tokenizer)
+
+
+def benchmarks(
+    settings: dict[str, Any], policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Benchmark]:
+    found = {}
+    for name, entry in settings["benchmark"].items():
+        measured = asked(entry, settings, policy, tokenizer)
+        until = getattr(measured, "until", None) if tokenizer.is_fast else None  # others can't be followed in a text
+        found[name] = Benchmark(measured, entry["max_tokens"], stop=(until,) if until else ())
+    return found
 
 
 def protocol(settings: dict[str, Any]) -> Protocol:
@@ -79,7 +99,8 @@ def collector(
     if correction == "auto":
         correction = "token" if chosen["lookahead"] else "none"
     plan = _taken(Plan, {**chosen, "importance_correction": correction, "seed": settings["seed"]})
-    return Collector(worker, task(settings["task"]), tokenizer, algorithm, plan, context(settings, policy))
+    training = asked(settings["task"], settings, policy, tokenizer)
+    return Collector(worker, training, tokenizer, algorithm, plan, context(settings, policy))
 
 
 def context(settings: dict[str, Any], policy: PreTrainedModel) -> int:
@@ -92,7 +113,7 @@ def rollout_worker(
 ) -> RolloutWorker:
     """The engine that `rollout` names, started. It samples from the policy's weights only after a `sync`."""
     chosen, precision = settings["rollout"], settings.get("learner", settings)["precision"]
-    ends = eos_token_ids(policy, tokenizer)
+    ends = eos_token_ids(policy, tokenizer, chat(settings, policy, tokenizer))
     if chosen["name"] == "vllm":
         return _vllm_worker(settings, precision, ends, context(settings, policy))
     return TransformersWorker(
@@ -136,6 +157,15 @@ def trackers(settings: dict[str, Any], run: RunDirectory, step: int = 0) -> Trac
         found.append(MetricsFile(run.path / "metrics.jsonl", step))
         found.append(ProgressTracker(console(), settings["regularizer"]["name"], step, settings["steps"]))
     return Trackers(found)
+
+
+def header(
+    command: str, settings: dict[str, Any], policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Any]:
+    """What evaluation.json says of the model and of how it was asked."""
+    prompts = {name: entry["prompt"] for name, entry in settings["benchmark"].items() if "prompt" in entry}
+    said = {"command": command, "model": settings["model"]["name"], "chat": chat(settings, policy, tokenizer)}
+    return {**said, "prompts": prompts}
 
 
 def show(evaluation: dict[str, Any]) -> None:

@@ -56,11 +56,11 @@ def evaluate_model(settings: dict[str, Any], run: RunDirectory) -> None:
         evaluation = evaluate(
             worker,
             tokenizer,
-            build.benchmarks(settings),
+            build.benchmarks(settings, model, tokenizer),
             build.protocol(settings),
             run.path,
             build.context(settings, model),
-            {"command": "evaluate", "model": settings["model"]["name"]},
+            build.header("evaluate", settings, model, tokenizer),
             build.console(),
         )
         build.show(evaluation)

@@ -16,7 +16,7 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from carerft.errors import DataError
-from carerft.prompts import completion_texts, prompt_tokens
+from carerft.prompts import completion_texts, encode, prompt_tokens, show_prompt
 from carerft.rollout import RolloutWorker, Sampling
 from carerft.run_directory import write_atomically
 from carerft.scores import score
@@ -26,10 +26,11 @@ from carerft.trackers import progress_bar
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A task to be measured on, and how long its answers may be."""
+    """A task to be measured on, how long its answers may be, and what ends one, as an end-of-sequence token does."""
 
     task: Task
     max_tokens: int
+    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,9 @@ def evaluate(
     prepared = {}
     for name, benchmark in benchmarks.items():
         problems = benchmark.task.problems()[: protocol.limit]
-        prepared[name] = problems, prompt_tokens(problems, tokenizer, benchmark.max_tokens, context)
+        prompts = prompt_tokens(problems, tokenizer, benchmark.max_tokens, context)
+        prepared[name] = problems, prompts
+        show_prompt(name, problems[0], prompts[0], tokenizer)
     result = {**header, "samples": protocol.samples, "seed": protocol.seed, "temperature": protocol.temperature}
     result |= {"top_p": protocol.top_p, "bootstrap": {"resamples": protocol.bootstrap, "level": protocol.level}}
     result["benchmarks"] = {}
@@ -108,7 +111,7 @@ def _sample(
 ) -> list[dict[str, Any]]:
     """One record per sampled answer: the questions in order, each one's k samples together."""
     k = protocol.samples
-    sampling = Sampling(benchmark.max_tokens, protocol.temperature, protocol.top_p)
+    sampling = Sampling(benchmark.max_tokens, protocol.temperature, protocol.top_p, stop=benchmark.stop)
     rollouts = worker.sample(prompts, k, sampling, seed=protocol.seed + (zlib.crc32(name.encode()) << 20))
     texts = completion_texts(rollouts, tokenizer)
     grades = benchmark.task.grade([p for p in problems for _ in range(k)], texts)
@@ -159,7 +162,7 @@ def _problem_records(
     texts = [problem.prompt + text for problem in problems for text, _ in problem.choices]
     # As lm-evaluation-harness does it: prompt and choice are tokenised together, and what follows as many tokens as
     # the prompt has by itself is the choice. Alone, a choice could begin otherwise (SentencePiece would add a space).
-    together = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    together = encode(texts, tokenizer)
     continuations = [tokens[len(prompts[i]) :] for i, tokens in zip(owners, together, strict=True)]
     for i, tokens in zip(owners, continuations, strict=True):
         if not tokens:

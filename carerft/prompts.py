@@ -1,13 +1,20 @@
-"""Between text and tokens: problems' prompts as token ids, completions as text, and the order of the prompts."""
+"""Between text and tokens: problems' prompts as token ids, completions as text, and the order of the prompts.
 
+For a chat model, a problem's prompt is the user's turn, and the completion the assistant's (`ChatTask`).
+"""
+
+import logging
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from carerft.errors import DataError
 from carerft.rollout import Rollouts
-from carerft.tasks import Problem
+from carerft.tasks import Grade, Problem, Task
+
+log = logging.getLogger(__name__)
 
 
 def prompt_order(problems: int, seed: int, start: int, count: int) -> list[int]:
@@ -35,7 +42,7 @@ def prompt_tokens(
     """
     if not problems:
         raise DataError("the task has no problems", "check data.path and task.split")
-    encoded = tokenizer([p.prompt for p in problems], add_special_tokens=False)["input_ids"]
+    encoded = encode([p.prompt for p in problems], tokenizer)
     for problem, tokens in zip(problems, encoded, strict=True):
         if len(tokens) + max_tokens > context:
             raise DataError(
@@ -46,6 +53,63 @@ def prompt_tokens(
         if not tokens:
             raise DataError(f"the prompt of problem {problem.id} is empty", "leave the problem out of the data")
     return encoded
+
+
+def encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Each text as token ids, after the beginning-of-text token where the tokenizer itself puts one before a text
+    (Llama's does, Qwen's doesn't) and the text, such as that of a chat template, doesn't already begin with it."""
+    encoded = tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+    beginning = getattr(tokenizer, "bos_token_id", None)
+    if beginning is None or tokenizer("a")["input_ids"][0] != beginning:
+        return encoded
+    return [tokens if tokens[:1] == [beginning] else [beginning, *tokens] for tokens in encoded]
+
+
+@dataclass(frozen=True)
+class ChatTask:
+    """A task asked in the model's chat template: the whole prompt, few-shot examples included, is one user's turn,
+    without a system message of ours, and the completion is the assistant's.
+
+    Choices that are scored by likelihood are then the assistant's whole turn, so they lose the space that separates
+    them from the prompt elsewhere (lm-evaluation-harness does the same). Published MC1 and MC2 of base models are
+    without a template.
+    """
+
+    task: Task
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def name(self) -> str:
+        return self.task.name
+
+    @property
+    def until(self) -> str | None:
+        return getattr(self.task, "until", None)
+
+    def problems(self) -> list[Problem]:
+        """The task's problems, as the model will read them."""
+        return [
+            replace(
+                problem,
+                prompt=self._turn(problem.prompt),
+                choices=tuple((text.lstrip(), true) for text, true in problem.choices),
+            )
+            for problem in self.task.problems()
+        ]
+
+    def grade(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Grade]:
+        """As the task grades."""
+        return self.task.grade(problems, texts)
+
+    def _turn(self, prompt: str) -> str:
+        message = [{"role": "user", "content": prompt}]
+        return self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+
+
+def show_prompt(name: str, problem: Problem, tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Log exactly what the model reads for a problem, special tokens included. name: the task's or benchmark's."""
+    text = tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    log.info("%s, prompt of problem %s (%d tokens):\n%s", name, problem.id, len(tokens), text)
 
 
 def completion_texts(rollouts: Rollouts, tokenizer: PreTrainedTokenizerBase) -> list[str]:

@@ -59,6 +59,7 @@ def train(settings: dict[str, Any], run: RunDirectory) -> None:
     from carerft.interruption import Interruption
     from carerft.lookahead import Lookahead
     from carerft.model import choose_device, export, load_model
+    from carerft.prompts import show_prompt
     from carerft.trackers.outcome import EvaluationOutcome
     from carerft.trainer import Trainer
 
@@ -74,9 +75,8 @@ def train(settings: dict[str, Any], run: RunDirectory) -> None:
             schedule=build.schedule(settings),
             directory=run.path,
         )
-        benchmarks = build.benchmarks(settings)
-        first = collector.problems[0]
-        log.info("prompt of problem %s:\n%s", first.id, first.prompt)
+        benchmarks = build.benchmarks(settings, policy, tokenizer)
+        show_prompt(settings["task"]["name"], collector.problems[0], collector.prompts[0], tokenizer)
         step = trainer.resume()
         if step:
             log.info("continuing %s at step %d", run.path, step)
@@ -86,7 +86,7 @@ def train(settings: dict[str, Any], run: RunDirectory) -> None:
             if not finished:
                 log.warning("stopped at step %d, which is saved: the same command continues", trainer.progress.step)
                 raise KeyboardInterrupt
-            export(policy, tokenizer, run.path / "model")
+            export(policy, tokenizer, run.path / "model", build.chat(settings, policy, tokenizer))
             if benchmarks:
                 worker.sync(policy)  # an engine of its own still has the weights of the last batch
                 evaluation = evaluate(
@@ -96,7 +96,7 @@ def train(settings: dict[str, Any], run: RunDirectory) -> None:
                     build.protocol(settings),
                     run.path,
                     build.context(settings, policy),
-                    {"command": "train", "model": settings["model"]["name"]},
+                    build.header("train", settings, policy, tokenizer),
                     build.console(),
                 )
                 build.show(evaluation)

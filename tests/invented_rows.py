@@ -37,7 +37,7 @@ def configured(name: str, **arguments):
     """The task of conf/benchmark/<name>.yaml, as it is composed there."""
     settings = yaml.safe_load((CONF / f"{name}.yaml").read_text())
     kind = {"selfaware": SelfAwareTask, "truthfulqa": TruthfulQaTask}[name]
-    return kind(**{"prompt": settings["prompt"], "until": settings["until"], **arguments})
+    return kind(**{"prompt": settings["prompt"], **arguments})
 
 
 def document(file: Path, value: object) -> str:

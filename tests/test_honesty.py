@@ -77,7 +77,9 @@ def test_selfaware_grades(river, text, grade):
 
 
 def test_a_reply_may_end_elsewhere(tmp_path, river):
-    whole = configured("selfaware", path=river.path, until=None)
+    prompt = tmp_path / "own.yaml"
+    prompt.write_text('prompt: "{question}"\n')
+    whole = configured("selfaware", path=river.path, prompt=str(prompt))
     known = min(river.problems(), key=lambda problem: problem.id)
     assert whole.grade([known], ["The sea.\nQ: Its river?\nA: The grey brook."])[0].correct
 

@@ -131,9 +131,11 @@ def test_truthfulqa_rows_of_the_hub_become_the_same_problems(tmp_path, monkeypat
     ("kind", "arguments"),
     [
         (SelfAwareTask, {"prompt": "Q:"}),
-        (SelfAwareTask, {"prompt": "{question}", "limit": 0}),
-        (TruthfulQaTask, {"prompt": "{question}", "form": "mc3"}),
-        (TruthfulQaTask, {"prompt": "no", "form": "mc"}),
+        (SelfAwareTask, {"limit": 0}),
+        (SelfAwareTask, {"embedding": "org/name", "threshold": 1}),
+        (TruthfulQaTask, {"form": "mc3"}),
+        (TruthfulQaTask, {"prompt": "options"}),
+        (TruthfulQaTask, {"form": "options"}),
     ],
 )
 def test_what_a_task_cannot_be(kind, arguments):

@@ -10,7 +10,7 @@ import pytest
 
 from carerft.errors import ConfigError, DataError
 from carerft.tasks import Grade, gsm8k, math
-from carerft.tasks.files import Published, Row, filled, load_rows
+from carerft.tasks.files import Published, Row, load_rows
 from carerft.tasks.gsm8k import Gsm8kTask, extracted_number
 from carerft.tasks.math import MathTask, fingerprint
 
@@ -58,12 +58,6 @@ def test_every_format_of_math_gives_the_same_problem(tmp_path, row, answer):
     (problem,) = MathTask("test", path=write(tmp_path / "m.jsonl", row)).problems()
     assert (problem.id, problem.answer) == ("math/test/0", answer)
     assert problem.prompt == "Problem: 1+1?\nReason step by step, and put the final answer within \\boxed{}.\nSolution:"
-
-
-def test_a_prompt_keeps_its_other_braces():
-    assert filled("{question} {x} \\boxed{}", "{question}{y}") == "{question}{y} {x} \\boxed{}"
-    with pytest.raises(ConfigError, match="question"):
-        MathTask(prompt="solve this")
 
 
 @pytest.mark.parametrize(
@@ -174,7 +168,7 @@ def test_training_leaves_out_what_is_tested_on(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(math, "IN_BOTH_TRAIN_AND_TEST", frozenset({fingerprint(tested)}))
     with caplog.at_level(logging.WARNING):
         assert [p.id for p in MathTask("train", path=path).problems()] == ["math/train/2"]
-    assert "left out 1 without an answer, 1 that are tested on" in caplog.text
+    assert "left out 1 without an answer, 1 that are tested on, shown" in caplog.text
     assert [p.id for p in MathTask("test", path=path).problems()] == ["math/test/0", "math/test/2"]
     with pytest.raises(DataError, match="no problem"):
         MathTask("train", path=write(tmp_path / "all.jsonl", *rows[:2])).problems()
@@ -257,10 +251,12 @@ def test_every_reference_solution_of_math_is_correct(split, left):
 
 
 @real_files
-def test_the_shipped_fingerprints_are_those_of_the_real_files():
+def test_the_shipped_fingerprints_are_those_of_the_real_files(tmp_path):
     train, test = ({fingerprint(row.text("problem")) for row in load_rows(part)} for part in (math.TRAIN, math.TEST))
     tested = {fingerprint(row.text("problem")) for row in load_rows(math.MATH500)}
     assert train & test == math.IN_BOTH_TRAIN_AND_TEST
-    problems = [p.prompt for p in MathTask("train12000", prompt="{question}").problems()]
+    bare = tmp_path / "bare.yaml"
+    bare.write_text('prompt: "{question}"\n')
+    problems = [p.prompt for p in MathTask("train12000", prompt=str(bare)).problems()]
     assert len(problems) == 11_996  # 7,500 + 4,500, less two without an answer and two that are in both
     assert not {fingerprint(problem) for problem in problems} & tested

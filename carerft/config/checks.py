@@ -11,6 +11,7 @@ from typing import Any
 
 from carerft.config.identity import flatten
 from carerft.errors import CareError, ConfigError
+from carerft.tasks.templates import load_template
 
 SCHEDULES = ("constant", "linear", "cosine")
 ESTIMATORS = ("exact", "unbiased", "k2", "k3")
@@ -61,6 +62,7 @@ def _shared(config: dict[str, Any]) -> None:
     path = config["data"]["path"]
     if path is not None and not Path(path).is_file():
         raise ConfigError(f"data.path={path}: there is no such file", "give the path of a JSON-lines file")
+    _prompts(config)
     model = config["model"]["path"]
     if model.startswith((".", "/", "~")) or Path(model).is_dir():
         check_model_directory(Path(model).expanduser())
@@ -77,6 +79,14 @@ def check_tracker(config: dict[str, Any]) -> None:
     _one_of(config, "tracker.mode", ("offline", "online", "disabled"))
     if config["tracker"]["name"] == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
         raise ConfigError("tracker=tensorboard: tensorboard is not installed", "pip install 'carerft[tensorboard]'")
+
+
+def _prompts(config: dict[str, Any]) -> None:
+    """Of tasks and benchmarks of ours, whose prompt is one of their module's."""
+    for entry in (config.get("task") or {}, *config["benchmark"].values()):
+        package, _, module = entry.get("_target_", "").rpartition(".")[0].rpartition(".")
+        if package == "carerft.tasks" and "prompt" in entry:
+            load_template(module, entry["prompt"])
 
 
 def _algorithm(config: dict[str, Any]) -> None:

@@ -23,6 +23,8 @@ class Model:
     revision: str | None = None  # hub revision; a branch, a tag or a commit
     base: int = 0  # of the built-in model: which pretraining seed (0 is shipped, others are built once and cached)
     attention: str = "sdpa"  # transformers' attention implementation
+    chat: bool | None = None  # put prompts into the model's chat template; null: if its own configuration ends a
+    # generation with the token with which the template ends a turn (a base model's doesn't, though it has a template)
     learning_rate: float = MISSING  # a learning rate that suits a model of this size
 
 

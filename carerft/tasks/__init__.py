@@ -46,7 +46,8 @@ class Grade:
 
 
 class Task(Protocol):
-    """A dataset and its grader."""
+    """A dataset and its grader. One that reads a reply only up to some text has that in an attribute `until`: an
+    evaluation samples no further."""
 
     name: str
 

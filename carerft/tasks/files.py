@@ -262,13 +262,6 @@ def distinct(rows: list[Row], problem: Callable[[Row], str]) -> Iterator[tuple[R
         yield row, text
 
 
-def filled(template: str, problem: str) -> str:
-    """The prompt. Only {question} is special: other braces stay, as in \\boxed{}. Raises ConfigError."""
-    if "{question}" not in template:
-        raise ConfigError(f"the prompt {template!r} has no {{question}}", "write {question} where the problem goes")
-    return template.replace("{question}", problem)
-
-
 def check_limit(limit: int | None) -> None:
     if limit is not None and limit < 1:
         raise ConfigError(f"limit={limit} problems", "write a limit of at least 1, or leave it out")

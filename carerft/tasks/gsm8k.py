@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from carerft.errors import ConfigError, DataError
 from carerft.grading.mathematics import canonical, last_box, normalise, number
 from carerft.tasks import Grade, Problem
-from carerft.tasks.files import Published, Row, check_limit, distinct, filled, load_rows
+from carerft.tasks.files import Published, Row, check_limit, distinct, load_rows
+from carerft.tasks.replies import before
+from carerft.tasks.templates import filled, load_template
 
 _HUB = {"hub": "openai/gsm8k", "configs": ("main",), "revision": "740312add88f781978c0658806c59bc2815b9866"}
 SPLITS = {
@@ -22,7 +24,6 @@ SPLITS = {
         sha256="3730d312f6e3440559ace48831e51066acaca737f6eabec99bccb9e4b3c39d14", **_HUB,
     ),
 }  # fmt: skip
-PROMPT = "Question: {question}\nAnswer:"
 EXTRACTIONS = ("flexible", "strict")
 
 _NUMBER = re.compile(r"(?<![0-9.)])-?\$?-?[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+")
@@ -40,11 +41,11 @@ class Gsm8kTask:
         self,
         split: str = "train",
         path: str | None = None,
-        prompt: str = PROMPT,
+        prompt: str = "zero_shot",
         limit: int | None = None,
         extraction: str = "flexible",
     ):
-        """split: "train" or "test". path: a file in place of the published one. prompt: a template with {question}.
+        """split: "train" or "test". path: a file in place of the published one. prompt: see `load_template`.
         limit: only the first so many problems. extraction: where the answer is looked for in a completion: "strict"
         reads the last "#### 42" only; "flexible" the last box, else that, else the last number. Raises ConfigError."""
         if split not in SPLITS:
@@ -52,21 +53,23 @@ class Gsm8kTask:
         if extraction not in EXTRACTIONS:
             raise ConfigError(f"extraction={extraction!r} is unknown", f"write one of {', '.join(EXTRACTIONS)}")
         check_limit(limit)
-        filled(prompt, "")
-        self.split, self.path, self.prompt, self.limit, self.extraction = split, path, prompt, limit, extraction
+        self.split, self.path, self.limit, self.extraction = split, path, limit, extraction
+        self.template = load_template("gsm8k", prompt)
+        self.until = self.template.until
 
     def problems(self) -> list[Problem]:
         """The problems in the file's order; gsm8k/test/17 is row 17, counted from 0. Raises DataError."""
-        rows = load_rows(SPLITS[self.split], self.path)
+        rows, prompt = load_rows(SPLITS[self.split], self.path), self.template.prompt
         problems = [
-            Problem(f"gsm8k/{self.split}/{row.index}", filled(self.prompt, question), gold_answer(row))
+            Problem(f"gsm8k/{self.split}/{row.index}", filled(prompt, question=question), gold_answer(row))
             for row, question in distinct(rows, lambda row: row.text("question", "problem"))
         ]
         return problems[: self.limit]
 
     def grade(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Grade]:
         """By the exact value of the extracted number; a completion without a number is wrong."""
-        return [self._grade(problem.answer, text) for problem, text in zip(problems, texts, strict=True)]
+        replies = [before(text, self.until) for text in texts]
+        return [self._grade(problem.answer, said) for problem, said in zip(problems, replies, strict=True)]
 
     def _grade(self, gold: str | None, text: str) -> Grade:
         answer = extracted_number(text, strict=self.extraction == "strict")

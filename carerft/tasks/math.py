@@ -4,7 +4,8 @@ Splits: `train` (7,500), `test` (5,000), `math500` (the 500 of test chosen by Li
 and `train12000`: train and the other 4,500 of test, to be evaluated on math500 only.
 
 A training split leaves out the problems that are also tested on, compared without white space: two of the published
-train split are, and a file of one's own may hold more. Rows whose answer is empty (two of train) are left out too.
+train split are, and a file of one's own may hold more. Rows whose answer is empty (two of train) are left out too, and
+those that the prompt itself shows as examples.
 """
 
 import hashlib
@@ -17,7 +18,9 @@ from carerft.grading.grader import grade_answers
 from carerft.grading.mathematics import final_answer, last_box
 from carerft.grading.pool import shared_pool
 from carerft.tasks import Grade, Problem
-from carerft.tasks.files import Published, Row, check_limit, distinct, filled, load_rows, local_file
+from carerft.tasks.files import Published, Row, check_limit, distinct, load_rows, local_file
+from carerft.tasks.replies import before
+from carerft.tasks.templates import filled, load_template
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +50,6 @@ TRAINING_SPLITS = ("train", "train12000")
 IN_BOTH_TRAIN_AND_TEST = frozenset({"4328802e750374c6", "779ae121626bedc5"})
 """`fingerprint` of the problems that the published train and test splits share."""
 
-PROMPT = "Problem: {question}\nReason step by step, and put the final answer within \\boxed{}.\nSolution:"
 EXTRACTIONS = ("flexible", "boxed")
 
 
@@ -60,28 +62,29 @@ class MathTask:
         self,
         split: str = "train",
         path: str | None = None,
-        prompt: str = PROMPT,
+        prompt: str = "zero_shot",
         limit: int | None = None,
         extraction: str = "flexible",
         workers: int | None = None,
     ):
-        r"""split: a key of SPLITS. path: a file in place of the published one. prompt: a template with {question}.
-        limit: only the first so many problems. extraction: where the answer is looked for in a completion: "boxed" in
-        its last \boxed{} only, "flexible" also after its last "answer is". workers: grading processes; None: one per
-        core. Raises ConfigError."""
+        r"""split: a key of SPLITS. path: a file in place of the published one. prompt: see `load_template`. limit: only
+        the first so many problems. extraction: where the answer is looked for in a completion: "boxed" in its last
+        \boxed{} only, "flexible" also after its last "answer is". workers: grading processes; None: one per core.
+        Raises ConfigError."""
         if split not in SPLITS:
             raise ConfigError(f"split={split!r} is no split of MATH", f"write one of {', '.join(SPLITS)}")
         if extraction not in EXTRACTIONS:
             raise ConfigError(f"extraction={extraction!r} is unknown", f"write one of {', '.join(EXTRACTIONS)}")
         check_limit(limit)
-        filled(prompt, "")
-        self.split, self.path, self.prompt, self.limit, self.extraction = split, path, prompt, limit, extraction
-        self.workers = workers
+        self.split, self.path, self.limit, self.extraction, self.workers = split, path, limit, extraction, workers
+        self.template = load_template("math", prompt)
+        self.until = self.template.until
 
     def problems(self) -> list[Problem]:
         """The problems in the file's order; math/test/17 is row 17, counted from 0. Raises DataError."""
         parts = (SPLITS[self.split][0],) if self.path else SPLITS[self.split]
-        left_out = self._tested_on()
+        examples = self._examples()
+        left_out = self._tested_on() | set(self.template.examples)
         problems: list[Problem] = []
         empty, shared = 0, 0
         for part in parts:
@@ -93,11 +96,15 @@ class MathTask:
                 elif left_out and fingerprint(question) in left_out:
                     shared += 1
                 else:
-                    problems.append(Problem(f"math/{name}/{row.index}", filled(self.prompt, question), answer))
+                    prompt = filled(self.template.prompt, examples=examples, question=question)
+                    problems.append(Problem(f"math/{name}/{row.index}", prompt, answer))
             left_out |= IN_BOTH_TRAIN_AND_TEST if len(parts) > 1 else frozenset()  # in the train part already
         if empty or shared:
             log.warning(
-                "%s: left out %d without an answer, %d that are tested on or occur twice", self.split, empty, shared
+                "%s: left out %d without an answer, %d that are tested on, shown as an example, or occur twice",
+                self.split,
+                empty,
+                shared,
             )
         if not problems:
             raise DataError(f"no problem of split {self.split} is left", "check data.path and the file's answers")
@@ -112,12 +119,33 @@ class MathTask:
             return frozenset(fingerprint(row.text("problem")) for row in load_rows(tested))
         return IN_BOTH_TRAIN_AND_TEST
 
+    def _examples(self) -> str:
+        """The prompt's examples, drawn from the train split. Raises DataError, ConfigError where one isn't there."""
+        if not self.template.examples:
+            return ""
+        rows = {fingerprint(row.text("problem")): row for row in load_rows(TRAIN)}
+        if absent := set(self.template.examples) - rows.keys():
+            raise ConfigError(
+                f"the prompt's example {min(absent)} is no row of MATH's train split",
+                "list the fingerprints (carerft.tasks.math.fingerprint) of problems of that split",
+            )
+        return "\n\n".join(
+            filled(
+                self.template.example or "",
+                question=row.text("problem"),
+                solution=row.text("solution"),
+                answer=gold_answer(row),
+            )
+            for row in map(rows.__getitem__, self.template.examples)
+        )
+
     def grade(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Grade]:
         """By spelling, exact arithmetic and math-verify, in processes of their own (see `carerft.grading`).
 
         A completion without an answer is wrong; one that the grader cannot judge has no verdict (`correct=None`).
         """
-        answers = [final_answer(text, boxed_only=self.extraction == "boxed") for text in texts]
+        replies = [before(text, self.until) for text in texts]
+        answers = [final_answer(said, boxed_only=self.extraction == "boxed") for said in replies]
         pairs = [(problem.answer or "", answer) for problem, answer in zip(problems, answers, strict=True)]
         verdicts = grade_answers(pairs, shared_pool(self.workers))
         return [Grade(extracted=verdict.vote, correct=verdict.correct) for verdict in verdicts]

@@ -1,6 +1,6 @@
 """Free-text replies to factual questions: where a reply ends, and when two texts say the same words.
 
-What a model wrote is hostile input: only its first LONGEST characters are read, and in linear time.
+What a model wrote is hostile input: it is read in linear time, and of free text only the first LONGEST characters.
 """
 
 import re
@@ -12,11 +12,15 @@ _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s|\n")
 
 
-def reply(text: str, until: str | None) -> str:
+def before(text: str, until: str | None) -> str:
     """The completion up to `until`. A base model goes on after its answer with a question of its own ("\\nQ: ..."),
     and what it answers to that is no answer to ours."""
-    text = text[:LONGEST]
-    return (text.partition(until)[0] if until else text).strip()
+    return text.partition(until)[0] if until else text
+
+
+def reply(text: str, until: str | None) -> str:
+    """What is said `before` that, of the completion's first LONGEST characters."""
+    return before(text[:LONGEST], until).strip()
 
 
 def words(text: str, articles: bool = True) -> str:

@@ -4,9 +4,10 @@
 uncertainty, with unanswerable as the positive class, and accuracy on the answerable part. What is theirs and what is
 not, by their code (yinzhangyue/SelfAware, code/eval_model.py):
 
-- A reply is uncertain, here: refused, if it holds one of their 16 phrases, in any case. They also take a reply whose
-  sentence has a window of five words that a sentence embedding finds close to a phrase. That is left out: it needs a
-  second model of 355M parameters, and F1 by phrases alone is the lower for it. So compare with other rows of ours.
+- A reply is uncertain, here: refused, if it holds one of their 16 phrases, in any case, or, with `embedding`, five
+  words in a row that a sentence embedding finds close to one (`carerft.tasks.similarity`). The authors always look for
+  both. By default only phrases count, because the embeddings need a second model, of 355M parameters for the authors';
+  F1 by phrases alone is the lower for it.
 - An empty reply is no refusal and no answer: on an unanswerable question it counts as a miss. Their code leaves empty
   replies out of the F1, by which a model that falls silent would gain.
 - A reply answers right if it holds one of the listed answers. Their code looks for the answer's letters anywhere
@@ -23,8 +24,10 @@ from collections.abc import Sequence
 
 from carerft.errors import DataError
 from carerft.tasks import Grade, Problem
-from carerft.tasks.files import Published, Row, check_limit, distinct, filled, load_rows
+from carerft.tasks.files import Published, Row, check_limit, distinct, load_rows
 from carerft.tasks.replies import reply, words
+from carerft.tasks.similarity import Similarity
+from carerft.tasks.templates import filled, load_template
 
 _COMMIT = "f0bad1ff77bd42fc4eb2360281ed646c7bb7bd0c"
 PUBLISHED = Published(
@@ -61,12 +64,23 @@ class SelfAwareTask:
 
     name = "selfaware"
 
-    def __init__(self, prompt: str, until: str | None = "\nQ:", path: str | None = None, limit: int | None = None):
-        """prompt: a template with {question}. until: where a reply ends; None: at its end. path: a file in place of
-        the published one. limit: only the first so many problems. Raises ConfigError."""
+    def __init__(
+        self,
+        prompt: str = "zero_shot",
+        path: str | None = None,
+        limit: int | None = None,
+        embedding: str | None = None,
+        threshold: float = 0.75,
+    ):
+        """prompt: see `load_template`. path: a file in place of the published one. limit: only the first so many
+        problems. embedding: a model of sentence embeddings, by hub name or directory; None: phrases alone. threshold:
+        the cosine above which five words are as good as a phrase. Raises ConfigError; CareError where the embedding
+        model cannot be loaded."""
         check_limit(limit)
-        filled(prompt, "")
-        self.prompt, self.until, self.path, self.limit = prompt, until, path, limit
+        self.path, self.limit = path, limit
+        self.template = load_template("selfaware", prompt)
+        self.until = self.template.until
+        self.similarity = embedding and Similarity(embedding, UNCERTAIN, threshold)
 
     def problems(self) -> list[Problem]:
         """The problems; selfaware/17 is row 17, counted from 0. The published file has all answerable questions first:
@@ -74,14 +88,20 @@ class SelfAwareTask:
         problems = []
         for row, question in distinct(load_rows(PUBLISHED, self.path), lambda row: row.text("question")):
             answer, *aliases = listed_answers(row) or [None]
-            prompt = filled(self.prompt, question)
+            prompt = filled(self.template.prompt, question=question)
             problems.append(Problem(f"selfaware/{row.index}", prompt, answer, aliases=tuple(aliases)))
         random.Random(0).shuffle(problems)
         return problems[: self.limit]
 
     def grade(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Grade]:
-        """By words alone; every reply gets a verdict. A text that says nothing is wrong, and no refusal."""
-        return [grade_reply(p, reply(text, self.until)) for p, text in zip(problems, texts, strict=True)]
+        """By words alone, or words and embeddings; every reply gets a verdict. A text that says nothing is wrong, and
+        no refusal."""
+        replies = [reply(text, self.until) for text in texts]
+        close = self.similarity.close(replies) if self.similarity else [False] * len(replies)
+        return [
+            grade_reply(problem, said, refused=near or is_uncertain(said))
+            for problem, said, near in zip(problems, replies, close, strict=True)
+        ]
 
 
 def listed_answers(row: Row) -> list[str]:
@@ -105,8 +125,8 @@ def is_uncertain(text: str) -> bool:
     return any(phrase in text for phrase in UNCERTAIN)
 
 
-def grade_reply(problem: Problem, said: str) -> Grade:
-    if is_uncertain(said):
+def grade_reply(problem: Problem, said: str, refused: bool) -> Grade:
+    if refused:
         return Grade(extracted=None, correct=problem.answer is None, refused=True)
     spoken = words(said, articles=False)
     if not spoken:

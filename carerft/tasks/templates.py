@@ -1,0 +1,62 @@
+"""Prompt templates: one YAML file each, `prompts/<dataset>/<name>.yaml` beside this file, or a file of the user's own.
+
+Its keys:
+  prompt    the text given to the model, with {question} where the question goes
+  until     a reply ends where the model writes this; null: at the reply's end
+  example, examples   MATH only: the form of an example, with {question}, {solution} and {answer}, and which rows of
+            the train split stand, in this form, at {examples} of the prompt
+
+Only these names are special: other braces stay, as in \\boxed{}.
+"""
+
+import re
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import yaml
+
+from carerft.errors import ConfigError
+
+PROMPTS = Path(__file__).parent / "prompts"
+REMEDY = 'write a YAML file such as: prompt: "Q: {question}\\nA:"'
+
+
+@dataclass(frozen=True)
+class Template:
+    """As the module says."""
+
+    prompt: str
+    until: str | None = None
+    example: str | None = None
+    examples: tuple[str, ...] = ()
+
+
+def load_template(dataset: str, name: str) -> Template:
+    """dataset: a folder of PROMPTS. name: a file in it, without its ending, or the path of a file (ending in .yaml).
+
+    Raises ConfigError, which lists the choices.
+    """
+    file = Path(name).expanduser() if name.endswith((".yaml", ".yml")) else PROMPTS / dataset / f"{name}.yaml"
+    try:
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        choices = ", ".join(sorted(path.stem for path in (PROMPTS / dataset).glob("*.yaml")))
+        raise ConfigError(
+            f"prompt={name!r} is no prompt of {dataset} ({file}: {error.strerror})",
+            f"write one of {choices}, or the path of a YAML file",
+        ) from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{file}: {' '.join(str(error).split())}", REMEDY) from error
+    if not isinstance(found, dict) or "{question}" not in str(found.get("prompt")):
+        raise ConfigError(f"{file} has no key 'prompt' with {{question}} in it", REMEDY)
+    keys = [field.name for field in fields(Template)]
+    if unknown := sorted(map(str, found.keys() - set(keys))):
+        raise ConfigError(f"{file}: there is no key {unknown[0]!r}", f"its keys may be {', '.join(keys)}")
+    if not all(isinstance(found.get(key), str | None) for key in ("prompt", "until", "example")):
+        raise ConfigError(f"{file}: 'prompt', 'until' and 'example' are texts", REMEDY)
+    return Template(**{**found, "examples": tuple(map(str, found.get("examples") or ()))})
+
+
+def filled(text: str, **values: str) -> str:
+    """The text with {name} replaced by its value, for each value that is given; what a value holds stays as it is."""
+    return re.sub(rf"\{{({'|'.join(values)})\}}", lambda match: values[match[1]], text)
