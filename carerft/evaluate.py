@@ -25,7 +25,7 @@ def main(config: DictConfig) -> None:
     check_evaluate(settings)
     with open_run(Path(HydraConfig.get().runtime.output_dir), "evaluate", settings) as run:
         if run.done:
-            from carerft.scores import table
+            from carerft.score_table import table
 
             log.info("%s is done already; what it measured:", run.path)
             Console().print(table(json.loads((run.path / "evaluation.json").read_text())))

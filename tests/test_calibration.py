@@ -19,6 +19,7 @@ from carerft.calibration import (
     ece,
     ece_equal_mass,
     ece_floor,
+    ece_floor_stated,
     negative_log_likelihood,
     reliability,
     risk_coverage,
@@ -275,3 +276,21 @@ def test_floor_is_reproducible():
     answers, _ = calibrated(1, 4, 100, 4, seed=3)
     assert (ece_floor(answers, seed=5) == ece_floor(answers, seed=5)).all()
     assert (ece_floor(answers, seed=5) != ece_floor(answers, seed=6)).any()
+
+
+def test_floor_of_stated_confidences_by_hand():
+    # One bin of one prediction: |y - c| is 0.3 with chance 0.7 and 0.7 with chance 0.3: 0.42 on average; standard
+    # error 0.18 / sqrt(4000) = 0.003
+    floor = ece_floor_stated([0.7], simulations=4000)
+    assert set(np.round(floor, 9)) == {0.3, 0.7}
+    assert floor.mean() == pytest.approx(0.42, abs=0.012)
+    assert (ece_floor_stated([0.0, 1.0]) == 0).all()  # no doubt, no noise
+    assert np.isnan(ece_floor_stated([])).all()
+
+
+def test_floor_of_stated_confidences_is_what_calibrated_ones_show():
+    rng = np.random.default_rng(0)
+    confidence = rng.random(500)
+    shown = [ece(confidence, rng.random(500) < confidence) for _ in range(200)]
+    # Standard deviation of one ECE 0.008, of the difference of two means over 200 below 0.001
+    assert ece_floor_stated(confidence).mean() == pytest.approx(np.mean(shown), abs=0.003)
