@@ -1,0 +1,1 @@
+EXPLANATIONS: dict = {}
