@@ -3,12 +3,12 @@
     python -m venv relplot-venv && relplot-venv/bin/pip install relplot==1.0.3
     PYTHONPATH=. relplot-venv/bin/python experiments/method/smooth_ece.py
 
-relplot is no dependency of carerft; tests/test_calibration.py holds ours to the values that this prints. The third column
-is smECE's definition, a sum over mirror images, at our width: a fixed point where it equals ours.
+relplot is no dependency of carerft; tests/test_calibration.py holds ours to the values that this prints. The third
+column is smECE's definition, a sum over mirror images, at our width: a fixed point where it equals ours.
 
-relplot rounds the width to 1/1024 and confidences to a grid, which makes up to 1e-3. One difference is larger: its mirror
-leaves out the grid's last point (`np.flip(values)[:-1]`), so predictions of exactly 0 or 1 count half. Votes are full of
-them; moved inwards by 1/1000 they agree again.
+relplot rounds the width to 1/1024 and confidences to a grid, which makes up to 1e-3. One difference is larger: its
+mirror leaves out the grid's last point (`np.flip(values)[:-1]`), so predictions of exactly 0 or 1 count half. Votes are
+full of them; moved inwards by 1/1000 they agree again.
 """
 
 import numpy as np
