@@ -10,6 +10,7 @@ from carerft.errors import RunDirectoryError
 from carerft.report import curves, reliability, tradeoff
 from carerft.report.cells import Scores, make_cells, scores
 from carerft.report.columns import MainTable, benchmark_order, benchmark_title, main_table
+from carerft.report.notes import notes
 from carerft.report.page import MOST_DIAGRAMS, Drawing, Report, render
 from carerft.report.questions import choose
 from carerft.report.runs import common_directory, load_runs
@@ -41,10 +42,11 @@ def build(
     limit = min(LONGEST_TEXT, TEXT_BUDGET // max(1, 12 * len(cells)))
     look = looks(cells)
     chosen = choose(cells, benchmarks, limit, troubles)
+    beside = notes(cells, table, main.columns)
     files: dict[str, str | bytes] = {
-        "table.md": markdown(main),
+        "table.md": markdown(main) + "".join(f"\n{note}\n" for note in beside),
         "table.csv": tidy_csv(cells, table),
-        "table.tex": latex(main),
+        "table.tex": "".join(f"% {note}\n" for note in beside) + latex(main),
     }
     with styled():
         drawings = _draw(main, table, benchmarks, look, files)
