@@ -72,7 +72,7 @@ def write_lines(path: Path, rows: Sequence[dict]) -> str:
 def save_model(directory: str, texts: Sequence[str]) -> None:
     """A random Qwen2 whose tokenizer was trained on these texts, in Hugging Face format."""
     bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(texts, vocab_size=4000, show_progress=False, special_tokens=["<|endoftext|>"])
+    bpe.train_from_iterator(texts, vocab_size=1200, show_progress=False, special_tokens=["<|endoftext|>"])
     state = json.loads(bpe.to_str())["model"]
     tokenizer = Qwen2Tokenizer(
         vocab=state["vocab"], merges=[tuple(m) for m in state["merges"]], eos_token="<|endoftext|>", unk_token=None
@@ -185,7 +185,13 @@ def compare_verdicts(
             variant, str(agree + ours_only + theirs_only), str(agree), str(ours_only), str(theirs_only), "; ".join(whys)
         )
     console.print(shown)
-    console.print(f"{name}: {len(completions) - len(disagreements)} of {len(completions)} agree")
+    plain = [(c.variant.right, mine, bool(their)) for c, mine, their in zip(completions, ours, other, strict=True)]
+    plain = [verdicts for verdicts in plain if verdicts[0] is not None]
+    console.print(
+        f"{name}: {len(completions) - len(disagreements)} of {len(completions)} agree. As a person would read them, "
+        f"ours are right on {sum(right == mine for right, mine, _ in plain)} of {len(plain)}, "
+        f"theirs on {sum(right == their for right, _, their in plain)}"
+    )
     return disagreements
 
 
