@@ -23,6 +23,11 @@ EXPLANATIONS = {
     ("MATH, math_verify", "box cut short", "theirs"): "ours takes no answer from a box that is not closed",
     ("MATH, math_verify", "the answer is, plain", "ours"): f"right; {BARE}",
     ("MATH, math_verify", "the answer alone, in dollar signs", "theirs"): UNMARKED,
+    (
+        "MATH, exact_match",
+        "Minerva's ending, wrong",
+        "theirs",
+    ): "wrong; sympy reads the list '3,5,7' as its beginning, 3",
     ("MATH, exact_match", "reference solution", "ours"): MINERVA,
     ("MATH, exact_match", "boxed", "ours"): MINERVA,
     ("MATH, exact_match", "boxed without dollar signs", "ours"): MINERVA,
