@@ -4,6 +4,9 @@ A benchmark has n problems with k samples each. Samples of a problem with equal 
 are one group, "refused"; a sample without a readable answer is alone, and wins only if all of its problem's are such.
 Ties go to the answer that was sampled first. The confidence of a group is its share of all k samples. Its verdict is
 that of its first sample that has one: where the grader could not tell (`correct` is null), nothing is counted as wrong.
+
+Beside the share of votes, two more confidences in the answer that won the vote: its share of the likelihood
+(`Ballots.likelihood`) and what the model says of it when asked (`carerft.self_report`).
 """
 
 import math
@@ -34,15 +37,36 @@ class Ballots:
     verdict: NDArray[np.float64]
 
     def column(self, key: str) -> NDArray[np.float64]:
-        """(n, k) a number or truth value of each sample."""
-        return np.array([[float(r[key]) for r in row] for row in self.rows])
+        """(n, k) a number or truth value of each sample, NaN where it is absent or null."""
+        return np.array([[np.nan if r.get(key) is None else float(r[key]) for r in row] for row in self.rows])
 
     def group_verdict(self) -> NDArray[np.float64]:
         """(n, k) each sample's verdict, or where it has none, that of the first sample of its group that has one."""
-        same = (self.answers[:, :, None] == self.answers[:, None, :]) & (self.answers != UNPARSABLE)[:, :, None]
-        same |= np.eye(self.answers.shape[1], dtype=bool)
-        judge = (same & ~np.isnan(self.verdict)[:, None, :]).argmax(-1)
+        judge = (self._same() & ~np.isnan(self.verdict)[:, None, :]).argmax(-1)
         return np.where(np.isnan(self.verdict), np.take_along_axis(self.verdict, judge, 1), self.verdict)
+
+    def likelihood(self, per_token: bool = False) -> NDArray[np.float64]:
+        """(n, k) each sample's answer's share of the probability of its problem's different completions.
+
+        p(answer) = sum of p(s) over the different completions s that give it / the same sum over all of them, where
+        p(s) is the sampler's own probability of the completion, at the temperature and top_p that it was sampled
+        with. Completions of equal text count once: how often they were drawn is what votes count. This is the
+        probability of a meaning of Kuhn et al. 2023 (arXiv 2302.09664, section 4), with the grader's equivalence for
+        theirs, normalised over what was sampled. per_token: p(s) is the geometric mean of its tokens' probabilities
+        (Malinin & Gales 2021, arXiv 2002.07650), so that a short chain of thought does not outweigh all longer ones.
+        Refusals are one answer, an unreadable completion is one by itself.
+        """
+        score = self.column("log_probability")
+        score = score / np.maximum(self.column("tokens"), 1) if per_token else score
+        texts = [[r["text"] for r in row] for row in self.rows]
+        first = np.array([[row.index(text) == i for i, text in enumerate(row)] for row in texts])
+        mass = np.where(first, np.exp(score - score.max(1, keepdims=True)), 0)
+        return np.minimum((self._same() * mass[:, None, :]).sum(-1) / mass.sum(1, keepdims=True), 1)
+
+    def _same(self) -> NDArray[np.bool_]:
+        """(n, k, k) whether two samples of a problem give the same answer; an unreadable one is like itself alone."""
+        same = (self.answers[:, :, None] == self.answers[:, None, :]) & (self.answers != UNPARSABLE)[:, :, None]
+        return same | np.eye(self.answers.shape[1], dtype=bool)
 
 
 def answered(answers: NDArray[np.integer]) -> NDArray[np.bool_]:
@@ -103,8 +127,14 @@ def confidence_and_correctness(samples: Sequence[Record]) -> tuple[NDArray[np.fl
     return confidence, correct
 
 
-def predictions(cast: Ballots, chosen: NDArray[np.bool_]) -> tuple[NDArray, NDArray, NDArray]:
-    """(problem, confidence, correct) of the chosen samples' groups, those without a verdict left out."""
+def predictions(
+    cast: Ballots, chosen: NDArray[np.bool_], confidence: NDArray[np.float64] | None = None
+) -> tuple[NDArray, NDArray, NDArray]:
+    """(problem, confidence, correct) of the chosen samples' groups, those without a verdict or a confidence left out.
+
+    confidence: (n, k); None: the groups' shares of the votes.
+    """
     verdict = cast.group_verdict()
-    chosen = chosen & ~np.isnan(verdict)
-    return np.nonzero(chosen)[0], votes(cast.answers)[chosen] / cast.answers.shape[1], verdict[chosen]
+    confidence = votes(cast.answers) / cast.answers.shape[1] if confidence is None else confidence
+    chosen = chosen & ~np.isnan(verdict) & ~np.isnan(confidence)
+    return np.nonzero(chosen)[0], confidence[chosen], verdict[chosen]

@@ -22,7 +22,7 @@ from carerft.rollout import RolloutWorker
 from carerft.rollout.engine import EngineOptions
 from carerft.rollout.transformers import TransformersWorker
 from carerft.run_directory import RunDirectory
-from carerft.scores import table
+from carerft.score_table import table
 from carerft.tasks import Task
 from carerft.trackers import MetricsFile, ProgressTracker, Trackers
 from carerft.trackers.choice import named_tracker

@@ -244,3 +244,15 @@ def ece_floor(
         tally = np.bincount(made[select(rest)], minlength=n * 2 * k).reshape(n, 2 * k)
         weight += (held == out).astype(np.float32) @ tally.astype(np.float32)
     return (k - 1) / k * ece(outcome // 2 / (k - 1), outcome % 2, bins, weight)
+
+
+def ece_floor_stated(confidence: ArrayLike, bins: int = 10, simulations: int = 200, seed: int = 0) -> Array:
+    """(simulations,) the ECE that these confidences (n,) would show if each were the very chance of being right.
+
+    The outcomes are drawn with the confidences themselves: consistency resampling (Broecker & Smith 2007, Weather and
+    Forecasting 22, section 3). For confidences that a model states; votes are a noisy count, and have `ece_floor`.
+    """
+    confidence, *_ = _checked(confidence, np.zeros(np.shape(confidence)), None)
+    right = np.random.default_rng(seed).random((simulations, len(confidence))) < confidence
+    outcome = np.repeat([1.0, 0.0], len(confidence))
+    return ece(np.tile(confidence, 2), outcome, bins, np.concatenate([right, ~right], axis=1))

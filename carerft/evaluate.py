@@ -28,7 +28,7 @@ def main(config: DictConfig) -> None:
         return
     with open_run(directory, "evaluate", settings) as run:
         if run.done:
-            from carerft.scores import table
+            from carerft.score_table import table
 
             log.info("%s is done already; what it measured:", run.path)
             Console().print(table(json.loads((run.path / "evaluation.json").read_text())))

@@ -15,11 +15,13 @@ from typing import Any
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
+from carerft.ballots import answered, ballots
 from carerft.errors import DataError
 from carerft.prompts import completion_texts, encode, prompt_tokens, show_prompt
 from carerft.rollout import RolloutWorker, Sampling
 from carerft.run_directory import write_atomically
 from carerft.scores import score
+from carerft.self_report import QUESTION, self_reports
 from carerft.tasks import Problem, Task
 from carerft.trackers import progress_bar
 
@@ -35,7 +37,8 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a model is measured. samples: k. limit: questions per benchmark, the first ones; None is all."""
+    """How a model is measured. samples: k. limit: questions per benchmark, the first ones; None is all.
+    self_report: ask the model of each majority answer whether it is true (`carerft.self_report`)."""
 
     samples: int
     seed: int
@@ -44,6 +47,7 @@ class Protocol:
     top_p: float = 1.0
     bootstrap: int = 1000
     level: float = 0.95
+    self_report: bool = False
     questions_at_once: int = 64
 
 
@@ -66,9 +70,10 @@ def evaluate(
     place = directory / "evaluation"
     place.mkdir(parents=True, exist_ok=True)
     prepared = {}
+    asked = len(tokenizer(QUESTION, add_special_tokens=False)["input_ids"]) if protocol.self_report else 0
     for name, benchmark in benchmarks.items():
         problems = benchmark.task.problems()[: protocol.limit]
-        prompts = prompt_tokens(problems, tokenizer, benchmark.max_tokens, context)
+        prompts = prompt_tokens(problems, tokenizer, benchmark.max_tokens + asked, context)
         prepared[name] = problems, prompts
         show_prompt(name, problems[0], prompts[0], tokenizer)
     result = {**header, "samples": protocol.samples, "seed": protocol.seed, "temperature": protocol.temperature}
@@ -89,6 +94,8 @@ def evaluate(
                     lines = _sample(
                         worker, tokenizer, benchmarks[name], protocol, name, problems[piece], prompts[piece]
                     )
+                    if protocol.self_report:
+                        _add_self_reports(worker, tokenizer, problems[piece], lines, context)
                     file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
                     file.flush()
                     samples += lines
@@ -132,6 +139,25 @@ def _sample(
     ]
 
 
+def _add_self_reports(
+    worker: RolloutWorker,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Sequence[Problem],
+    lines: list[dict[str, Any]],
+    context: int,
+) -> None:
+    """Give each record a `self_report`: P(True) at the sample that stands for an answer by majority, else null."""
+    for line in lines:
+        line["self_report"] = None
+    cast = ballots(lines, [problem.id for problem in problems])
+    owners, samples = answered(cast.answers).nonzero()
+    chosen = [cast.rows[owner][sample] for owner, sample in zip(owners, samples, strict=True)]
+    asked = [problems[owner] for owner in owners]
+    reports = self_reports(worker, tokenizer, asked, [line["extracted"] for line in chosen], context)
+    for line, report in zip(chosen, reports, strict=True):
+        line["self_report"] = report
+
+
 def _finished(path: Path, problems: Sequence[Problem], k: int) -> list[dict[str, Any]]:
     """The records of an evaluation that was cut, up to the last question that has all of its samples."""
     records: list[dict[str, Any]] = []
@@ -157,7 +183,11 @@ def _problem_records(
     prompts: Sequence[Sequence[int]],
     path: Path,
 ) -> list[dict[str, Any]]:
-    """Write and return one record per problem, with MC1 and MC2 where it has choices."""
+    """Write and return one record per problem, with MC1 and MC2 where it has choices; as recorded, if it is."""
+    recorded = _recorded(path)
+    asked = [(problem.id, problem.prompt, problem.answer) for problem in problems]
+    if [(r["problem_id"], r["prompt"], r["answer"]) for r in recorded] == asked:
+        return recorded
     owners = [i for i, problem in enumerate(problems) for _ in problem.choices]
     texts = [problem.prompt + text for problem in problems for text, _ in problem.choices]
     # As lm-evaluation-harness does it: prompt and choice are tokenised together, and what follows as many tokens as
@@ -186,6 +216,11 @@ def _problem_records(
         records.append(record)
     write_atomically(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
     return records
+
+
+def _recorded(path: Path) -> list[dict[str, Any]]:
+    """The problem records of an evaluation that was cut: scoring the choices again would take minutes."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]] if path.exists() else []
 
 
 def multiple_choice(log_likelihoods: Sequence[float], true: Sequence[bool]) -> dict[str, float]:

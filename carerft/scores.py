@@ -1,4 +1,4 @@
-"""From the recorded samples of one benchmark to its entry of evaluation.json, and from that to a table.
+"""From the recorded samples of one benchmark to its entry of evaluation.json.
 
 `carerft.ballots` says how samples are grouped into votes, ties broken, and what unreadable answers and missing
 verdicts count as. Intervals are percentile bootstraps over problems; those of an ECE lean upwards, as a resample is
@@ -26,24 +26,27 @@ Calibration of the majority, over problems whose majority has a verdict (see `ca
                     over simulated truths, and the interval that these fall into
   ece_equal_mass, smooth_ece, brier, brier_debiased, brier_reliability, brier_resolution, brier_uncertainty,
   nll (clipped to half a vote, 1/(2k)), auroc, aurc
+The same predictions, with other confidences than the share of votes:
+  {ece,brier,auroc}_likelihood, .._likelihood_per_token   the majority's share of the sampled completions' probability
+                    (`Ballots.likelihood`)
+  {ece,brier,auroc}_self_report   P(True) (`carerft.self_report`), where it was asked for and the majority is an answer
+  ece_.._floor      for outcomes that are drawn with these very confidences
 """
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.table import Table
-from rich.text import Text
 
 from carerft import calibration
 from carerft.ballots import REFUSED, Ballots, Record, answered, ballots, confidence_and_correctness, predictions
 from carerft.errors import DataError
 from carerft.statistics import UNPARSABLE, distinct, interval, majority, pass_at_k, ratio, resample
 
-__all__ = ["confidence_and_correctness", "score", "table"]
+__all__ = ["confidence_and_correctness", "score"]
 log = logging.getLogger(__name__)
 
 ALWAYS = {"accuracy", "majority", "pass@k"}
@@ -75,10 +78,10 @@ def score(
     sums = {name: pair for name, pair in sums.items() if name in ALWAYS or pair[1].any()}
     top, bottom = (np.stack([pair[i] for pair in sums.values()], 1) for i in (0, 1))
     metrics = {name: interval(r, level) for name, r in zip(sums, ratio(counts @ top, counts @ bottom).T, strict=True)}
-    metrics |= {name: interval(r, level) for name, r in _calibration(cast, counts, bins).items()}
+    calibrations = {**_calibration(cast, counts, bins), **_other_confidences(cast, counts, bins, seed)}
     for name, select in (("ece", majority), ("ece_answered", answered), ("ece_all", distinct)):
-        floor = calibration.ece_floor(cast.answers, select, bins, seed=seed)
-        metrics[f"{name}_floor"] = interval(np.array([floor.mean(), *floor]), level)
+        calibrations[f"{name}_floor"] = _with_mean(calibration.ece_floor(cast.answers, select, bins, seed=seed))
+    metrics |= {name: interval(replicates, level) for name, replicates in calibrations.items()}
     _, confidence, correct = predictions(cast, majority(cast.answers))
     diagram = calibration.reliability(confidence, correct, bins)
     return {
@@ -174,53 +177,29 @@ def _calibration(cast: Ballots, counts: NDArray, bins: int) -> dict[str, NDArray
     }
 
 
+def _other_confidences(cast: Ballots, counts: NDArray, bins: int, seed: int) -> dict[str, NDArray]:
+    """(resamples + 1,) of each metric of the majorities under confidences other than votes, and their floors."""
+    sources = {"likelihood": cast.likelihood(), "likelihood_per_token": cast.likelihood(per_token=True)}
+    if any("self_report" in record for row in cast.rows for record in row):
+        sources["self_report"] = cast.column("self_report")
+    found = {}
+    for name, source in sources.items():
+        problem, confidence, correct = predictions(cast, majority(cast.answers), source)
+        weight = counts[:, problem]
+        found[f"ece_{name}"] = calibration.ece(confidence, correct, bins, weight)
+        found[f"ece_{name}_floor"] = _with_mean(calibration.ece_floor_stated(confidence, bins, seed=seed))
+        found[f"brier_{name}"] = calibration.brier(confidence, correct, weight)
+        found[f"auroc_{name}"] = calibration.auroc(confidence, correct, weight)
+    return found
+
+
+def _with_mean(simulated: NDArray) -> NDArray:
+    """A floor's mean before its simulations, as `interval` takes a value before its resamples."""
+    return np.array([simulated.mean(), *simulated])
+
+
 def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
-
-
-SECTIONS = (
-    {"accuracy": "accuracy (mean@k)", "majority": "majority@k", "pass@4": "pass@4", "pass@k": "pass@k"},
-    {"ece": "ECE, majority vote", "ece_floor": "  if calibrated",
-     "ece_answered": "ECE, where it answers", "ece_answered_floor": "  if calibrated",
-     "ece_all": "ECE, all answers", "ece_all_floor": "  if calibrated",
-     "smooth_ece": "smooth ECE", "brier": "Brier score", "auroc": "AUROC", "aurc": "risk-coverage area"},
-    {"accuracy_answerable": "accuracy, answerable",
-     "refusal_f1": "refusal F1", "refusal_f1_always": "  refusing always", "refusal_f1_random": "  refusing at random",
-     "refusal_rate_answerable": "refused, answerable", "refusal_rate_unanswerable": "refused, unanswerable",
-     "truthful": "truthful", "informative": "informative", "misconception": "misconceptions",
-     "mc1": "MC1", "mc2": "MC2"},
-    {"entropy": "entropy (nats per token)", "truncated": "cut by the length limit", "unparsable": "unparsable",
-     "no_verdict": "no verdict"},
-)  # fmt: skip
-
-
-def table(evaluation: Mapping[str, Any]) -> Table:
-    """What evaluation.json says, to print to a terminal: a row per metric, a column per benchmark.
-
-    Empty cells: the benchmark does not have the metric. "undefined": it has, but this evaluation gives it no value.
-    """
-    benchmarks = evaluation["benchmarks"]
-    level = evaluation["bootstrap"]["level"]
-    result = Table(title=Text(f"{evaluation['model']}: value, and its {level:.0%} interval over problems"))
-    result.add_column("")
-    for name, entry in benchmarks.items():
-        result.add_column(Text(f"{name}\nn = {entry['n']}, k = {entry['k']}"), justify="right")
-    for section in SECTIONS:
-        for metric, label in section.items():
-            cells = [entry["metrics"].get(metric) for entry in benchmarks.values()]
-            if any(cells):
-                result.add_row(label, *map(_cell, cells))
-        result.add_section()
-    return result
-
-
-def _cell(metric: Mapping[str, float | None] | None) -> Text:
-    if not metric:
-        return Text("")
-    if metric["value"] is None:
-        return Text("undefined", "dim")
-    value, low, high = (f"{metric[end]:.3f}" if metric[end] is not None else "?" for end in ("value", "low", "high"))
-    return Text.assemble(value, (f" [{low}, {high}]", "dim"))
 
 
 def replicates(

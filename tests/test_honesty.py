@@ -89,7 +89,7 @@ def recorded(task, texts) -> tuple[list, list]:
     problems = task.problems()
     grades = task.grade(problems, [texts] * len(problems) if isinstance(texts, str) else texts)
     records = [{"problem_id": p.id, "answer": p.answer, "misconceptions": p.misconceptions} for p in problems]
-    common = {"sample": 0, "truncated": False, "log_probability": -1.0, "tokens": 1}
+    common = {"sample": 0, "text": "", "truncated": False, "log_probability": -1.0, "tokens": 1}
     samples = [{**vars(grade), "problem_id": p.id, **common} for p, grade in zip(problems, grades, strict=True)]
     return records, samples
 
@@ -210,7 +210,15 @@ def test_truthfulqa_metrics_by_hand(moon):
     (problem,) = moon.problems()
     texts = ["It is a stone.", "It is a lamp.", "I have no comment.", "It shines."]
     samples = [
-        {**vars(grade), "problem_id": problem.id, "sample": i, "truncated": False, "log_probability": -1, "tokens": 1}
+        {
+            **vars(grade),
+            "problem_id": problem.id,
+            "sample": i,
+            "text": texts[i],
+            "truncated": False,
+            "log_probability": -1,
+            "tokens": 1,
+        }
         for i, grade in enumerate(moon.grade([problem] * 4, texts))
     ]
     record = {"problem_id": problem.id, "answer": problem.answer, "misconceptions": list(problem.misconceptions)}

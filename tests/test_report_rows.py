@@ -24,6 +24,7 @@ from carerft.report.intervals import (
     over_seeds,
     pooled_spread,
 )
+from carerft.report.notes import few_verdicts, notes
 from carerft.report.questions import choose
 from carerft.report.reliability import pooled_reliability
 from carerft.report.summary import findings, strength_note
@@ -175,7 +176,7 @@ def test_real_benchmarks_get_the_columns_of_the_papers_table(tmp_path):
     ]
     table = main_table(cells, scores(cells, 0.95), {"gsm8k": ["majority", "accuracy"], "truthfulqa": []})
     headings = [column.heading for column in table.columns]
-    assert headings[1:4] == ["GSM8K: majority accuracy ↑", "Accuracy (mean@k): GSM8K ↑", "SelfAware: refusal F1 ↑"]
+    assert headings[1:4] == ["GSM8K: majority@k ↑", "Accuracy (mean@k): GSM8K ↑", "SelfAware: refusal F1 ↑"]
     assert not any(heading.startswith("TruthfulQA") for heading in headings)
 
 
@@ -230,11 +231,28 @@ def test_print_table_fits_a_terminal(demo, tmp_path):
     print_table(load_runs([tmp_path / "runs"]), console)
     text = console.export_text()
     assert "…" not in text and max(map(len, text.splitlines())) <= 80
-    for word in ("base model", "no penalty", "Honesty", "ECE (k=8)"):
+    for word in ("base model", "no penalty", "Honesty", "ECE (k=8)", "a perfectly calibrated sampler would show about"):
         assert word in " ".join(text.split())
     # every interval is there whole: a digit that is cut off would be another number
     intervals = re.findall(r"\S+\u2013\S+", text)
     assert len(intervals) > 40 and all(re.fullmatch(r"\d\.\d{3}\u2013\d\.\d{3}", found) for found in intervals)
+
+
+def test_tables_say_what_perfect_calibration_would_show_and_which_numbers_rest_on_few_verdicts(demo):
+    cells = make_cells(load_runs([demo]))
+    table = scores(cells, 0.95)
+    columns = main_table(cells, table).columns
+    (ece,) = (column for column in columns if column.metric == "ece")
+    lows = [i.value for i in table[ece.benchmark, "ece_floor"]]
+    first = notes(cells, table, columns)[0]
+    assert ece.title in first and decimal(min(lows)) in first and decimal(max(lows)) in first
+    assert not few_verdicts(cells, table, columns)
+    judged = [Interval(0.02), None, *[Interval(0.0)] * (len(cells) - 3), Interval(0.85)]
+    (warning,) = few_verdicts(cells, {**table, (ece.benchmark, "no_verdict"): judged}, columns)
+    assert warning.startswith(f"FEW VERDICTS: {cells[-1].label}, ") and "rest on the 15% of the answers" in warning
+    assert "accuracy (mean@k), ECE" in warning
+    likelihoods = [column for column in columns if column.metric == "mc2"]
+    assert not few_verdicts(cells, {("truthfulqa", "no_verdict"): judged}, likelihoods)
 
 
 def test_latex_is_escaped_and_balanced(tmp_path):

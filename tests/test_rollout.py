@@ -20,6 +20,7 @@ from transformers import (
 from carerft.errors import ConfigError, DataError, NonFiniteError
 from carerft.rollout import Rollouts, Sampling
 from carerft.rollout import decoding as decoding_module
+from carerft.rollout import transformers as transformers_module
 from carerft.rollout.decoding import Decoder, LeanDecoder, decoder_for
 from carerft.rollout.transformers import TransformersWorker, draw, nucleus
 
@@ -331,6 +332,24 @@ def test_log_likelihood_is_the_sum_over_the_continuation_alone(name, batch_size)
     found = TransformersWorker(model, [EOS], 0, batch_size=batch_size).log_likelihood(PROMPTS, continuations)
     for prompt, continuation, total in zip(PROMPTS, continuations, found, strict=True):
         assert total == pytest.approx(float(teacher_forced(model, prompt, continuation).sum()), abs=1e-4)
+
+
+@pytest.mark.parametrize("batch_size", [256, 5])
+@pytest.mark.parametrize("name", MODELS)
+def test_continuations_that_share_a_prompt_score_as_each_by_itself(name, batch_size, monkeypatch):
+    model = MODELS[name]()
+    choices = [[4, 8, 1], [2], [11, 0, 0, 9, 5, 6, 1, 1, 4], [], [4, 8]]
+    pairs = [(prompt, choice) for choice in choices for prompt in PROMPTS]  # no two of a prompt side by side
+    read = []
+    monkeypatch.setattr(
+        transformers_module,
+        "Decoder",
+        lambda model, prompts, *rest: read.extend(prompts) or Decoder(model, prompts, *rest),
+    )
+    found = TransformersWorker(model, [EOS], 0, batch_size=batch_size).log_likelihood(*zip(*pairs, strict=True))
+    for (prompt, choice), total in zip(pairs, found, strict=True):
+        assert total == pytest.approx(float(teacher_forced(model, prompt, choice).sum()), rel=1e-5, abs=1e-5)
+    assert sorted(read) == sorted(map(tuple, PROMPTS))  # each prompt was read once
 
 
 def test_log_likelihood_of_samples_is_the_samplers_own(worker):

@@ -4,12 +4,14 @@ import io
 import json
 import math
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from carerft.ballots import ballots
 from carerft.errors import DataError
-from carerft.scores import confidence_and_correctness, score, table
+from carerft.score_table import MARK, table
+from carerft.scores import confidence_and_correctness, score
 
 
 def problem(name, answer, misconceptions=(), **likelihoods):
@@ -168,6 +170,63 @@ def test_an_answer_that_says_refused_is_not_a_refusal_and_unparsable_ones_do_not
     assert (confidence.tolist(), correct.tolist()) == ([pytest.approx(1 / 3)], [0])
 
 
+def worded(name, *replies, gold):
+    """Samples from (answer, text, probability, tokens)."""
+    records = samples(name, *(answer for answer, *_ in replies), gold=gold)
+    for record, (_, text, probability, tokens) in zip(records, replies, strict=True):
+        record |= {"text": text, "log_probability": math.log(probability), "tokens": tokens}
+    return records
+
+
+def test_likelihood_of_an_answer_is_its_completions_share_of_the_probability():
+    # Different completions: "so 7" 0.2 and "7" 0.1 say 7, "8" 0.3 says 8; the second "7" is no new one. The refusals
+    # "?" and "hm" are one answer; an unreadable completion is one by itself.
+    seven = worded("a", ("7", "7", 0.1, 1), ("7", "so 7", 0.2, 2), ("8", "8", 0.3, 1), ("7", "7", 0.1, 1), gold="7")
+    other = worded(
+        "b", ("refuse", "?", 0.3, 1), ("refuse", "hm", 0.2, 1), (None, "!", 0.4, 2), (None, "!!", 0.1, 1), gold="1"
+    )
+    cast = ballots([*seven, *other])
+    assert cast.likelihood() == pytest.approx(np.array([[0.5, 0.5, 0.5, 0.5], [0.5, 0.5, 0.4, 0.1]]))
+    # Per token: "so 7" sqrt(0.2), "!" sqrt(0.4)
+    a = (0.1 + 0.2**0.5) / (0.1 + 0.2**0.5 + 0.3)
+    b = 0.3 + 0.2 + 0.4**0.5 + 0.1
+    expected = [[a, a, 1 - a, a], [0.5 / b, 0.5 / b, 0.4**0.5 / b, 0.1 / b]]
+    assert cast.likelihood(per_token=True) == pytest.approx(np.array(expected))
+
+
+def test_likelihood_of_improbable_completions_does_not_underflow():
+    far = samples("a", "7", "8", gold="7")
+    far[0] |= {"log_probability": -2000.0, "tokens": 10}
+    far[1] |= {"log_probability": -2000.0 - math.log(3), "tokens": 10}
+    assert ballots(far).likelihood()[0].tolist() == pytest.approx([0.75, 0.25])
+
+
+def test_calibration_by_likelihood_by_hand():
+    records = [
+        *worded("a", ("7", "7", 0.3, 1), ("7", "so 7", 0.4, 2), ("8", "8", 0.1, 1), gold="7"),  # 0.7 / 0.8, right
+        *worded("b", ("5", "5", 0.1, 1), ("5", "five", 0.1, 1), ("6", "6", 0.6, 1), gold="6"),  # 0.2 / 0.8, wrong
+    ]
+    got = values([problem("a", "7"), problem("b", "6")], records)
+    assert got["ece_likelihood"] == pytest.approx((0.125 + 0.25) / 2)
+    assert got["brier_likelihood"] == pytest.approx((0.125**2 + 0.25**2) / 2)
+    assert got["auroc_likelihood"] == 1
+    assert got["ece"] == pytest.approx(abs(2 / 3 - 1 / 2))  # by votes the two are alike
+    assert not any("self_report" in name for name in got)
+
+
+def test_calibration_by_self_report_by_hand():
+    records = [dict(r, self_report=None) for r in SAMPLES]
+    records[0]["self_report"], records[4]["self_report"] = 0.9, 0.35  # a right, b wrong; c and d refuse
+    got = values(PROBLEMS, records)
+    assert got["ece_self_report"] == pytest.approx((0.1 + 0.35) / 2)
+    assert got["brier_self_report"] == pytest.approx((0.1**2 + 0.35**2) / 2)
+    assert got["auroc_self_report"] == 1
+    # Outcomes drawn with 0.9 and 0.35: |y - c| is 0.1 (chance .9) or 0.9 and 0.65 (.65) or 0.35, each in its own bin
+    assert got["ece_self_report_floor"] == pytest.approx((2 * 0.9 * 0.1 + 2 * 0.35 * 0.65) / 2, abs=0.05)
+    # All else is as without it.
+    assert {k: v for k, v in got.items() if "self_report" not in k} == values(PROBLEMS, SAMPLES)
+
+
 def test_floor_is_that_of_the_same_votes_and_lies_below_an_overconfident_ece():
     # Each question: 6 equal votes of 8, the majority always wrong. A calibrated sampler would have been right in most.
     records = [r for i in range(200) for r in samples(f"{i}", *"xxxxxxyz", gold="none")]
@@ -216,3 +275,43 @@ def test_table_shows_values_and_intervals_and_leaves_model_names_unstyled():
     assert "1.000 [1.000, 1.000]" in lines["accuracy (mean@k)"]
     assert "undefined" in lines["AUROC"]
     assert "refusing always" in lines
+    assert MARK not in text
+    assert "ECE over 10 equal-width bins" in text
+
+
+def printed(problems, records):
+    entry = score(problems, records, resamples=10)
+    console = Console(file=io.StringIO(), width=100)
+    console.print(table({"model": "m", "bootstrap": {"level": 0.9}, "benchmarks": {"truth": entry}}))
+    return console.file.getvalue()
+
+
+def test_numbers_that_rest_on_few_verdicts_are_marked_and_say_how_few():
+    problems = [problem(f"{i}", "7", ["8"], mc1=1, mc2=0.5) for i in range(20)]
+    records = [r for p in problems for r in samples(p["problem_id"], "7", "8", "7", gold="7")]
+    assert MARK not in printed(problems, records)
+    for r in records[9:]:  # the last 17 problems have no verdict at all
+        r["correct"] = None
+    text = printed(problems, records)
+    for label in (
+        "accuracy (mean@k)",
+        "majority@k",
+        "pass@k",
+        "ECE, majority vote",
+        "ECE, by likelihood",
+        "Brier score",
+    ):
+        assert next(line for line in text.splitlines() if label in line).count(MARK) == 1, label
+    for label in ("MC1", "MC2", "no verdict", "informative", "entropy"):
+        assert MARK not in next(line for line in text.splitlines() if label in line), label
+    assert "only 15% of the answers could be judged, and 3 of 20 questions" in " ".join(text.split())
+
+
+def test_two_verdicts_in_twenty_missing_are_few_enough_to_pass():
+    problems = [problem(f"{i}", "7") for i in range(20)]
+    records = [r for p in problems for r in samples(p["problem_id"], "7", gold="7")]
+    for r in records[18:]:
+        r["correct"] = None
+    assert MARK not in printed(problems, records)
+    records[17]["correct"] = None
+    assert MARK in printed(problems, records)

@@ -59,6 +59,7 @@ def _shared(config: dict[str, Any]) -> None:
     _between(config, "evaluation.level", 0, 1)
     if config["rollout"]["name"] == "vllm":
         _vllm(config)
+    _self_report(config)
     path = config["data"]["path"]
     if path is not None and not Path(path).is_file():
         raise ConfigError(f"data.path={path}: there is no such file", "give the path of a JSON-lines file")
@@ -87,6 +88,18 @@ def _prompts(config: dict[str, Any]) -> None:
         package, _, module = entry.get("_target_", "").rpartition(".")[0].rpartition(".")
         if package == "carerft.tasks" and "prompt" in entry:
             load_template(module, entry["prompt"])
+
+
+def _self_report(config: dict[str, Any]) -> None:
+    worlds = [name for name, found in config["benchmark"].items() if found.get("_target_", "").endswith("WorldTask")]
+    if not config["evaluation"]["self_report"] or (config["model"]["path"] != "world" and not worlds):
+        return
+    where = f"benchmark={worlds[0]}" if worlds else f"model={config['model']['name']}"
+    raise ConfigError(
+        f"evaluation.self_report=true with {where}: a model is asked in English whether its answer is true, and the "
+        "built-in world has no words for that",
+        "write evaluation.self_report=false, or measure another model on benchmarks of text",
+    )
 
 
 def _algorithm(config: dict[str, Any]) -> None:

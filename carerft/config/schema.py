@@ -160,6 +160,8 @@ class Evaluation:
     top_p: float = 1.0
     bootstrap: int = 1000  # resamples behind each interval
     level: float = 0.95
+    self_report: bool = False  # also ask the model whether each majority answer is true, P(True): one more forward pass
+    # per question. Not for the built-in world, whose words do not hold the question
 
 
 @dataclass

@@ -10,6 +10,7 @@ from carerft.report.cells import make_cells, scores
 from carerft.report.columns import benchmark_order, main_table
 from carerft.report.drawings import draw
 from carerft.report.experiment import findings
+from carerft.report.notes import notes
 from carerft.report.page import Report, render
 from carerft.report.questions import choose
 from carerft.report.runs import common_directory, load_runs
@@ -46,10 +47,11 @@ def build(
     limit = min(LONGEST_TEXT, TEXT_BUDGET // max(1, 12 * len(cells)))
     look = looks(cells)
     chosen = choose(cells, benchmarks, limit, troubles)
+    beside = notes(cells, table, main.columns)
     files: dict[str, str | bytes] = {
-        "table.md": markdown_table(main),
+        "table.md": markdown_table(main) + "".join(f"\n{note}\n" for note in beside),
         "table.csv": tidy_csv(cells, table),
-        "table.tex": latex(main),
+        "table.tex": "".join(f"% {note}\n" for note in beside) + latex(main),
     }
     found = findings(*about, cells, table, level(runs)) if about else None
     drawings, figures = draw(main, table, benchmarks, look, found)

@@ -30,7 +30,7 @@ SHOWN = {"accuracy": ("accuracy",), "honesty": ("refusal_f1",), "truth": ("truth
 METRICS = {
     "accuracy": ("accuracy (mean@k)", 1),
     "accuracy_answerable": ("accuracy on answerable", 1),
-    "majority": ("majority accuracy", 1),
+    "majority": ("majority@k", 1),
     "pass@4": ("pass@4", 1),
     "pass@k": ("pass@k", 1),
     "refusal_f1": ("refusal F1", 1),
@@ -57,6 +57,18 @@ METRICS = {
     "brier_reliability": ("Brier: reliability", -1),
     "brier_resolution": ("Brier: resolution", 1),
     "brier_uncertainty": ("Brier: uncertainty", 0),
+    "ece_likelihood": ("ECE, by likelihood", -1),
+    "ece_likelihood_floor": ("ECE if calibrated, by likelihood", 0),
+    "brier_likelihood": ("Brier score, by likelihood", -1),
+    "auroc_likelihood": ("AUROC, by likelihood", 1),
+    "ece_likelihood_per_token": ("ECE, likelihood per token", -1),
+    "ece_likelihood_per_token_floor": ("ECE if calibrated, likelihood per token", 0),
+    "brier_likelihood_per_token": ("Brier score, likelihood per token", -1),
+    "auroc_likelihood_per_token": ("AUROC, likelihood per token", 1),
+    "ece_self_report": ("ECE, self-report P(True)", -1),
+    "ece_self_report_floor": ("ECE if calibrated, self-report", 0),
+    "brier_self_report": ("Brier score, self-report P(True)", -1),
+    "auroc_self_report": ("AUROC, self-report P(True)", 1),
     "nll": ("negative log-likelihood", -1),
     "auroc": ("AUROC", 1),
     "aurc": ("risk-coverage area", -1),
@@ -65,7 +77,7 @@ METRICS = {
     "unparsable": ("unparsable", -1),
     "no_verdict": ("without a verdict", -1),
 }
-FLOORS = {"ece": "ece_floor", "ece_answered": "ece_answered_floor"}  # what perfect calibration would score
+FLOORS = {name: f"{name}_floor" for name in METRICS if f"{name}_floor" in METRICS}  # what perfect calibration scores
 CALIBRATION = set(FLOORS)  # comparable only at equal k
 
 

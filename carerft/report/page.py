@@ -30,6 +30,7 @@ from carerft.report.drawings import MOST_DIAGRAMS, Drawing
 from carerft.report.experiment import Findings, meaning
 from carerft.report.intervals import Interval
 from carerft.report.markdown import change_text
+from carerft.report.notes import few_verdicts
 from carerft.report.questions import Chosen
 from carerft.report.runs import Run
 from carerft.report.style import Look
@@ -174,7 +175,7 @@ def _full_tables(report: Report) -> list[tuple[str, list[tuple[str, Sequence[Int
 
 def _alarms(report: Report) -> list[str]:
     """Where answers that never counted as one are many enough to mislead: a line for each row and reason."""
-    found = []
+    found = few_verdicts(report.main.cells, report.scores, report.main.columns)
     for index, cell in enumerate(report.main.cells):
         for metric, most in ALARMS.items():
             shares = [

@@ -40,14 +40,19 @@ class Diagram:
     colour: str
     bins: Reliability
     ece: Interval | None
+    floor: Interval | None  # the ECE of perfect calibration at this k
 
 
 def diagrams(cells: Sequence[Cell], scores: Scores, benchmark: str, look: dict[str, Look]) -> list[Diagram]:
     """One reliability diagram for each row that has bins."""
-    eces = scores.get((benchmark, "ece"), [None] * len(cells))
-    found = [(cell, pooled_reliability(cell, benchmark), ece) for cell, ece in zip(cells, eces, strict=True)]
+    eces, floors = (scores.get((benchmark, name), [None] * len(cells)) for name in ("ece", "ece_floor"))
+    found = [
+        (cell, pooled_reliability(cell, benchmark), *both) for cell, *both in zip(cells, eces, floors, strict=True)
+    ]
     return [
-        Diagram(greek(cell.label), look[cell.label].colour, bins, ece) for cell, bins, ece in found if bins is not None
+        Diagram(greek(cell.label), look[cell.label].colour, bins, *both)
+        for cell, bins, *both in found
+        if bins is not None
     ]
 
 
@@ -94,7 +99,8 @@ def _diagram(upper: Axes, lower: Axes, panel: Diagram, tallest: float) -> None:
     upper.tick_params(length=0, labelbottom=False)
     upper.set_title(panel.label, fontsize=min(9.5, 9.5 * 21 / len(panel.label)))  # as long as a panel is wide
     if panel.ece is not None:
-        upper.text(0.05, 0.95, f"ECE {decimal(panel.ece.value)}", va="top", fontsize=8.5, color=INK)
+        floor = f"\n({decimal(panel.floor.value)} if calibrated)" if panel.floor is not None else ""
+        upper.text(0.05, 0.95, f"ECE {decimal(panel.ece.value)}{floor}", va="top", fontsize=8.5, color=INK)
     widths = np.diff(bins.edges)
     lower.bar(bins.edges[:-1] + widths / 2, share, width=widths * 0.86, color=panel.colour, alpha=0.75)
     highest = np.ceil(max(tallest, 0.05) * 10) / 10

@@ -13,6 +13,7 @@ from rich.text import Text
 from carerft.report.cells import Cell, Scores, make_cells, scores
 from carerft.report.columns import MainTable, main_table
 from carerft.report.intervals import Interval
+from carerft.report.notes import notes
 from carerft.report.runs import Run
 from carerft.report.text import MINUS, decimal
 
@@ -126,7 +127,8 @@ def print_table(
     """
     console = console or Console()
     cells = make_cells(runs)
-    table = main_table(cells, scores(cells, level(runs)), shown)
+    found = scores(cells, level(runs))
+    table = main_table(cells, found, shown)
     names = [Text(cell.label) for cell in cells]
     headings = [Text(column.heading) for column in table.columns]
     grid = [[_entry(*entry) for entry in table.row(index)] for index in range(len(cells))]
@@ -142,6 +144,8 @@ def print_table(
     for name, row in zip(names, body, strict=True):
         shown.add_row(name, *row)
     console.print(shown)
+    for note in notes(cells, found, table.columns):
+        console.print(Text(note, "bold red" if note.startswith("FEW") else ""))
     for run in runs:
         if not run.counts:
             console.print(Text(f"not in the table: {run.place} ({run.absence})"))

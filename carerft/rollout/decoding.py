@@ -93,18 +93,22 @@ class Decoder:
         self.visible = None if visible is None else visible[rows]  # (R, slots) bool
         self.positions = width - padding[rows]  # (R,), of the token that the next step reads
 
-    def step(self, tokens: Tensor) -> Tensor:
-        """tokens: (R,), the newest of each row. Returns the logits of the next, (R, vocabulary)."""
+    def read(self, tokens: Tensor) -> Tensor:
+        """tokens: (R, T), the next of each row. Returns the logits that follow each, (R, T, vocabulary)."""
+        count = tokens.shape[1]
         output = self.model(
-            tokens[:, None],
-            attention_mask=None if self.visible is None else self.visible[:, : self.layers[0].length + 1],
-            position_ids=self.positions[:, None],
+            tokens,
+            attention_mask=None if self.visible is None else self.visible[:, : self.layers[0].length + count],
+            position_ids=self.positions[:, None] + torch.arange(count, device=tokens.device),
             past_key_values=self.cache,
             use_cache=True,
-            logits_to_keep=1,
         )
-        self.positions = self.positions + 1
-        return output.logits[:, -1]
+        self.positions = self.positions + count
+        return output.logits
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """tokens: (R,), the newest of each row. Returns the logits of the next, (R, vocabulary)."""
+        return self.read(tokens[:, None])[:, -1]
 
     def keep(self, rows: Tensor) -> None:
         """Goes on with these rows alone, which ascend."""

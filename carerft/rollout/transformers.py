@@ -144,9 +144,10 @@ class TransformersWorker:
         """
         pairs = [(list(p), list(c)) for p, c in zip(prompts, continuations, strict=True)]
         check_context(prompts, [len(c) for c in continuations], self._context())
-        order = sorted(range(len(pairs)), key=lambda i: (len(pairs[i][0]), len(pairs[i][1])))
-        kept = max(len(p) + len(c) for p, c in pairs) - min(len(p) for p, _ in pairs) + 1
-        size = max(1, min(self.batch_size, LOGITS // (kept * self.model.config.get_text_config().vocab_size)))
+        # Equal prompts side by side: a batch reads each of them once. Similar lengths together: less padding.
+        order = sorted(range(len(pairs)), key=lambda i: (len(pairs[i][0]), pairs[i][0], len(pairs[i][1])))
+        longest = max(1, max(len(continuation) for _, continuation in pairs))
+        size = max(1, min(self.batch_size, LOGITS // (longest * self.model.config.get_text_config().vocab_size)))
         totals = [0.0] * len(pairs)
         with self._evaluating():
             for start in range(0, len(order), size):
@@ -226,19 +227,24 @@ class TransformersWorker:
         )
 
     def _likelihood(self, pairs: list[tuple[list[int], list[int]]]) -> Tensor:
-        """(B,) summed log-probabilities. Padded on the right: a causal model's real positions never see it."""
+        """(B,) summed log-probabilities. A prompt's keys and values serve all of its continuations."""
         device = self.model.device
-        tokens = [torch.tensor(prompt + continuation, device=device) for prompt, continuation in pairs]
-        tokens = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True, padding_value=self.pad_token_id)
-        begin = torch.tensor([len(prompt) for prompt, _ in pairs], device=device)[:, None]
-        end = torch.tensor([len(p) + len(c) for p, c in pairs], device=device)[:, None]
-        position = torch.arange(int(begin.min()), tokens.shape[1], device=device)  # those that are ever scored
-        if len(position) == 0:
+        prompts = list(dict.fromkeys(tuple(prompt) for prompt, _ in pairs))
+        place = {prompt: row for row, prompt in enumerate(prompts)}
+        rows = torch.tensor([place[tuple(prompt)] for prompt, _ in pairs])
+        continuations = [torch.tensor(tokens, dtype=torch.int64, device=device) for _, tokens in pairs]
+        # (B, T), padded on the right: a causal model's real positions never see it.
+        tokens = torch.nn.utils.rnn.pad_sequence(continuations, batch_first=True, padding_value=self.pad_token_id)
+        if tokens.shape[1] == 0:
             return torch.zeros(len(pairs))
-        logits = self.model(tokens, use_cache=False, logits_to_keep=position - 1).logits.float()
-        losses = F.cross_entropy(logits.flatten(0, 1), tokens[:, position].flatten(), reduction="none")
-        scored = (position >= begin) & (position < end)
-        return -(losses.view(scored.shape) * scored).sum(1).cpu()
+        decoder = Decoder(self.model, prompts, rows, tokens.shape[1] - 1, self.pad_token_id)
+        logits = decoder.logits[:, None]
+        if tokens.shape[1] > 1:
+            logits = torch.cat([logits, decoder.read(tokens[:, :-1])], dim=1)
+        losses = F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten(), reduction="none").view(tokens.shape)
+        lengths = torch.tensor([len(tokens) for tokens in continuations], device=device)
+        scored = torch.arange(tokens.shape[1], device=device) < lengths[:, None]
+        return -(losses * scored).sum(1).cpu()
 
     def _context(self) -> int:
         """Most tokens that the model can read; a model that names no limit has none."""

@@ -1,0 +1,103 @@
+"""P(True): what a model is asked, what is recorded, and that an evaluation that was cut goes on with the same."""
+
+import json
+from math import exp
+
+import pytest
+from rich.console import Console
+from test_config import composed
+from test_rollout import teacher_forced
+
+from carerft.config.checks import check_evaluate, check_train
+from carerft.config.schema import Model
+from carerft.errors import ConfigError, DataError
+from carerft.evaluation import Benchmark, Protocol, evaluate
+from carerft.model import choose_device, context_length, eos_token_ids, load_model
+from carerft.rollout.transformers import TransformersWorker
+from carerft.self_report import self_reports
+from carerft.tasks import Problem
+from carerft.tasks.world import WorldTask
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    model, tokenizer = load_model(Model(name="tiny", path="world"), choose_device("cpu"))
+    return model, tokenizer, TransformersWorker(model, eos_token_ids(model, tokenizer), tokenizer.pad_token_id)
+
+
+def test_the_question_is_that_of_the_paper_and_the_answer_the_share_of_option_a(loaded):
+    model, tokenizer, worker = loaded
+    problems = [Problem("x", "Who was the first {president}?", "?"), Problem("y", "1 + 1", "2")]
+    asked = [
+        "Question: Who was the first {president}?\nProposed Answer: George {0}\nIs the proposed answer:\n"
+        " (A) True\n (B) False\nThe proposed answer is:",
+        "Question: 1 + 1\nProposed Answer: 3\nIs the proposed answer:\n (A) True\n (B) False\nThe proposed answer is:",
+    ]
+    reports = self_reports(worker, tokenizer, problems, ["George {0}", "3"], context_length(model))
+    for text, report in zip(asked, reports, strict=True):
+        prompt, a, b = (tokenizer(t, add_special_tokens=False)["input_ids"] for t in (text, " (A)", " (B)"))
+        true, false = (exp(float(teacher_forced(model, prompt, option).sum())) for option in (a, b))
+        assert report == pytest.approx(true / (true + false), rel=1e-4)
+    assert self_reports(worker, tokenizer, [], [], 10) == []
+
+
+def test_a_question_beyond_the_context_is_refused_by_name(loaded):
+    _, tokenizer, worker = loaded
+    with pytest.raises(DataError, match="problem x"):
+        self_reports(worker, tokenizer, [Problem("x", "?", None)], ["y" * 400], context=200)
+
+
+def measure(loaded, directory, **changes):
+    model, tokenizer, worker = loaded
+    protocol = Protocol(samples=4, seed=0, limit=6, bootstrap=20, questions_at_once=2, **changes)
+    benchmarks = {part: Benchmark(WorldTask(part, "test"), 24) for part in ("truth", "honesty")}
+    context = context_length(model)
+    result = evaluate(worker, tokenizer, benchmarks, protocol, directory, context, {}, Console(quiet=True))
+    return result, {path.name: path.read_text() for path in (directory / "evaluation").iterdir()}
+
+
+def test_it_is_recorded_once_a_question_and_a_cut_evaluation_goes_on_with_the_same(loaded, tmp_path):
+    result, files = measure(loaded, tmp_path / "whole", self_report=True)
+    reported = 0
+    for name in ("truth", "honesty"):
+        records = [json.loads(line) for line in files[f"{name}.jsonl"].splitlines()]
+        for start in range(0, len(records), 4):
+            found = [r for r in records[start : start + 4] if r["self_report"] is not None]
+            assert len(found) <= 1  # none where the majority refuses, or nothing could be read
+            assert all(0 < r["self_report"] < 1 and r["extracted"] is not None and not r["refused"] for r in found)
+            reported += len(found)
+        metrics = result["benchmarks"][name]["metrics"]
+        assert {"ece_self_report", "ece_self_report_floor", "brier_self_report", "auroc_self_report"} <= metrics.keys()
+    assert 4 <= reported <= 12
+
+    cut = tmp_path / "cut" / "evaluation"
+    cut.mkdir(parents=True)
+    (cut / "truth.problems.jsonl").write_text(files["truth.problems.jsonl"])
+    # Two questions are whole, which were sampled together: the others then are too, and nothing is rounded otherwise.
+    lines = files["truth.jsonl"].splitlines(keepends=True)
+    (cut / "truth.jsonl").write_text("".join(lines[:9]) + lines[9][:40])
+    again, others = measure(loaded, tmp_path / "cut", self_report=True)
+    assert others == files and again == result
+
+
+def test_without_it_nothing_is_asked_and_nothing_recorded(loaded, tmp_path):
+    result, files = measure(loaded, tmp_path)
+    assert not any("self_report" in text for text in (json.dumps(result), *files.values()))
+
+
+def test_choices_that_are_scored_are_not_scored_again(loaded, tmp_path, monkeypatch):
+    result, files = measure(loaded, tmp_path)
+    (tmp_path / "evaluation" / "truth.jsonl").write_text("")
+    monkeypatch.delattr(TransformersWorker, "log_likelihood")
+    assert measure(loaded, tmp_path) == (result, files)
+
+
+@pytest.mark.parametrize("verb, check", [("evaluate", check_evaluate), ("train", check_train)])
+def test_the_built_in_world_cannot_be_asked(verb, check, tmp_path):
+    asked = "evaluation.self_report=true"
+    with pytest.raises(ConfigError, match=r"self_report=true with benchmark=world_reasoning.*\n.*self_report=false"):
+        check(composed(asked, "benchmark=world", verb=verb))
+    with pytest.raises(ConfigError, match=r"self_report=true with model=tiny.*\n.*self_report=false"):
+        check(composed(asked, "benchmark=gsm8k", verb=verb))
+    check(composed(asked, "benchmark=gsm8k", "model=qwen2.5-0.5b", *["task=gsm8k"] * (verb == "train"), verb=verb))
+    check(composed("benchmark=world", verb=verb))
