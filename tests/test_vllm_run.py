@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import psutil
@@ -16,6 +17,7 @@ from engines import needs_ray, needs_vllm
 from test_dedicated import assert_gone
 
 from carerft import checkpoint, cli
+from carerft.rollout import engine, keeping, vllm
 
 SMALL = ["model=tiny", "samples=2", "evaluation.limit=6", "evaluation.bootstrap=20", "tracker=none", "rollout=vllm"]
 TRAIN = [
@@ -39,10 +41,42 @@ def answers(directory: Path) -> list[tuple]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
-    directory = tmp_path_factory.mktemp("train") / "run"
-    assert run("train", directory, *TRAIN) == 0
-    return directory
+def sweep(tmp_path_factory) -> tuple[Path, Counter]:
+    """Two runs in this process, in 0/ and 1/, and how often an engine was started and a sync proven."""
+    directory, calls = tmp_path_factory.mktemp("sweep"), Counter()
+
+    def counted(what: str, function):
+        return lambda *arguments: calls.update([what]) or function(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine.Engine, "__init__", counted("start", engine.Engine.__init__))
+        patch.setattr(vllm, "prove_sync", counted("proof", vllm.prove_sync))
+        places = [f'hydra.sweep.dir="{directory}"', "hydra.sweep.subdir=${seed}"]
+        assert cli.main(["train", "-m", *TRAIN, "seed=0,1", *places]) == 0
+    yield directory, calls
+    keeping.close()
+
+
+@pytest.fixture(scope="module")
+def finished(sweep) -> Path:
+    return sweep[0] / "0"
+
+
+@needs_vllm
+def test_a_sweep_starts_one_engine_and_its_runs_are_those_of_processes_of_their_own(sweep, tmp_path):
+    directory, calls = sweep
+    assert calls == {"start": 1, "proof": 2}
+    command = [sys.executable, "-m", "carerft", "train", *TRAIN, "seed=1", f'hydra.run.dir="{tmp_path}"']
+    subprocess.run(command, check=True, capture_output=True)
+    again = directory / "1"
+
+    def untimed(path: Path) -> list[dict]:
+        return [{k: v for k, v in r.items() if not k.startswith(("time/", "throughput/"))} for r in records(path)]
+
+    assert untimed(again / "metrics.jsonl") == untimed(tmp_path / "metrics.jsonl")
+    assert answers(again) == answers(tmp_path) != answers(directory / "0")
+    weights = [(place / "model" / "model.safetensors").read_bytes() for place in (again, tmp_path)]
+    assert weights[0] == weights[1]
 
 
 @needs_vllm
@@ -78,6 +112,7 @@ def test_a_prompt_longer_than_the_engines_context_is_refused_at_the_start_by_its
     assert run("train", tmp_path / "run", *TRAIN, "rollout.max_model_len=40", "task.max_tokens=30") == 2
     assert "the prompt of problem " in capsys.readouterr().err
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    assert not keeping._kept  # a run that failed leaves no engine
 
 
 @pytest.mark.parametrize(

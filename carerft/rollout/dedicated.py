@@ -146,6 +146,10 @@ class DedicatedWorker:
     def sleep(self) -> None:
         """The engines have memory of their own: there is none to give to the learner."""
 
+    def rest(self) -> None:
+        """A run is over: another one's policy is to be synced, and proven, anew."""
+        self.weights, self.proven = None, False
+
     def close(self) -> None:
         """End the engines, and Ray if it was started here. May be repeated.
 
