@@ -63,15 +63,22 @@ class EngineOptions:
 
 
 class Engine:
-    """Starts with random weights: `load` comes before anything else."""
+    """Starts with random weights: `load` comes before anything else.
+
+    A learner of several processes initialises torch.distributed (as torchrun has it: RANK, LOCAL_RANK) before any
+    engine starts. Each process then starts and ends an engine at the same time as the others, on the device of its
+    LOCAL_RANK, and samples with it when and what it likes.
+    """
 
     def __init__(self, options: EngineOptions):
         """Raises CareError where the model doesn't fit into memory, or vLLM doesn't know it."""
+        self._guest = torch.distributed.is_initialized()
+        several = self._guest and torch.distributed.get_world_size() > 1
         for key, value in ENVIRONMENT.items():
             os.environ.setdefault(key, value)
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # weights are handed over within the process
         logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"].upper())  # it logs before it has read that
-        with _undisturbed(), warnings.catch_warnings():
+        with _undisturbed(), _sparing_process_group(self._guest), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of vLLM's own use of PyTorch
             from vllm import LLM
             from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
@@ -93,6 +100,7 @@ class Engine:
                     gpu_memory_utilization=options.memory_share,
                     kv_cache_memory_bytes=None if cache_gib is None else int(cache_gib * 2**30),
                     tensor_parallel_size=options.tensor_parallel_size,
+                    distributed_executor_backend="external_launcher" if several else None,
                     enforce_eager=cpu if options.eager is None else options.eager,
                     enable_sleep_mode=self.can_sleep,
                     enable_prefix_caching=True,
@@ -195,9 +203,10 @@ class Engine:
         """End the engine and give back its memory."""
         from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
-        self.llm.llm_engine.engine_core.shutdown()
-        del self.llm
-        cleanup_dist_env_and_memory()
+        with _sparing_process_group(self._guest):
+            self.llm.llm_engine.engine_core.shutdown()
+            del self.llm
+            cleanup_dist_env_and_memory()
         gc.collect()
 
     def _run(self, prompts: Sequence[Sequence[int]], parameters: Sequence[Any]) -> list[Any]:
@@ -226,6 +235,23 @@ def _undisturbed() -> Iterator[None]:
                 torch.set_num_threads(threads)
             random.setstate(states[0])
             np.random.set_state(states[1])
+
+
+@contextmanager
+def _sparing_process_group(guest: bool) -> Iterator[None]:
+    """Leaves the learner's process group as it was: vLLM's cleanup ends the default group, whoever made it."""
+    destroy = torch.distributed.destroy_process_group
+
+    def destroy_named(group: Any = None) -> None:
+        if group is not None:
+            destroy(group)
+
+    if guest:
+        torch.distributed.destroy_process_group = destroy_named
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group = destroy
 
 
 def _start_error(options: EngineOptions, error: Exception) -> CareError:
