@@ -127,6 +127,7 @@ def _vllm_worker(
         cache_gib=chosen["kv_cache_gib"],
         tensor_parallel_size=chosen["tensor_parallel_size"],
         eager=chosen["enforce_eager"],
+        weight_transfer=None if chosen["weight_transfer"] == "reload" else chosen["weight_transfer"],
     )
     if chosen["placement"] == "colocated":
         return kept(VllmWorker, options, chosen["verify_sync"])

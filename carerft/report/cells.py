@@ -156,7 +156,8 @@ def _labels(runs: Sequence[Run]) -> list[str]:
     for label, own in zip(short, settings, strict=True):
         twins = [other for twin, other in zip(short, settings, strict=True) if twin == label]
         differ = {key for twin in twins for key in twin | own if twin.get(key) != own.get(key)}
-        told = sorted(differ - HIDDEN_IN_LABELS, key=lambda key: (not key.endswith(".name"), key))[:3]
+        implied = {key for key in differ if f"{key.rsplit('.', 1)[0]}.name" in differ and not key.endswith(".name")}
+        told = sorted(differ - implied - HIDDEN_IN_LABELS, key=lambda key: (not key.endswith(".name"), key))[:3]
         labels.append(", ".join([label, *(_setting(key, own.get(key)) for key in told)]))
     return [
         label if labels.count(label) == 1 else f"{label} ({run.config_hash or run.place})"

@@ -48,6 +48,7 @@ class EngineOptions:
     cache_gib: GiB of keys and values. None: what memory_share leaves; on a CPU, 1.
     tensor_parallel_size: devices that share the weights.
     eager: no compilation. None: on a CPU, where compiling takes a minute and gains little.
+    weight_transfer: vLLM's backend for `Engine.transfer`; None: weights come by `Engine.load` alone.
     """
 
     model: str
@@ -60,6 +61,7 @@ class EngineOptions:
     cache_gib: float | None = None
     tensor_parallel_size: int = 1
     eager: bool | None = None
+    weight_transfer: str | None = None
 
 
 class Engine:
@@ -102,6 +104,7 @@ class Engine:
                     tensor_parallel_size=options.tensor_parallel_size,
                     distributed_executor_backend="external_launcher" if several else None,
                     enforce_eager=cpu if options.eager is None else options.eager,
+                    weight_transfer_config=options.weight_transfer and {"backend": options.weight_transfer},
                     enable_sleep_mode=self.can_sleep,
                     enable_prefix_caching=True,
                     enable_chunked_prefill=False,
@@ -190,8 +193,14 @@ class Engine:
         if self.asleep:  # only now: weights and cache need not share the memory with what the loading takes
             self.llm.wake_up(["kv_cache"])
             self.asleep = False
-        if not self.llm.reset_prefix_cache():
-            raise RuntimeError("vLLM kept cached keys of the old weights, because requests are still running")
+        self._forget()
+
+    def transfer(self, method: str, *arguments: Any) -> None:
+        """A step of vLLM's weight transfer (carerft/rollout/transfer.py), on all devices of this engine."""
+        with _undisturbed():
+            self.llm.collective_rpc(method, args=arguments)
+        if method == "finish_weight_update":
+            self._forget()
 
     def sleep(self) -> None:
         """Give the memory of weights and cache back, on devices where vLLM can, until the next `load`."""
@@ -208,6 +217,10 @@ class Engine:
             del self.llm
             cleanup_dist_env_and_memory()
         gc.collect()
+
+    def _forget(self) -> None:
+        if not self.llm.reset_prefix_cache():
+            raise RuntimeError("vLLM kept cached keys of the old weights, because requests are still running")
 
     def _run(self, prompts: Sequence[Sequence[int]], parameters: Sequence[Any]) -> list[Any]:
         if self.asleep:
