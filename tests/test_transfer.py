@@ -76,13 +76,13 @@ def test_each_engine_has_its_own_places_in_the_group():
     assert {info["world_size"] for _, info in arguments} == {7}
 
 
-def test_the_policys_parameters_are_named_as_in_a_checkpoint_and_tied_ones_sent_once(tmp_path):
+def test_the_weights_are_told_as_they_are_sent_tied_ones_under_each_name(tmp_path):
     from carerft.rollout.transfer import PolicyWeights
 
     source = PolicyWeights()
     source.policy = save_model(tmp_path)
-    metadata = source.metadata()
-    assert [(m.name, m.shape) for m in metadata] == [(name, tuple(t.shape)) for name, t in source]
-    names = {m.name for m in metadata}
-    assert names == set(source.policy.state_dict()) - {"lm_head.weight"}
+    assert [(m.name, m.dtype, m.shape) for m in source.metadata()] == [
+        (name, torch.float32, tuple(weight.shape)) for name, weight in source
+    ]
+    assert {"lm_head.weight", "model.embed_tokens.weight"} <= {name for name, _ in source}
     assert not any(weight.requires_grad for _, weight in source)

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -189,17 +190,20 @@ def wait_for_steps(directory: Path, count: int, going: Callable[[], bool]) -> in
 
 @needs_ray
 def test_a_lost_engine_ends_a_run_with_a_checkpoint_and_an_interrupt_leaves_no_process(tmp_path, capfd):
-    directory, family = tmp_path / "run", []
+    directory, family, over = tmp_path / "run", [], threading.Event()
 
     def kill_engine() -> int:
-        done = wait_for_steps(directory, 1, lambda: True)
+        done = wait_for_steps(directory, 1, lambda: not over.is_set())
         family.extend(psutil.Process().children(recursive=True))
         next(p for p in family if "EngineProcess" in "".join(p.cmdline())).send_signal(signal.SIGKILL)
         return done
 
     with ThreadPoolExecutor(1) as thread:
         done = thread.submit(kill_engine)
-        assert run("train", directory, *DEDICATED) == 2
+        try:
+            assert run("train", directory, *DEDICATED) == 2
+        finally:
+            over.set()
     assert "rollout.max_restarts=0 allows no further restart" in capfd.readouterr().err
     assert_gone([p.pid for p in family])
     staleness = [line["rollout/staleness"] for line in records(directory / "metrics.jsonl")]

@@ -19,7 +19,11 @@ from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
 
 class PolicyWeights(WeightSource):
-    """The parameters of the policy that was synced last, named as in a checkpoint; tied ones once."""
+    """The weights of the policy that was synced last, named as in a checkpoint.
+
+    Tied ones under each of their names, unlike vLLM's ModuleSource: without lm_head.weight, the engine's head on a CPU
+    keeps its old values.
+    """
 
     policy: torch.nn.Module
 
@@ -27,7 +31,7 @@ class PolicyWeights(WeightSource):
         return [ParamMeta(name, weight.dtype, tuple(weight.shape)) for name, weight in self]
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        return ((name, parameter.detach()) for name, parameter in self.policy.named_parameters())
+        return iter(self.policy.state_dict().items())
 
 
 class Transfer:
