@@ -167,20 +167,24 @@ import sys, time
 import psutil
 from carerft.rollout.dedicated import DedicatedWorker
 from carerft.rollout.engine import EngineOptions
+from transformers import AutoModelForCausalLM
 
 if __name__ == "__main__":
-    worker = DedicatedWorker(EngineOptions(sys.argv[1], 400, (3,), cache_gib=0.1), 1, timeout_s=60, max_restarts=1)
+    options = EngineOptions(sys.argv[1], 400, (3,), cache_gib=0.1, tensor_parallel_size=2)
+    worker = DedicatedWorker(options, 1, timeout_s=300, max_restarts=1)
+    worker.sync(AutoModelForCausalLM.from_pretrained(sys.argv[1]))  # proves that the engine's probabilities are its
     print(*(process.pid for process in psutil.Process().children(recursive=True)), flush=True)
     time.sleep(600)
 """
 
 
-def test_a_killed_process_leaves_no_engine_behind(directory, policy, tmp_path):
+def test_a_killed_process_leaves_no_engine_behind_nor_the_processes_that_share_its_weights(directory, policy, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     process = subprocess.Popen([sys.executable, script, directory], stdout=subprocess.PIPE, text=True)
     family = {int(pid): psutil.Process(int(pid)).cmdline()[0] for pid in process.stdout.readline().split()}
     assert "ray::EngineProcess" in "".join(family.values())
+    assert all(any(f"Worker_TP{i}" in name for name in family.values()) for i in (0, 1)), family
     process.kill()
     process.wait()
     # Ray's own two agents outlive a killed Ray by a minute or two, waiting for it; they hold no memory to speak of.
