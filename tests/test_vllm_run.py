@@ -128,7 +128,9 @@ def test_a_prompt_longer_than_the_engines_context_is_refused_at_the_start_by_its
         (["rollout.gpu_memory_utilization=1.5"], "rollout.gpu_memory_utilization=1.5"),
         (["rollout.timeout_s=0"], "rollout.timeout_s=0"),
         (["rollout.max_restarts=-1"], "rollout.max_restarts=-1"),
-        (["rollout.temperature=0.7"], "rollout.temperature=0.7: training samples at temperature 1"),
+        pytest.param(  # what is not installed is said first
+            ["rollout.temperature=0.7"], "rollout.temperature=0.7: training samples at temperature 1", marks=needs_vllm
+        ),
         (["rollout.batch=3"], "rollout.batch_size"),
         (["rollout.weight_transfer=ipc"], "rollout.weight_transfer=ipc: must be one of reload, nccl"),
         (["rollout.weight_transfer=nccl"], "rollout.weight_transfer=nccl with rollout.placement=colocated"),
