@@ -35,6 +35,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: install
 	@echo ">> training the tiny model: no penalty, reverse KL, skew reverse KL"
 	$(BIN)/carerft train experiment=demo
+	@if $(BIN)/python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("vllm") is None)'; then \
+		echo ">> skew reverse KL once more, sampled with vLLM"; $(BIN)/carerft train experiment=demo_vllm; \
+	else echo ">> vLLM is not installed: its run is left out"; fi
 	@echo ">> measuring the base model that they started from"
 	$(BIN)/carerft evaluate experiment=demo_base
 	@echo ">> comparing them"

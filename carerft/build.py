@@ -1,6 +1,7 @@
 """From a checked configuration to the objects that a run is made of."""
 
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
 from typing import Any
 
@@ -110,24 +111,31 @@ def context(settings: dict[str, Any], policy: PreTrainedModel) -> int:
 
 def rollout_worker(
     settings: dict[str, Any], policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> RolloutWorker:
-    """The engine that `rollout` names, started. It samples from the policy's weights only after a `sync`."""
+) -> AbstractContextManager[RolloutWorker]:
+    """The engine that `rollout` names, started, for the length of a `with` block: it is then kept for the next run of
+    this process, or ended if the block failed. It samples from the policy's weights only after a `sync`.
+    """
     chosen, precision = settings["rollout"], settings.get("learner", settings)["precision"]
     ends = eos_token_ids(policy, tokenizer, chat(settings, policy, tokenizer))
     if chosen["name"] == "vllm":
         return _vllm_worker(settings, precision, ends, context(settings, policy))
-    return TransformersWorker(
-        policy,
-        eos_token_ids=ends,
-        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0],
-        batch_size=chosen["batch_size"],
-        dtype=torch.bfloat16 if precision == "bfloat16" else None,
-        tokenizer=tokenizer,
+    return nullcontext(
+        TransformersWorker(
+            policy,
+            eos_token_ids=ends,
+            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0],
+            batch_size=chosen["batch_size"],
+            dtype=torch.bfloat16 if precision == "bfloat16" else None,
+            tokenizer=tokenizer,
+        )
     )
 
 
-def _vllm_worker(settings: dict[str, Any], precision: str, ends: list[int], limit: int) -> RolloutWorker:
+def _vllm_worker(
+    settings: dict[str, Any], precision: str, ends: list[int], limit: int
+) -> AbstractContextManager[RolloutWorker]:
     from carerft.rollout.dedicated import DedicatedWorker
+    from carerft.rollout.keeping import kept
     from carerft.rollout.vllm import VllmWorker
 
     chosen, model = settings["rollout"], settings["model"]
@@ -142,12 +150,12 @@ def _vllm_worker(settings: dict[str, Any], precision: str, ends: list[int], limi
         cache_gib=chosen["kv_cache_gib"],
         tensor_parallel_size=chosen["tensor_parallel_size"],
         eager=chosen["enforce_eager"],
+        weight_transfer=None if chosen["weight_transfer"] == "reload" else chosen["weight_transfer"],
     )
     if chosen["placement"] == "colocated":
-        return VllmWorker(options, chosen["verify_sync"])
-    return DedicatedWorker(
-        options, chosen["engines"], chosen["timeout_s"], chosen["max_restarts"], chosen["verify_sync"]
-    )
+        return kept(VllmWorker, options, chosen["verify_sync"])
+    faults = (chosen["timeout_s"], chosen["max_restarts"], chosen["verify_sync"])
+    return kept(DedicatedWorker, options, chosen["engines"], *faults)
 
 
 def trackers(settings: dict[str, Any], run: RunDirectory, step: int = 0) -> Trackers:

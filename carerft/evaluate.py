@@ -2,7 +2,6 @@
 
 import json
 import logging
-from contextlib import closing
 from typing import Any
 
 from omegaconf import DictConfig
@@ -51,7 +50,7 @@ def evaluate_model(settings: dict[str, Any], run: RunDirectory) -> None:
     # An engine has weights of its own: the device is then left to it.
     device = "cpu" if settings["rollout"]["name"] == "vllm" else settings["device"]
     model, tokenizer = load_model(Model(**settings["model"]), choose_device(device))
-    with closing(build.rollout_worker(settings, model, tokenizer)) as worker, build.trackers(settings, run) as trackers:
+    with build.rollout_worker(settings, model, tokenizer) as worker, build.trackers(settings, run) as trackers:
         worker.sync(model)
         evaluation = evaluate(
             worker,

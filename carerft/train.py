@@ -4,7 +4,6 @@ Nothing heavy is imported before the configuration has been checked.
 """
 
 import logging
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +65,7 @@ def train(settings: dict[str, Any], run: RunDirectory) -> None:
     set_seed(settings["seed"])
     algorithm, regularizer = build.method(settings)  # before the model: it may refuse what it is given
     policy, tokenizer = load_model(Model(**settings["model"]), choose_device(settings["learner"]["device"]))
-    with closing(build.rollout_worker(settings, policy, tokenizer)) as worker:
+    with build.rollout_worker(settings, policy, tokenizer) as worker:
         collector = build.collector(settings, worker, policy, tokenizer, algorithm)
         trainer = Trainer(
             learner=build.learner(settings, policy, algorithm, regularizer),

@@ -20,7 +20,7 @@ from test_rollout import PROMPTS, completions, equal, teacher_forced
 from transformers import PreTrainedModel
 
 from carerft.errors import CareError, EngineError
-from carerft.rollout import Rollouts, Sampling
+from carerft.rollout import Rollouts, Sampling, keeping
 from carerft.rollout.transformers import TransformersWorker
 
 pytestmark = needs_ray
@@ -41,16 +41,19 @@ def policy(directory) -> PreTrainedModel:
 
 @pytest.fixture(scope="module")
 def worker(policy, directory):
+    """As the second run of a sweep has it, from the first."""
     from carerft.rollout.dedicated import DedicatedWorker
 
-    worker = DedicatedWorker(options(directory), engines=2, timeout_s=300, max_restarts=1)
-    worker.sync(policy)
-    yield worker
-    family = [process.pid for process in psutil.Process().children(recursive=True)]
-    assert {engine.pid for engine in worker.engines} <= set(family)
-    worker.close()
-    assert_gone(family)
-    worker.close()  # may be repeated
+    asked = (DedicatedWorker, options(directory), 2, 300.0, 1)
+    with keeping.kept(*asked) as first:
+        first.sync(policy)
+        pids = [engine.pid for engine in first.engines]
+    with keeping.kept(*asked) as worker:
+        assert worker is first and [engine.pid for engine in worker.engines] == pids
+        assert not worker.proven  # the first sync of every run is
+        worker.sync(policy)
+        yield worker
+    keeping.close()
 
 
 def assert_gone(pids: list[int], seconds: float = 20) -> None:
@@ -123,40 +126,17 @@ def test_a_killed_engine_is_replaced_and_its_prompts_sampled_again_with_the_curr
     worker.sync(policy)
 
 
-def test_an_engine_that_hangs_is_killed_and_replaced(worker, undisturbed):
-    pid, worker.timeout_s = worker.engines[0].pid, max(8, 4 * worker.seconds)
+def test_an_engine_that_hangs_is_killed_and_replaced_but_not_more_often_than_allowed(worker, undisturbed):
+    pid, worker.timeout_s, worker.max_restarts = worker.engines[0].pid, max(8, 4 * worker.seconds), 0
     try:
-        assert equal(disturbed(worker, signal.SIGSTOP), undisturbed)
+        lost = r"engine 0 gave no answer within rollout.timeout_s=.* rollout.max_restarts=0 allows no further"
+        with pytest.raises(EngineError, match=lost):
+            disturbed(worker, signal.SIGSTOP)
+        worker.max_restarts = 1  # a further request may have its restarts; the engine hangs in it, too
+        assert equal(worker.sample(MANY, 3, LONG, seed=0), undisturbed)
     finally:
-        worker.timeout_s = 300
+        worker.timeout_s, worker.max_restarts = 300, 1
     assert worker.engines[0].pid != pid
-    assert_gone([pid])
-
-
-def test_too_many_losses_are_an_error_that_names_the_option(worker, undisturbed):
-    worker.max_restarts = 0
-    try:
-        with pytest.raises(EngineError, match=r"engine 0 died .* rollout.max_restarts=0 allows no further"):
-            disturbed(worker, signal.SIGKILL)
-    finally:
-        worker.max_restarts = 1
-    assert equal(worker.sample(MANY, 3, LONG, seed=0), undisturbed)  # a further request may have its restarts
-
-
-def test_closing_ends_a_request_that_another_thread_waits_for(directory, policy, worker, undisturbed):
-    """As an error of the learner does, while the next batch is sampled. Ray is the fixture's, and stays."""
-    from carerft.rollout.dedicated import DedicatedWorker
-
-    other = DedicatedWorker(options(directory), engines=1, timeout_s=300, max_restarts=3)
-    other.sync(policy)
-    pid = other.engines[0].pid
-    with ThreadPoolExecutor(1) as thread:
-        pending = thread.submit(other.sample, MANY, 3, LONG, 0)
-        time.sleep(0.5)
-        other.close()
-        with pytest.raises(EngineError, match="closed"):
-            pending.result(timeout=30)
-    assert other.engines == [None]
     assert_gone([pid])
 
 
@@ -167,25 +147,44 @@ def test_an_engine_that_cannot_start_says_why(worker, directory):
         DedicatedWorker(options(directory, cache_gib=1e5), engines=1, timeout_s=60, max_restarts=1)
 
 
+def test_closing_ends_all_processes_and_a_request_that_another_thread_waits_for(worker, undisturbed):
+    """As an error of the learner does, while the next batch is sampled. The last test of this worker."""
+    family = [process.pid for process in psutil.Process().children(recursive=True)]
+    assert {engine.pid for engine in worker.engines} <= set(family)
+    with ThreadPoolExecutor(1) as thread:
+        pending = thread.submit(worker.sample, MANY, 3, LONG, 0)
+        time.sleep(0.5)
+        worker.close()
+        with pytest.raises(EngineError, match="closed"):
+            pending.result(timeout=30)
+    assert worker.engines == [None, None]
+    assert_gone(family)
+    worker.close()  # may be repeated
+
+
 SCRIPT = """
 import sys, time
 import psutil
 from carerft.rollout.dedicated import DedicatedWorker
 from carerft.rollout.engine import EngineOptions
+from transformers import AutoModelForCausalLM
 
 if __name__ == "__main__":
-    worker = DedicatedWorker(EngineOptions(sys.argv[1], 400, (3,), cache_gib=0.1), 1, timeout_s=60, max_restarts=1)
+    options = EngineOptions(sys.argv[1], 400, (3,), cache_gib=0.1, tensor_parallel_size=2)
+    worker = DedicatedWorker(options, 1, timeout_s=300, max_restarts=1)
+    worker.sync(AutoModelForCausalLM.from_pretrained(sys.argv[1]))  # proves that the engine's probabilities are its
     print(*(process.pid for process in psutil.Process().children(recursive=True)), flush=True)
     time.sleep(600)
 """
 
 
-def test_a_killed_process_leaves_no_engine_behind(directory, policy, tmp_path):
+def test_a_killed_process_leaves_no_engine_behind_nor_the_processes_that_share_its_weights(directory, policy, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     process = subprocess.Popen([sys.executable, script, directory], stdout=subprocess.PIPE, text=True)
     family = {int(pid): psutil.Process(int(pid)).cmdline()[0] for pid in process.stdout.readline().split()}
     assert "ray::EngineProcess" in "".join(family.values())
+    assert all(any(f"Worker_TP{i}" in name for name in family.values()) for i in (0, 1)), family
     process.kill()
     process.wait()
     # Ray's own two agents outlive a killed Ray by a minute or two, waiting for it; they hold no memory to speak of.

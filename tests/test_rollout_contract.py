@@ -252,25 +252,3 @@ def test_too_little_memory_at_the_start_names_the_options_to_lower(directory, po
         Engine(options(directory, cache_gib=1e5))
     with pytest.raises(CareError, match=r"cannot hold one sequence of 400 tokens.*\n.*max_model_len"):
         Engine(options(directory, cache_gib=1e-4))
-
-
-@needs_vllm
-def test_the_engine_leaves_the_learners_threads_and_random_states_alone(directory, policy):
-    import random
-
-    import numpy as np
-
-    from carerft.rollout.engine import Engine
-
-    def states() -> tuple:
-        return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()
-
-    before, threads = states(), torch.get_num_threads()
-    engine = Engine(options(directory))
-    engine.load(policy.state_dict().items())
-    engine.sample(PROMPTS, [[1]] * 4, Sampling(3))
-    engine.close()
-    assert states() == before and torch.get_num_threads() == threads
-    torch.set_num_threads(threads + 1)
-    assert torch.get_num_threads() == threads + 1  # vLLM makes it do nothing
-    torch.set_num_threads(threads)

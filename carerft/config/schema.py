@@ -103,6 +103,8 @@ class VllmRollout(Rollout):
     gpu_memory_utilization: float = MISSING  # share of a device's memory for an engine's weights and cache together
     kv_cache_gib: float | None = None  # GiB of keys and values, whatever that share; null on a CPU: 1
     enforce_eager: bool | None = None  # no compilation, no CUDA graphs; null: only on a CPU
+    weight_transfer: str = "reload"  # how weights come to the engines: "reload", through the learner's memory, or, for
+    # dedicated engines on GPUs, "nccl", from GPU to GPU (not yet run on GPUs)
     verify_sync: bool = False  # prove after every weight sync, not only the first, that the engine's log-probabilities
     # are the policy's
     timeout_s: float = MISSING  # dedicated: an engine that takes longer for a request counts as hung

@@ -157,7 +157,8 @@ def _labels(runs: Sequence[Run]) -> list[str]:
     for label, own, run in zip(short, settings, runs, strict=True):
         twins = [other for twin, other in zip(short, settings, strict=True) if twin == label]
         differ = {key for twin in twins for key in twin | own if twin.get(key) != own.get(key)}
-        told = sorted(differ - HIDDEN_IN_LABELS, key=lambda key: (not key.endswith(".name"), key))[:3]
+        implied = {key for key in differ if f"{key.rsplit('.', 1)[0]}.name" in differ and not key.endswith(".name")}
+        told = sorted(differ - implied - HIDDEN_IN_LABELS, key=lambda key: (not key.endswith(".name"), key))[:3]
         every = defaults() | flatten(dict(run.config))
         labels.append(", ".join([label, *(_setting(key, every.get(key)) for key in told)]))
     return [

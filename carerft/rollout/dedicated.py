@@ -3,9 +3,6 @@
 Ray starts the processes, carries requests and results, and holds the weights once for all of them. An engine that dies
 or hangs is replaced by one with the same weights, which samples the lost prompts again; seeds belong to prompts, so
 the samples are those of an undisturbed run.
-
-Ray here is a local one, of this process, and ends with it; where the process has joined a Ray cluster already, that is
-used and left running.
 """
 
 import logging
@@ -24,6 +21,7 @@ import torch
 from carerft.errors import CareError, EngineError
 from carerft.rollout import Rollouts, Sampling
 from carerft.rollout.engine import Engine, EngineOptions
+from carerft.rollout.local_ray import start_ray
 from carerft.rollout.proof import prove_sync
 from carerft.rollout.requests import check_context, check_sampling, completion_seeds
 
@@ -49,6 +47,9 @@ class EngineProcess:
     def load(self, weights: dict[str, np.ndarray]) -> None:
         # A copy: what lies in Ray's store is read-only, which PyTorch has no notion of.
         self.engine.load((name, torch.tensor(array)) for name, array in weights.items())
+
+    def transfer(self, *arguments: Any) -> None:
+        self.engine.transfer(*arguments)
 
     def sample(self, *arguments: Any) -> Rollouts:
         return self.engine.sample(*arguments)
@@ -84,9 +85,10 @@ class DedicatedWorker:
         """Starts the engines, side by side. Raises CareError where they can't start."""
         self.options, self.timeout_s, self.max_restarts = options, timeout_s, max_restarts
         self.verify_sync, self.proven, self.weights = verify_sync, False, None
+        self._transfer: Any = None  # of carerft.rollout.transfer, where that is how weights come
         self.engines: list[_Engine | None] = [None] * engines
         self._asking, self._closed = threading.RLock(), False
-        self._own_ray = _start_ray(engines)
+        self._own_ray = start_ray(engines)
         try:
             self._start(range(engines))
         except BaseException:
@@ -131,9 +133,15 @@ class DedicatedWorker:
         """Sample from these weights from now on. Raises CareError where an engine then computes something else."""
         import ray
 
-        # As numpy arrays every engine reads the one copy in Ray's store, without unpickling it.
-        self.weights = ray.put({name: t.detach().float().cpu().numpy() for name, t in policy.state_dict().items()})
-        self._ask("load", [(self.weights,)] * len(self.engines))
+        if self.options.weight_transfer:
+            from carerft.rollout.transfer import Transfer
+
+            self._transfer = self._transfer or Transfer(self._ask, len(self.engines), self.options.tensor_parallel_size)
+            self._transfer.send(policy)
+        else:
+            # As numpy arrays every engine reads the one copy in Ray's store, without unpickling it.
+            self.weights = ray.put({name: t.detach().float().cpu().numpy() for name, t in policy.state_dict().items()})
+            self._ask("load", [(self.weights,)] * len(self.engines))
         if self.verify_sync or not self.proven:
             for index in range(len(self.engines)):
 
@@ -145,6 +153,10 @@ class DedicatedWorker:
 
     def sleep(self) -> None:
         """The engines have memory of their own: there is none to give to the learner."""
+
+    def rest(self) -> None:
+        """A run is over: another one's policy is to be synced, and proven, anew."""
+        self.weights, self.proven = None, False
 
     def close(self) -> None:
         """End the engines, and Ray if it was started here. May be repeated.
@@ -161,6 +173,8 @@ class DedicatedWorker:
         for index in range(len(self.engines)):  # what that thread was starting
             self._kill(index)
         self.weights = None
+        if self._transfer is not None:
+            self._transfer.close()
         if self._own_ray:
             ray.shutdown()
             self._own_ray = False
@@ -265,31 +279,3 @@ class DedicatedWorker:
         if engine.node == ray.get_runtime_context().get_node_id():
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(engine.pid, signal.SIGKILL)
-
-
-def _start_ray(engines: int) -> bool:
-    """A Ray of this process's own, with nothing that isn't needed. False: the process is in a Ray cluster already."""
-    import ray
-
-    if ray.is_initialized():
-        return False
-    inherited = {
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "RAY_worker_niceness": "0",  # an engine is not background work: the learner waits for it
-        "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // engines)),
-    }
-    added = {key: value for key, value in inherited.items() if key not in os.environ}
-    os.environ.update(added)
-    try:
-        ray.init(
-            address="local",
-            num_cpus=engines,
-            include_dashboard=False,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-        )
-    finally:
-        for key in added:
-            del os.environ[key]
-    return True

@@ -48,6 +48,7 @@ class EngineOptions:
     cache_gib: GiB of keys and values. None: what memory_share leaves; on a CPU, 1.
     tensor_parallel_size: devices that share the weights.
     eager: no compilation. None: on a CPU, where compiling takes a minute and gains little.
+    weight_transfer: vLLM's backend for `Engine.transfer`; None: weights come by `Engine.load` alone.
     """
 
     model: str
@@ -60,18 +61,26 @@ class EngineOptions:
     cache_gib: float | None = None
     tensor_parallel_size: int = 1
     eager: bool | None = None
+    weight_transfer: str | None = None
 
 
 class Engine:
-    """Starts with random weights: `load` comes before anything else."""
+    """Starts with random weights: `load` comes before anything else.
+
+    A learner of several processes initialises torch.distributed (as torchrun has it: RANK, LOCAL_RANK) before any
+    engine starts. Each process then starts and ends an engine at the same time as the others, on the device of its
+    LOCAL_RANK, and samples with it when and what it likes.
+    """
 
     def __init__(self, options: EngineOptions):
         """Raises CareError where the model doesn't fit into memory, or vLLM doesn't know it."""
+        self._guest = torch.distributed.is_initialized()
+        several = self._guest and torch.distributed.get_world_size() > 1
         for key, value in ENVIRONMENT.items():
             os.environ.setdefault(key, value)
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # weights are handed over within the process
         logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"].upper())  # it logs before it has read that
-        with _undisturbed(), warnings.catch_warnings():
+        with _undisturbed(), _sparing_process_group(self._guest), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of vLLM's own use of PyTorch
             from vllm import LLM
             from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
@@ -93,7 +102,9 @@ class Engine:
                     gpu_memory_utilization=options.memory_share,
                     kv_cache_memory_bytes=None if cache_gib is None else int(cache_gib * 2**30),
                     tensor_parallel_size=options.tensor_parallel_size,
+                    distributed_executor_backend="external_launcher" if several else None,
                     enforce_eager=cpu if options.eager is None else options.eager,
+                    weight_transfer_config=options.weight_transfer and {"backend": options.weight_transfer},
                     enable_sleep_mode=self.can_sleep,
                     enable_prefix_caching=True,
                     enable_chunked_prefill=False,
@@ -182,8 +193,14 @@ class Engine:
         if self.asleep:  # only now: weights and cache need not share the memory with what the loading takes
             self.llm.wake_up(["kv_cache"])
             self.asleep = False
-        if not self.llm.reset_prefix_cache():
-            raise RuntimeError("vLLM kept cached keys of the old weights, because requests are still running")
+        self._forget()
+
+    def transfer(self, method: str, *arguments: Any) -> None:
+        """A step of vLLM's weight transfer (carerft/rollout/transfer.py), on all devices of this engine."""
+        with _undisturbed():
+            self.llm.collective_rpc(method, args=arguments)
+        if method == "finish_weight_update":
+            self._forget()
 
     def sleep(self) -> None:
         """Give the memory of weights and cache back, on devices where vLLM can, until the next `load`."""
@@ -195,10 +212,15 @@ class Engine:
         """End the engine and give back its memory."""
         from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
-        self.llm.llm_engine.engine_core.shutdown()
-        del self.llm
-        cleanup_dist_env_and_memory()
+        with _sparing_process_group(self._guest):
+            self.llm.llm_engine.engine_core.shutdown()
+            del self.llm
+            cleanup_dist_env_and_memory()
         gc.collect()
+
+    def _forget(self) -> None:
+        if not self.llm.reset_prefix_cache():
+            raise RuntimeError("vLLM kept cached keys of the old weights, because requests are still running")
 
     def _run(self, prompts: Sequence[Sequence[int]], parameters: Sequence[Any]) -> list[Any]:
         if self.asleep:
@@ -226,6 +248,23 @@ def _undisturbed() -> Iterator[None]:
                 torch.set_num_threads(threads)
             random.setstate(states[0])
             np.random.set_state(states[1])
+
+
+@contextmanager
+def _sparing_process_group(guest: bool) -> Iterator[None]:
+    """Leaves the learner's process group as it was: vLLM's cleanup ends the default group, whoever made it."""
+    destroy = torch.distributed.destroy_process_group
+
+    def destroy_named(group: Any = None) -> None:
+        if group is not None:
+            destroy(group)
+
+    if guest:
+        torch.distributed.destroy_process_group = destroy_named
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group = destroy
 
 
 def _start_error(options: EngineOptions, error: Exception) -> CareError:

@@ -49,6 +49,11 @@ class VllmWorker:
         """Give the engine's memory to the learner until the next `sync`, where vLLM can: not on a CPU."""
         self._engine().sleep()
 
+    def rest(self) -> None:
+        """A run is over: another one's policy is to be synced, and proven, anew."""
+        self.sleep()
+        self.proven = False
+
     def close(self) -> None:
         """End the engine. May be repeated."""
         if self.engine is not None:

