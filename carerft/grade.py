@@ -34,28 +34,30 @@ def _grade_numbers(pairs: list[tuple[str, str | None]], pool: Pool | None) -> li
 
 
 Grader = Callable[[list[tuple[str, str | None]], Pool | None], list[Verdict]]
-GRADERS: dict[str, tuple[Callable[[str], str | None], Grader]] = {
+GRADERS: dict[str, tuple[Callable[[str, bool], str | None], Grader]] = {
     "math": (final_answer, grade_answers),
     "gsm8k": (extracted_number, _grade_numbers),
 }
-"""benchmark: (what finds the answer in a text, what grades it)."""
+"""benchmark: (what finds the answer in a text, in the narrow way or not; what grades it)."""
 
 
-def grade_file(benchmark: str, source: Path, target: Path, pool: Pool | None = None) -> Counter[str]:
+def grade_file(
+    benchmark: str, source: Path, target: Path, pool: Pool | None = None, extraction: str = "flexible"
+) -> Counter[str]:
     """Grade every line of source and write the verdicts to target, in the same order; returns how many of each.
 
-    benchmark: a key of GRADERS. The whole file is graded before target is written, and then renamed into place.
+    benchmark: a key of GRADERS. extraction: where the answer is looked for, one of the benchmark's task's. The whole file is graded before target is written, and then renamed into place.
     Raises ConfigError (unknown benchmark) and DataError (source absent, malformed; target unwritable).
     """
     if benchmark not in GRADERS:
         raise ConfigError(f"benchmark={benchmark} has no grader of texts", f"write one of {', '.join(GRADERS)}")
-    extract, grade = GRADERS[benchmark]
+    find, grade = GRADERS[benchmark]
     names, pairs = [], []
     for row in read_json_lines(source):
         if "id" not in row.fields:
             raise DataError(f"{row.place}: no field 'id'", 'every line must be {"id": ..., "gold": ..., "text": ...}')
         names.append(row.fields["id"])
-        pairs.append((row.text("gold"), extract(row.text("text"))))
+        pairs.append((row.text("gold"), find(row.text("text"), extraction != "flexible")))
     verdicts = grade(pairs, pool)
     lines = (
         json.dumps({"id": name, "verdict": verdict.name, "extracted": answer and answer[:2000], "why": verdict.why})
@@ -79,7 +81,8 @@ def main(config: DictConfig) -> None:
             f"benchmark={list(config.benchmark)}: one at a time", "write benchmark=math or benchmark=gsm8k"
         )
     (benchmark,) = config.benchmark
-    counts = grade_file(str(benchmark), Path(config.input), Path(config.output))
+    extraction = config.benchmark[benchmark].get("extraction", "flexible")
+    counts = grade_file(str(benchmark), Path(config.input), Path(config.output), extraction=extraction)
     print(", ".join(f"{counts[verdict]} {verdict}" for verdict in ("correct", "wrong", "none")))
 
 

@@ -8,7 +8,7 @@ CARE-RFT paper (arXiv 2602.00085) reports of its base model is the published MC2
 - `binary`: the 790 questions of January 2025, the best answer against the best incorrect one, so that MC1 is the
   accuracy of the choice between two and guessing scores 0.5. As in `mc`, each option's own likelihood decides, which a
   base model can do.
-- `options`: the same pairs as the authors recommend them for chat models: the prompt shows both, as (A) and (B), and
+- `options`: the same pairs for chat models, in a wording of ours: the prompt shows both, as (A) and (B), and
   asks for the letter. MC1 and MC2 are by the likelihood of " (A)" against " (B)". The best answer is (A) in every
   second question, so that always naming one letter scores 0.5.
 
