@@ -46,7 +46,8 @@ def grade_file(
 ) -> Counter[str]:
     """Grade every line of source and write the verdicts to target, in the same order; returns how many of each.
 
-    benchmark: a key of GRADERS. extraction: where the answer is looked for, one of the benchmark's task's. The whole file is graded before target is written, and then renamed into place.
+    benchmark: a key of GRADERS. extraction: where the answer is looked for, as the benchmark's task has it. The whole
+    file is graded before target is written, and then renamed into place.
     Raises ConfigError (unknown benchmark) and DataError (source absent, malformed; target unwritable).
     """
     if benchmark not in GRADERS:

@@ -365,7 +365,7 @@ def test_grading_a_file(tmp_path, pool):
         "wrong",
         "wrong",
     ]
-    assert grade_file("gsm8k", source, target, extraction="strict") == {"wrong": 3, "none": 1}  # no "####" anywhere
+    assert grade_file("gsm8k", source, target, extraction="strict") == {"wrong": 4}  # no "####" anywhere
     source.write_text('{"id": 1, "gold": "5"}\n')
     with pytest.raises(DataError, match=re.escape(f"{source}:1: no field 'text'")):
         grade_file("math", source, target, pool)

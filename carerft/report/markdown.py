@@ -80,12 +80,13 @@ def compared_table(findings: Findings) -> str:
 
 
 def change_text(change: Interval | None) -> str:
-    """+0.010 [+0.002, +0.018]; a star where the interval excludes 0."""
+    """+0.010* [+0.002, +0.018]; the star where the interval excludes 0."""
     if change is None:
         return "-"
     if change.low is None or change.high is None:
         return signed(change.value)
-    return f"{signed(change.value)} [{signed(change.low)}, {signed(change.high)}]{' *' if change.excludes_zero else ''}"
+    star = "*" if change.excludes_zero else ""
+    return f"{signed(change.value)}{star} [{signed(change.low)}, {signed(change.high)}]"
 
 
 def provenance(runs: Sequence[Run]) -> str:
