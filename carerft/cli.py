@@ -127,6 +127,10 @@ def explain(verb: str, arguments: list[str], error: Exception) -> tuple[str, str
         group = re.search(r"Could not find '([^'/]+)/([^']+)'", text)
         if not group:
             return text, f"`carerft {verb} --help` lists the groups, `carerft {verb} --cfg job` every key"
+        if group[1] == "hydra":
+            plugin = "hydra-" + group[2].split("/")[-1].partition("_")[0] + "-launcher"
+            hint = f"a launcher of Hydra's may need its plugin: pip install {plugin}"
+            return f"hydra/{group[2].replace('/', '=')}: Hydra knows no such choice here", hint
         options = _choices(group[1])
         close = difflib.get_close_matches(group[2], options, n=1)
         return (

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Column, Table
@@ -19,9 +20,10 @@ from carerft.errors import ConfigError
 from carerft.experiment.cells import Cell, cells
 from carerft.experiment.folders import Experiment, experiment, experiments
 from carerft.experiment.workers import OPEN, failure, last_step, run
-from carerft.report.text import duration
+from carerft.report.text import duration, visible
 from carerft.run_directory import read_manifest
 
+MOST_LISTED = 12
 USAGE = """usage: carerft sweep EXPERIMENT [--dry-run] [jobs=N] [key=value ...]
 
 Run an experiment: every cell of its sweep, and each base model once. Started again, it skips what is done, continues
@@ -67,6 +69,14 @@ def main() -> int:
         return 0
     run(planned, commands(found, planned, overrides), workers, max(1, (os.cpu_count() or 1) // workers), console)
     return summarize(found, planned, console)
+
+
+def last_lines(log: Path, count: int = 10) -> str:
+    """The end of a worker's log, made visible."""
+    try:
+        return visible("\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-count:]), 4000)
+    except OSError:
+        return ""
 
 
 def _listing() -> str:
@@ -120,10 +130,14 @@ def summarize(experiment: Experiment, planned: Sequence[Cell], console: Console)
     """Say what is not done and why. Returns the exit status."""
     missing = [cell for cell in planned if cell.status() != "done"]
     console.print(f"{len(planned) - len(missing)} of {len(planned)} runs are done", highlight=False)
-    for cell in missing:
-        console.print(Text(f"not done: {cell.directory}: {failure(cell)}"))
+    for cell in missing[:MOST_LISTED]:
+        console.print(Text(f"not done: {cell.directory}: {failure(cell)}"), soft_wrap=True)
+    if len(missing) > MOST_LISTED:
+        console.print(f"and {len(missing) - MOST_LISTED} more: see carerft sweep {experiment.name} --dry-run")
     if missing:
         logs = planned[0].directory.parents[1] / "logs"
+        if all(cell.status() == "missing" for cell in missing):  # no run got as far as to say why itself
+            console.print(Text(last_lines(logs / "worker-0.log")), soft_wrap=True)
         console.print(f"logs: {logs}; the same command continues", highlight=False)
     console.print(f"compare them: carerft report {experiment.name}", highlight=False)
     return int(bool(missing))

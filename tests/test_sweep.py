@@ -85,6 +85,13 @@ def test_an_unknown_experiment_is_named_with_the_nearest():
     assert "did you mean table1" in caught.value.remedy
 
 
+def test_a_launcher_whose_plugin_is_not_installed_is_said_before_anything_starts(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["sweep", "figure2", "seed=0", "hydra/launcher=nomad"]) == 2
+    assert "pip install hydra-nomad-launcher" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_run_that_another_experiment_has_done_is_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     common = ["model=tiny", "seed=0", "regularizer=none", *SMALL]

@@ -15,7 +15,6 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 from carerft.config.application import config_directory, plain, register
@@ -80,16 +79,13 @@ def cells(experiment: Experiment, overrides: Sequence[str]) -> list[Cell]:
 def jobs(sweep: str, overrides: Sequence[str]) -> list[list[str]]:
     """The overrides of each job of one sweep, as Hydra's sweeper makes them."""
     parser = OverridesParser.create()
-    given = [o for o in parser.parse_overrides(list(overrides)) if not _for_hydra(o)]
-    fixed = [o.input_line for o in given if not o.is_sweep_override()]
+    every = parser.parse_overrides(list(overrides))
+    given = [override for override in every if not override.key_or_group.startswith("hydra")]
+    fixed = [override.input_line for override in every if not override.is_sweep_override()]
     master = compose("train", [f"experiment={sweep}", *fixed], return_hydra_config=True)
     axes = [f"{key}={value}" for key, value in master.hydra.sweeper.params.items()]
     (batch,) = BasicSweeper.split_arguments([*parser.parse_overrides(axes), *given], max_batch_size=None)
     return [[f"experiment={sweep}", *job] for job in batch]
-
-
-def _for_hydra(override: Override) -> bool:
-    return override.key_or_group.startswith("hydra")
 
 
 def _trained(job: Sequence[str]) -> Cell:
