@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from omegaconf import DictConfig
+from rich.console import Console
 
 from carerft.config.application import application, plain
 from carerft.config.checks import check_tracker
@@ -44,7 +45,8 @@ def main(config: DictConfig) -> None:
     if about and len(models) > 1:
         raise ConfigError(f"{directories[0]} holds runs of {', '.join(models)}", f"name one, as in model={models[0]}")
     output = Path(settings["output"]) if settings["output"] else None
-    page = build(directories, output, settings["columns"], about, settings["of_model"])
+    with Console(stderr=True).status(f"reading {len(runs)} runs, and drawing"):
+        page = build(directories, output, settings["columns"], about, settings["of_model"])
     print_table(runs, shown=settings["columns"])
     directory = page.parent
     with Trackers(

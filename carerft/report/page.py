@@ -74,10 +74,11 @@ def render(report: Report) -> str:
     return environment.get_template("page.html.j2").render(
         report=report,
         cells=cells,
-        title=headline(cells) if cells else "No readable runs",
+        title=_title(report),
         facts=_facts(report),
         software=software,
-        findings=findings(report.main),
+        # An experiment's claims are judged by paired differences, which know more than these sentences.
+        findings=[] if report.findings else findings(report.main),
         asked=report.findings,
         meaning=meaning(report.findings) if report.findings else "",
         caveat=caveat(cells),
@@ -103,6 +104,13 @@ def render(report: Report) -> str:
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )  # fmt: skip
+
+
+def _title(report: Report) -> str:
+    if not report.main.cells:
+        return "No readable runs"
+    name = f"{report.findings.name}: " if report.findings else ""
+    return name + headline(report.main.cells)
 
 
 def _marked(label: str, looks: Mapping[str, Look]) -> Markup:
