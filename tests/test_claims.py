@@ -1,5 +1,6 @@
 """Claims, paired differences and what a report says of an experiment, against numbers worked out by hand."""
 
+import csv
 import json
 import math
 from pathlib import Path
@@ -183,9 +184,14 @@ def test_the_report_of_an_experiment(demo: Path, monkeypatch, capsys):
     assert cli.main(["report", "table1"]) == 0
     page = (demo / "report" / "report.md").read_text()
     assert "(0.410)" in page and "(0.600)" in page  # the paper's MATH of its base model, and of CARE-GRPO
-    assert page.count("**holds**") + page.count("**does not hold**") + page.count("**cannot tell**") == 13
+    assert sum(page.count(f"| {verdict} |") for verdict in (HOLDS, FAILS, UNCLEAR)) == 13
     for file in [line.split("](")[1].rstrip(")") for line in page.splitlines() if line.startswith("![")]:
         assert (demo / "report" / file).exists()
+    for name in ("beside", "claims", "compared"):
+        assert (demo / "report" / f"{name}.tex").read_text().startswith(r"\begin{tabular}")
+    tidy = list(csv.DictReader((demo / "report" / "beside.csv").open()))
+    (care,) = [line for line in tidy if line["column"] == "MATH" and line["row"].startswith("SRKL")]
+    assert care["paper"] == "0.6" and float(care["low"]) < float(care["ours"]) < float(care["high"])
     html = (demo / "report" / "index.html").read_text()
     assert "SRKL reasons as well as without a constraint" in html and "http-equiv" in html
     before = html

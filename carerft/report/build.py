@@ -10,6 +10,7 @@ from carerft.report.cells import make_cells, scores
 from carerft.report.columns import benchmark_order, main_table
 from carerft.report.drawings import draw
 from carerft.report.experiment import findings
+from carerft.report.grids import grids
 from carerft.report.notes import notes
 from carerft.report.page import Report, render
 from carerft.report.questions import choose
@@ -57,7 +58,10 @@ def build(
     drawings, figures = draw(main, table, benchmarks, look, found)
     files |= figures
     if found:
-        files["report.md"] = markdown.page(found, main, runs, drawings, level(runs))
+        tables = grids(found)
+        for name, grid in tables.items():
+            files |= {f"{name}.csv": grid.csv(), f"{name}.tex": grid.latex()}
+        files["report.md"] = markdown.page(found, tables, main, beside, runs, drawings, level(runs))
     report = Report(runs, main, table, benchmarks, level(runs), look, drawings, chosen, troubles, found)
     files["index.html"] = render(report)
     _write(output, files)

@@ -10,13 +10,15 @@ from carerft.report.claims import Judged, judge, place_of
 from carerft.report.columns import METRICS, Column, benchmark_title, metric_title
 from carerft.report.intervals import Interval
 from carerft.report.paired import Paired, Place, matches, nearest, partners
+from carerft.report.tables import seeds_text
 
 
 @dataclass(frozen=True)
 class Beside:
-    """One row: its label, and by column ours and the paper's."""
+    """One row: its label, how many seeds it has, and by column ours and the paper's."""
 
     label: str
+    seeds: str
     ours: tuple[Interval | None, ...]
     theirs: tuple[float | None, ...]
 
@@ -77,7 +79,7 @@ def _beside(paper: Paper, cells: Sequence[Cell], scores: Scores, places: Sequenc
             if matches(cell, selector):
                 theirs = numbers
         ours = tuple(scores[place][index] if place else None for place in places)
-        yield Beside(cell.label, ours, tuple(theirs.get(column) for column in paper.columns))
+        yield Beside(cell.label, seeds_text(cell), ours, tuple(theirs.get(column) for column in paper.columns))
 
 
 def _compared(

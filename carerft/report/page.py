@@ -28,8 +28,8 @@ from carerft.report.columns import (
 )
 from carerft.report.drawings import MOST_DIAGRAMS, Drawing
 from carerft.report.experiment import Findings, meaning
+from carerft.report.grids import change_text
 from carerft.report.intervals import Interval
-from carerft.report.markdown import change_text
 from carerft.report.notes import few_verdicts
 from carerft.report.questions import Chosen
 from carerft.report.runs import Run

@@ -60,11 +60,13 @@ def markdown(table: MainTable) -> str:
     return "".join(f"| {' | '.join(cells)} |\n" for cells in [[cell(h) for h in header], ruler, *rows])
 
 
+def escape(text: str) -> str:
+    """Text for LaTeX."""
+    return text.translate(LATEX).replace(" alpha=", r" $\alpha$=").replace(" beta=", r" $\beta$=")
+
+
 def latex(table: MainTable) -> str:
     """A booktabs tabular; the clear best of a column in bold, intervals in small type. Needs \\usepackage{booktabs}."""
-
-    def escape(text: str) -> str:
-        return text.translate(LATEX).replace(" alpha=", r" $\alpha$=").replace(" beta=", r" $\beta$=")
 
     def number(value: Interval | None, bold: bool) -> str:
         if value is None:
