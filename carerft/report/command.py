@@ -36,6 +36,7 @@ def main(config: DictConfig) -> None:
             raise ConfigError(f"{directory}: there is no such directory", hint)
     from carerft.report import build, load_runs, print_table
     from carerft.report.columns import METRICS
+    from carerft.report.grids import print_claims
 
     unknown = [metric for metrics in settings["columns"].values() for metric in metrics if metric not in METRICS]
     if unknown:
@@ -48,6 +49,8 @@ def main(config: DictConfig) -> None:
     with Console(stderr=True).status(f"reading {len(runs)} runs, and drawing"):
         page = build(directories, output, settings["columns"], about, settings["of_model"])
     print_table(runs, shown=settings["columns"])
+    if (claims := page.parent / "claims.csv").exists() and about:
+        print_claims(claims, Console())
     directory = page.parent
     with Trackers(
         named_tracker(settings["tracker"], directory, lambda: report_description(directory, settings["runs"]))

@@ -2,8 +2,15 @@
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from carerft.report.experiment import Findings
 from carerft.report.intervals import Interval
@@ -75,6 +82,19 @@ def _compared(findings: Findings) -> Grid:
         rows.append([c.row, c.against, *map(change_text, c.differences)])
         numbers += [[c.row, c.against, name, *_parts(d)] for name, d in zip(names, c.differences, strict=True)]
     return Grid(["row", "less", *names], rows, numbers)
+
+
+def print_claims(file: Path, console: Console) -> None:
+    """Print how often each claim holds, from `claims.csv`."""
+    verdicts: dict[str, dict[tuple[str, str], str]] = {}
+    with open(file, encoding="utf-8", newline="") as lines:
+        for line in csv.DictReader(lines):
+            verdicts.setdefault(line["claim"], {})[line["row"], line["against"]] = line["verdict"]
+    table = Table("the paper's claims", "verdicts, by row", box=box.SIMPLE_HEAD, pad_edge=False)
+    for claim, found in verdicts.items():
+        counts = Counter(found.values())
+        table.add_row(Text(claim), ", ".join(f"{verdict}: {count}" for verdict, count in counts.items()))
+    console.print(table)
 
 
 def _parts(value: Interval | None) -> tuple[float | None, float | None, float | None]:

@@ -125,7 +125,7 @@ def print_table(
 ) -> None:
     """Print the main table (shown: as for main_columns) to a terminal, and a line for each run that is missing from it.
 
-    Rows and columns are swapped where there are fewer rows than columns, so that a small table fits in 80 characters.
+    Rows and columns are swapped where there are fewer rows than columns; columns that don't fit follow beneath.
     """
     console = console or Console()
     cells = make_cells(runs)
@@ -133,19 +133,23 @@ def print_table(
     table = main_table(cells, found, shown)
     names = [Text(cell.label) for cell in cells]
     headings = [Text(column.heading) for column in table.columns]
-    grid = [[_entry(*entry) for entry in table.row(index)] for index in range(len(cells))]
-    seeds = [Text(seeds_text(cell)) for cell in cells]
-    body = [[seed, *row] for seed, row in zip(seeds, grid, strict=True)]
+    body = [
+        [Text(seeds_text(cell)), *(_entry(*entry) for entry in table.row(index))] for index, cell in enumerate(cells)
+    ]
     headings = [Text("seeds"), *headings]
     if len(cells) < len(headings):
         body, names, headings = [list(column) for column in zip(*body, strict=True)], headings, names
-    shown = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, collapse_padding=True)
-    shown.add_column("", overflow="fold")
-    for heading in headings:
-        shown.add_column(heading, justify="right", overflow="fold", min_width=len("0.000\u20130.000"))
-    for name, row in zip(names, body, strict=True):
-        shown.add_row(name, *row)
-    console.print(shown)
+    width = len("0.000\u20130.000")
+    abreast = max(1, (console.width - 16) // (width + 1))  # 16 for the names
+    for start in range(0, len(headings), abreast):
+        part = slice(start, start + abreast)
+        grid = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, collapse_padding=True)
+        grid.add_column("", overflow="fold")
+        for heading in headings[part]:
+            grid.add_column(heading, justify="right", overflow="fold", min_width=width)
+        for name, row in zip(names, body, strict=True):
+            grid.add_row(name, *row[part])
+        console.print(grid)
     for note in notes(cells, found, table.columns):
         console.print(Text(note, "bold red" if note.startswith("FEW") else ""))
     for run in runs:
