@@ -92,7 +92,7 @@ def shorthands(verb: str, arguments: list[str]) -> list[str]:
         options = [
             a
             for a in arguments
-            if a.startswith("-") or re.match(r"(\+|~)*(runs|output|columns|model|tracker|hydra)[\w.]*=", a)
+            if a.startswith("-") or re.match(r"(\+|~)*(runs|output|page|columns|model|tracker|hydra)[\w.]*=", a)
         ]
         places = [a for a in arguments if a not in options]
         options = [f"++{a}" if a.startswith("columns.") else a for a in options]  # of any benchmark, listed or not

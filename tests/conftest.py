@@ -1,10 +1,15 @@
 """Tiny real models and rollouts that the tests share."""
 
 import os
+import signal
 
 os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
 )  # for small matrices more threads are slower, most of all on a busy machine
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and with them every process that they start,
+# of which some are to be stopped by it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 import torch

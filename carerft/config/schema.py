@@ -210,6 +210,9 @@ class Report:
     runs: list[str] = field(default_factory=list)  # searched for run directories, however deep; or an experiment
     of_model: str | None = None  # only runs of the model of this name; model=NAME is short for it
     output: str | None = None  # where to write; default: report/ in the runs' common directory
+    page: str | None = (
+        None  # of an experiment: also write report.md to this file, with the figures that it shows beside
+    )
     columns: dict[str, list[str]] = field(default_factory=dict)  # benchmark: the metrics that the main table shows
     tracker: Tracker = field(default_factory=Tracker)  # where its table and figures are shown besides
 

@@ -1,5 +1,7 @@
 """From run directories to files: everything that the report writes is written here."""
 
+import re
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -66,6 +68,21 @@ def build(
     files["index.html"] = render(report)
     _write(output, files)
     return output / "index.html"
+
+
+def publish(report: Path, page: Path) -> None:
+    """Copy an experiment's `report.md` to `page`, and the figures that it shows to `figures/` beside it."""
+    text = (report / "report.md").read_text(encoding="utf-8")
+    shown = re.findall(r"\]\((figures/[^)]+)\)", text)
+    try:
+        (page.parent / "figures").mkdir(parents=True, exist_ok=True)
+        for name in shown:
+            shutil.copyfile(report / name, page.parent / name)
+        page.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise RunDirectoryError(
+            f"the page can't be written to {page}: {error.strerror}", "choose another page="
+        ) from error
 
 
 def _write(output: Path, files: dict[str, str | bytes]) -> None:

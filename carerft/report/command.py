@@ -34,7 +34,10 @@ def main(config: DictConfig) -> None:
         if not directory.is_dir():
             hint = f"carerft sweep {about[0]} makes it" if about else "name directories that runs were written to"
             raise ConfigError(f"{directory}: there is no such directory", hint)
+    if settings["page"] and not about:
+        raise ConfigError("page= is for an experiment's report", "name one, as in: carerft report table1 page=FILE.md")
     from carerft.report import build, load_runs, print_table
+    from carerft.report.build import publish
     from carerft.report.columns import METRICS
     from carerft.report.grids import print_claims
 
@@ -48,6 +51,8 @@ def main(config: DictConfig) -> None:
     output = Path(settings["output"]) if settings["output"] else None
     with Console(stderr=True).status(f"reading {len(runs)} runs, and drawing"):
         page = build(directories, output, settings["columns"], about, settings["of_model"])
+    if settings["page"]:
+        publish(page.parent, Path(settings["page"]))
     print_table(runs, shown=settings["columns"])
     if (claims := page.parent / "claims.csv").exists() and about:
         print_claims(claims, Console())
