@@ -17,7 +17,7 @@ from carerft.experiment.folders import experiment, experiments
 from carerft.planning.assumptions import GIB, Hardware, assumptions, hardware
 from carerft.planning.estimate import Estimator, Machine, calibrated, machine, wall
 from carerft.planning.job import job
-from carerft.planning.measured import NEWEST, Measured, finished, read
+from carerft.planning.measured import NEWEST, finished, read
 from carerft.planning.memory import Memory
 from carerft.planning.remedies import CAN_SHARD, changed, options, remedies
 from carerft.planning.seconds import Seconds
@@ -78,12 +78,11 @@ def main() -> int:
         planned = cells(found, overrides, here=False)
     shape = shape_of(planned[0].config["model"]["path"], stated["models"])
     used = _machine(planned, devices, int(side) or None, stated)
-    measured, source = _measured(planned, used, shape, stated)
-    estimator = calibrated(shape, used, stated, measured)
+    estimator, source = _estimator(planned, used, shape, stated)
     title = f"{found.name}: {len(planned)} runs of {planned[0].config['model']['name']} on {devices.title}"
     console.print(Text(title, style="bold"))
     fits = show_memory(planned, estimator, console)
-    show_time(planned, estimator, price, console)
+    show_time(planned, estimator, price, fits, console)
     for note in [source, *_notes(planned, estimator, price)]:
         console.print(Text(f"- {note}"))
     return int(not fits)
@@ -110,25 +109,26 @@ def _machine(planned: Sequence[Cell], devices: Hardware, side: int | None, state
     return machine(devices, needed, len(planned), side)
 
 
-def _measured(
-    planned: Sequence[Cell], used: Machine, shape: Shape, stated: dict[str, Any]
-) -> tuple[list[Measured], str]:
-    """What the estimate goes by, and how to say so."""
+def _estimator(planned: Sequence[Cell], used: Machine, shape: Shape, stated: dict[str, Any]) -> tuple[Estimator, str]:
+    """The estimator, and a word on what it goes by."""
     root = planned[0].directory.parents[1]
     places = [manifest.parent for manifest in root.glob("*/seed=*/manifest.json")]
     done = finished(places, used.hardware, planned[0].config["model"]["path"])[:NEWEST]
     if done:
         runs = "run" if len(done) == 1 else "runs"
-        return [read(place) for place in done], f"judged by the newest {len(done)} finished {runs} in {root}"
+        estimator = calibrated(shape, used, stated, [read(place) for place in done])
+        return estimator, f"judged by the newest {len(done)} finished {runs} in {root}"
     trained = [cell for cell in planned if cell.command == "train" and cell.config["rollout"]["name"] == "transformers"]
     if trained and used.hardware.here and used.hardware.kind == "cpu" and shape.parameters <= REHEARSED:
-        kinds = {cell.config["algorithm"]["name"]: cell.config for cell in reversed(trained)}
         with Console(stderr=True).status("trying out a part of a run on this machine"):
             from carerft.planning.rehearsal import rehearse
 
-            found = [rehearse(config, used.cores, stated["start_s"]["transformers"]) for config in kinds.values()]
-        return found, "judged by a few seconds of each algorithm on this machine; no run is finished"
-    return [], "computed from conf/plan.yaml alone: no finished run of this model on such hardware was found here"
+            found = rehearse(trained[-1].config, used.cores, stated["start_s"]["transformers"])
+        estimator = calibrated(shape, used, stated, [found], finished=False)
+        return estimator, "judged by a small part of a run, just tried out on this machine; no run is finished yet"
+    return calibrated(
+        shape, used, stated, []
+    ), "computed from conf/plan.yaml alone: no finished run of this model on such hardware was found here"
 
 
 def show_memory(planned: Sequence[Cell], estimator: Estimator, console: Console) -> bool:
@@ -192,9 +192,10 @@ def _beyond(cell: Cell, estimator: Estimator) -> list[str]:
     return lines
 
 
-def show_time(planned: Sequence[Cell], estimator: Estimator, price: float, console: Console) -> None:
+def show_time(planned: Sequence[Cell], estimator: Estimator, price: float, fits: bool, console: Console) -> None:
     """Print the stages of each kind of run, and hours and cost of all."""
-    table = Table("run", title="time, of one run of each kind", title_justify="left", title_style="")
+    title = "time, of one run of each kind" + ("" if fits else ", if it did fit")
+    table = Table("run", title=title, title_justify="left", title_style="")
     for column in ("runs", "rollouts\na batch", "learning\na step", "training", "evaluation\nand the rest", "together"):
         table.add_column(column, justify="right")
     took: list[float] = []
@@ -253,7 +254,7 @@ def _notes(planned: Sequence[Cell], estimator: Estimator, price: float) -> list[
 
 
 def _gib(value: float | None) -> str:
-    return "" if value is None else f"{value / GIB:,.2f}" if value < GIB else f"{value / GIB:,.1f}"
+    return "" if value is None else f"{value / GIB:,.3f}" if value < GIB else f"{value / GIB:,.1f}"
 
 
 def _short(value: float) -> str:

@@ -56,9 +56,11 @@ def computed(config: dict[str, Any], shape: Shape, hardware: Hardware, cores: in
     return seconds(job(config, stated), shape, hardware, cores, start, stated["disk"] * 1e9)
 
 
-def calibrated(shape: Shape, machine: Machine, stated: dict[str, Any], measured: Sequence[Measured]) -> Estimator:
-    """Lengths of texts from the measured runs; and for each stage one factor, which makes the measured runs' computed
-    seconds add up to those that they took."""
+def calibrated(
+    shape: Shape, machine: Machine, stated: dict[str, Any], measured: Sequence[Measured], finished: bool = True
+) -> Estimator:
+    """For each stage one factor, which makes the measured runs' computed seconds add up to those that they took; and,
+    where these were whole runs, `finished`, the lengths of their texts."""
     sums = {stage: [0.0, 0.0] for stage in STAGES}
     for one in measured:
         own = with_lengths(stated, [one])
@@ -68,7 +70,7 @@ def calibrated(shape: Shape, machine: Machine, stated: dict[str, Any], measured:
             sums[stage][0] += getattr(one, stage)
             sums[stage][1] += amounts.get(stage, found.rest)
     factors = {stage: took / made if took and made else 1.0 for stage, (took, made) in sums.items()}
-    return Estimator(shape, machine, with_lengths(stated, measured), factors)
+    return Estimator(shape, machine, with_lengths(stated, measured if finished else []), factors)
 
 
 def wall(runs: Sequence[float], side: int) -> float:

@@ -7,13 +7,13 @@ import contextlib
 import dataclasses
 import io
 import json
-import os
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 from carerft.planning.measured import Measured
+from carerft.planning.remedies import changed
 
 QUESTIONS = 64  # of each benchmark: one piece of an evaluation
 
@@ -21,12 +21,14 @@ QUESTIONS = 64  # of each benchmark: one piece of an evaluation
 def rehearse(config: dict[str, Any], cores: int, start: float) -> Measured:
     """What a run of this configuration would measure on this machine's CPU, extrapolated from a small part of it.
 
+    Dynamic sampling is left out: how many groups it replaces, the untrained model doesn't tell.
+
     cores: threads. start: seconds that a run takes to import everything and start its trackers, which by now have
     passed. Leaves nothing behind.
     """
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import torch
 
+    config = changed(config, {"algorithm.dynamic_sampling": False})
     clock = time.process_time if cores == 1 else time.perf_counter
     before = torch.get_num_threads()
     torch.set_num_threads(cores)
@@ -84,8 +86,6 @@ def _rehearse(config: dict[str, Any], cores: int, start: float, place: Path, clo
         learning=(ended - sampled) / len(parts) * config["steps"],
         rest=rest,
         completion=batch.metrics["rollout/length_mean"],
-        groups=1 / max(0.1, 1 - batch.metrics["reward/equal_groups"]),
-        rounds=batch.metrics["rollout/rounds"],
         answers=answers,
         questions=questions,
     )
