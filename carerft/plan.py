@@ -75,7 +75,7 @@ def main() -> int:
     price, side = _number(own["price="], "price", devices.price), _number(own["jobs="], "jobs", 0)
     console = Console()
     with Console(stderr=True).status(f"composing the runs of {found.name}"):
-        planned = cells(found, overrides, here=False)
+        planned = cells(found, overrides, here=devices.here)
     shape = shape_of(planned[0].config["model"]["path"], stated["models"])
     used = _machine(planned, devices, int(side) or None, stated)
     estimator, source = _estimator(planned, used, shape, stated)
@@ -135,7 +135,8 @@ def show_memory(planned: Sequence[Cell], estimator: Estimator, console: Console)
     """Print the memory of the run that needs most, and what helps where it is too much. Returns whether it fits."""
     needs = [(estimator.memory(cell.config), cell) for cell in planned]
     found, cell = max(needs, key=lambda pair: (any(m.wanting for m in pair[0]), max(m.peak / m.limit for m in pair[0])))
-    table = Table(title=f"memory of one device, GiB: {cell.title}", title_justify="left", title_style="")
+    console.print(Text(f"memory of one device, GiB, of {_kind(cell)}"))
+    table = Table()
     columns = [(one, phase) for one in found for phase in one.phases]
     table.add_column("component")
     for one, phase in columns:
@@ -194,15 +195,16 @@ def _beyond(cell: Cell, estimator: Estimator) -> list[str]:
 
 def show_time(planned: Sequence[Cell], estimator: Estimator, price: float, fits: bool, console: Console) -> None:
     """Print the stages of each kind of run, and hours and cost of all."""
-    title = "time, of one run of each kind" + ("" if fits else ", if it did fit")
-    table = Table("run", title=title, title_justify="left", title_style="")
-    for column in ("runs", "rollouts\na batch", "learning\na step", "training", "evaluation\nand the rest", "together"):
-        table.add_column(column, justify="right")
+    console.print("time, of one run of each kind" + ("" if fits else ", if it did fit"))
+    table = Table()
+    table.add_column("run", overflow="fold")
+    for column in ("runs", "rollouts\na batch", "learning\na step", "training", "evaluation,\nthe rest", "together"):
+        table.add_column(column, justify="right", no_wrap=True)
     took: list[float] = []
     kinds: dict[str, tuple[int, Seconds]] = {}
     for cell in planned:
         found = estimator.seconds(cell.config)
-        kind = cell.title.rpartition("/")[0] or cell.title
+        kind = _kind(cell)
         kinds[kind] = kinds.get(kind, (0, found))[0] + 1, found
         took.append(found.total)
     for kind, (runs, found) in kinds.items():
@@ -251,6 +253,12 @@ def _notes(planned: Sequence[Cell], estimator: Estimator, price: float) -> list[
     trained = next((estimator.job(c.config).completion for c in planned if c.command == "train"), None)
     notes.append(f"tokens of a completion: {f'{trained:.0f} in training, ' if trained else ''}{lengths}")
     return notes
+
+
+def _kind(cell: Cell) -> str:
+    """What distinguishes it from the experiment's other runs, but for the seed."""
+    parts = cell.title.rpartition("/")[0].split(",")
+    return ",".join(part for part in parts if not part.startswith("model=")) or cell.title
 
 
 def _gib(value: float | None) -> str:

@@ -210,7 +210,7 @@ def _vllm(config: dict[str, Any], here: bool) -> None:
         _at_least(config, f"rollout.{key}", 1)
     _at_least(config, "rollout.max_restarts", 0)
     _one_of(config, "rollout.weight_transfer", ("reload", "nccl"))
-    check_engine_devices(config)
+    check_engine_devices(config, here)
     if not 0 < chosen["gpu_memory_utilization"] <= 1:
         raise ConfigError(
             f"rollout.gpu_memory_utilization={chosen['gpu_memory_utilization']}: it is a share of the device's memory",

@@ -78,6 +78,11 @@ class Job:
         return self.tokens + self.prompts / self.updates * self.prompt * copies
 
     @property
+    def together(self) -> float:
+        """Tokens of the largest microbatch: a sequence that is longer goes alone."""
+        return max(self.microbatch, self.prompt + self.longest)
+
+    @property
     def batches(self) -> float:
         """Of rollouts, each of which is gone through `epochs` times."""
         return self.steps / (self.updates * self.epochs)

@@ -93,15 +93,15 @@ def activations(job: Job, shape: Shape) -> float:
     else:
         layer = 24 * hidden + 16 * queries + 16 * intermediate
     if job.checkpointing:
-        return job.microbatch * (4 * hidden * shape.layers + layer)
-    return job.microbatch * layer * shape.layers
+        return job.together * (4 * hidden * shape.layers + layer)
+    return job.together * layer * shape.layers
 
 
 def head(job: Job, shape: Shape) -> float:
     """Bytes of carerft.head at its peak: a chunk of float32 logits of policy and reference each, that chunk in the
     precision of the products, four tiles, and the float32 gradient of the head; in bfloat16 also copies of both heads.
     """
-    chunk, width = min(CHUNK, job.microbatch * shape.vocabulary), WIDTH[job.precision]
+    chunk, width = min(CHUNK, job.together * shape.vocabulary), WIDTH[job.precision]
     logits = 4 * chunk * (2 if job.reference else 1) + (width * chunk if width < 4 else 0)
     copies = 2 * shape.head * (2 if job.reference else 1) if width < 4 else 0
     return logits + 4 * 4 * min(TILE, chunk) + 4 * shape.head + copies

@@ -75,7 +75,7 @@ def learning_flops(job: Job, shape: Shape) -> float:
     for the reference. The head, for completion tokens only: once forward, twice backward, and once for the reference;
     once again for each whose logits are not kept (carerft.head)."""
     body = forward(shape, job.read, job.prompt + job.completion) * (3 + job.checkpointing + job.reference)
-    again = job.microbatch * shape.vocabulary > CHUNK
+    again = job.together * shape.vocabulary > CHUNK
     products = 3 + job.reference + again + (again and job.exact)
     return body + 2 * shape.head * job.tokens * products
 
