@@ -16,6 +16,7 @@ VERBS = {
     "train": "finetune a model with reinforcement learning, then evaluate it",
     "evaluate": "measure accuracy, honesty and calibration of a model",
     "sweep": "run an experiment: a table, a figure or an ablation",
+    "plan": "memory, hours and cost of an experiment, before it is run",
     "report": "tables, figures and one HTML page from run directories",
     "grade": "grade mathematical answers from any source",
     "base": "build a base model of the built-in world",
@@ -33,6 +34,7 @@ examples:
   carerft train model=/path/to/a/model task=gsm8k --cfg job    show the composed configuration and stop
   carerft evaluate model=tiny benchmark=world samples=16
   carerft sweep table1 model=tiny                              table 1 of the paper, in miniature
+  carerft plan table1 model=qwen2.5-7b hardware=8xh100         memory, hours and cost, before anyone pays
   carerft report outputs/demo
   eval "$(carerft train -sc install=bash)"                     tab completion (bash; also zsh, fish)
 """
@@ -115,7 +117,7 @@ def _quote(value: str) -> str:
 
 def explain(verb: str, arguments: list[str], error: Exception) -> tuple[str, str]:
     """What was wrong with a configuration, and what to write instead: Hydra's message, and the nearest real key."""
-    if verb == "sweep":
+    if verb in ("sweep", "plan"):
         verb, arguments = "train", [a for a in arguments if "=" in a]
     messages = [str(e).strip() for e in (error, error.__cause__) if e is not None and str(e).strip()]
     text = "\n  ".join(

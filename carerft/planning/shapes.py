@@ -1,0 +1,86 @@
+"""The shape of a transformer, as far as its memory and arithmetic follow from it."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from carerft.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A decoder of attention layers with gated MLPs: Qwen2, Qwen3, Llama, Mistral.
+
+    queries, keys: widths of all query heads and of all key (or value) heads together. context: tokens it can hold.
+    biases: in the projections to queries, keys and values.
+    """
+
+    hidden: int
+    intermediate: int
+    layers: int
+    queries: int
+    keys: int
+    vocabulary: int
+    tied: bool
+    context: int
+    biases: bool = False
+
+    @property
+    def layer(self) -> int:
+        """Weights in one layer's matrices: queries and output, keys and values, and the MLP's three."""
+        return 2 * self.hidden * self.queries + 2 * self.hidden * self.keys + 3 * self.hidden * self.intermediate
+
+    @property
+    def head(self) -> int:
+        """Weights of the LM head."""
+        return self.hidden * self.vocabulary
+
+    @property
+    def parameters(self) -> int:
+        """All of them: a tied head counts once; each layer has two norms, and the model one."""
+        small = 2 * self.hidden + (self.queries + 2 * self.keys if self.biases else 0)
+        return self.layers * (self.layer + small) + self.hidden + self.head * (1 if self.tied else 2)
+
+    def cache_bytes(self, width: int) -> int:
+        """Of one token's keys and values, in numbers of `width` bytes."""
+        return 2 * self.layers * self.keys * width
+
+
+def shape_from(config: Mapping[str, Any]) -> Shape:
+    """The shape that a config.json describes. Raises KeyError for a key that it lacks."""
+    heads = config["num_attention_heads"]
+    size = config.get("head_dim") or config["hidden_size"] // heads
+    return Shape(
+        hidden=config["hidden_size"],
+        intermediate=config["intermediate_size"],
+        layers=config["num_hidden_layers"],
+        queries=heads * size,
+        keys=(config.get("num_key_value_heads") or heads) * size,
+        vocabulary=config["vocab_size"],
+        tied=config.get("tie_word_embeddings", False),
+        context=config["max_position_embeddings"],
+        biases=config.get("model_type") == "qwen2",
+    )
+
+
+def shape_of(path: str, known: Mapping[str, Any]) -> Shape:
+    """The shape of `model.path`: a directory's config.json, the built-in model's, or one of `known`.
+
+    Raises ConfigError for a model of which nothing is known here; nothing is downloaded.
+    """
+    from carerft.world.bases import SHIPPED
+
+    place = (SHIPPED if path == "world" else Path(path).expanduser()) / "config.json"
+    if not place.is_file() and path not in known:
+        raise ConfigError(
+            f"the shape of {path} is not known here, and nothing is downloaded to find out",
+            f"give a local directory, or one of {', '.join(known)}",
+        )
+    try:
+        return shape_from(json.loads(place.read_text()) if place.is_file() else known[path])
+    except (ValueError, KeyError) as error:
+        raise ConfigError(
+            f"{place}: {error} is missing or wrong", "carerft plan knows Qwen, Llama and Mistral"
+        ) from error

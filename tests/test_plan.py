@@ -1,0 +1,219 @@
+"""Plans: the arithmetic against numbers computed by hand, and against what PyTorch itself counts."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import random_rollouts, tiny_model
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from carerft import head
+from carerft.algorithms import Algorithm
+from carerft.errors import ConfigError
+from carerft.learner import Learner
+from carerft.optimization import Optimization
+from carerft.planning import memory as planned_memory
+from carerft.planning.assumptions import GIB, Hardware, assumptions, hardware
+from carerft.planning.estimate import wall
+from carerft.planning.job import Job
+from carerft.planning.memory import activations, engine, memory, resident, wanting
+from carerft.planning.seconds import decoding, learning, learning_flops, seconds
+from carerft.planning.shapes import Shape, shape_from, shape_of
+from carerft.regularizers import ReverseKL
+from carerft.world.bases import SHIPPED
+
+# layer = 2 * 4 * 4 + 2 * 4 * 2 + 3 * 4 * 8 = 144 weights in matrices, head = 4 * 10
+SMALL = Shape(hidden=4, intermediate=8, layers=2, queries=4, keys=2, vocabulary=10, tied=True, context=64)
+STATED = assumptions([])
+
+
+def small_job(**changes: Any) -> Job:
+    """8 prompts of 6 tokens, 4 completions of 10 tokens each, two updates; changed where said."""
+    usual = Job(
+        steps=10, updates=2, epochs=1, prompts=8, group=4, prompt=6, completion=10, longest=16, grading_s=0, groups=1,
+        rounds=1, samples=4, benchmarks=(), precision="float32", microbatch=100, checkpointing=False, shared=True,
+        reference=True, exact=True, checkpoints=1, processes=1, vllm=False, sequences=16, dedicated=False, engines=1,
+        tensor_parallel=1, utilization=0.4, cache_gib=None, context=None, lookahead=False,
+    )  # fmt: skip
+    return dataclasses.replace(usual, **changes)
+
+
+def device(**changes: Any) -> Hardware:
+    """10 FLOP/s and 10 bytes/s, of which half is reached; 1,000 bytes."""
+    usual = Hardware("toy", 1, 1000.0, 10.0, {"float32": 10.0, "bfloat16": 10.0}, 0.5, 0.5, 0.5, 0, 0, 0, 1.0)
+    return dataclasses.replace(usual, **changes)
+
+
+@pytest.mark.parametrize(
+    ("path", "parameters"),
+    # as the checkpoints have them
+    [("Qwen/Qwen2.5-0.5B", 494_032_768), ("Qwen/Qwen2.5-3B", 3_085_938_688), ("Qwen/Qwen2.5-7B", 7_615_616_512)],
+)
+def test_the_shapes_that_are_known_have_the_parameters_of_the_models(path: str, parameters: int):
+    assert shape_of(path, STATED["models"]).parameters == parameters
+
+
+def test_a_local_models_shape_is_its_config_jsons(tmp_path: Path):
+    recorded = json.loads((SHIPPED / "provenance.json").read_text())["parameters"]
+    assert shape_of("world", {}).parameters == recorded == shape_of(str(SHIPPED), {}).parameters
+    (tmp_path / "config.json").write_text('{"hidden_size": 8}')
+    with pytest.raises(ConfigError, match="num_attention_heads"):
+        shape_of(str(tmp_path), {})
+    with pytest.raises(ConfigError, match="org/unknown is not known here"):
+        shape_of("org/unknown", STATED["models"])
+
+
+def test_activations_are_what_autograd_keeps():
+    config = Qwen2Config(
+        vocab_size=64, hidden_size=64, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=256, max_position_embeddings=512,
+    )  # fmt: skip
+    model, shape = Qwen2ForCausalLM(config).train(), shape_from(config.to_dict())
+    tokens = torch.randint(0, 64, (8, 128))
+
+    def kept(precision: str) -> int:
+        weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+        copies = {parameter.shape for parameter in model.parameters() if parameter.ndim == 2}
+        sizes = {}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights and not {tensor.shape, tensor.shape[::-1]} & copies:
+                sizes[storage.data_ptr()] = storage.nbytes(), tensor  # held, so that no other takes its place
+            return tensor
+
+        with (
+            torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+            torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"),
+        ):
+            model.model(input_ids=tokens, use_cache=False)
+        return sum(size for size, _ in sizes.values())
+
+    for precision in ("float32", "bfloat16"):
+        wanted = small_job(precision=precision, microbatch=tokens.numel())
+        assert activations(wanted, shape) == pytest.approx(kept(precision), rel=0.05)
+
+
+def test_checkpointed_activations_are_the_layers_inputs_and_one_layer():
+    whole = small_job(microbatch=100)
+    one = activations(whole, dataclasses.replace(SMALL, layers=1))
+    assert one == 100 * (24 * 4 + 16 * 4 + 16 * 8)
+    assert activations(dataclasses.replace(whole, checkpointing=True), SMALL) == one + 100 * 2 * 4 * 4
+    # A sequence that is longer than the budget, 6 + 16 tokens, goes alone.
+    assert activations(small_job(microbatch=1), SMALL) == pytest.approx(activations(small_job(microbatch=22), SMALL))
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("kept", [True, False])
+def test_learning_has_the_operations_that_pytorch_counts(exact: bool, kept: bool, monkeypatch: pytest.MonkeyPatch):
+    """Prompts of 6 tokens and completions of 9, without padding, read separately in one microbatch."""
+    chunk = head.CHUNK_ELEMENTS if kept else 100
+    monkeypatch.setattr(head.token_statistics, "__defaults__", (None, None, None, chunk))
+    monkeypatch.setattr("carerft.planning.seconds.CHUNK", chunk)
+    model, rollouts = tiny_model(vocabulary=300), random_rollouts(prompts=3, group=4)
+    rollouts.prompt_lengths[:], rollouts.lengths[:] = 6, 9
+    learner = Learner(
+        model,
+        Algorithm(
+            name="grpo", group_size=4, clip_low=0.2, clip_high=0.2,
+            ratio="token", aggregation="token", advantage_std="none",
+        ),
+        ReverseKL(beta=0.1, estimator="exact" if exact else "k3"),
+        Optimization(learning_rate=0.0, steps=1, share_prompts=False),
+    )  # fmt: skip
+    with FlopCounterMode(display=False) as counter:
+        learner.gradient(rollouts, torch.ones(12))
+    wanted = small_job(
+        updates=1, prompts=3, group=4, prompt=6, completion=9, shared=False, exact=exact, microbatch=10_000
+    )
+    # Attention is a small part of it: PyTorch counts all of its square where the plan takes half.
+    assert learning_flops(wanted, shape_from(model.config.to_dict())) == pytest.approx(
+        counter.get_total_flops(), rel=0.05
+    )
+
+
+def test_the_learner_holds_sixteen_bytes_a_weight_and_four_while_it_learns():
+    held = resident(small_job(), SMALL)
+    assert sum(held.values()) == 16 * SMALL.parameters  # weights 4, moments 8, reference 4
+    assert sum(resident(small_job(reference=False), SMALL).values()) == 12 * SMALL.parameters
+    assert sum(resident(small_job(processes=4), SMALL).values()) == 4 * SMALL.parameters
+    (learner,) = memory(small_job(), SMALL, device())
+    assert learner.phases["learning"]["gradients, float32"] == 4 * SMALL.parameters
+    copies = planned_memory.learning(small_job(precision="bfloat16"), SMALL)["weights, bfloat16 copies"]
+    assert copies == 2 * SMALL.parameters
+
+
+def test_a_chunk_of_logits_is_all_that_the_head_holds():
+    assert head.CHUNK_ELEMENTS == planned_memory.CHUNK and head.TILE_ELEMENTS["cuda"] == planned_memory.TILE
+    # Qwen's vocabulary: two chunks and one in bfloat16, four tiles of 32 MiB, a float32 head and two in bfloat16.
+    shape = dataclasses.replace(SMALL, hidden=2048, vocabulary=151_936)
+    found = planned_memory.head(small_job(precision="bfloat16", microbatch=16384), shape)
+    assert found == (256 + 256 + 128 + 4 * 32) * 2**20 + (4 + 2 + 2) * 2048 * 151_936
+
+
+def test_an_engine_takes_its_share_and_must_hold_one_whole_sequence():
+    one = small_job(vllm=True, precision="float32", utilization=0.5)
+    assert SMALL.parameters == 2 * (144 + 8) + 4 + 40 == 348  # layers with two norms each, a norm, the tied head
+    weights = 4 * 348
+    assert engine(one, SMALL, 4000.0) == {"engine's weights": weights, "engine's keys and values": 2000 - weights}
+    # 64 tokens of 2 layers, keys and values of 2 numbers, 4 bytes: 2,048 bytes, beside the weights
+    assert wanting(one, SMALL, 4000.0) == weights + 2048 - 2000
+    assert wanting(dataclasses.replace(one, context=8), SMALL, 4000.0) == 0
+    assert wanting(dataclasses.replace(one, cache_gib=2048 / GIB), SMALL, 4000.0) == 0
+    apart = memory(dataclasses.replace(one, dedicated=True, utilization=0.9), SMALL, device(memory=4000.0))
+    assert [(found.device, list(found.phases)) for found in apart] == [
+        ("learner", ["learning"]),
+        ("engine", ["sampling"]),
+    ]
+
+
+def test_seconds_of_a_step_by_hand():
+    """16 completions of 10 tokens in a step, 4 prompts of 6: 184 tokens read, in two microbatches of 100."""
+    wanted, toy = small_job(), device(kernel_s=0.001)
+    # body: 184 tokens * 2 layers * (2 * 144 + 2 * 4 * 16) * (3 + the reference); head: 2 * 40 * 160 * (3 + 1)
+    flops = 184 * 2 * (288 + 128) * 4 + 2 * 40 * 160 * 4
+    assert learning_flops(wanted, SMALL) == flops
+    host, optimizer = 2 * 2 * 120 * 0.001, 40 * 348 / 5
+    assert learning(wanted, SMALL, toy) == pytest.approx(flops / 5 + host + optimizer)
+
+
+def test_sampling_takes_steps_of_the_longest_or_as_many_as_the_tokens_need():
+    """32 completions of 10 tokens, 16 at a time. The host's 1 s a step is all that costs anything."""
+    free = device(kernel_s=1 / 20 / 2, engine_step_s=1.0, bandwidth=1e30, peak={"float32": 1e30})
+    text = dict(prompts=8, group=4, prompt=6, completion=10, longest=16)
+    assert decoding(small_job(), SMALL, free, 1, **text) == pytest.approx(2 * 16)
+    assert decoding(small_job(vllm=True), SMALL, free, 1, **text) == pytest.approx(2 * 10 + 6)
+    two = small_job(vllm=True, dedicated=True, engines=2)  # 16 completions each
+    assert decoding(two, SMALL, free, 1, **text) == pytest.approx(10 + 6)
+
+
+def test_lookahead_hides_the_shorter_of_sampling_and_learning():
+    one = seconds(small_job(), SMALL, device(), 1, start=7.0, disk=1e30)
+    assert one.fixed == pytest.approx(7.0)
+    assert one.total == 5 * one.sampling + 10 * one.learning + one.rest
+    ahead = seconds(small_job(lookahead=True), SMALL, device(), 1, start=7.0, disk=1e30)
+    assert ahead.training == max(5 * one.sampling, 10 * one.learning)
+
+
+def test_hardware_is_a_number_and_a_kind():
+    eight = hardware("8xh100", STATED)
+    assert (eight.count, eight.kind, eight.title) == (8, "h100", "8 x h100")
+    assert eight.peak["bfloat16"] == 989e12 and eight.memory == pytest.approx(79.6 * GIB)
+    cheaper = assumptions(["hardware.h100.price_per_hour=1.5"])
+    assert hardware("h100", cheaper).price == 1.5
+    assert hardware("this", STATED).here
+    with pytest.raises(ConfigError, match="there is no such device") as error:
+        hardware("8xh10", STATED)
+    assert "did you mean h100?" in error.value.remedy
+    for wrong in ("hardware.h100.prize=1", "texts.math.completion=long", "hardware=3"):
+        with pytest.raises(ConfigError):
+            assumptions([wrong])
+
+
+def test_runs_side_by_side_end_when_the_last_does():
+    assert wall([3, 1, 1, 1, 4], 2) == 7  # 3 and 1, 1, 1; then 4 on either
+    assert wall([3, 1], 1) == 4
