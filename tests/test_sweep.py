@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,37 @@ def test_only_a_finished_run_of_the_same_configuration_is_shared(tmp_path: Path)
     kept.mkdir(parents=True)
     (kept / "metrics.jsonl").write_text("{}\n")
     assert take_over(kept, "train", config, tmp_path) is None
+
+
+def test_many_that_share_a_run_at_once_leave_it_whole(tmp_path: Path):
+    """Several begin in the same directory at the same moment, as workers of a sweep do; the original loses nothing."""
+    config = {"name": "a", "seed": 0}
+    original = tmp_path / "a" / "x" / "seed=0"
+    with open_run(original, "train", config) as run:
+        run.update(status="done")
+    kept = {name: name.encode() for name in ("evaluation.json", "metrics.jsonl", "train.log")}
+    for name, content in kept.items():
+        (original / name).write_bytes(content)
+
+    def begin(place: Path, together: threading.Barrier, outcomes: list) -> None:
+        together.wait()
+        place.mkdir(parents=True, exist_ok=True)  # as Hydra does before it calls us
+        (place / "train.log").touch()
+        try:
+            outcomes.append(take_over(place, "train", config, tmp_path))
+        except Exception as error:
+            outcomes.append(error)
+
+    for attempt in range(40):
+        place, together, outcomes = tmp_path / "b" / f"x{attempt}" / "seed=0", threading.Barrier(4), []
+        threads = [threading.Thread(target=begin, args=(place, together, outcomes)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert set(outcomes) <= {None, original}, outcomes
+        assert {name: (original / name).read_bytes() for name in kept} | {"train.log": b""} == kept | {"train.log": b""}
+        assert json.loads((original / "manifest.json").read_text())["status"] == "done"
 
 
 def test_processes_of_a_sweep_leave_alone_what_another_has_or_has_failed_at(tmp_path, monkeypatch):

@@ -44,6 +44,7 @@ def take_over(directory: Path, command: str, config: dict[str, Any], outputs: Pa
     """Make `directory` a link to a finished run of the same command and configuration in `outputs`.
 
     Returns the run that it now links to; None where there is none, or where the directory holds something already.
+    Nothing is ever deleted through a link: the directory is moved aside first, and holds nothing but a log.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
     with open(directory.parent / ".lock", "w") as lock:
@@ -57,7 +58,10 @@ def take_over(directory: Path, command: str, config: dict[str, Any], outputs: Pa
             aside = directory.with_name(f".{directory.name}.{os.getpid()}")
             directory.rename(aside)
             shutil.rmtree(aside)
-        directory.symlink_to(os.path.relpath(found, directory.parent))
+        try:
+            directory.symlink_to(os.path.relpath(found, directory.parent))
+        except FileExistsError:  # another process has begun there just now
+            return None
         return found
 
 
