@@ -100,7 +100,8 @@ def commands(experiment: Experiment, planned: Sequence[Cell], overrides: Sequenc
     """Arguments of `carerft` that together run all cells: an evaluation for each base model, then Hydra's multiruns."""
     launcher = [text for text in overrides if text.startswith(("hydra/launcher=", "hydra.launcher."))]
     bases = [["evaluate", "-m", *c.overrides, *launcher] for c in planned if c.command == "evaluate"]
-    return bases + [["train", "-m", f"experiment={sweep}", *overrides] for sweep in experiment.sweeps]
+    of = experiment.overrides_of
+    return bases + [["train", "-m", f"experiment={sweep}", *of(sweep, overrides)] for sweep in experiment.sweeps]
 
 
 def show(planned: Sequence[Cell], workers: int, console: Console) -> None:

@@ -14,7 +14,7 @@ from carerft import cli, scores
 from carerft.experiment.folders import experiment
 from carerft.experiment.paper import Claim, paper
 from carerft.report.cells import make_cells
-from carerft.report.claims import FAILS, HOLDS, NO_RUNS, UNCLEAR, dominance, judge, verdict
+from carerft.report.claims import FAILS, HOLDS, NO_RUNS, ONE_SEED, UNCLEAR, dominance, judge, verdict
 from carerft.report.intervals import Interval
 from carerft.report.paired import Paired, block_spread, matches, nearest, partners, seed_pairs
 from carerft.report.runs import load_runs
@@ -220,3 +220,12 @@ def test_a_shared_run_is_read_once(demo: Path, tmp_path: Path):
     (root / "entropy" / "b" / "seed=0").symlink_to("../../table1/a/seed=0")
     assert [run.place for run in load_runs([root / "entropy"])] == ["b/seed=0"]
     assert [run.place for run in load_runs([root])] == ["table1/a/seed=0"]
+
+
+def test_one_seed_can_tell_nothing(tmp_path: Path):
+    demo = make_demo(tmp_path / "outputs", questions=40, seeds=(0,))
+    cells = make_cells(load_runs([demo]))
+    places = {"world_reasoning": ["accuracy"], "world_honesty": ["refusal_f1"]}
+    places["world_truth"] = ["truthful", "ece_answered"]
+    judged = judge(paper(experiment("table1")), cells, Paired(cells, places))
+    assert {j.verdict for j in judged} == {ONE_SEED} and all(j.differences for j in judged)

@@ -80,6 +80,12 @@ def test_a_base_model_is_measured_as_what_starts_from_it():
     assert list(base.config["benchmark"]) == ["world_truth"]
 
 
+def test_an_axis_of_one_sweep_is_not_asked_of_another():
+    found = cells(experiment("table3"), ["model=tiny", "seed=0", "regularizer.alpha=0.9"])
+    trained = [cell.config["regularizer"] for cell in found if cell.command == "train"]
+    assert [(entry["name"], entry.get("alpha")) for entry in trained] == [("srkl", 0.9), ("none", None)]
+
+
 def test_an_unknown_experiment_is_named_with_the_nearest():
     with pytest.raises(ConfigError, match="no experiment 'tabel1'") as caught:
         experiment("tabel1")

@@ -71,7 +71,7 @@ def cells(experiment: Experiment, overrides: Sequence[str], here: bool = True) -
     found: list[Cell] = []
     with _composing():
         for sweep in experiment.sweeps:
-            for job in jobs(sweep, overrides):
+            for job in jobs(sweep, experiment.overrides_of(sweep, overrides)):
                 found.append(_trained(job, here))
         bases = _bases(found, overrides, here)
     return bases + found

@@ -5,6 +5,7 @@ A folder's `sweep.yaml` is chosen by `experiment=<folder>`, a further sweep `<fi
 """
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,16 @@ class Experiment:
     name: str
     folder: Path
     sweeps: dict[str, Path]
+
+    def overrides_of(self, sweep: str, overrides: Sequence[str]) -> list[str]:
+        """What of these overrides concerns one of its sweeps: an axis of another one may not exist there."""
+        elsewhere = set().union(*(axes(file) for file in self.sweeps.values())) - axes(self.sweeps[sweep])
+        return [text for text in overrides if text.split("=")[0] not in elsewhere]
+
+
+def axes(file: Path) -> set[str]:
+    """The keys that a sweep goes through."""
+    return set(OmegaConf.select(OmegaConf.load(file), "hydra.sweeper.params") or {})
 
 
 def experiments_directory() -> Path:

@@ -3,7 +3,7 @@
 The verdict follows from the interval of the paired difference alone. "above" holds where the whole interval lies above
 0, fails where it lies below, and can't be told where it contains 0; "not below" with a margin m holds where the whole
 interval lies above -m, fails where it lies below -m. The others are their mirror images. An equivalence is thus never
-claimed from a lack of evidence.
+claimed from a lack of evidence. Nor can one seed tell anything: its interval does not know the luck of training.
 """
 
 from collections.abc import Sequence
@@ -13,9 +13,10 @@ from carerft.experiment.paper import Claim, Paper
 from carerft.report.cells import Cell
 from carerft.report.columns import METRICS
 from carerft.report.intervals import Interval
-from carerft.report.paired import Paired, Place, matches, nearest, partners
+from carerft.report.paired import Paired, Place, matches, nearest, partners, seed_pairs
 
 HOLDS, FAILS, UNCLEAR, NO_RUNS = "holds", "does not hold", "cannot tell", "no runs"
+ONE_SEED = "cannot tell (one seed)"
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ def _about(claim: Claim, paper: Paper, cell: Cell, cells: Sequence[Cell], paired
     for other in nearest(cell, others):
         change = paired.difference(cell, other, place)
         if change is not None:
-            judged.append(Judged(claim, cell.label, other.label, (change,), verdict(claim, change)))
+            told = verdict(claim, change) if len(seed_pairs(cell, other)) > 1 else ONE_SEED
+            judged.append(Judged(claim, cell.label, other.label, (change,), told))
     return judged
 
 
@@ -83,10 +85,11 @@ def _undominated(claim: Claim, cell: Cell, others: Sequence[Cell], places: Seque
             changes.append(None if change is None else _better(change, direction))
         known = [change for change in changes if change is not None]
         if len(known) == len(places):
-            judged.append((dominance(known, claim.margin), other, tuple(known)))
+            told = dominance(known, claim.margin) if len(seed_pairs(cell, other)) > 1 else ONE_SEED
+            judged.append((told, other, tuple(known)))
     if not judged:
         return Judged(claim, cell.label, "", (), NO_RUNS)
-    for outcome in (FAILS, UNCLEAR, HOLDS):  # one that dominates decides; else one that might
+    for outcome in (FAILS, ONE_SEED, UNCLEAR, HOLDS):  # one that dominates decides; else one that might
         if found := [entry for entry in judged if entry[0] == outcome]:
             worst = min(found, key=lambda entry: sum(change.value for change in entry[2]))
             return Judged(claim, cell.label, worst[1].label, worst[2], outcome)

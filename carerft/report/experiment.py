@@ -87,7 +87,7 @@ def _compared(
 ) -> Iterable[Compared]:
     for comparison in paper.compare:
         for cell in cells:
-            if not cell.evaluated or not matches(cell, comparison.rows):
+            if not cell.evaluated or not matches(cell, comparison.rows) or matches(cell, comparison.against):
                 continue
             others = [c for c in partners(cell, cells, comparison.rows, comparison.against) if c.evaluated]
             for other in nearest(cell, others)[:1]:
