@@ -81,8 +81,9 @@ class EvaluationOutcome:
         with styled():
             for name, benchmark in run.benchmarks.items():
                 if benchmark.reliability is not None:
-                    colour, ece = looks([cell])[cell.label].colour, benchmark.metrics.get("ece")
-                    panel = Diagram(greek(cell.label), colour, benchmark.reliability, ece)
+                    colour = looks([cell])[cell.label].colour
+                    ece, floor = (benchmark.metrics.get(metric) for metric in ("ece", "ece_floor"))
+                    panel = Diagram(greek(cell.label), colour, benchmark.reliability, ece, floor)
                     drawn[f"reliability/{name}"] = png(reliability([panel], largest_share([panel])))
         return drawn
 
