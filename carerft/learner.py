@@ -8,6 +8,7 @@ import copy
 import math
 from collections import defaultdict
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,12 +19,13 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from transformers import PreTrainedModel
 
 from carerft.algorithms import Algorithm
+from carerft.checkpoint import load_tensors, save_tensors
 from carerft.errors import NonFiniteError
 from carerft.head import TokenStatistics, token_statistics
 from carerft.optimization import Optimization, learning_rate_factor, microbatches
 from carerft.regularizers import Regularizer, sampled_estimate
 from carerft.rollout import Rollouts
-from carerft.sharding import put_away, shard, whole, within
+from carerft.sharding import gathered, put_away, shard, whole, within
 from carerft.states import attends_to_everything, separate_states, shared_states
 
 
@@ -271,14 +273,27 @@ class Learner:
         bfloat16 = self.optimization.precision == "bfloat16"
         return torch.autocast(self.policy.device.type, dtype=torch.bfloat16, enabled=bfloat16)
 
+    def weights(self) -> dict[str, Tensor]:
+        """Each weight by its name in a checkpoint, whole; of several processes, only the first has them."""
+        return gathered(self.policy, self.mesh)
+
+    def save(self, path: Path) -> None:
+        """Write weights and the optimizer's state. Raises RunDirectoryError."""
+        save_tensors(path, self.policy, self.optimizer, self.mesh is not None)
+
+    def load(self, path: Path) -> None:
+        """Read them, whatever number of processes wrote them."""
+        load_tensors(path, self.policy, self.optimizer, self.mesh is not None)
+
     def state(self) -> dict[str, Any]:
-        """What a resumed run needs beside the weights."""
-        return {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()}
+        """What a resumed run needs beside weights and the optimizer's state."""
+        return {"scheduler": self.scheduler.state_dict()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from `state()`."""
-        self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
+        for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate
 
 
 def _present(value: Tensor | None) -> Tensor:

@@ -76,4 +76,20 @@ def whole(tensor: Tensor) -> Tensor:
 def whole_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Each weight by its name in a checkpoint, one at a time, as `whole`."""
     for name, tensor in model.state_dict().items():
-        yield name, whole(tensor.detach())
+        yield name, whole(tensor)
+
+
+def gathered(model: nn.Module, mesh: DeviceMesh | None) -> dict[str, Tensor]:
+    """All of them: those of one process as they are; of several, the first has them, on the CPU, tied ones once."""
+    if mesh is None:
+        return model.state_dict()
+    found: dict[str, Tensor] = {}
+    first: dict[int, str] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        known = first.setdefault(id(tensor), name)
+        if known != name:
+            found[name] = found[known]
+            continue
+        full = whole(tensor.detach())  # of which the other processes keep nothing
+        found[name] = full.cpu() if mesh.get_rank() == 0 else full.new_empty(0)
+    return found if mesh.get_rank() == 0 else {}
