@@ -36,7 +36,7 @@ def shard(model: PreTrainedModel, mesh: DeviceMesh, precision: str, offload: boo
     options: dict[str, Any] = {
         "mesh": mesh,
         "mp_policy": bfloat16 if precision == "bfloat16" else MixedPrecisionPolicy(),
-        "offload_policy": CPUOffloadPolicy() if offload else OffloadPolicy(),
+        "offload_policy": CPUOffloadPolicy() if offload and mesh.device_type != "cpu" else OffloadPolicy(),
     }
     for layer in model.get_decoder().layers:
         fully_shard(layer, **options)
