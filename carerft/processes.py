@@ -36,8 +36,14 @@ def joined(device: torch.device, timeout_s: float) -> Iterator[DeviceMesh]:
     cuda = device.type == "cuda"
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    patience = timedelta(seconds=timeout_s)
+    store, rank, size = next(dist.rendezvous("env://", timeout=patience))
+    if os.environ["LOCAL_WORLD_SIZE"] == os.environ["WORLD_SIZE"]:
+        # torchrun keeps its store when it starts the processes again: they would look for the dead ones' addresses.
+        store = dist.PrefixStore(f"attempt_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
     # What is no tensor of the device's goes from CPU to CPU.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout_s))
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience)
     try:
         yield init_device_mesh(device.type, (dist.get_world_size(),))
     finally:
