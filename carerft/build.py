@@ -1,21 +1,24 @@
 """From a checked configuration to the objects that a run is made of."""
 
+import copy
 import sys
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import fields
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from hydra.utils import instantiate
 from rich.console import Console
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch.distributed.device_mesh import DeviceMesh
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from carerft.algorithms import Algorithm
 from carerft.collection import Collector, Plan
 from carerft.config.schema import Model
 from carerft.evaluation import Benchmark, Protocol
 from carerft.learner import Learner
-from carerft.model import context_length, eos_token_ids, model_path, uses_chat
+from carerft.model import choose_device, context_length, eos_token_ids, load_model, model_path, uses_chat
 from carerft.optimization import Optimization
 from carerft.prompts import ChatTask
 from carerft.regularizers import Regularizer
@@ -74,14 +77,42 @@ def method(settings: dict[str, Any]) -> tuple[Algorithm, Regularizer]:
 
 
 def learner(
-    settings: dict[str, Any], policy: PreTrainedModel, algorithm: Algorithm, regularizer: Regularizer
+    settings: dict[str, Any],
+    policy: PreTrainedModel,
+    algorithm: Algorithm,
+    regularizer: Regularizer,
+    mesh: DeviceMesh | None = None,
 ) -> Learner:
-    """The learner, with the policy as it is now for its reference."""
+    """The learner, with the policy as it is now for its reference. mesh: as Learner's."""
     chosen = settings["learner"]
     if chosen["gradient_checkpointing"]:
         policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     optimization = _taken(Optimization, {**chosen, "steps": settings["steps"]})
-    return Learner(policy, algorithm, regularizer, optimization)
+    return Learner(policy, algorithm, regularizer, optimization, mesh)
+
+
+@dataclass
+class Parts:
+    """What a process that learns has of its own."""
+
+    policy: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    algorithm: Algorithm
+    worker: RolloutWorker
+    learner: Learner
+
+
+@contextmanager
+def parts(settings: dict[str, Any], mesh: DeviceMesh | None) -> Iterator[Parts]:
+    """A run's model, worker and learner, for the length of a `with` block. mesh: its processes, if several."""
+    set_seed(settings["seed"])
+    algorithm, regularizer = method(settings)  # before the model: it may refuse what it is given
+    # Of several processes, none need have room on its device for the whole: sharding takes it there in parts.
+    device = choose_device(settings["learner"]["device"] if mesh is None else "cpu")
+    policy, tokenizer = load_model(Model(**settings["model"]), device)
+    with rollout_worker(settings, policy, tokenizer, mesh) as worker:
+        learns = learner(settings, policy, algorithm, regularizer, mesh)
+        yield Parts(policy, tokenizer, algorithm, worker, learns)
 
 
 def schedule(settings: dict[str, Any]) -> Schedule:
@@ -110,10 +141,15 @@ def context(settings: dict[str, Any], policy: PreTrainedModel) -> int:
 
 
 def rollout_worker(
-    settings: dict[str, Any], policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    settings: dict[str, Any],
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    mesh: DeviceMesh | None = None,
 ) -> AbstractContextManager[RolloutWorker]:
     """The engine that `rollout` names, started, for the length of a `with` block: it is then kept for the next run of
     this process, or ended if the block failed. It samples from the policy's weights only after a `sync`.
+
+    mesh: processes that will share the policy's weights. Each then samples from a whole copy.
     """
     chosen, precision = settings["rollout"], settings.get("learner", settings)["precision"]
     ends = eos_token_ids(policy, tokenizer, chat(settings, policy, tokenizer))
@@ -121,7 +157,7 @@ def rollout_worker(
         return _vllm_worker(settings, precision, ends, context(settings, policy))
     return nullcontext(
         TransformersWorker(
-            policy,
+            policy if mesh is None else copy.deepcopy(policy).to(mesh.device_type).requires_grad_(False),
             eos_token_ids=ends,
             pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0],
             batch_size=chosen["batch_size"],

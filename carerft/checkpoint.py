@@ -1,7 +1,8 @@
 """Checkpoints: everything that a bit-exact resume needs, written beside and renamed into place, with checksums.
 
-A checkpoint is a directory `step_<n>` of `weights.safetensors`, `state.pt` (plain tensors, numbers and containers,
-read back without running any code from it) and `checksums.json`.
+A checkpoint is a directory `step_<n>` of `tensors/` (weights and the optimizer's state, in torch.distributed's format:
+each of several processes writes its part, and any number of them reads it), `state.pt` (plain tensors, numbers and
+containers, read back without running any code from it) and `checksums.json`.
 """
 
 import hashlib
@@ -10,19 +11,24 @@ import logging
 import os
 import random
 import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
-from torch import nn
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 
 from carerft.errors import RunDirectoryError
 
 log = logging.getLogger(__name__)
 
 REPLACED = ".replaced_step_"
+TENSORS = "tensors"
 
 
 def random_states() -> dict[str, Any]:
@@ -55,8 +61,49 @@ def steps_of(directory: Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdigit())
 
 
-def save(directory: Path, step: int, policy: nn.Module, state: dict[str, Any], keep: int | None) -> None:
-    """Write `directory/step_<step>`, then remove all but the newest `keep` (None: remove none).
+def save_tensors(path: Path, policy: nn.Module, optimizer: torch.optim.Optimizer | None, several: bool) -> None:
+    """Write weights and the optimizer's state. several: all processes of torch.distributed do it together.
+
+    Raises RunDirectoryError, in all of them, where one can't.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in policy.named_parameters():  # which lists a tied weight once
+        tensors[f"weights.{name}"] = parameter.detach()
+        for slot, tensor in (optimizer.state.get(parameter, {}) if optimizer else {}).items():
+            tensors[f"optimizer.{slot}.{name}"] = tensor
+    try:
+        with _taken_at_its_word():
+            dcp.save(tensors, checkpoint_id=path, no_dist=not several)
+    except CheckpointException as error:
+        raise RunDirectoryError("; ".join(str(failure) for failure, _ in error.failures.values())) from error
+
+
+def load_tensors(path: Path, policy: nn.Module, optimizer: torch.optim.Optimizer | None, several: bool) -> None:
+    """Read what `save_tensors` wrote, in one process or several. Weights go into their parameters' own memory, whose
+    alignment decides rounding."""
+    parameters = dict(policy.named_parameters())
+    tensors = {f"weights.{name}": parameter.detach() for name, parameter in parameters.items()}
+    for key, stored in dcp.FileSystemReader(path).read_metadata().state_dict_metadata.items():
+        kind, slot, name = key.split(".", 2)
+        if kind == "optimizer" and optimizer is not None:
+            parameter = parameters[name].detach()
+            whole = stored.size == parameter.shape
+            tensor = torch.zeros_like(parameter) if whole else torch.zeros(stored.size, device=parameter.device)
+            tensors[key] = optimizer.state[parameters[name]][slot] = tensor
+    with _taken_at_its_word():
+        dcp.load(tensors, checkpoint_id=path, no_dist=not several)
+
+
+@contextmanager
+def _taken_at_its_word() -> Iterator[None]:
+    """Without torch's warning that `no_dist` means one process."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+        yield
+
+
+def save(directory: Path, step: int, write: Callable[[Path], None], state: dict[str, Any], keep: int | None) -> None:
+    """Write `directory/step_<step>`, then remove all but the newest `keep` (None: remove none). write: `save_tensors`.
 
     A checkpoint is there whole or not at all, one that it replaces too. Raises RunDirectoryError where it can't be
     written (a full disk); those written before are untouched.
@@ -66,12 +113,11 @@ def save(directory: Path, step: int, policy: nn.Module, state: dict[str, Any], k
         for leftover in directory.glob(".step_*"):  # of a process that was killed while writing
             shutil.rmtree(leftover, ignore_errors=True)
         beside.mkdir(parents=True)
-        # named_parameters lists a tied weight once, as safetensors needs it.
-        save_file({name: p.detach().cpu() for name, p in policy.named_parameters()}, beside / "weights.safetensors")
+        write(beside / TENSORS)
         torch.save({**state, "random": random_states()}, beside / "state.pt")
-        sums = {path.name: _checksum(path) for path in sorted(beside.iterdir())}
+        sums = {str(path.relative_to(beside)): _checksum(path) for path in _files(beside)}
         (beside / "checksums.json").write_text(json.dumps(sums, indent=2) + "\n")
-        for path in beside.iterdir():
+        for path in _files(beside):
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
         _put_back(directory)
@@ -79,7 +125,7 @@ def save(directory: Path, step: int, policy: nn.Module, state: dict[str, Any], k
             os.replace(final, directory / f"{REPLACED}{step}")
         os.replace(beside, final)
         shutil.rmtree(directory / f"{REPLACED}{step}", ignore_errors=True)
-    except Exception as error:  # safetensors and torch report a full disk by errors of their own
+    except Exception as error:  # torch reports a full disk by errors of its own
         shutil.rmtree(beside, ignore_errors=True)
         kept = steps_of(directory)
         raise RunDirectoryError(
@@ -101,8 +147,8 @@ def _put_back(directory: Path) -> None:
             os.replace(replaced, final)
 
 
-def load_latest(directory: Path, policy: nn.Module) -> dict[str, Any] | None:
-    """Put the newest intact checkpoint's weights into the policy and return its state; None where there is none.
+def load_latest(directory: Path, read: Callable[[Path], None]) -> dict[str, Any] | None:
+    """Read the newest intact checkpoint's tensors (`load_tensors`) and return its state; None where there is none.
 
     A damaged checkpoint (truncated, altered, incomplete) is named in a warning, set aside as `damaged_step_<n>`, and
     the one before it is taken.
@@ -115,10 +161,7 @@ def load_latest(directory: Path, policy: nn.Module) -> dict[str, Any] | None:
             shutil.rmtree(directory / f"damaged_step_{step}", ignore_errors=True)
             os.replace(path, directory / f"damaged_step_{step}")
             continue
-        weights = load_file(path / "weights.safetensors")
-        with torch.no_grad():
-            for name, parameter in policy.named_parameters():
-                parameter.copy_(weights[name])  # into the parameter's own memory, whose alignment decides rounding
+        read(path / TENSORS)
         state = torch.load(path / "state.pt", weights_only=True, map_location="cpu")
         set_random_states(state.pop("random"))
         return state
@@ -131,9 +174,15 @@ def _damage(path: Path) -> str | None:
         for name, expected in sums.items():
             if _checksum(path / name) != expected:
                 return f"the checksum of {name} differs"
+        if f"{TENSORS}/.metadata" not in sums:
+            return "an earlier version of carerft wrote it"
     except (OSError, ValueError) as error:
         return str(error)
     return None
+
+
+def _files(directory: Path) -> list[Path]:
+    return sorted(path for path in directory.rglob("*") if path.is_file())
 
 
 def _checksum(path: Path) -> str:

@@ -11,6 +11,7 @@ import sys
 
 from carerft import __version__
 from carerft.errors import CareError
+from carerft.launching import quiet
 
 VERBS = {
     "train": "finetune a model with reinforcement learning, then evaluate it",
@@ -67,7 +68,7 @@ def run(verb: str, arguments: list[str]) -> int:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        overrides = shorthands(verb, arguments)
+        overrides = [*shorthands(verb, arguments), *(quiet() if verb == "train" else [])]
         # Completion is installed for the command, everything else is said of the verb.
         sys.argv = ["carerft" if "-sc" in arguments else f"carerft {verb}", *overrides]
         return module.main() or 0

@@ -10,7 +10,7 @@ Everything between the matrix products is elementwise arithmetic in float32 or b
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -29,8 +29,7 @@ class Divergence(Protocol):
     def summand_and_slope(self, log_pi: Tensor, log_ref: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
-@dataclass
-class TokenStatistics:
+class TokenStatistics(NamedTuple):
     """Of N sampled tokens; each (N,) in float32 (float64 where the hidden states are), in nats.
 
     log_prob: of the token under the policy; differentiable.

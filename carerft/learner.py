@@ -8,20 +8,24 @@ import copy
 import math
 from collections import defaultdict
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_, get_total_norm
+from torch.distributed.device_mesh import DeviceMesh
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from transformers import PreTrainedModel
 
 from carerft.algorithms import Algorithm
+from carerft.checkpoint import load_tensors, save_tensors
 from carerft.errors import NonFiniteError
 from carerft.head import TokenStatistics, token_statistics
 from carerft.optimization import Optimization, learning_rate_factor, microbatches
 from carerft.regularizers import Regularizer, sampled_estimate
 from carerft.rollout import Rollouts
+from carerft.sharding import gathered, put_away, shard, whole, within
 from carerft.states import attends_to_everything, separate_states, shared_states
 
 
@@ -69,19 +73,24 @@ class Learner:
         algorithm: Algorithm,
         regularizer: Regularizer,
         optimization: Optimization,
-        processes: dist.ProcessGroup | None = None,
+        mesh: DeviceMesh | None = None,
     ):
         """policy: in float32 on its device; the reference is a frozen copy of it as it is now.
 
-        processes: they share out each batch's microbatches and add up their gradients. Each is given the same policy
-        and, at each step, the whole batch.
+        mesh: processes that share out each batch's microbatches, and the weights of policy and reference, the
+        gradients and the optimizer's state. Each is given the same policy, calls the same methods at the same time, and
+        has the whole batch at each step. None: this process alone.
         """
         self.policy, self.algorithm, self.regularizer, self.optimization = policy, algorithm, regularizer, optimization
-        self.processes = processes
+        self.mesh = mesh
         policy.train()
         self.reference: PreTrainedModel | None = None
         if regularizer.needs_reference or optimization.monitor_reference:
             self.reference = copy.deepcopy(policy).requires_grad_(False).eval()
+        if mesh is not None:
+            shard(policy, mesh, optimization.precision)
+            if self.reference is not None:
+                shard(self.reference, mesh, optimization.precision, optimization.reference_offload)
         self.optimizer = torch.optim.AdamW(
             policy.parameters(),
             lr=optimization.learning_rate,
@@ -102,14 +111,14 @@ class Learner:
         """
         metrics = self.gradient(rollouts, advantages, correction)
         parameters = [p for p in self.policy.parameters() if p.grad is not None]
-        norm = get_total_norm([p.grad for p in parameters])
+        norm = whole(get_total_norm([p.grad for p in parameters]))
         if not (math.isfinite(metrics["loss/total"]) and torch.isfinite(norm)):
             self.optimizer.zero_grad(set_to_none=True)
             raise NonFiniteError(
                 f"the loss is {metrics['loss/total']}, the norm of its gradient {float(norm)}; the step was not taken",
                 "lower learner.learning_rate or learner.max_grad_norm, or use learner.precision=float32",
             )
-        clip_grad_norm_(parameters, self.optimization.max_grad_norm)
+        clip_grads_with_norm_(parameters, self.optimization.max_grad_norm, norm)
         metrics["learner/grad_norm"] = float(norm)
         metrics["learner/learning_rate"] = self.scheduler.get_last_lr()[0]
         self.optimizer.step()
@@ -125,9 +134,14 @@ class Learner:
         mask = rollouts.mask()
         regularizer = self.regularizer.at(self.progress)
         step = _Step(rollouts, advantages, self.algorithm.weights(mask), mask, correction, regularizer)
-        for index in self._share(rollouts):
-            self._microbatch(step, index)
-        if self.processes is not None:
+        for index, mine in self._turns(rollouts):
+            if mine:
+                self._microbatch(step, index)
+            else:
+                (0.0 * self.score(rollouts, index, regularizer).log_prob.sum()).backward()
+        if self.reference is not None:
+            put_away(self.reference)
+        if self.mesh is not None:
             self._add_up(step)
         losses = {key: step.sums.pop(key) for key in list(step.sums) if key.startswith("loss/")}
         means = {key: value / int(mask.sum()) for key, value in step.sums.items()}
@@ -147,22 +161,20 @@ class Learner:
         prompt_lengths = rollouts.prompt_lengths.repeat_interleave(rollouts.group_size)
         return list(microbatches(prompt_lengths + rollouts.lengths, self.optimization.tokens_per_microbatch))
 
-    def _share(self, rollouts: Rollouts) -> list[Tensor]:
-        """This process's microbatches."""
+    def _turns(self, rollouts: Rollouts) -> list[tuple[Tensor, bool]]:
+        """This process's microbatches, True; and as many of one sequence, False, as make it as many as each other's:
+        what is sharded is gathered by all processes or by none."""
         cut = self._microbatches(rollouts)
-        if self.processes is None:
-            return cut
-        return cut[dist.get_rank(self.processes) :: dist.get_world_size(self.processes)]
+        if self.mesh is None:
+            return [(index, True) for index in cut]
+        mine = cut[self.mesh.get_rank() :: self.mesh.size()]
+        idle = -(-len(cut) // self.mesh.size()) - len(mine)
+        return [(index, True) for index in mine] + [(cut[-1][-1:], False)] * idle
 
     def _add_up(self, step: _Step) -> None:
-        """Make gradients and metrics those of all processes."""
-        for parameter in self.policy.parameters():
-            if parameter.requires_grad:
-                if parameter.grad is None:  # no microbatch fell to this process
-                    parameter.grad = torch.zeros_like(parameter)
-                dist.all_reduce(parameter.grad, group=self.processes)
-        everyone: list[Any] = [None] * dist.get_world_size(self.processes)
-        dist.all_gather_object(everyone, (dict(step.sums), dict(step.maxima)), group=self.processes)
+        """Make the metrics those of all processes."""
+        everyone: list[Any] = [None] * self.mesh.size()
+        dist.all_gather_object(everyone, (dict(step.sums), dict(step.maxima)), group=self.mesh.get_group())
         sums, maxima = zip(*everyone, strict=True)
         step.sums = {key: sum(theirs.get(key, 0.0) for theirs in sums) for key in sorted(set().union(*sums))}
         step.maxima = {key: max(theirs.get(key, 0.0) for theirs in maxima) for key in sorted(set().union(*maxima))}
@@ -225,9 +237,13 @@ class Learner:
     def log_probs(self, rollouts: Rollouts) -> Tensor:
         """(S, T) float32 log-probability of each sampled token under the policy as it is now; 0 outside the mask."""
         mask, found = rollouts.mask(), torch.zeros(rollouts.tokens.shape)
-        for index in self._microbatches(rollouts):
+        for index, mine in self._turns(rollouts):
             scored = self.score(rollouts, index).log_prob.float().cpu()
-            found[index] = torch.zeros_like(found[index]).masked_scatter(mask[index], scored)
+            if mine:
+                found[index] = torch.zeros_like(found[index]).masked_scatter(mask[index], scored)
+        put_away(self.policy)
+        if self.mesh is not None:
+            dist.all_reduce(found, group=self.mesh.get_group())
         return found
 
     def score(self, rollouts: Rollouts, index: Tensor, regularizer: Regularizer | None = None) -> TokenStatistics:
@@ -239,33 +255,45 @@ class Learner:
         states = shared_states if share and attends_to_everything(self.policy) else separate_states
         width = int(rollouts.lengths[index].max())
         targets = rollouts.tokens[index, :width][rollouts.mask()[index, :width]].to(self.policy.device)
+        exact = regularizer if regularizer is not None and regularizer.needs_reference and regularizer.exact else None
+
+        def states_and_head(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
+            return states(model, rollouts, index), model.get_output_embeddings().weight
+
         with self._autocast():
-            ref_hidden = ref_weight = None
+            reference: tuple[Tensor | None, Tensor | None] = (None, None)
             if self.reference is not None and regularizer is not None:
                 with torch.no_grad():
-                    ref_hidden = states(self.reference, rollouts, index)
-                ref_weight = self.reference.get_output_embeddings().weight
-            return token_statistics(
-                states(self.policy, rollouts, index),
-                self.policy.get_output_embeddings().weight,
-                targets,
-                ref_hidden,
-                ref_weight,
-                regularizer if regularizer is not None and regularizer.needs_reference and regularizer.exact else None,
+                    reference = within(self.reference, states_and_head)
+            return within(
+                self.policy, lambda policy: token_statistics(*states_and_head(policy), targets, *reference, exact)
             )
 
     def _autocast(self) -> torch.autocast:
         bfloat16 = self.optimization.precision == "bfloat16"
         return torch.autocast(self.policy.device.type, dtype=torch.bfloat16, enabled=bfloat16)
 
+    def weights(self) -> dict[str, Tensor]:
+        """Each weight by its name in a checkpoint, whole; of several processes, only the first has them."""
+        return gathered(self.policy, self.mesh)
+
+    def save(self, path: Path) -> None:
+        """Write weights and the optimizer's state. Raises RunDirectoryError."""
+        save_tensors(path, self.policy, self.optimizer, self.mesh is not None)
+
+    def load(self, path: Path) -> None:
+        """Read them, whatever number of processes wrote them."""
+        load_tensors(path, self.policy, self.optimizer, self.mesh is not None)
+
     def state(self) -> dict[str, Any]:
-        """What a resumed run needs beside the weights."""
-        return {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()}
+        """What a resumed run needs beside weights and the optimizer's state."""
+        return {"scheduler": self.scheduler.state_dict()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from `state()`."""
-        self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
+        for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate
 
 
 def _present(value: Tensor | None) -> Tensor:

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
@@ -127,16 +128,23 @@ def context_length(policy: PreTrainedModel) -> int:
     return int(policy.config.max_position_embeddings)
 
 
-def export(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path, chat: bool = False) -> None:
+def export(
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: Path,
+    chat: bool = False,
+    weights: dict[str, Tensor] | None = None,
+) -> None:
     """Write a Hugging Face directory (safetensors) that transformers and vLLM load as it is, as one act.
 
-    chat: it was trained in its chat template: for every tool that loads it, the end of a turn ends a generation.
+    weights: whole, where the policy's own are not. chat: it was trained in its chat template: for every tool that loads
+    it, the end of a turn ends a generation.
     """
     if chat:
         policy.generation_config.eos_token_id = eos_token_ids(policy, tokenizer, chat)
     beside = directory.with_name(f".{directory.name}.{os.getpid()}")
     shutil.rmtree(beside, ignore_errors=True)
-    policy.save_pretrained(beside)
+    policy.save_pretrained(beside, state_dict=weights)
     tokenizer.save_pretrained(beside)
     if directory.exists():
         shutil.rmtree(directory)

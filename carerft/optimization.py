@@ -26,6 +26,7 @@ class Optimization:
     precision: str = "float32"
     share_prompts: bool = True
     monitor_reference: bool = True
+    reference_offload: bool = False
 
 
 def learning_rate_factor(step: int, optimization: Optimization) -> float:

@@ -35,7 +35,10 @@ def shared_states(model: PreTrainedModel, rollouts: Rollouts, index: Tensor) -> 
     device, decoder = model.device, model.get_decoder()
     chosen, owner = (index // rollouts.group_size).unique(return_inverse=True)  # (p,), (b,)
     prompt_lengths = rollouts.prompt_lengths[chosen]
-    width, longest = int(prompt_lengths.max()), int(rollouts.lengths[index].max())
+    # Where weights are sharded, every process must go through the decoder as often as the others: at least one token
+    # is read after the prompts, if any batch has such a one.
+    longest = max(int(rollouts.lengths[index].max()), min(2, rollouts.tokens.shape[1]))
+    width = int(prompt_lengths.max())
     owner, prompt_lengths = owner.to(device), prompt_lengths.to(device)
     cache = DynamicCache()
     prompt = decoder(

@@ -4,17 +4,24 @@ Nothing heavy is imported before the configuration has been checked.
 """
 
 import logging
+import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from carerft import launching
 from carerft.config.application import application, plain
 from carerft.config.checks import check_train
 from carerft.experiment.sharing import job_directory
 from carerft.run_directory import RunDirectory, open_run
 from carerft.trackers.weights_and_biases import check_online
+
+if TYPE_CHECKING:
+    from carerft.processes import Leader
 
 log = logging.getLogger(__name__)
 
@@ -24,17 +31,23 @@ def main(config: DictConfig) -> None:
     """Finetune, export, evaluate. A finished run is left as it is; an unfinished one is continued."""
     settings = plain(config)
     check_train(settings)
+    hydra = HydraConfig.get()
+    launching.check_processes(settings, hydra.mode == RunMode.MULTIRUN)
+    if launching.follows():
+        return follow(settings)
     directory = job_directory("train", settings)
     if directory is None:
         return
-    with open_run(directory, "train", settings) as run:
+    if launching.to_be_started(settings):
+        return launching.start(settings, hydra.overrides.task, directory)
+    with leading(settings) as leader, open_run(directory, "train", settings) as run:
         if run.done:
             log.info("%s is done already: nothing to do", run.path)
             return
         check_online(settings["tracker"])
         save_composition(run.path, config)
         with run.recording():
-            train(settings, run)
+            train(settings, run, leader)
         log.info("done: %s\ncompare runs: carerft report %s", run.path, run.path.parent)
 
 
@@ -48,27 +61,46 @@ def save_composition(directory: Path, config: DictConfig) -> None:
     OmegaConf.save(hydra.overrides.task, record / "overrides.yaml")
 
 
-def train(settings: dict[str, Any], run: RunDirectory) -> None:
-    """The run itself, in an opened directory. settings: resolved and checked."""
-    from transformers import set_seed
+def leading(settings: dict[str, Any]) -> "AbstractContextManager[Leader | None]":
+    """The leader of the processes that learn together; None where there is but this one."""
+    if launching.processes(settings) == 1:
+        return nullcontext()
+    from carerft.model import choose_device
+    from carerft.processes import led
 
+    return led(choose_device(settings["learner"]["device"]), settings["learner"]["timeout_s"])
+
+
+def follow(settings: dict[str, Any]) -> None:
+    """What every process but the first does."""
+    from carerft import build, processes
+    from carerft.model import choose_device
+
+    with processes.joined(choose_device(settings["learner"]["device"]), settings["learner"]["timeout_s"]) as mesh:
+        if processes.begins():
+            with build.parts(settings, mesh) as own:
+                processes.follow(mesh, processes.actions(own.worker, own.learner))
+
+
+def train(settings: dict[str, Any], run: RunDirectory, leader: "Leader | None" = None) -> None:
+    """The run itself, in an opened directory. settings: resolved and checked. leader: of several processes."""
     from carerft import build
-    from carerft.config.schema import Model
     from carerft.evaluation import evaluate
     from carerft.interruption import Interruption
     from carerft.lookahead import Lookahead
-    from carerft.model import choose_device, export, load_model
+    from carerft.model import export
     from carerft.prompts import show_prompt
     from carerft.trackers.outcome import EvaluationOutcome
     from carerft.trainer import Trainer
 
-    set_seed(settings["seed"])
-    algorithm, regularizer = build.method(settings)  # before the model: it may refuse what it is given
-    policy, tokenizer = load_model(Model(**settings["model"]), choose_device(settings["learner"]["device"]))
-    with build.rollout_worker(settings, policy, tokenizer) as worker:
-        collector = build.collector(settings, worker, policy, tokenizer, algorithm)
+    if leader:
+        leader.begin()
+    with build.parts(settings, leader and leader.mesh) as own:
+        policy, tokenizer = own.policy, own.tokenizer
+        worker, learner = leader.lead(own.worker, own.learner) if leader else (own.worker, own.learner)
+        collector = build.collector(settings, worker, policy, tokenizer, own.algorithm)
         trainer = Trainer(
-            learner=build.learner(settings, policy, algorithm, regularizer),
+            learner=learner,
             supply=Lookahead(collector) if settings["rollout"]["lookahead"] else collector,
             tokenizer=tokenizer,
             schedule=build.schedule(settings),
@@ -85,7 +117,8 @@ def train(settings: dict[str, Any], run: RunDirectory) -> None:
             if not finished:
                 log.warning("stopped at step %d, which is saved: the same command continues", trainer.progress.step)
                 raise KeyboardInterrupt
-            export(policy, tokenizer, run.path / "model", build.chat(settings, policy, tokenizer))
+            chat = build.chat(settings, policy, tokenizer)
+            export(policy, tokenizer, run.path / "model", chat, learner.weights())
             if benchmarks:
                 worker.sync(policy)  # an engine of its own still has the weights of the last batch
                 evaluation = evaluate(
@@ -103,4 +136,6 @@ def train(settings: dict[str, Any], run: RunDirectory) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from carerft import cli
+
+    sys.exit(launching.recorded(cli.run)("train", sys.argv[1:]))

@@ -70,7 +70,7 @@ class Trainer:
 
     def resume(self) -> int:
         """Continue from the newest intact checkpoint, if there is one. Returns the step that the run is at."""
-        state = checkpoint.load_latest(self.directory / "checkpoints", self.learner.policy)
+        state = checkpoint.load_latest(self.directory / "checkpoints", self.learner.load)
         if state is not None:
             self.learner.load_state(state["learner"])
             batch = state["batch"]
@@ -107,7 +107,7 @@ class Trainer:
         }
         directory = self.directory / "checkpoints"
         keep = None if keep_all else self.schedule.keep_checkpoints
-        checkpoint.save(directory, now.step, self.learner.policy, state, keep)
+        checkpoint.save(directory, now.step, self.learner.save, state, keep)
 
     def _step(self) -> dict[str, float]:
         """One optimizer step, on a new rollout batch where the last one is used up. Returns its metrics."""

@@ -56,7 +56,7 @@ def test_chunks_and_tiles_change_nothing(monkeypatch, chunk: int, tile: int, div
     given = inputs()
     found = token_statistics(**given, divergence=divergence, chunk_elements=chunk)
     expected = plain(given, divergence, torch.float64)
-    for name, value in vars(expected).items():
+    for name, value in expected._asdict().items():
         assert getattr(found, name).dtype == torch.float64
         assert torch.allclose(getattr(found, name), value, atol=1e-13), name
     for names in [*((name,) for name in DIFFERENTIABLE), DIFFERENTIABLE, ("log_prob", "divergence")]:
@@ -103,7 +103,7 @@ def test_half_precision_operands_are_multiplied_and_normalised_in_float32(dtype:
     given = inputs(dtype)
     found = token_statistics(**given, divergence=SkewReverseKL(), chunk_elements=chunk)
     expected = plain(given, SkewReverseKL(), torch.float64)  # of the very same rounded operands
-    for name, value in vars(expected).items():
+    for name, value in expected._asdict().items():
         assert getattr(found, name).dtype == torch.float32
         assert torch.allclose(getattr(found, name).double(), value, atol=2e-6), name
     for a, b in zip(gradients(given, found, DIFFERENTIABLE), gradients(given, expected, DIFFERENTIABLE), strict=True):
@@ -131,7 +131,7 @@ def test_large_logits_stay_finite():
         given["ref_hidden"] *= -100
     for divergence in DIVERGENCES:
         found = token_statistics(**given, divergence=divergence)
-        assert all(torch.isfinite(value).all() for value in vars(found).values()), divergence
+        assert all(torch.isfinite(value).all() for value in found._asdict().values()), divergence
         for gradient in gradients(given, found, DIFFERENTIABLE):
             assert torch.isfinite(gradient).all(), divergence
     skewed = token_statistics(**given, divergence=SkewReverseKL(alpha=0.8)).divergence

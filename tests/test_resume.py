@@ -10,11 +10,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import tiny_model
+from transformers import PreTrainedModel
 
 from carerft import checkpoint
 from carerft.errors import RunDirectoryError
@@ -201,11 +203,16 @@ def test_two_processes_cannot_share_a_directory(tmp_path: Path):
 
 def test_a_checkpoint_that_replaces_another_is_never_the_loss_of_both(tmp_path: Path):
     policy, other = tiny_model(seed=0), tiny_model(seed=1)
-    checkpoint.save(tmp_path, 3, other, {"which": "first"}, keep=1)
-    checkpoint.save(tmp_path, 3, policy, {"which": "second"}, keep=1)
-    assert checkpoint.load_latest(tmp_path, other)["which"] == "second"
+
+    def tensors(act: Callable, model: PreTrainedModel) -> Callable[[Path], None]:
+        return lambda path: act(path, model, None, several=False)
+
+    checkpoint.save(tmp_path, 3, tensors(checkpoint.save_tensors, other), {"which": "first"}, keep=1)
+    checkpoint.save(tmp_path, 3, tensors(checkpoint.save_tensors, policy), {"which": "second"}, keep=1)
+    read = tensors(checkpoint.load_tensors, other)
+    assert checkpoint.load_latest(tmp_path, read)["which"] == "second"
     # as a kill between moving the old one away and putting the new one in its place leaves it
     (tmp_path / "step_3").rename(tmp_path / ".replaced_step_3")
-    assert checkpoint.load_latest(tmp_path, other)["which"] == "second"
+    assert checkpoint.load_latest(tmp_path, read)["which"] == "second"
     assert [path.name for path in tmp_path.iterdir()] == ["step_3"]
     assert all(torch.equal(a, b) for a, b in zip(policy.parameters(), other.parameters(), strict=True))

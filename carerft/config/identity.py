@@ -9,12 +9,17 @@ from typing import Any
 
 from carerft.config.schema import defaults
 
-# These change where a run is shown, how often it is saved, and what its engines may take, never what it computes.
+# These change where a run is shown, how often it is saved, what its engines may take and what shares its work, never
+# what it computes.
 INCIDENTAL = (
     "name",
     "tracker",
     "learner.checkpoint_every",
     "learner.keep_checkpoints",
+    "learner.processes",
+    "learner.reference_offload",
+    "learner.timeout_s",
+    "learner.max_restarts",
     "rollout.gpu_memory_utilization",
     "rollout.kv_cache_gib",
     "rollout.verify_sync",

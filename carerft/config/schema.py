@@ -133,6 +133,13 @@ class Learner:
     monitor_reference: bool = MISSING  # also measure the divergence from the base where the regularizer needs none
     checkpoint_every: int = MISSING  # steps between checkpoints
     keep_checkpoints: int = MISSING
+    processes: int = 1  # on this machine, one for each GPU, that share out weights and work (FSDP2; not yet run on
+    # GPUs); torchrun, where it starts the run, says itself how many
+    reference_offload: bool = False  # several processes: keep their parts of the reference in the CPU's memory
+    timeout_s: float = 600.0  # several processes: how long one waits for another before the run fails
+    max_restarts: int = (
+        0  # several processes: how often they are started again, from the last checkpoint, after one died
+    )
 
 
 @dataclass

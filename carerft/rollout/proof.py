@@ -11,6 +11,7 @@ from torch import Tensor
 
 from carerft.errors import CareError
 from carerft.rollout import Rollouts, Sampling
+from carerft.sharding import put_away
 
 # Largest difference (nats) between the two log-probabilities of one token. float32 agrees to 1e-5 on a CPU; bfloat16
 # keeps 8 bits of every logit, and the two round in different places.
@@ -50,5 +51,6 @@ def teacher_forced(policy: torch.nn.Module, prompts: Tensor, tokens: Tensor, dty
             logits = policy(torch.cat([prompts, tokens], dim=1).to(device), use_cache=False).logits.float()
     finally:
         policy.train(training)
+        put_away(policy)
     log_probs = logits[:, prompts.shape[1] - 1 : -1].log_softmax(-1)
     return log_probs.gather(2, tokens.to(device)[:, :, None])[:, :, 0].cpu()

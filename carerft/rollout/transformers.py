@@ -19,6 +19,7 @@ from carerft.rollout import Rollouts, Sampling
 from carerft.rollout.decoding import Decoder, decoder_for
 from carerft.rollout.requests import check_context, check_sampling, completion_seeds
 from carerft.rollout.stops import StopStrings
+from carerft.sharding import whole_weights
 
 LOGITS = 2**27  # how many logits log_likelihood holds at a time: half a gibibyte in float32
 
@@ -160,7 +161,9 @@ class TransformersWorker:
     def sync(self, policy: torch.nn.Module) -> None:
         """Sample from these weights from now on: nothing to do where the policy is this very module."""
         if policy is not self.model:
-            self.model.load_state_dict(policy.state_dict())
+            own = self.model.state_dict()
+            for name, weight in whole_weights(policy):
+                own[name].copy_(weight)
 
     def sleep(self) -> None:
         """There is no memory to give back: the weights are the learner's."""

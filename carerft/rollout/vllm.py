@@ -8,6 +8,7 @@ from carerft.rollout import Rollouts, Sampling
 from carerft.rollout.engine import Engine, EngineOptions
 from carerft.rollout.proof import prove_sync
 from carerft.rollout.requests import check_context, check_sampling, completion_seeds
+from carerft.sharding import whole_weights
 
 
 class VllmWorker:
@@ -40,7 +41,7 @@ class VllmWorker:
 
     def sync(self, policy: torch.nn.Module) -> None:
         """Sample from these weights from now on. Raises CareError where the engine then computes something else."""
-        self._engine().load(policy.state_dict().items())
+        self._engine().load(whole_weights(policy))
         if self.verify_sync or not self.proven:
             prove_sync(self._probe, policy, self.options.dtype, self.options.context)
             self.proven = True

@@ -1,0 +1,107 @@
+"""Runs in two real processes, started by torchrun: the same numbers as in one, through kills, stops and changes of their
+number."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from test_resume import ENVIRONMENT, STEPS, finish, lines, logged, start, train, wait_for
+
+from carerft import checkpoint
+
+TWO = "learner.processes=2"
+
+
+def process_of(directory: Path, rank: int) -> int:
+    """The process that learns with this rank in a run's directory."""
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            command, environment = ((path / name).read_bytes() for name in ("cmdline", "environ"))
+        except OSError:  # it has ended, or is somebody else's
+            continue
+        if str(directory).encode() in command and f"RANK={rank}".encode() in environment.split(b"\0"):
+            return int(path.name)
+    raise AssertionError(f"no process of rank {rank} works in {directory}")
+
+
+def check_equal(directory: Path, alone: Path) -> None:
+    """The same samples and rewards, and weights and losses within float32's rounding."""
+    expected, found = (load_file(place / "model" / "model.safetensors") for place in (alone, directory))
+    assert found.keys() == expected.keys()
+    assert max(float((found[name] - expected[name]).abs().max()) for name in expected) < 1e-5
+    for line, right in zip(lines(directory), lines(alone), strict=True):
+        assert line.keys() == right.keys()
+        for key in right:
+            exact = key.startswith("reward/") or key in ("step", "rollout/length_mean", "learner/learning_rate")
+            assert line[key] == (right[key] if exact else pytest.approx(right[key], rel=1e-3, abs=1e-5)), key
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("alone") / "run"
+    train(directory, "benchmark=world", "evaluation.limit=6", "samples=2")
+    return directory
+
+
+def test_two_then_one_then_two_processes_end_where_one_does(alone: Path, tmp_path: Path):
+    directory = tmp_path / "run"
+    measured = ["benchmark=world", "evaluation.limit=6", "samples=2"]
+    process = start(directory, TWO, *measured)
+    wait_for(lambda: logged(directory) >= 3, process)
+    process.send_signal(signal.SIGINT)  # Ctrl-C
+    output = finish(process)
+    assert process.returncode == 130 and "the same command continues" in output
+    assert json.loads((directory / "manifest.json").read_text())["status"] == "interrupted"
+    stopped = logged(directory)
+    assert 3 <= stopped < STEPS and checkpoint.steps_of(directory / "checkpoints")[-1] == stopped
+
+    process = start(directory, *measured)
+    wait_for(lambda: logged(directory) > stopped, process)
+    process.send_signal(signal.SIGINT)
+    finish(process)
+    assert stopped < logged(directory) < STEPS
+
+    # One dies, and torchrun starts both again.
+    process = start(directory, TWO, "learner.max_restarts=1", *measured)
+    before = logged(directory)
+    wait_for(lambda: logged(directory) > before, process)
+    os.kill(process_of(directory, 1), signal.SIGKILL)
+    output = finish(process)
+    assert process.returncode == 0, output
+    assert json.loads((directory / "manifest.json").read_text())["status"] == "done"
+    check_equal(directory, alone)
+    for name in ("world_reasoning", "world_truth"):
+        ours, theirs = (
+            [json.loads(line) for line in (place / "evaluation" / f"{name}.jsonl").read_text().splitlines()]
+            for place in (directory, alone)
+        )
+        assert [line["text"] for line in ours] == [line["text"] for line in theirs]
+
+
+def test_a_process_that_dies_ends_the_run_and_is_named(tmp_path: Path):
+    """Long before learner.timeout_s, which is ten minutes."""
+    directory = tmp_path / "run"
+    process = start(directory, TWO, "steps=1000")
+    wait_for(lambda: logged(directory) >= 1, process)
+    victim = process_of(directory, 1)
+    os.kill(victim, signal.SIGKILL)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert f"(SIGKILL) received by PID {victim}" in output and "local_rank: 1" in output
+    assert "the same command goes on from the last checkpoint" in output
+
+
+def test_what_a_user_can_mend_is_said_once_and_ends_all(tmp_path: Path):
+    """Under torchrun itself, and by the first process: the others have nothing to say."""
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "carerft.train", "model=tiny"]
+    place = f'hydra.run.dir="{tmp_path}/run"'
+    chosen = ["tracker=none", "task=world", "rollout.max_tokens=4000", place]
+    done = subprocess.run(
+        [sys.executable, *command, *chosen], capture_output=True, text=True, env=ENVIRONMENT, cwd=tmp_path, timeout=240
+    )
+    assert done.returncode != 0 and done.stderr.count("error: ") == 1
