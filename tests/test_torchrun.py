@@ -1,5 +1,5 @@
-"""Runs in two real processes, started by torchrun: the same numbers as in one, through kills, stops and changes of their
-number."""
+"""Runs in two real processes, started by torchrun: the same numbers as in one, through kills, stops and changes of
+their number."""
 
 import json
 import os
