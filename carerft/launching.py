@@ -89,8 +89,11 @@ def start(settings: dict[str, Any], overrides: Sequence[str], directory: Path) -
 
 
 def check_processes(config: dict[str, Any], multirun: bool) -> None:
-    """Raises ConfigError for what several processes cannot do. config: resolved."""
+    """Raises ConfigError for what processes cannot do together. config: resolved. multirun: Hydra's -m."""
     chosen, rollout = config["learner"], config["rollout"]
+    for key, least in {"processes": 1, "max_restarts": 0, "timeout_s": 1}.items():
+        if chosen[key] < least:
+            raise ConfigError(f"learner.{key}={chosen[key]}: must be at least {least}", f"write learner.{key}={least}")
     count = processes(config)
     if count == 1:
         if chosen["reference_offload"]:

@@ -77,9 +77,8 @@ class Learner:
     ):
         """policy: in float32 on its device; the reference is a frozen copy of it as it is now.
 
-        mesh: processes that share out each batch's microbatches, and the weights of policy and reference, the
-        gradients and the optimizer's state. Each is given the same policy, calls the same methods at the same time, and
-        has the whole batch at each step. None: this process alone.
+        mesh: processes that share out each batch's microbatches, the weights, gradients and the optimizer's state. Each
+        is given the same policy, and at the same time the same calls, with whole batches. None: this process alone.
         """
         self.policy, self.algorithm, self.regularizer, self.optimization = policy, algorithm, regularizer, optimization
         self.mesh = mesh
@@ -162,8 +161,7 @@ class Learner:
         return list(microbatches(prompt_lengths + rollouts.lengths, self.optimization.tokens_per_microbatch))
 
     def _turns(self, rollouts: Rollouts) -> list[tuple[Tensor, bool]]:
-        """This process's microbatches, True; and as many of one sequence, False, as make it as many as each other's:
-        what is sharded is gathered by all processes or by none."""
+        """This process's microbatches, True; then as many more, False, as any process has: all gather, or none does."""
         cut = self._microbatches(rollouts)
         if self.mesh is None:
             return [(index, True) for index in cut]

@@ -1,5 +1,4 @@
-"""Runs in two real processes, started by torchrun: the same numbers as in one, through kills, stops and changes of
-their number."""
+"""Runs in two real processes, started by torchrun: the numbers of one, through kills, stops and changes of how many."""
 
 import json
 import os
@@ -12,7 +11,8 @@ import pytest
 from safetensors.torch import load_file
 from test_resume import ENVIRONMENT, STEPS, finish, lines, logged, start, train, wait_for
 
-from carerft import checkpoint
+from carerft import checkpoint, cli
+from carerft.run_directory import open_run
 
 TWO = "learner.processes=2"
 
@@ -96,12 +96,22 @@ def test_a_process_that_dies_ends_the_run_and_is_named(tmp_path: Path):
     assert "the same command goes on from the last checkpoint" in output
 
 
+@pytest.mark.parametrize(
+    "wrong", [["learner.processes=0"], ["learner.reference_offload=true"], [TWO, "learner.device=cuda:1"]]
+)
+def test_what_processes_cannot_do_is_refused(wrong: list[str], tmp_path: Path, capsys):
+    assert cli.main(["train", "model=tiny", "tracker=none", *wrong, f'hydra.run.dir="{tmp_path}"']) == 2
+    assert wrong[-1] in capsys.readouterr().err and not (tmp_path / "manifest.json").exists()
+
+
 def test_what_a_user_can_mend_is_said_once_and_ends_all(tmp_path: Path):
     """Under torchrun itself, and by the first process: the others have nothing to say."""
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "carerft.train", "model=tiny"]
-    place = f'hydra.run.dir="{tmp_path}/run"'
-    chosen = ["tracker=none", "task=world", "rollout.max_tokens=4000", place]
+    with open_run(tmp_path, "train", {"name": "another", "seed": 0}) as other:
+        other.update()
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "carerft.train"]
+    chosen = ["model=tiny", "tracker=none", f'hydra.run.dir="{tmp_path}"']
     done = subprocess.run(
         [sys.executable, *command, *chosen], capture_output=True, text=True, env=ENVIRONMENT, cwd=tmp_path, timeout=240
     )
-    assert done.returncode != 0 and done.stderr.count("error: ") == 1
+    assert done.returncode != 0
+    assert done.stderr.count("error: ") == done.stderr.count("holds a run of another configuration") == 1

@@ -239,19 +239,10 @@ def _learner(config: dict[str, Any]) -> None:
     _one_of(config, "learner.precision", ("float32", "bfloat16"))
     for key in ("learning_rate", "warmup_steps", "weight_decay", "adam_eps"):
         _at_least(config, f"learner.{key}", 0)
-    for key in (
-        "updates_per_batch",
-        "epochs",
-        "tokens_per_microbatch",
-        "checkpoint_every",
-        "keep_checkpoints",
-        "processes",
-    ):
+    for key in ("updates_per_batch", "epochs", "tokens_per_microbatch", "checkpoint_every", "keep_checkpoints"):
         _at_least(config, f"learner.{key}", 1)
     _between(config, "learner.adam_beta1", 0, 1)
     _between(config, "learner.adam_beta2", 0, 1)
-    _at_least(config, "learner.max_restarts", 0)
-    _above_0(config, "learner.timeout_s", "600 is usual")
     _above_0(config, "learner.max_grad_norm", "use a large number, such as 1e9, for no clipping")
 
 
