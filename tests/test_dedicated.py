@@ -149,7 +149,9 @@ def test_an_engine_that_cannot_start_says_why(worker, directory):
 
 def test_closing_ends_all_processes_and_a_request_that_another_thread_waits_for(worker, undisturbed):
     """As an error of the learner does, while the next batch is sampled. The last test of this worker."""
-    family = [process.pid for process in psutil.Process().children(recursive=True)]
+    engines = [psutil.Process(engine.pid) for engine in worker.engines]
+    family = [p.pid for engine in engines for p in (engine, *engine.children(recursive=True), *engine.parents())]
+    family = [pid for pid in family if pid in {p.pid for p in psutil.Process().children(recursive=True)}]
     assert {engine.pid for engine in worker.engines} <= set(family)
     with ThreadPoolExecutor(1) as thread:
         pending = thread.submit(worker.sample, MANY, 3, LONG, 0)
@@ -184,7 +186,8 @@ def test_a_killed_process_leaves_no_engine_behind_nor_the_processes_that_share_i
     process = subprocess.Popen([sys.executable, script, directory], stdout=subprocess.PIPE, text=True)
     family = {int(pid): psutil.Process(int(pid)).cmdline()[0] for pid in process.stdout.readline().split()}
     assert "ray::EngineProcess" in "".join(family.values())
-    assert all(any(f"Worker_TP{i}" in name for name in family.values()) for i in (0, 1)), family
+    engines = {pid for pid, name in family.items() if "ray::EngineProcess" in name}
+    assert sum(psutil.Process(pid).ppid() in engines for pid in family) >= 2  # which share its weights
     process.kill()
     process.wait()
     # Ray's own two agents outlive a killed Ray by a minute or two, waiting for it; they hold no memory to speak of.

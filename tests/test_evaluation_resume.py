@@ -28,7 +28,7 @@ def start(directory: Path, backend: str) -> subprocess.Popen:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("backend", ["transformers", pytest.param("vllm", marks=needs_vllm)])
+@pytest.mark.parametrize("backend", ["transformers", pytest.param("vllm", marks=[needs_vllm, pytest.mark.slow])])
 def test_a_killed_evaluation_continues_and_samples_nothing_again(tmp_path, backend):
     cut, whole = tmp_path / "cut", tmp_path / "whole"
     path = cut / "evaluation" / f"{NAME}.jsonl"

@@ -154,6 +154,7 @@ def test_two_cells_of_one_process_stay_two_runs(tmp_path: Path):
         assert one.steps == metrics(cell) and len(one.steps) == 2
 
 
+@pytest.mark.slow
 def test_a_continued_run_is_one_run_to_wandb(tmp_path: Path):
     """Stopped and started again, it leaves two offline directories of one id, which `wandb sync` joins in order."""
     command = [*TRAIN, "steps=12", "benchmark=none", "hydra.run.dir=run"]

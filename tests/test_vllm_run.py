@@ -193,10 +193,11 @@ def wait_for_steps(directory: Path, count: int, going: Callable[[], bool]) -> in
 @needs_ray
 def test_a_lost_engine_ends_a_run_with_a_checkpoint_and_an_interrupt_leaves_no_process(tmp_path, capfd):
     directory, family, over = tmp_path / "run", [], threading.Event()
+    strangers = set(psutil.Process().children(recursive=True))  # which other tests have left to this process
 
     def kill_engine() -> int:
         done = wait_for_steps(directory, 1, lambda: not over.is_set())
-        family.extend(psutil.Process().children(recursive=True))
+        family.extend(set(psutil.Process().children(recursive=True)) - strangers)
         next(p for p in family if "EngineProcess" in "".join(p.cmdline())).send_signal(signal.SIGKILL)
         return done
 

@@ -183,7 +183,7 @@ def test_grading(problem, text, grade):
 
 
 def test_impossible_tasks_are_refused():
-    for arguments in ({"part": "trust"}, {"split": "dev"}, {"size": 0}):
+    for arguments in ({"part": "trust"}, {"split": "dev"}, {"limit": 0}):
         with pytest.raises(ConfigError, match=next(iter(arguments))):
             WorldTask(**arguments)
     with pytest.raises(ConfigError, match="limit=100000"):
