@@ -19,7 +19,7 @@ from carerft.planning.estimate import Estimator, Machine, calibrated, machine, w
 from carerft.planning.job import job
 from carerft.planning.measured import NEWEST, finished, read
 from carerft.planning.memory import Memory
-from carerft.planning.remedies import CAN_SHARD, changed, options, remedies
+from carerft.planning.remedies import options, remedies
 from carerft.planning.seconds import Seconds
 from carerft.planning.shapes import Shape, shape_of
 from carerft.report.text import duration
@@ -174,23 +174,8 @@ def _shortage(cell: Cell, found: Sequence[Memory], estimator: Estimator) -> list
     helpful = remedies(cell.config, list(options(estimator.job(cell.config), hardware)), fits)
     for option in helpful:
         lines.append("it would fit with " + " ".join(f"{k}={str(v).lower()}" for k, v in option.items()))
-    return lines if helpful else [*lines, *_beyond(cell, estimator)]
-
-
-def _beyond(cell: Cell, estimator: Estimator) -> list[str]:
-    """What to say where no setting of this version helps."""
-    lines = ["no setting of carerft's makes it fit here: take devices with more memory, or a smaller model"]
-    if not CAN_SHARD:
-        for count in (2, 4, 8):
-            shared = estimator.memory(changed(cell.config, {"learner.processes": count}))
-            if all(one.peak <= one.limit for one in shared):
-                need = max(one.peak for one in shared)
-                lines.append(
-                    f"its state shared by {count} devices would take {_gib(need)} GiB of each; this version's learner "
-                    "does not share it"
-                )
-                break
-    return lines
+    beyond = ["no setting of carerft's makes it fit here: take devices with more memory, or a smaller model"]
+    return lines + ([] if helpful else beyond)
 
 
 def show_time(planned: Sequence[Cell], estimator: Estimator, price: float, fits: bool, console: Console) -> None:

@@ -15,9 +15,10 @@ import pytest
 from synthetic_runs import make_demo, manifest, write_json, write_lines, write_run, write_training
 
 from carerft.errors import DataError, RunDirectoryError
-from carerft.report import build, load_runs
+from carerft.report.build import build
 from carerft.report.cells import make_cells, scores
 from carerft.report.reliability import pooled_reliability
+from carerft.report.runs import load_runs
 
 OUTPUTS = ("index.html", "table.md", "table.csv", "table.tex")
 
@@ -116,7 +117,7 @@ def test_the_page_says_what_it_was_made_from(page):
 
 def test_the_same_runs_give_the_same_bytes_and_leave_matplotlib_alone(demo, page, tmp_path):
     script = (
-        "import sys, matplotlib; from pathlib import Path; from carerft.report import build\n"
+        "import sys, matplotlib; from pathlib import Path; from carerft.report.build import build\n"
         "settings = lambda: {k: v for k, v in matplotlib.rcParams.copy().items() if k != 'backend'}\n"
         "before = settings()\n"
         "build([Path(d) for d in sys.argv[2:]], Path(sys.argv[1]))\n"

@@ -12,7 +12,6 @@ import yaml
 from rich.console import Console
 from synthetic_runs import make_demo, manifest, write_json, write_lines, write_run, write_training
 
-from carerft.report import load_runs, print_table
 from carerft.report.cells import base_of, make_cells, scores
 from carerft.report.columns import main_table
 from carerft.report.curves import smooth
@@ -27,8 +26,9 @@ from carerft.report.intervals import (
 from carerft.report.notes import few_verdicts, notes
 from carerft.report.questions import choose
 from carerft.report.reliability import pooled_reliability
+from carerft.report.runs import load_runs
 from carerft.report.summary import findings, strength_note
-from carerft.report.tables import latex
+from carerft.report.tables import latex, print_table
 from carerft.report.text import decimal, signed, visible
 
 

@@ -1,7 +1,6 @@
 """What finished runs measured: seconds of their stages, and the lengths of their texts."""
 
 import copy
-import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from carerft.planning.assumptions import Hardware
+from carerft.report.runs import read_lines
 from carerft.run_directory import read_manifest
 
 NEWEST = 6
@@ -62,10 +62,10 @@ def read(directory: Path) -> Measured:
     manifest = read_manifest(directory) or {}
     config, answers, questions = manifest["config"], {}, {}
     for name in config["benchmark"]:
-        tokens = [line["tokens"] for line in _lines(directory / "evaluation" / f"{name}.jsonl")]
+        tokens = [line["tokens"] for line in read_lines(directory / "evaluation" / f"{name}.jsonl", [])]
         if tokens:
             answers[name], questions[name] = sum(tokens) / len(tokens), len(tokens) // config["samples"]
-    steps = _lines(directory / "metrics.jsonl")
+    steps = list(read_lines(directory / "metrics.jsonl", []))
     spent = {
         stage: sum(line.get(f"time/{key}_s", 0.0) for line in steps for key in keys)
         for stage, keys in {"sampling": ("rollout", "grade", "sync", "score"), "learning": ("learn",)}.items()
@@ -97,12 +97,6 @@ def with_lengths(stated: dict[str, Any], measured: Sequence[Measured]) -> dict[s
     if dynamic := [one for one in measured if one.completion and one.config["algorithm"]["dynamic_sampling"]]:
         stated["dynamic"] = {key: sum(getattr(one, key) for one in dynamic) / len(dynamic) for key in stated["dynamic"]}
     return stated
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
 
 
 def _mean(lines: Sequence[dict[str, Any]], key: str) -> float:

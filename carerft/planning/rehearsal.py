@@ -6,7 +6,6 @@ Processor time where one thread works, so that what else the machine does at the
 import contextlib
 import dataclasses
 import io
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -14,8 +13,7 @@ from typing import Any
 
 from carerft.planning.measured import Measured
 from carerft.planning.remedies import changed
-
-QUESTIONS = 64  # of each benchmark: one piece of an evaluation
+from carerft.report.runs import read_lines
 
 
 def rehearse(config: dict[str, Any], cores: int, start: float) -> Measured:
@@ -68,13 +66,14 @@ def _rehearse(config: dict[str, Any], cores: int, start: float, place: Path, clo
                 learner.step(batch.rollouts.prompts(part), batch.advantages[members])
             ended = clock()
         asked = build.protocol(config)
-        few = dataclasses.replace(asked, limit=QUESTIONS, bootstrap=1)
+        few = dataclasses.replace(asked, limit=asked.questions_at_once, bootstrap=1)  # one piece of each benchmark
         for name, benchmark in build.benchmarks(config, policy, tokenizer).items():
             questions[name] = min(asked.limit or len(benchmark.task.problems()), len(benchmark.task.problems()))
             since = clock()
             evaluate(worker, tokenizer, {name: benchmark}, few, place, context, {}, Console(quiet=True))
             piece = clock() - since
-            problems, samples = (_records(place / "evaluation" / f"{name}{end}.jsonl") for end in (".problems", ""))
+            written = (place / "evaluation" / f"{name}{end}.jsonl" for end in (".problems", ""))
+            problems, samples = (list(read_lines(path, [])) for path in written)
             answers[name] = sum(line["tokens"] for line in samples) / len(samples)
             since = clock()
             score(problems, samples, resamples=asked.bootstrap, level=asked.level)
@@ -89,7 +88,3 @@ def _rehearse(config: dict[str, Any], cores: int, start: float, place: Path, clo
         answers=answers,
         questions=questions,
     )
-
-
-def _records(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -2,16 +2,12 @@
 
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import fields
 from typing import Any
 
-from carerft.config.schema import Learner
 from carerft.planning.assumptions import Hardware
 from carerft.planning.job import Job
 
 Option = dict[str, Any]  # dotted keys and their values
-CAN_SHARD = "processes" in {entry.name for entry in fields(Learner)}
-"""Whether this version's learner can share its state among processes."""
 
 
 def changed(config: dict[str, Any], option: Option) -> dict[str, Any]:
@@ -48,8 +44,7 @@ def options(job: Job, hardware: Hardware) -> Iterator[list[Option]]:
     if job.dedicated:
         free = hardware.count - job.processes
         yield [{"rollout.tensor_parallel_size": n} for n in (2, 4, 8) if job.tensor_parallel < n <= free]
-    if CAN_SHARD:
-        yield [{"learner.processes": n} for n in (2, 4, 8) if job.processes < n <= hardware.count]
+    yield [{"learner.processes": n} for n in (2, 4, 8) if job.processes < n <= hardware.count]
 
 
 def remedies(config: dict[str, Any], given: list[list[Option]], fits: Callable[[dict[str, Any]], bool]) -> list[Option]:

@@ -36,10 +36,11 @@ def main(config: DictConfig) -> None:
             raise ConfigError(f"{directory}: there is no such directory", hint)
     if settings["page"] and not about:
         raise ConfigError("page= is for an experiment's report", "name one, as in: carerft report table1 page=FILE.md")
-    from carerft.report import build, load_runs, print_table
-    from carerft.report.build import publish
+    from carerft.report.build import build, publish
     from carerft.report.columns import METRICS
     from carerft.report.grids import print_claims
+    from carerft.report.runs import load_runs
+    from carerft.report.tables import print_table
 
     unknown = [metric for metrics in settings["columns"].values() for metric in metrics if metric not in METRICS]
     if unknown:

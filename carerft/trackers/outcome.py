@@ -70,22 +70,19 @@ class EvaluationOutcome:
 
     def figures(self) -> dict[str, bytes]:
         """`reliability/benchmark`: a reliability diagram; benchmarks without bins have none."""
-        from carerft.report.cells import make_cells
-        from carerft.report.reliability import Diagram, largest_share, reliability
+        from carerft.report.cells import make_cells, scores
+        from carerft.report.reliability import diagrams, largest_share, reliability
         from carerft.report.style import looks, png, styled
-        from carerft.report.text import greek
 
         run = self._run()
-        (cell,) = make_cells([run])
-        drawn = {}
+        cells = make_cells([run])
+        found, look = scores(cells, run.level), looks(cells)
         with styled():
-            for name, benchmark in run.benchmarks.items():
-                if benchmark.reliability is not None:
-                    colour = looks([cell])[cell.label].colour
-                    ece, floor = (benchmark.metrics.get(metric) for metric in ("ece", "ece_floor"))
-                    panel = Diagram(greek(cell.label), colour, benchmark.reliability, ece, floor)
-                    drawn[f"reliability/{name}"] = png(reliability([panel], largest_share([panel])))
-        return drawn
+            return {
+                f"reliability/{name}": png(reliability(panels, largest_share(panels)))
+                for name in run.benchmarks
+                if (panels := diagrams(cells, found, name, look))
+            }
 
     def _run(self) -> "Run":
         from carerft.report.runs import load_run
