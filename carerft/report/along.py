@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from carerft.report.cells import Cell, Scores
+from carerft.report.cells import Cell, Scores, family_title
 from carerft.report.columns import Column
 from carerft.report.intervals import Interval
 from carerft.report.paired import settings
@@ -23,16 +23,15 @@ def families(cells: Sequence[Cell], key: str) -> list[Family]:
         if cell.family == "base" or not cell.evaluated:
             continue
         own = settings(cell)
-        name = family_name(cell, key)
+        name = family_name(cell)
         found.setdefault(name, []).append((own.get(key), cell))
     return [(name, sorted(members, key=lambda m: _order(m[0]))) for name, members in found.items()]
 
 
-def family_name(cell: Cell, key: str) -> str:
-    """A row's algorithm and penalty without the setting that is varied."""
+def family_name(cell: Cell) -> str:
+    """A row's algorithm and penalty, without the values of its settings."""
     own = settings(cell)
-    kind = {"none": "no penalty", "forward_kl": "forward KL", "jsd": "JSD"}.get(cell.family, cell.family.upper())
-    parts = [line(own.get("algorithm.name"), 30).upper(), kind]
+    parts = [line(own.get("algorithm.name"), 30).upper(), family_title(cell.family)]
     parts += ["matched"] if own.get("regularizer.match") == "local" else []
     return " ".join(parts)
 

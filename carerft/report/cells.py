@@ -126,6 +126,11 @@ def _family(run: Run) -> str:
     return line(name, 30).lower() if run.command == "train" else "base"
 
 
+def family_title(family: str) -> str:
+    """What a family of rows is called: its penalty."""
+    return {"none": "no penalty", "forward_kl": "FORWARD KL"}.get(family, family.upper())
+
+
 def _own_label(run: Run, trained_models: set[str]) -> str:
     family = _family(run)
     if family == "base":
@@ -138,8 +143,9 @@ def _own_label(run: Run, trained_models: set[str]) -> str:
         return ", ".join(entropy or ["no penalty"])
     given = [(key, number(regularizer.get(key))) for key in ("alpha", "beta")]
     matched = ["matched"] if regularizer.get("match") == "local" else []
-    title = "FORWARD KL" if family == "forward_kl" else family.upper()
-    penalty = " ".join([title, *(f"{key}={value:g}" for key, value in given if value is not None), *matched])
+    penalty = " ".join(
+        [family_title(family), *(f"{key}={value:g}" for key, value in given if value is not None), *matched]
+    )
     return ", ".join([penalty, *entropy])
 
 

@@ -69,9 +69,9 @@ def verdict(claim: Claim, change: Interval) -> str:
     """What a difference says of a claim "above", "below", "not above" or "not below"."""
     if change.low is None or change.high is None:
         return UNCLEAR
-    low, high = (change.low, change.high) if claim.expect in ("above", "not below") else (-change.high, -change.low)
+    turned = change if claim.expect in ("above", "not below") else -change
     bound = -claim.margin if claim.expect.startswith("not") else claim.margin
-    return HOLDS if low > bound else FAILS if high < bound else UNCLEAR
+    return HOLDS if turned.low > bound else FAILS if turned.high < bound else UNCLEAR
 
 
 def _undominated(claim: Claim, cell: Cell, others: Sequence[Cell], places: Sequence[Place], paired: Paired) -> Judged:
@@ -82,7 +82,7 @@ def _undominated(claim: Claim, cell: Cell, others: Sequence[Cell], places: Seque
         for place in places:
             change = paired.difference(cell, other, place)
             direction = METRICS.get(place[1], ("", 1))[1]
-            changes.append(None if change is None else _better(change, direction))
+            changes.append(-change if change is not None and direction < 0 else change)  # above 0 is better
         known = [change for change in changes if change is not None]
         if len(known) == len(places):
             told = dominance(known, claim.margin) if len(seed_pairs(cell, other)) > 1 else ONE_SEED
@@ -94,14 +94,6 @@ def _undominated(claim: Claim, cell: Cell, others: Sequence[Cell], places: Seque
             worst = min(found, key=lambda entry: sum(change.value for change in entry[2]))
             return Judged(claim, cell.label, worst[1].label, worst[2], outcome)
     raise AssertionError
-
-
-def _better(change: Interval, direction: int) -> Interval:
-    """A difference turned so that above 0 is better."""
-    if direction >= 0:
-        return change
-    low, high = change.low, change.high
-    return Interval(-change.value, None if high is None else -high, None if low is None else -low)
 
 
 def dominance(changes: Sequence[Interval], margin: float) -> str:

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from carerft.report.experiment import Findings
 from carerft.report.intervals import Interval
-from carerft.report.tables import escape, interval_text
+from carerft.report.tables import escape, interval_text, markdown_grid
 from carerft.report.text import signed
 
 
@@ -27,8 +27,7 @@ class Grid:
     numbers: Sequence[Sequence[object]]
 
     def markdown(self) -> str:
-        ruler = ["---", *("---:" for _ in self.header[1:])]
-        return "".join(f"| {' | '.join(map(_for_markdown, row))} |\n" for row in (self.header, ruler, *self.rows))
+        return markdown_grid(self.header, self.rows)
 
     def latex(self) -> str:
         """A booktabs tabular. Needs \\usepackage{booktabs}."""
@@ -40,10 +39,6 @@ class Grid:
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(["" if v is None else v for v in row] for row in self.numbers)
         return text.getvalue()
-
-
-def _for_markdown(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
 
 
 def grids(findings: Findings) -> dict[str, Grid]:

@@ -33,6 +33,10 @@ class Interval:
     def above(self) -> float | None:
         return None if self.high is None else max(self.high - self.value, 0.0)
 
+    def __neg__(self) -> "Interval":
+        low, high = (None if end is None else -end for end in (self.high, self.low))
+        return Interval(-self.value, low, high)
+
     @property
     def excludes_zero(self) -> bool:
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)

@@ -7,7 +7,7 @@ none. Left out: any verdict on which row is best. That is a matter of what a rea
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from carerft.report.cells import Cell, base_of
+from carerft.report.cells import Cell, base_of, family_title
 from carerft.report.columns import CALIBRATION, Column, MainTable
 from carerft.report.intervals import Interval, difference
 from carerft.report.text import decimal, greek, listing, number, signed
@@ -22,7 +22,7 @@ def headline(cells: Sequence[Cell]) -> str:
         return _capital(f"{listing([cell.label for cell in cells][:NARRATED])}: accuracy, honesty and calibration")
     families = [cell.family for cell in cells if cell.family != "base"]
     if len(set(families)) == len(families):
-        trained = ["no penalty" if family == "none" else family.upper() for family in families]
+        trained = [family_title(family) for family in families]
     names = listing(trained) if len(trained) <= 4 else f"{len(trained)} ways of finetuning"
     base = any(cell.family == "base" for cell in cells)
     alone = ": accuracy, honesty and calibration" if len(trained) == 1 else ""
@@ -120,7 +120,7 @@ def _compared(table: MainTable, columns: Sequence[Column], cell: Cell, other: Ce
         elif change.value > 0:
             raised.append(f"{_name(column)} by {_size(change)}")
         else:
-            lowered.append(f"{_name(column)} by {_size(Interval(-change.value, -change.high, -change.low))}")  # type: ignore[operator]
+            lowered.append(f"{_name(column)} by {_size(-change)}")
     verbs = [("raises", raised), ("lowers", lowered), ("shows no clear change in", unclear)]
     parts = [f"{verb} {listing(names)}" for verb, names in verbs if names]
     if not parts:

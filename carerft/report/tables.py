@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from itertools import groupby
 
 from rich import box
@@ -44,20 +44,27 @@ def interval_text(value: Interval | None) -> str:
     return f"{decimal(value.value)} [{decimal(value.low)}, {decimal(value.high)}]"
 
 
+def markdown_grid(header: Sequence[str], rows: Sequence[Sequence[str]], bold: Container[tuple[int, int]] = ()) -> str:
+    """A GitHub table, its first column to the left. bold: (row, column) places."""
+
+    def cell(text: str, place: tuple[int, int] | None = None) -> str:
+        escaped = text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+        return f"**{escaped}**" if place in bold else escaped
+
+    lines = [[cell(text) for text in header], ["---", *("---:" for _ in header[1:])]]
+    lines += [[cell(text, (r, c)) for c, text in enumerate(row)] for r, row in enumerate(rows)]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
 def markdown(table: MainTable) -> str:
     """A GitHub table; the clear best of a column in bold."""
-
-    def cell(text: str, bold: bool = False) -> str:
-        escaped = text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
-        return f"**{escaped}**" if bold else escaped
-
-    header = ["", "seeds", *(column.heading for column in table.columns)]
+    entries = [table.row(index) for index in range(len(table.cells))]
     rows = [
-        [cell(row.label), seeds_text(row), *(cell(interval_text(v), bold) for v, bold in table.row(index))]
-        for index, row in enumerate(table.cells)
+        [row.label, seeds_text(row), *(interval_text(value) for value, _ in entry)]
+        for row, entry in zip(table.cells, entries, strict=True)
     ]
-    ruler = ["---", *("---:" for _ in header[1:])]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in [[cell(h) for h in header], ruler, *rows])
+    best = {(r, c + 2) for r, entry in enumerate(entries) for c, (_, is_best) in enumerate(entry) if is_best}
+    return markdown_grid(["", "seeds", *(column.heading for column in table.columns)], rows, best)
 
 
 def escape(text: str) -> str:

@@ -7,7 +7,7 @@ is hostile input: it leaves here cut, with hidden characters spelled out, and as
 import csv
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -87,7 +87,8 @@ class EvaluationOutcome:
     def _run(self) -> "Run":
         from carerft.report.runs import load_run
 
-        return load_run(self.directory, self.directory)
+        # The evaluation is finished although its run isn't marked as done before trackers have seen it.
+        return replace(load_run(self.directory, self.directory), status="done")
 
 
 @dataclass(frozen=True)
