@@ -22,11 +22,12 @@ from carerft.algorithms import Algorithm
 from carerft.checkpoint import load_tensors, save_tensors
 from carerft.errors import NonFiniteError
 from carerft.head import TokenStatistics, token_statistics
-from carerft.optimization import Optimization, learning_rate_factor, microbatches
+from carerft.optimization import Optimization, learning_rate_factor
+from carerft.packing import microbatches
 from carerft.regularizers import Regularizer, sampled_estimate
 from carerft.rollout import Rollouts
 from carerft.sharding import gathered, put_away, shard, whole, within
-from carerft.states import attends_to_everything, separate_states, shared_states
+from carerft.states import best_layout, completion_states
 
 
 @dataclass
@@ -83,6 +84,7 @@ class Learner:
         self.policy, self.algorithm, self.regularizer, self.optimization = policy, algorithm, regularizer, optimization
         self.mesh = mesh
         policy.train()
+        self.layout = best_layout(policy, optimization.share_prompts)
         self.reference: PreTrainedModel | None = None
         if regularizer.needs_reference or optimization.monitor_reference:
             self.reference = copy.deepcopy(policy).requires_grad_(False).eval()
@@ -156,18 +158,13 @@ class Learner:
         """0 at the first optimizer step, 1 at the last."""
         return min(1.0, self.steps_done / max(1, self.optimization.steps - 1))
 
-    def _microbatches(self, rollouts: Rollouts) -> list[Tensor]:
-        prompt_lengths = rollouts.prompt_lengths.repeat_interleave(rollouts.group_size)
-        return list(microbatches(prompt_lengths + rollouts.lengths, self.optimization.tokens_per_microbatch))
-
     def _turns(self, rollouts: Rollouts) -> list[tuple[Tensor, bool]]:
-        """This process's microbatches, True; then as many more, False, as any process has: all gather, or none does."""
-        cut = self._microbatches(rollouts)
-        if self.mesh is None:
-            return [(index, True) for index in cut]
-        mine = cut[self.mesh.get_rank() :: self.mesh.size()]
-        idle = -(-len(cut) // self.mesh.size()) - len(mine)
-        return [(index, True) for index in mine] + [(cut[-1][-1:], False)] * idle
+        """This process's microbatches, True; for each that only others have, some sequence, False: weights are gathered
+        by all, or by none."""
+        count = 1 if self.mesh is None else self.mesh.size()
+        cut = microbatches(rollouts, self.optimization.tokens_per_microbatch, self.layout, count)
+        mine = cut[0 if self.mesh is None else self.mesh.get_rank() :: count]
+        return [(index, True) if len(index) else (torch.tensor([0]), False) for index in mine]
 
     def _add_up(self, step: _Step) -> None:
         """Make the metrics those of all processes."""
@@ -249,14 +246,12 @@ class Learner:
 
         Without a regularizer they are those of the policy alone.
         """
-        share = self.optimization.share_prompts and not self.policy.is_gradient_checkpointing
-        states = shared_states if share and attends_to_everything(self.policy) else separate_states
         width = int(rollouts.lengths[index].max())
         targets = rollouts.tokens[index, :width][rollouts.mask()[index, :width]].to(self.policy.device)
         exact = regularizer if regularizer is not None and regularizer.needs_reference and regularizer.exact else None
 
         def states_and_head(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
-            return states(model, rollouts, index), model.get_output_embeddings().weight
+            return completion_states(model, rollouts, index, self.layout), model.get_output_embeddings().weight
 
         with self._autocast():
             reference: tuple[Tensor | None, Tensor | None] = (None, None)

@@ -1,10 +1,6 @@
-"""How the weights are updated: the optimizer's settings, its learning rate over time, and the cut into microbatches."""
+"""How the weights are updated: the optimizer's settings, and its learning rate over time."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
 
 from carerft.schedules import scheduled
 
@@ -35,17 +31,3 @@ def learning_rate_factor(step: int, optimization: Optimization) -> float:
     if step < warmup:
         return (step + 1) / (warmup + 1)
     return scheduled(optimization.schedule, 1.0, 0.0, min(1.0, (step - warmup) / max(1, total - warmup)))
-
-
-def microbatches(lengths: Tensor, token_budget: int) -> Iterator[Tensor]:
-    """Indices of sequences that share a forward pass: longest first, as many as fit the budget once padded.
-
-    lengths: (S,). A sequence longer than the budget goes alone. Sorting keeps padding small.
-    """
-    order = torch.argsort(lengths, descending=True, stable=True)
-    start = 0
-    while start < len(order):
-        width = int(lengths[order[start]])
-        count = max(1, token_budget // max(1, width))
-        yield order[start : start + count]
-        start += count

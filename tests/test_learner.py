@@ -13,7 +13,7 @@ from scipy.optimize import brentq
 from carerft.algorithms import Algorithm
 from carerft.errors import NonFiniteError
 from carerft.learner import Learner
-from carerft.optimization import Optimization, learning_rate_factor, microbatches
+from carerft.optimization import Optimization, learning_rate_factor
 from carerft.regularizers import (
     ForwardKL,
     JensenShannon,
@@ -115,14 +115,6 @@ def test_microbatches_do_not_change_the_loss(algorithm: Algorithm):
         assert torch.allclose(gradient, found[0][1], atol=1e-5 * float(gradient.abs().max()))
         for key, value in metrics.items():
             assert value == pytest.approx(found[0][0][key], rel=1e-4, abs=1e-6), key
-
-
-def test_microbatches_hold_every_sequence_once_within_budget():
-    lengths = torch.tensor([5, 40, 7, 7, 12, 3])
-    parts = list(microbatches(lengths, 24))
-    assert sorted(torch.cat(parts).tolist()) == list(range(6))
-    assert [sorted(lengths[p].tolist()) for p in parts] == [[40], [7, 12], [3, 5, 7]]
-    assert all(len(p) == 1 or len(p) * int(lengths[p].max()) <= 24 for p in parts)
 
 
 @pytest.mark.parametrize("where", ["log_probs", "weights"])

@@ -172,10 +172,10 @@ def test_an_engine_takes_its_share_and_must_hold_one_whole_sequence():
 
 
 def test_seconds_of_a_step_by_hand():
-    """16 completions of 10 tokens in a step, 4 prompts of 6: 184 tokens read, in two microbatches of 100."""
+    """16 completions of 10 tokens in a step, of which 9 are read, 4 prompts of 6: 168, in two microbatches of 100."""
     wanted, toy = small_job(), device(kernel_s=0.001)
-    # body: 184 tokens * 2 layers * (2 * 144 + 2 * 4 * 16) * (3 + the reference); head: 2 * 40 * 160 * (3 + 1)
-    flops = 184 * 2 * (288 + 128) * 4 + 2 * 40 * 160 * 4
+    # body: 168 tokens * 2 layers * (2 * 144 + 2 * 4 * 16) * (3 + the reference); head: 2 * 40 * 160 * (3 + 1)
+    flops = 168 * 2 * (288 + 128) * 4 + 2 * 40 * 160 * 4
     assert learning_flops(wanted, SMALL) == flops
     host, optimizer = 2 * 2 * 120 * 0.001, 40 * 348 / 5
     assert learning(wanted, SMALL, toy) == pytest.approx(flops / 5 + host + optimizer)

@@ -125,10 +125,10 @@ class Learner:
     max_grad_norm: float = MISSING
     updates_per_batch: int = MISSING  # optimizer steps that share out one rollout batch's prompts
     epochs: int = MISSING  # times that a rollout batch is gone through
-    tokens_per_microbatch: int = MISSING  # prompt and completion tokens of one forward pass; never changes the loss
+    tokens_per_microbatch: int = MISSING  # tokens packed into one forward pass; never changes the loss
     precision: str = MISSING  # "float32", or "bfloat16": autocast over float32 master weights
-    gradient_checkpointing: bool = MISSING  # less memory, more time; each prompt is then read with each completion
-    share_prompts: bool = MISSING  # read a group's prompt once; without it, attention needs no mask
+    gradient_checkpointing: bool = MISSING  # less memory, more time
+    share_prompts: bool = MISSING  # read a prompt once for its completions in a microbatch
     device: str = MISSING  # "auto": cuda where there is one
     monitor_reference: bool = MISSING  # also measure the divergence from the base where the regularizer needs none
     checkpoint_every: int = MISSING  # steps between checkpoints

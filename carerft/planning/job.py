@@ -73,9 +73,10 @@ class Job:
 
     @property
     def read(self) -> float:
-        """Tokens that the policy reads in an optimizer step: completions, and each prompt once or with each of them."""
-        copies = 1 if self.shared and not self.checkpointing else self.group
-        return self.tokens + self.prompts / self.updates * self.prompt * copies
+        """Tokens that the policy reads in an optimizer step: completions but their last token, and each prompt once or
+        with each of them."""
+        prompts = self.prompts / self.updates
+        return prompts * self.group * (self.completion - 1) + prompts * self.prompt * (1 if self.shared else self.group)
 
     @property
     def together(self) -> float:
