@@ -19,6 +19,7 @@ EXPLANATIONS = {
     ("GSM8K, flexible", "the answer is, in dollars", "ours"): NOT_A_NUMBER.format("$18.00."),
     ("GSM8K, flexible", "boxed", "ours"): "right; theirs takes '$.' after the box for the last number",
     ("GSM8K, flexible", "boxed, then a number", "ours"): SECOND_THOUGHT,
+    ("MATH, math_verify", "boxed, as x = answer", "ours"): "right; theirs doesn't compare words after an equals sign",
     ("MATH, math_verify", "boxed, with a unit", "ours"): "\\text{units} after a word: ours drops it",
     ("MATH, math_verify", "box cut short", "theirs"): "ours takes no answer from a box that is not closed",
     ("MATH, math_verify", "the answer is, plain", "ours"): f"right; {BARE}",
