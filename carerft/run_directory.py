@@ -10,7 +10,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -54,15 +54,19 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
         ) from error
 
 
+def manifests(places: Iterable[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The run directories among these, in order, each with its manifest; without those whose manifest can't be read."""
+    for place in places:
+        with contextlib.suppress(RunDirectoryError, OSError):
+            if (manifest := read_manifest(place)) is not None:
+                yield place, manifest
+
+
 def unfinished_run(parent: Path, identity: str) -> Path | None:
     """The newest directory in `parent` whose run has this config hash, has not finished, and is nobody's now."""
-    for manifest in sorted(parent.glob("*/manifest.json"), reverse=True):
-        try:
-            found = json.loads(manifest.read_text(encoding="utf-8"))
-        except ValueError:
-            continue
-        if found.get("config_hash") == identity and found.get("status") != "done" and not locked(manifest.parent):
-            return manifest.parent
+    for place, manifest in manifests(sorted(parent.glob("*"), reverse=True)):
+        if manifest.get("config_hash") == identity and manifest.get("status") != "done" and not locked(place):
+            return place
     return None
 
 

@@ -35,7 +35,7 @@ The same predictions, with other confidences than the share of votes:
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import numpy as np
@@ -147,8 +147,8 @@ def _problem_sums(problems: Sequence[Record], cast: Ballots) -> dict[str, tuple[
     return sums
 
 
-def _calibration(cast: Ballots, counts: NDArray, bins: int) -> dict[str, NDArray]:
-    """(resamples + 1,) of each calibration metric."""
+def _calibration(cast: Ballots, counts: NDArray, bins: int, names: Container[str] | None = None) -> dict[str, NDArray]:
+    """(resamples + 1,) of each calibration metric, or of those named."""
     n, k = cast.answers.shape
 
     def tallied(chosen: NDArray[np.bool_]) -> tuple[NDArray, NDArray, NDArray]:
@@ -161,20 +161,22 @@ def _calibration(cast: Ballots, counts: NDArray, bins: int) -> dict[str, NDArray
 
     c, y, w = tallied(majority(cast.answers))
     some, all_ = tallied(answered(cast.answers)), tallied(distinct(cast.answers))
-    murphy = calibration.brier_decomposition(c, y, w)
-    return {
-        "ece": calibration.ece(c, y, bins, w),
-        "ece_answered": calibration.ece(*some[:2], bins, some[2]),
-        "ece_all": calibration.ece(*all_[:2], bins, all_[2]),
-        "ece_equal_mass": calibration.ece_equal_mass(c, y, bins, w),
-        "smooth_ece": calibration.smooth_ece(c, y, w),
-        "brier": calibration.brier(c, y, w),
-        "brier_debiased": calibration.brier_debiased(c, y, k, w),
-        **{f"brier_{part}": value for part, value in murphy._asdict().items()},
-        "nll": calibration.negative_log_likelihood(c, y, 1 / (2 * k), w),
-        "auroc": calibration.auroc(c, y, w),
-        "aurc": calibration.aurc(c, y, w),
+    metrics = {
+        "ece": lambda: calibration.ece(c, y, bins, w),
+        "ece_answered": lambda: calibration.ece(*some[:2], bins, some[2]),
+        "ece_all": lambda: calibration.ece(*all_[:2], bins, all_[2]),
+        "ece_equal_mass": lambda: calibration.ece_equal_mass(c, y, bins, w),
+        "smooth_ece": lambda: calibration.smooth_ece(c, y, w),
+        "brier": lambda: calibration.brier(c, y, w),
+        "brier_debiased": lambda: calibration.brier_debiased(c, y, k, w),
+        "brier_reliability": lambda: calibration.brier_decomposition(c, y, w).reliability,
+        "brier_resolution": lambda: calibration.brier_decomposition(c, y, w).resolution,
+        "brier_uncertainty": lambda: calibration.brier_decomposition(c, y, w).uncertainty,
+        "nll": lambda: calibration.negative_log_likelihood(c, y, 1 / (2 * k), w),
+        "auroc": lambda: calibration.auroc(c, y, w),
+        "aurc": lambda: calibration.aurc(c, y, w),
     }
+    return {name: metric() for name, metric in metrics.items() if names is None or name in names}
 
 
 def _other_confidences(cast: Ballots, counts: NDArray, bins: int, seed: int) -> dict[str, NDArray]:
@@ -219,8 +221,4 @@ def replicates(
     counts = resample(len(problems), resamples, seed)
     sums = {**_sample_sums(problems, cast), **_problem_sums(problems, cast)}
     found = {name: ratio(counts @ sums[name][0], counts @ sums[name][1]) for name in names if name in sums}
-    calibrated = [name for name in names if name not in sums]
-    if calibrated:
-        every = _calibration(cast, counts, bins)
-        found |= {name: every[name] for name in calibrated if name in every}
-    return found
+    return found | _calibration(cast, counts, bins, names)

@@ -5,7 +5,6 @@ failed at, or died of, the others leave alone until the sweep is started again.
 """
 
 import fcntl
-import json
 import logging
 import os
 import shutil
@@ -16,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from carerft.config.identity import config_hash
-from carerft.run_directory import SWEEP, locked, read_manifest
+from carerft.run_directory import SWEEP, locked, manifests, read_manifest
 
 LOGS = {"train.log", "evaluate.log", ".lock"}
 log = logging.getLogger(__name__)
@@ -67,16 +66,14 @@ def take_over(directory: Path, command: str, config: dict[str, Any], outputs: Pa
 
 def finished_run(outputs: Path, command: str, identity: str) -> Path | None:
     """A finished run with this config hash among `outputs/<experiment>/<cell>/seed=<n>`; the first by path."""
-    for path in sorted(outputs.glob("*/*/seed=*/manifest.json")):
-        if path.parent.is_symlink():
-            continue
-        try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        facts = manifest.get("status"), manifest.get("command"), manifest.get("config_hash")
-        if facts == ("done", command, identity):
-            return path.parent
+    own = (place for place in sorted(outputs.glob("*/*/seed=*")) if not place.is_symlink())
+    for place, manifest in manifests(own):
+        if (manifest.get("status"), manifest.get("command"), manifest.get("config_hash")) == (
+            "done",
+            command,
+            identity,
+        ):
+            return place
     return None
 
 

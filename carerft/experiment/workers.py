@@ -48,7 +48,7 @@ def run(cells: Sequence[Cell], commands: Sequence[Sequence[str]], workers: int, 
     environment = {**os.environ, SWEEP: uuid.uuid4().hex}
     environment.setdefault("OMP_NUM_THREADS", str(threads))
     team = [Worker(n, root / "logs" / f"worker-{n}.log", [list(c) for c in commands]) for n in range(workers)]
-    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     watch = Watch(cells, console)
     try:
         while any([_advance(worker, watch, environment) for worker in team]):
