@@ -129,7 +129,8 @@ def speeds(title: str, rows: dict[str, dict[str, Any]], mfu: bool, against: bool
         cells += [f"{one['flops_per_s'] / 1e12:.3g}", *([f"{one['mfu']:.1%}"] if mfu else [])]
         cells += [f"{one['of_matmul']:.1%}", "" if one["padding"] is None else f"{one['padding']:.0%}"]
         table.add_row(name, *cells, "" if one["peak_gb"] is None else f"{one['peak_gb']:.2f}")
-    table.caption = '"not real": share of the tokens read that are padding, or a prompt read again.'
+    caption = '"not real": share of the tokens read that are padding, or a prompt read again.'
+    table.caption = caption + (" x TRL: k3 and exact against its k3." if against else "")
     return table
 
 
@@ -160,7 +161,12 @@ def targets(work: Work, rows: dict[str, dict[str, Any]]) -> list[str]:
         ("the same, peak: under 75 GB", "peak_gb", lambda x: x < 75, "{:.1f}"),
     ]
     return [
-        f"{name}: " + (f"{form.format(exact[key])}, {'' if reached(exact[key]) else 'not '}reached" if here else "-")
+        f"{name}: "
+        + (
+            f"{form.format(exact[key])}, {'' if reached(exact[key]) else 'not '}reached"
+            if here
+            else "not measured here"
+        )
         for name, key, reached, form in aims
     ]
 
@@ -267,6 +273,7 @@ def main() -> None:
         options.output.write_text("".join(f"{text}\n" for text in lines))
     if not options.trl_python:
         console.print(HOW_TO_GET_TRL, style="yellow", markup=False)
+    sys.exit(0 if rows else 1)
 
 
 if __name__ == "__main__":
