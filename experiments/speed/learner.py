@@ -102,6 +102,7 @@ def row(found: dict[str, Any], peak: float | None) -> dict[str, Any]:
     return {
         "mode": found["mode"],
         "step_s": time,
+        "cpu_s": statistics.median(found["cpu_seconds"]),
         "tokens_per_s": found["real_tokens"] / time,
         "completion_tokens_per_s": found["completion_tokens"] / time,
         "padding": 1 - found["real_tokens"] / found["read_tokens"] if found["read_tokens"] else None,
@@ -116,12 +117,20 @@ def row(found: dict[str, Any], peak: float | None) -> dict[str, Any]:
 
 def speeds(title: str, rows: dict[str, dict[str, Any]], mfu: bool, against: bool) -> Table:
     table = Table(title=title)
-    columns = ["", "s/step", "tokens/s", *(["x TRL"] if against else []), "TFLOP/s", *(["MFU"] if mfu else [])]
+    columns = [
+        "",
+        "s/step",
+        *([] if mfu else ["CPU s"]),
+        "tokens/s",
+        *(["x TRL"] if against else []),
+        "TFLOP/s",
+        *(["MFU"] if mfu else []),
+    ]
     for name in (*columns, "of matmul", "not real", "peak, GB"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     for system, one in rows.items():
         name = NAMES[system] + ("" if one["mode"] == "step" else f": {MODES[one['mode']]}")
-        cells = [f"{one['step_s']:.3g}", f"{one['tokens_per_s']:,.0f}"]
+        cells = [f"{one['step_s']:.3g}", *([] if mfu else [f"{one['cpu_s']:.3g}"]), f"{one['tokens_per_s']:,.0f}"]
         if against:
             base = rows.get(BASE.get(system, ""))
             comparable = base and one["mode"] == base["mode"]

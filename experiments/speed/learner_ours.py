@@ -5,6 +5,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 from typing import Any
 from unittest.mock import patch
 
@@ -34,9 +35,9 @@ class DoesNotFitError(Exception):
 
 
 def measure(work: Work, penalty: str, mode: str) -> dict[str, Any]:
-    """Seconds of each step, operations per second, memory by component, seconds by stage. mode: one of MODES.
+    """Wall and CPU seconds of each step, operations per second, memory by component, seconds by stage.
 
-    Without a penalty there is no reference either. peak_bytes: on CUDA of the allocator's, elsewhere of the resident
+    mode: one of MODES. Without a penalty there is no reference either. peak_bytes: on CUDA of the allocator's, elsewhere of the resident
     set, above what there was before the model; None where the system does not tell.
     Raises DoesNotFitError before anything is made, if what must be resident is more than the free memory, or later.
     """
@@ -60,7 +61,10 @@ def measure(work: Work, penalty: str, mode: str) -> dict[str, Any]:
             turn()
         rates = matmul_flops(work.device, work.precision)
         start_counting(work.device)
-        times = [seconds(work.device, turn) for _ in range(work.steps)]
+        cpu, times = [time.process_time()], []
+        for _ in range(work.steps):
+            times.append(seconds(work.device, turn))
+            cpu.append(time.process_time())
         most = None if before is None else peak(work.device) - before
         rates += matmul_flops(work.device, work.precision)
         with stages(learner, work.device) as found:
@@ -73,6 +77,7 @@ def measure(work: Work, penalty: str, mode: str) -> dict[str, Any]:
     return {
         "mode": mode,
         "seconds": times,
+        "cpu_seconds": [end - begin for begin, end in pairwise(cpu)],
         "useful_flops": useful_flops(work.sizes, rollouts, passes),
         "matmul_flops": rates,
         "real_tokens": real_tokens(rollouts),

@@ -54,7 +54,8 @@ def rows_per_microbatch(sequences: int, width: int, budget: int) -> int:
 def main(spec: dict) -> dict:
     """work, config, beta: as `learner.py` has them; rollouts: a file of tensors.
 
-    Returns seconds of each step, the peak in bytes beside what was there before the model, and how the batch was cut.
+    Returns wall and CPU seconds of each step, the peak in bytes above what was there before the model, and how the
+    batch was cut.
     """
     from datasets import Dataset
     from tokenizers import Tokenizer, models
@@ -68,6 +69,8 @@ def main(spec: dict) -> dict:
     batch = padded(torch.load(spec["rollouts"], weights_only=True), work["group_size"])
     width = batch["prompt_ids"].shape[1] + batch["completion_ids"].shape[1]
     rows = rows_per_microbatch(work["sequences"], width, work["tokens_per_microbatch"])
+    if device == "cuda":
+        torch.cuda.init()  # else there is nothing to count yet
     before = start_counting(device)
     config = {key: value for key, value in spec["config"].items() if key != "model_type"}
     torch.manual_seed(work["seed"])
@@ -94,17 +97,17 @@ def main(spec: dict) -> dict:
                 )[0]
             return given
 
-    readings: list[float] = []
+    readings: list[tuple[float, float]] = []
 
     class Clock(TrainerCallback):
-        """Reads the clock once after every step; a step is what lies between two readings."""
+        """Reads the clocks once after every step; a step is what lies between two readings."""
 
         def on_train_begin(self, *args, **kwargs):
             if len(readings) == work["warmup"]:
                 start_counting(device)
             if device == "cuda":
                 torch.cuda.synchronize()
-            readings.append(time.perf_counter())
+            readings.append((time.perf_counter(), time.process_time()))
 
         on_step_end = on_train_begin
 
@@ -140,8 +143,10 @@ def main(spec: dict) -> dict:
         )
         rates = matmul_flops(device, work["precision"])
         trainer.train()
+    steps = [(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(readings)][work["warmup"] :]
     return {
-        "seconds": [b - a for a, b in pairwise(readings)][work["warmup"] :],
+        "seconds": [wall for wall, _ in steps],
+        "cpu_seconds": [cpu for _, cpu in steps],
         "matmul_flops": rates + matmul_flops(device, work["precision"]),
         "peak_bytes": None if before is None else peak(device) - before,
         "read_tokens": work["sequences"] * width,
