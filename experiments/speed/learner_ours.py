@@ -37,8 +37,8 @@ class DoesNotFitError(Exception):
 def measure(work: Work, penalty: str, mode: str) -> dict[str, Any]:
     """Wall and CPU seconds of each step, operations per second, memory by component, seconds by stage.
 
-    mode: one of MODES. Without a penalty there is no reference either. peak_bytes: on CUDA of the allocator's, elsewhere of the resident
-    set, above what there was before the model; None where the system does not tell.
+    mode: one of MODES. Without a penalty there is no reference either. peak_bytes: on CUDA of the allocator's,
+    elsewhere of the resident set, above what there was before the model; None where the system does not tell.
     Raises DoesNotFitError before anything is made, if what must be resident is more than the free memory, or later.
     """
     torch.set_num_threads(work.threads)
