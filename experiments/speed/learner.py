@@ -261,11 +261,9 @@ def main() -> None:
     rows = {system: row(one, peak if work.device == "cuda" else None) for system, one in found.items()}
 
     if rows:
-        threads = f", {work.threads} threads" if work.device == "cpu" else ""
-        title = f"A learner's step, {work.shape}, {work.sequences} sequences, {work.tokens_per_microbatch:,} tokens a "
-        title += (
-            f"microbatch, {work.precision}{', checkpointing' if work.checkpointing else ''}, {work.device}{threads}"
-        )
+        where = f"CPU, threads: {work.threads}" if work.device == "cpu" else torch.cuda.get_device_name()
+        title = f"A learner's step, {work.shape}: {work.sequences} sequences, {work.tokens_per_microbatch:,} tokens a "
+        title += f"microbatch, {work.precision}{', checkpointing' if work.checkpointing else ''}, {where}"
         console.print(speeds(title, rows, any(one["mfu"] for one in rows.values()), bool(options.trl_python)))
         for table in breakdown(rows):
             console.print(table)
