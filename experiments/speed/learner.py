@@ -105,7 +105,8 @@ def row(found: dict[str, Any], peak: float | None) -> dict[str, Any]:
         "cpu_s": statistics.median(found["cpu_seconds"]),
         "tokens_per_s": found["real_tokens"] / time,
         "completion_tokens_per_s": found["completion_tokens"] / time,
-        "padding": 1 - found["real_tokens"] / found["read_tokens"] if found["read_tokens"] else None,
+        # a completion's last token need not be read: a learner without padding reads a few less than there are
+        "padding": max(0.0, 1 - found["real_tokens"] / found["read_tokens"]) if found["read_tokens"] else None,
         "flops_per_s": found["useful_flops"] / time,
         "mfu": peak and found["useful_flops"] / time / peak,
         "of_matmul": found["useful_flops"] / time / rate,
