@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from carerft.planning.assumptions import Hardware
 from carerft.planning.job import Job
 from carerft.planning.memory import CHUNK, WIDTH, engine_weights
-from carerft.planning.shapes import Shape
+from carerft.planning.shapes import Shape, forward
 
 KERNELS = {"step": 20, "learn": 120}
 """Operations of one layer that the host starts: to decode a token; to learn, forward, backward and the reference."""
@@ -62,12 +62,6 @@ def seconds(job: Job, shape: Shape, hardware: Hardware, cores: int, start: float
         steps=job.steps,
         overlap=job.lookahead,
     )
-
-
-def forward(shape: Shape, tokens: float, context: float) -> float:
-    """Floating-point operations of the body: 2 per weight and token; and two products of each query with the keys (then
-    the values) before it, half of the context on average."""
-    return tokens * shape.layers * (2 * shape.layer + 2 * shape.queries * context)
 
 
 def learning_flops(job: Job, shape: Shape) -> float:

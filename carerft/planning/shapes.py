@@ -48,6 +48,12 @@ class Shape:
         return 2 * self.layers * self.keys * width
 
 
+def forward(shape: Shape, tokens: float, context: float) -> float:
+    """Floating-point operations of the body: 2 per weight and token; and two products of each query with the keys (then
+    the values) before it, half of the context on average."""
+    return tokens * shape.layers * (2 * shape.layer + 2 * shape.queries * context)
+
+
 def shape_from(config: Mapping[str, Any]) -> Shape:
     """The shape that a config.json describes. Raises KeyError for a key that it lacks."""
     heads = config["num_attention_heads"]

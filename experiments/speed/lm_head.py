@@ -39,7 +39,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from lm_head_trl import BETA, Inputs, Loss, Work, measure
+from lm_head_trl import BETA, Inputs, Loss, Work, free_bytes, measure
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -101,14 +101,10 @@ def lack_of_memory(work: Work) -> str | None:
     """Why the plain way is not tried, if there is too little memory for it."""
     inputs_and_gradients = 3 * 4 * work.hidden * (work.tokens + work.vocabulary)
     need = PLAIN_BYTES * work.elements + inputs_and_gradients
-    if work.device == "cuda":
-        room = torch.cuda.mem_get_info()[0]
-    elif Path("/proc/meminfo").exists():
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        room = 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    else:
+    room = free_bytes(work.device)
+    if room is None or need < room:
         return None
-    return None if need < room else f"not run: needs about {need / 1e9:,.0f} GB, {room / 1e9:,.0f} GB are free"
+    return f"not run: needs about {need / 1e9:,.0f} GB, {room / 1e9:,.0f} GB are free"
 
 
 def measured(variant: str, work: Work) -> dict:

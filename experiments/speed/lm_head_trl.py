@@ -118,9 +118,19 @@ def peak(device: str) -> int:
     return torch.cuda.max_memory_allocated() if device == "cuda" else _status("VmHWM")
 
 
+def free_bytes(device: str) -> int | None:
+    """Of the device's memory. None where the system does not tell."""
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    return _kilobytes("/proc/meminfo", "MemAvailable") if Path("/proc/meminfo").exists() else None
+
+
 def _status(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
+    return _kilobytes("/proc/self/status", field)
+
+
+def _kilobytes(file: str, field: str) -> int:
+    return 1024 * next(int(line.split()[1]) for line in Path(file).read_text().splitlines() if line.startswith(field))
 
 
 def measure(work: Work, loss: Loss) -> dict:
