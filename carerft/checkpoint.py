@@ -69,7 +69,7 @@ def save_tensors(path: Path, policy: nn.Module, optimizer: torch.optim.Optimizer
     tensors: dict[str, Tensor] = {}
     for name, parameter in policy.named_parameters():  # which lists a tied weight once
         tensors[f"weights.{name}"] = parameter.detach()
-        for slot, tensor in (optimizer.state.get(parameter, {}) if optimizer else {}).items():
+        for slot, tensor in _parts(optimizer, parameter).items():
             tensors[f"optimizer.{slot}.{name}"] = tensor
     try:
         with _taken_at_its_word():
@@ -87,11 +87,21 @@ def load_tensors(path: Path, policy: nn.Module, optimizer: torch.optim.Optimizer
         kind, slot, name = key.split(".", 2)
         if kind == "optimizer" and optimizer is not None:
             parameter = parameters[name].detach()
-            whole = stored.size == parameter.shape
-            tensor = torch.zeros_like(parameter) if whole else torch.zeros(stored.size, device=parameter.device)
-            tensors[key] = optimizer.state[parameters[name]][slot] = tensor
+            tensor = _parts(optimizer, parameters[name]).get(slot)
+            if tensor is None:  # it has learned nothing yet
+                whole = stored.size == parameter.shape
+                tensor = torch.zeros_like(parameter) if whole else torch.zeros(stored.size, device=parameter.device)
+                optimizer.state[parameters[name]][slot] = tensor
+            tensors[key] = tensor
     with _taken_at_its_word():
         dcp.load(tensors, checkpoint_id=path, no_dist=not several)
+
+
+def _parts(optimizer: torch.optim.Optimizer | None, parameter: nn.Parameter) -> dict[str, Tensor]:
+    """The optimizer's state of a parameter, as tensors whose memory it is: carerft.eight_bit says how its is made."""
+    if optimizer is None:
+        return {}
+    return getattr(optimizer, "parts", optimizer.state.get)(parameter) or {}
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from carerft.algorithms import Algorithm
 from carerft.checkpoint import load_tensors, save_tensors
 from carerft.errors import NonFiniteError
 from carerft.head import TokenStatistics, token_statistics
-from carerft.optimization import Optimization, learning_rate_factor, microbatches
+from carerft.optimization import Optimization, learning_rate_factor, make_optimizer, microbatches
 from carerft.regularizers import Regularizer, sampled_estimate
 from carerft.rollout import Rollouts
 from carerft.sharding import gathered, put_away, shard, whole, within
@@ -90,14 +90,7 @@ class Learner:
             shard(policy, mesh, optimization.precision)
             if self.reference is not None:
                 shard(self.reference, mesh, optimization.precision, optimization.reference_offload)
-        self.optimizer = torch.optim.AdamW(
-            policy.parameters(),
-            lr=optimization.learning_rate,
-            betas=(optimization.adam_beta1, optimization.adam_beta2),
-            eps=optimization.adam_eps,
-            weight_decay=optimization.weight_decay,
-            fused=True,
-        )
+        self.optimizer = make_optimizer(policy.parameters(), optimization)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: learning_rate_factor(step, optimization)
         )

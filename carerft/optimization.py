@@ -1,6 +1,7 @@
 """How the weights are updated: the optimizer's settings, its learning rate over time, and the cut into microbatches."""
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +28,25 @@ class Optimization:
     share_prompts: bool = True
     monitor_reference: bool = True
     reference_offload: bool = False
+    optimizer: str = "adamw"
+
+
+def make_optimizer(parameters: Iterable[Tensor], optimization: Optimization) -> torch.optim.Optimizer:
+    """AdamW over these parameters, which are on their devices and sharded, if they are to be."""
+    settings = {
+        "lr": optimization.learning_rate,
+        "betas": (optimization.adam_beta1, optimization.adam_beta2),
+        "eps": optimization.adam_eps,
+        "weight_decay": optimization.weight_decay,
+    }
+    if optimization.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, fused=True, **settings)
+    logging.disable(logging.WARNING)  # torchao names every kernel of its that is for other machines
+    try:
+        from carerft.eight_bit import AdamW8bit
+    finally:
+        logging.disable(logging.NOTSET)
+    return AdamW8bit(parameters, **settings)
 
 
 def learning_rate_factor(step: int, optimization: Optimization) -> float:

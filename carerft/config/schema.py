@@ -119,6 +119,7 @@ class Learner:
     schedule: str = MISSING  # "constant", "linear" or "cosine" decay after the warm-up
     warmup_steps: int = MISSING
     weight_decay: float = MISSING
+    optimizer: str = "adamw"  # "adamw", or "adamw_8bit": its two moments in a byte each, by torchao
     adam_beta1: float = MISSING
     adam_beta2: float = MISSING
     adam_eps: float = MISSING
