@@ -16,17 +16,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torchao.optim.subclass_8bit import OptimState8bit
 
-BLOCK = 128  # divides the widths of Qwen2.5, 896 among them, which 256, torchao's default, doesn't
-SMALLEST = 4096  # smaller tensors keep their moments in float32, as torchao's and bitsandbytes' own rule has it
-
-
-def is_blocked(shape: Iterable[int]) -> bool:
-    """Whether a weight of this shape has its moments in 8 bits: of a vector, each row is a single number."""
-    rows, *rest = shape
-    width = 1
-    for size in rest:
-        width *= size
-    return width % BLOCK == 0 and rows * width >= SMALLEST
+from carerft.blocks import BLOCK, is_blocked
 
 
 class AdamW8bit(torchao.optim.AdamW8bit):

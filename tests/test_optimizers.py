@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from carerft import cli
 from carerft.algorithms import Algorithm
+from carerft.blocks import BLOCK, is_blocked
 from carerft.errors import NonFiniteError
 from carerft.learner import Learner
 from carerft.optimization import Optimization, make_optimizer
@@ -25,7 +26,7 @@ from carerft.regularizers import SkewReverseKL
 from carerft.sharding import whole
 
 pytest.importorskip("torchao")
-from carerft.eight_bit import BLOCK, AdamW8bit, is_blocked
+from carerft.eight_bit import AdamW8bit
 
 EPSILON = torch.finfo(torch.float32).eps
 # The 256 numbers stand closest together near 0; the gap between neighbours is largest in [0.1, 1], which a moment with

@@ -43,6 +43,7 @@ class Job:
     samples: int
     benchmarks: tuple[Benchmark, ...]
     precision: str
+    optimizer: str
     microbatch: int
     checkpointing: bool
     shared: bool
@@ -110,6 +111,7 @@ def job(config: dict[str, Any], stated: dict[str, Any]) -> Job:
         samples=config["samples"],
         benchmarks=tuple(_benchmark(name, entry, config, stated) for name, entry in config["benchmark"].items()),
         precision=learner.get("precision") or config["precision"],
+        optimizer=learner.get("optimizer", "adamw"),
         microbatch=learner.get("tokens_per_microbatch", 0),
         checkpointing=learner.get("gradient_checkpointing", False),
         shared=learner.get("share_prompts", False),
