@@ -19,12 +19,13 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from transformers import PreTrainedModel
 
 from carerft.algorithms import Algorithm
-from carerft.checkpoint import load_tensors, save_tensors
+from carerft.checkpoint import load_tensors
 from carerft.errors import NonFiniteError
 from carerft.head import TokenStatistics, token_statistics
 from carerft.optimization import Optimization, learning_rate_factor, make_optimizer, microbatches
 from carerft.regularizers import Regularizer, sampled_estimate
 from carerft.rollout import Rollouts
+from carerft.saving import TensorWriter
 from carerft.sharding import gathered, put_away, shard, whole, within
 from carerft.states import attends_to_everything, separate_states, shared_states
 
@@ -91,6 +92,7 @@ class Learner:
             if self.reference is not None:
                 shard(self.reference, mesh, optimization.precision, optimization.reference_offload)
         self.optimizer = make_optimizer(policy.parameters(), optimization)
+        self.writer = TensorWriter(policy, self.optimizer, mesh is not None)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: learning_rate_factor(step, optimization)
         )
@@ -268,9 +270,13 @@ class Learner:
         """Each weight by its name in a checkpoint, whole; of several processes, only the first has them."""
         return gathered(self.policy, self.mesh)
 
-    def save(self, path: Path) -> None:
-        """Write weights and the optimizer's state. Raises RunDirectoryError."""
-        save_tensors(path, self.policy, self.optimizer, self.mesh is not None)
+    def save(self, path: Path, aside: bool = False) -> None:
+        """Write weights and the optimizer's state; aside: while all goes on, see `saved`. Raises RunDirectoryError."""
+        self.writer.write(path, aside)
+
+    def saved(self) -> None:
+        """Wait for what is being written aside. Raises RunDirectoryError."""
+        self.writer.finish()
 
     def load(self, path: Path) -> None:
         """Read them, whatever number of processes wrote them."""
