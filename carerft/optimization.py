@@ -1,6 +1,5 @@
 """How the weights are updated: the optimizer's settings, its learning rate over time, and the cut into microbatches."""
 
-import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -41,11 +40,8 @@ def make_optimizer(parameters: Iterable[Tensor], optimization: Optimization) -> 
     }
     if optimization.optimizer == "adamw":
         return torch.optim.AdamW(parameters, fused=True, **settings)
-    logging.disable(logging.WARNING)  # torchao names every kernel of its that is for other machines
-    try:
-        from carerft.eight_bit import AdamW8bit
-    finally:
-        logging.disable(logging.NOTSET)
+    from carerft.eight_bit import AdamW8bit  # which needs torchao
+
     return AdamW8bit(parameters, **settings)
 
 

@@ -37,8 +37,8 @@ def small_job(**changes: Any) -> Job:
     usual = Job(
         steps=10, updates=2, epochs=1, prompts=8, group=4, prompt=6, completion=10, longest=16, grading_s=0, groups=1,
         rounds=1, samples=4, benchmarks=(), precision="float32", optimizer="adamw", microbatch=100, checkpointing=False,
-        shared=True, reference=True, exact=True, checkpoints=1, processes=1, vllm=False, sequences=16, dedicated=False,
-        engines=1, tensor_parallel=1, utilization=0.4, cache_gib=None, context=None, lookahead=False,
+        shared=True, reference=True, exact=True, checkpoints=1, aside=False, processes=1, vllm=False, sequences=16,
+        dedicated=False, engines=1, tensor_parallel=1, utilization=0.4, cache_gib=None, context=None, lookahead=False,
     )  # fmt: skip
     return dataclasses.replace(usual, **changes)
 
@@ -164,6 +164,16 @@ def test_moments_in_8_bits_are_two_bytes_a_weight_and_their_scales():
     real = shape_of("Qwen/Qwen2.5-3B", STATED["models"])
     assert resident(eight, real)["Adam's moments, 8 bits"] / GIB == pytest.approx(5.93, abs=0.01)
     assert resident(small_job(), real)["Adam's moments, float32"] / GIB == pytest.approx(22.99, abs=0.01)
+
+
+def test_a_checkpoint_that_is_written_aside_is_copied_into_the_cpus_memory():
+    """4 bytes a weight and 8 of moments."""
+
+    def learner(kind: str) -> dict[str, float]:
+        (found,) = memory(small_job(aside=True), SMALL, device(kind=kind))
+        return found.phases["learning"]
+
+    assert learner("cpu") == learner("toy") | {"copy to be written": 12 * 348}
 
 
 def test_the_matrices_are_all_but_norms_and_biases():

@@ -25,7 +25,8 @@ class Benchmark:
 class Job:
     """One run. steps: optimizer steps, 0 in an evaluation alone; updates: into which a batch is cut.
 
-    groups: sampled for each one kept; rounds: in which a batch is sampled. checkpoints: how many are written.
+    groups: sampled for each one kept; rounds: in which a batch is sampled. checkpoints: how many are written; aside:
+    while the run goes on.
     processes: that share the learner's state and work.
     """
 
@@ -50,6 +51,7 @@ class Job:
     reference: bool
     exact: bool
     checkpoints: int
+    aside: bool
     processes: int
     vllm: bool
     sequences: int
@@ -118,6 +120,7 @@ def job(config: dict[str, Any], stated: dict[str, Any]) -> Job:
         reference=needed or learner.get("monitor_reference", False),
         exact=needed and penalty.get("estimator") == "exact",
         checkpoints=math.ceil(steps / learner.get("checkpoint_every", 1)),
+        aside=learner.get("async_checkpoints", False),
         processes=learner.get("processes", 1) or 1,
         vllm=rollout["name"] == "vllm",
         sequences=rollout["batch_size"],

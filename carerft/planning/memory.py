@@ -49,7 +49,9 @@ def memory(job: Job, shape: Shape, hardware: Hardware, cores: int = 1) -> list[M
         elif not job.vllm:
             phases["sampling"] = state | own_sampler(job, shape) | reserved
         if job.steps:
-            phases["learning"] = state | learning(job, shape) | reserved
+            # A GPU's is copied into the CPU's memory, which is not planned.
+            copied = {"copy to be written": _written(job, shape)} if job.aside and hardware.kind == "cpu" else {}
+            phases["learning"] = state | learning(job, shape) | copied | reserved
         lacking = 0.0 if job.dedicated or not job.vllm else wanting(job, shape, limit)
         found.append(Memory("learner", limit, phases, lacking))
     if job.dedicated:
@@ -76,6 +78,11 @@ def moments(job: Job, shape: Shape) -> dict[str, float]:
         return {"Adam's moments, float32": 8 * shape.parameters}
     blocked = sum(count * rows * width for count, (rows, width) in shape.matrices if is_blocked((rows, width)))
     return {"Adam's moments, 8 bits": 2 * (1 + 4 / BLOCK) * blocked + 8 * (shape.parameters - blocked)}
+
+
+def _written(job: Job, shape: Shape) -> float:
+    """Bytes of a checkpoint's tensors, in each process: weights and moments."""
+    return (4 * shape.parameters + sum(moments(job, shape).values())) / job.processes
 
 
 def learning(job: Job, shape: Shape) -> dict[str, float]:
