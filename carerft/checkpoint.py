@@ -13,6 +13,7 @@ import random
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint.api import CheckpointException
 
 from carerft.errors import RunDirectoryError
@@ -29,6 +31,8 @@ log = logging.getLogger(__name__)
 
 REPLACED = ".replaced_step_"
 TENSORS = "tensors"
+# With no_dist, torch warns that it takes this process to be the only one. A thread of its own may say so.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
 
 
 def random_states() -> dict[str, Any]:
@@ -66,16 +70,29 @@ def save_tensors(path: Path, policy: nn.Module, optimizer: torch.optim.Optimizer
 
     Raises RunDirectoryError, in all of them, where one can't.
     """
+    with said_plainly():
+        dcp.save(_tensors(policy, optimizer), checkpoint_id=path, no_dist=not several)
+
+
+def begin_tensors(
+    path: Path, policy: nn.Module, optimizer: torch.optim.Optimizer | None, group: ProcessGroup | None
+) -> Future:
+    """As `save_tensors`, in a thread, from a copy in the CPU's memory that is made before this returns.
+
+    group: of several processes, one of gloo that nothing else uses. The future is done when all of them have written;
+    its error is to be read `said_plainly`.
+    """
+    tensors = _tensors(policy, optimizer)
+    return dcp.async_save(tensors, checkpoint_id=path, process_group=group, no_dist=group is None)  # type: ignore[return-value]
+
+
+def _tensors(policy: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name, parameter in policy.named_parameters():  # which lists a tied weight once
         tensors[f"weights.{name}"] = parameter.detach()
-        for slot, tensor in (optimizer.state.get(parameter, {}) if optimizer else {}).items():
+        for slot, tensor in _parts(optimizer, parameter).items():
             tensors[f"optimizer.{slot}.{name}"] = tensor
-    try:
-        with _taken_at_its_word():
-            dcp.save(tensors, checkpoint_id=path, no_dist=not several)
-    except CheckpointException as error:
-        raise RunDirectoryError("; ".join(str(failure) for failure, _ in error.failures.values())) from error
+    return tensors
 
 
 def load_tensors(path: Path, policy: nn.Module, optimizer: torch.optim.Optimizer | None, several: bool) -> None:
@@ -87,44 +104,77 @@ def load_tensors(path: Path, policy: nn.Module, optimizer: torch.optim.Optimizer
         kind, slot, name = key.split(".", 2)
         if kind == "optimizer" and optimizer is not None:
             parameter = parameters[name].detach()
-            whole = stored.size == parameter.shape
-            tensor = torch.zeros_like(parameter) if whole else torch.zeros(stored.size, device=parameter.device)
-            tensors[key] = optimizer.state[parameters[name]][slot] = tensor
-    with _taken_at_its_word():
-        dcp.load(tensors, checkpoint_id=path, no_dist=not several)
+            tensor = _parts(optimizer, parameters[name]).get(slot)
+            if tensor is None:  # it has learned nothing yet
+                whole = stored.size == parameter.shape
+                tensor = torch.zeros_like(parameter) if whole else torch.zeros(stored.size, device=parameter.device)
+                optimizer.state[parameters[name]][slot] = tensor
+            tensors[key] = tensor
+    dcp.load(tensors, checkpoint_id=path, no_dist=not several)
+
+
+def _parts(optimizer: torch.optim.Optimizer | None, parameter: nn.Parameter) -> dict[str, Tensor]:
+    """The optimizer's state of a parameter, as tensors whose memory it is: carerft.eight_bit says how its is made."""
+    if optimizer is None:
+        return {}
+    return getattr(optimizer, "parts", optimizer.state.get)(parameter) or {}
 
 
 @contextmanager
-def _taken_at_its_word() -> Iterator[None]:
-    """Without torch's warning that `no_dist` means one process."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+def said_plainly() -> Iterator[None]:
+    """What torch says of processes that could not write, as a RunDirectoryError."""
+    try:
         yield
+    except CheckpointException as error:
+        raise RunDirectoryError("; ".join(str(failure) for failure, _ in error.failures.values())) from error
 
 
-def save(directory: Path, step: int, write: Callable[[Path], None], state: dict[str, Any], keep: int | None) -> None:
-    """Write `directory/step_<step>`, then remove all but the newest `keep` (None: remove none). write: `save_tensors`.
+def save(
+    directory: Path,
+    step: int,
+    write: Callable[[Path], Callable[[], None] | None],
+    state: dict[str, Any],
+    keep: int | None,
+) -> Callable[[], None]:
+    """Begin to write `directory/step_<step>`; what is returned waits for the tensors, puts the checkpoint into its
+    place, and removes all but the newest `keep` (None: none). Another may begin only after that.
 
-    A checkpoint is there whole or not at all, one that it replaces too. Raises RunDirectoryError where it can't be
-    written (a full disk); those written before are untouched.
+    write: `save_tensors`; or begins to write them, and returns what waits for the end. A checkpoint is there whole or
+    not at all, one that it replaces too. Both raise RunDirectoryError where it can't be written (a full disk); those
+    written before are untouched.
     """
     final, beside = directory / f"step_{step}", directory / f".step_{step}.{os.getpid()}"
-    try:
+    with _whole_or_not_at_all(beside, directory, step):
         for leftover in directory.glob(".step_*"):  # of a process that was killed while writing
             shutil.rmtree(leftover, ignore_errors=True)
         beside.mkdir(parents=True)
-        write(beside / TENSORS)
         torch.save({**state, "random": random_states()}, beside / "state.pt")
-        sums = {str(path.relative_to(beside)): _checksum(path) for path in _files(beside)}
-        (beside / "checksums.json").write_text(json.dumps(sums, indent=2) + "\n")
-        for path in _files(beside):
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-        _put_back(directory)
-        if final.exists():
-            os.replace(final, directory / f"{REPLACED}{step}")
-        os.replace(beside, final)
-        shutil.rmtree(directory / f"{REPLACED}{step}", ignore_errors=True)
+        written = write(beside / TENSORS)
+
+    def finish() -> None:
+        with _whole_or_not_at_all(beside, directory, step):
+            if written:
+                written()
+            sums = {str(path.relative_to(beside)): _checksum(path) for path in _files(beside)}
+            (beside / "checksums.json").write_text(json.dumps(sums, indent=2) + "\n")
+            for path in _files(beside):
+                with open(path, "rb") as file:
+                    os.fsync(file.fileno())
+            _put_back(directory)
+            if final.exists():
+                os.replace(final, directory / f"{REPLACED}{step}")
+            os.replace(beside, final)
+            shutil.rmtree(directory / f"{REPLACED}{step}", ignore_errors=True)
+        for old in steps_of(directory)[:-keep] if keep else []:
+            shutil.rmtree(directory / f"step_{old}", ignore_errors=True)
+
+    return finish
+
+
+@contextmanager
+def _whole_or_not_at_all(beside: Path, directory: Path, step: int) -> Iterator[None]:
+    try:
+        yield
     except Exception as error:  # torch reports a full disk by errors of its own
         shutil.rmtree(beside, ignore_errors=True)
         kept = steps_of(directory)
@@ -133,8 +183,6 @@ def save(directory: Path, step: int, write: Callable[[Path], None], state: dict[
             (f"the one of step {kept[-1]} is intact; " if kept else "")
             + "free the disk, then the same command continues",
         ) from error
-    for old in steps_of(directory)[:-keep] if keep else []:
-        shutil.rmtree(directory / f"step_{old}", ignore_errors=True)
 
 
 def _put_back(directory: Path) -> None:
@@ -156,7 +204,7 @@ def load_latest(directory: Path, read: Callable[[Path], None]) -> dict[str, Any]
     _put_back(directory)
     for step in reversed(steps_of(directory)):
         path = directory / f"step_{step}"
-        if problem := _damage(path):
+        if problem := damage(path):
             log.warning("checkpoint %s is damaged (%s): set aside, falling back to the one before it", path, problem)
             shutil.rmtree(directory / f"damaged_step_{step}", ignore_errors=True)
             os.replace(path, directory / f"damaged_step_{step}")
@@ -168,7 +216,7 @@ def load_latest(directory: Path, read: Callable[[Path], None]) -> dict[str, Any]
     return None
 
 
-def _damage(path: Path) -> str | None:
+def damage(path: Path) -> str | None:
     try:
         sums = json.loads((path / "checksums.json").read_text())
         for name, expected in sums.items():

@@ -19,13 +19,14 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from transformers import PreTrainedModel
 
 from carerft.algorithms import Algorithm
-from carerft.checkpoint import load_tensors, save_tensors
+from carerft.checkpoint import load_tensors
 from carerft.errors import NonFiniteError
 from carerft.head import TokenStatistics, token_statistics
-from carerft.optimization import Optimization, learning_rate_factor
+from carerft.optimization import Optimization, learning_rate_factor, make_optimizer
 from carerft.packing import microbatches
 from carerft.regularizers import Regularizer, sampled_estimate
 from carerft.rollout import Rollouts
+from carerft.saving import TensorWriter
 from carerft.sharding import gathered, put_away, shard, whole, within
 from carerft.states import best_layout, completion_states
 
@@ -92,14 +93,8 @@ class Learner:
             shard(policy, mesh, optimization.precision)
             if self.reference is not None:
                 shard(self.reference, mesh, optimization.precision, optimization.reference_offload)
-        self.optimizer = torch.optim.AdamW(
-            policy.parameters(),
-            lr=optimization.learning_rate,
-            betas=(optimization.adam_beta1, optimization.adam_beta2),
-            eps=optimization.adam_eps,
-            weight_decay=optimization.weight_decay,
-            fused=True,
-        )
+        self.optimizer = make_optimizer(policy.parameters(), optimization)
+        self.writer = TensorWriter(policy, self.optimizer, mesh is not None)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: learning_rate_factor(step, optimization)
         )
@@ -270,9 +265,13 @@ class Learner:
         """Each weight by its name in a checkpoint, whole; of several processes, only the first has them."""
         return gathered(self.policy, self.mesh)
 
-    def save(self, path: Path) -> None:
-        """Write weights and the optimizer's state. Raises RunDirectoryError."""
-        save_tensors(path, self.policy, self.optimizer, self.mesh is not None)
+    def save(self, path: Path, aside: bool = False) -> None:
+        """Write weights and the optimizer's state; aside: while all goes on, see `saved`. Raises RunDirectoryError."""
+        self.writer.write(path, aside)
+
+    def saved(self) -> None:
+        """Wait for what is being written aside. Raises RunDirectoryError."""
+        self.writer.finish()
 
     def load(self, path: Path) -> None:
         """Read them, whatever number of processes wrote them."""

@@ -1,6 +1,10 @@
 """How the weights are updated: the optimizer's settings, and its learning rate over time."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor
 
 from carerft.schedules import scheduled
 
@@ -23,6 +27,22 @@ class Optimization:
     share_prompts: bool = True
     monitor_reference: bool = True
     reference_offload: bool = False
+    optimizer: str = "adamw"
+
+
+def make_optimizer(parameters: Iterable[Tensor], optimization: Optimization) -> torch.optim.Optimizer:
+    """AdamW over these parameters, which are on their devices and sharded, if they are to be."""
+    settings = {
+        "lr": optimization.learning_rate,
+        "betas": (optimization.adam_beta1, optimization.adam_beta2),
+        "eps": optimization.adam_eps,
+        "weight_decay": optimization.weight_decay,
+    }
+    if optimization.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, fused=True, **settings)
+    from carerft.eight_bit import AdamW8bit  # which needs torchao
+
+    return AdamW8bit(parameters, **settings)
 
 
 def learning_rate_factor(step: int, optimization: Optimization) -> float:

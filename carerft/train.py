@@ -5,7 +5,7 @@ Nothing heavy is imported before the configuration has been checked.
 
 import logging
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from carerft import launching
 from carerft.config.application import application, plain
 from carerft.config.checks import check_train
+from carerft.errors import RunDirectoryError
 from carerft.experiment.sharing import job_directory
 from carerft.run_directory import RunDirectory, open_run
 from carerft.trackers.weights_and_biases import check_online
@@ -80,6 +81,8 @@ def follow(settings: dict[str, Any]) -> None:
         if processes.begins():
             with build.parts(settings, mesh) as own:
                 processes.follow(mesh, processes.actions(own.worker, own.learner))
+                with suppress(RunDirectoryError):  # which the first process says
+                    own.learner.saved()
 
 
 def train(settings: dict[str, Any], run: RunDirectory, leader: "Leader | None" = None) -> None:

@@ -21,6 +21,7 @@ from carerft.learner import Learner
 from carerft.prompts import completion_texts
 from carerft.rollout import Rollouts
 from carerft.run_directory import write_atomically
+from carerft.saving import Saver
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Schedule:
     epochs: int
     checkpoint_every: int
     keep_checkpoints: int
+    async_checkpoints: bool = False
 
 
 @dataclass
@@ -68,9 +70,12 @@ class Trainer:
     directory: Path
     progress: Progress = field(default_factory=Progress)
 
+    def __post_init__(self) -> None:
+        self._saver = Saver(self.directory / "checkpoints", self.schedule.async_checkpoints)
+
     def resume(self) -> int:
         """Continue from the newest intact checkpoint, if there is one. Returns the step that the run is at."""
-        state = checkpoint.load_latest(self.directory / "checkpoints", self.learner.load)
+        state = checkpoint.load_latest(self._saver.directory, self.learner.load)
         if state is not None:
             self.learner.load_state(state["learner"])
             batch = state["batch"]
@@ -83,20 +88,24 @@ class Trainer:
 
         Raises NonFiniteError (the batch is written to `nonfinite/` and the weights before it are checkpointed, beside
         all earlier checkpoints), ShortageError (the same command goes on with further prompts), EngineError (the
-        same command goes on) and RunDirectoryError (a checkpoint can't be written).
+        same command goes on) and RunDirectoryError (a checkpoint can't be written). All checkpoints are there when it
+        ends, however it does.
         """
-        while self.progress.step < self.schedule.steps:
-            on_step(self._step())
-            stopping = should_stop()
-            due = self.progress.step % self.schedule.checkpoint_every == 0
-            if due or stopping or self.progress.step == self.schedule.steps:
-                self.save()
-            if stopping:
-                return False
+        try:
+            while self.progress.step < self.schedule.steps:
+                on_step(self._step())
+                stopping = should_stop()
+                due = self.progress.step % self.schedule.checkpoint_every == 0
+                if due or stopping or self.progress.step == self.schedule.steps:
+                    self.save()
+                if stopping:
+                    return False
+        finally:
+            self._saver.wait()
         return True
 
     def save(self, keep_all: bool = False) -> None:
-        """Write a checkpoint of this moment."""
+        """Write a checkpoint of this moment, or, with async_checkpoints, begin to."""
         now = self.progress
         state = {
             "learner": self.learner.state(),
@@ -105,9 +114,11 @@ class Trainer:
             "used": now.used,
             "batch": now.batch and now.batch.state(),
         }
-        directory = self.directory / "checkpoints"
-        keep = None if keep_all else self.schedule.keep_checkpoints
-        checkpoint.save(directory, now.step, self.learner.save, state, keep)
+        self._saver.save(now.step, self._write, state, None if keep_all else self.schedule.keep_checkpoints)
+
+    def _write(self, path: Path) -> Callable[[], None]:
+        self.learner.save(path, self.schedule.async_checkpoints)
+        return self.learner.saved
 
     def _step(self) -> dict[str, float]:
         """One optimizer step, on a new rollout batch where the last one is used up. Returns its metrics."""

@@ -13,6 +13,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from carerft import head
 from carerft.algorithms import Algorithm
+from carerft.blocks import is_blocked
 from carerft.errors import ConfigError
 from carerft.learner import Learner
 from carerft.optimization import Optimization
@@ -35,9 +36,9 @@ def small_job(**changes: Any) -> Job:
     """8 prompts of 6 tokens, 4 completions of 10 tokens each, two updates; changed where said."""
     usual = Job(
         steps=10, updates=2, epochs=1, prompts=8, group=4, prompt=6, completion=10, longest=16, grading_s=0, groups=1,
-        rounds=1, samples=4, benchmarks=(), precision="float32", microbatch=100, checkpointing=False, shared=True,
-        reference=True, exact=True, checkpoints=1, processes=1, vllm=False, sequences=16, dedicated=False, engines=1,
-        tensor_parallel=1, utilization=0.4, cache_gib=None, context=None, lookahead=False,
+        rounds=1, samples=4, benchmarks=(), precision="float32", optimizer="adamw", microbatch=100, checkpointing=False,
+        shared=True, reference=True, exact=True, checkpoints=1, aside=False, processes=1, vllm=False, sequences=16,
+        dedicated=False, engines=1, tensor_parallel=1, utilization=0.4, cache_gib=None, context=None, lookahead=False,
     )  # fmt: skip
     return dataclasses.replace(usual, **changes)
 
@@ -145,6 +146,42 @@ def test_the_learner_holds_sixteen_bytes_a_weight_and_four_while_it_learns():
     assert learner.phases["learning"]["gradients, float32"] == 4 * SMALL.parameters
     copies = planned_memory.learning(small_job(precision="bfloat16"), SMALL)["weights, bfloat16 copies"]
     assert copies == 2 * SMALL.parameters
+
+
+def test_moments_in_8_bits_are_two_bytes_a_weight_and_their_scales():
+    """Rows of 128 are a block: of the projections to 64 queries and 32 keys, the MLP's two of 96 rows, the embedding.
+    Those of 64 and 96, of the output's and the MLP's last, are none."""
+    shape = Shape(hidden=128, intermediate=96, layers=2, queries=64, keys=32, vocabulary=50, tied=True, context=64)
+    blocked = 2 * (64 * 128 + 2 * 32 * 128 + 2 * 96 * 128) + 50 * 128
+    assert blocked == 2 * (8192 + 8192 + 24576) + 6400 == 88_320
+    rest = 2 * (128 * 64 + 128 * 96 + 2 * 128) + 128  # with two norms in each, and the last
+    assert shape.parameters == blocked + rest and rest == 41_600
+    eight = small_job(optimizer="adamw_8bit")
+    held = resident(eight, shape)["Adam's moments, 8 bits"]
+    assert held == 2 * 88_320 + 2 * 4 * 690 + 8 * 41_600  # 88,320 / 128 = 690 blocks
+    assert resident(dataclasses.replace(eight, processes=4), shape)["Adam's moments, 8 bits"] == held / 4
+    # of the paper's model 2.06 bytes a weight, 5.9 GiB, instead of 8, 23.0 GiB
+    real = shape_of("Qwen/Qwen2.5-3B", STATED["models"])
+    assert resident(eight, real)["Adam's moments, 8 bits"] / GIB == pytest.approx(5.93, abs=0.01)
+    assert resident(small_job(), real)["Adam's moments, float32"] / GIB == pytest.approx(22.99, abs=0.01)
+
+
+def test_a_checkpoint_that_is_written_aside_is_copied_into_the_cpus_memory():
+    """4 bytes a weight and 8 of moments."""
+
+    def learner(kind: str) -> dict[str, float]:
+        (found,) = memory(small_job(aside=True), SMALL, device(kind=kind))
+        return found.phases["learning"]
+
+    assert learner("cpu") == learner("toy") | {"copy to be written": 12 * 348}
+
+
+def test_the_matrices_are_all_but_norms_and_biases():
+    for name in STATED["models"]:
+        shape = shape_of(name, STATED["models"])
+        found = sum(count * rows * width for count, (rows, width) in shape.matrices)
+        assert found == shape.layers * shape.layer + shape.head * (1 if shape.tied else 2)
+        assert all(is_blocked(matrix) for _, matrix in shape.matrices)
 
 
 def test_a_chunk_of_logits_is_all_that_the_head_holds():

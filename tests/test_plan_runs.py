@@ -102,7 +102,7 @@ def test_remedies_are_settings_that_do_fit():
 
     assert not fits(config)  # 16 bytes for each of 3.09e9 weights, and an engine with 0.4 of the device: 80.8 GiB
     found = remedies(config, list(options(job(config, STATED), devices)), fits)
-    assert found == [{"rollout.gpu_memory_utilization": 0.35}]
+    assert found == [{"rollout.gpu_memory_utilization": 0.35}, {"learner.optimizer": "adamw_8bit"}]
     assert all(fits(changed(config, option)) for option in found)
     wasteful = changed(config, {"learner.gradient_checkpointing": False, "rollout.gpu_memory_utilization": 0.35})
     helpful = remedies(wasteful, list(options(job(wasteful, STATED), devices)), fits)

@@ -207,8 +207,8 @@ def test_a_checkpoint_that_replaces_another_is_never_the_loss_of_both(tmp_path: 
     def tensors(act: Callable, model: PreTrainedModel) -> Callable[[Path], None]:
         return lambda path: act(path, model, None, several=False)
 
-    checkpoint.save(tmp_path, 3, tensors(checkpoint.save_tensors, other), {"which": "first"}, keep=1)
-    checkpoint.save(tmp_path, 3, tensors(checkpoint.save_tensors, policy), {"which": "second"}, keep=1)
+    checkpoint.save(tmp_path, 3, tensors(checkpoint.save_tensors, other), {"which": "first"}, keep=1)()
+    checkpoint.save(tmp_path, 3, tensors(checkpoint.save_tensors, policy), {"which": "second"}, keep=1)()
     read = tensors(checkpoint.load_tensors, other)
     assert checkpoint.load_latest(tmp_path, read)["which"] == "second"
     # as a kill between moving the old one away and putting the new one in its place leaves it

@@ -14,7 +14,7 @@ from test_resume import ENVIRONMENT, STEPS, finish, lines, logged, start, train,
 from carerft import checkpoint, cli
 from carerft.run_directory import open_run
 
-TWO = "learner.processes=2"
+TWO, ASIDE = "learner.processes=2", "learner.async_checkpoints=true"
 
 
 def process_of(directory: Path, rank: int) -> int:
@@ -49,9 +49,10 @@ def alone(tmp_path_factory) -> Path:
 
 
 def test_two_then_one_then_two_processes_end_where_one_does(alone: Path, tmp_path: Path):
+    """The two write their checkpoints while they learn on."""
     directory = tmp_path / "run"
     measured = ["benchmark=world", "evaluation.limit=6", "samples=2"]
-    process = start(directory, TWO, *measured)
+    process = start(directory, TWO, ASIDE, *measured)
     wait_for(lambda: logged(directory) >= 3, process)
     process.send_signal(signal.SIGINT)  # Ctrl-C
     output = finish(process)
@@ -67,7 +68,7 @@ def test_two_then_one_then_two_processes_end_where_one_does(alone: Path, tmp_pat
     assert stopped < logged(directory) < STEPS
 
     # One dies, and torchrun starts both again.
-    process = start(directory, TWO, "learner.max_restarts=1", *measured)
+    process = start(directory, TWO, ASIDE, "learner.max_restarts=1", *measured)
     before = logged(directory)
     wait_for(lambda: logged(directory) > before, process)
     os.kill(process_of(directory, 1), signal.SIGKILL)

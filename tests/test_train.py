@@ -99,8 +99,9 @@ def test_an_evaluation_that_was_cut_continues_without_repeating(finished: Path, 
         assert found.pop("log_probability") == pytest.approx(wanted.pop("log_probability"), abs=1e-5)
         assert found == wanted
     before, after = (json.loads((d / "evaluation.json").read_text()) for d in (finished, directory))
-    assert before["benchmarks"]["world_transfer"]["metrics"]["accuracy"] == (
-        after["benchmarks"]["world_transfer"]["metrics"]["accuracy"]
+    assert (
+        before["benchmarks"]["world_transfer"]["metrics"]["accuracy"]
+        == (after["benchmarks"]["world_transfer"]["metrics"]["accuracy"])
     )
 
 

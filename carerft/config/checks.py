@@ -35,7 +35,7 @@ def check_train(config: dict[str, Any], here: bool = True) -> None:
     _algorithm(config)
     _regularizer(config)
     _rollout(config)
-    _learner(config)
+    _learner(config, here)
     updates, prompts = config["learner"]["updates_per_batch"], config["rollout"]["prompts_per_batch"]
     if prompts % updates:
         raise ConfigError(
@@ -234,9 +234,14 @@ def _vllm(config: dict[str, Any], here: bool) -> None:
         )
 
 
-def _learner(config: dict[str, Any]) -> None:
+def _learner(config: dict[str, Any], here: bool) -> None:
     _one_of(config, "learner.schedule", SCHEDULES)
     _one_of(config, "learner.precision", ("float32", "bfloat16"))
+    _one_of(config, "learner.optimizer", ("adamw", "adamw_8bit"))
+    if here and config["learner"]["optimizer"] == "adamw_8bit" and importlib.util.find_spec("torchao") is None:
+        raise ConfigError(
+            "learner.optimizer=adamw_8bit needs torchao, which is not installed here", 'pip install "carerft[8bit]"'
+        )
     for key in ("learning_rate", "warmup_steps", "weight_decay", "adam_eps"):
         _at_least(config, f"learner.{key}", 0)
     for key in ("updates_per_batch", "epochs", "tokens_per_microbatch", "checkpoint_every", "keep_checkpoints"):

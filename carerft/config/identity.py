@@ -16,6 +16,7 @@ INCIDENTAL = (
     "tracker",
     "learner.checkpoint_every",
     "learner.keep_checkpoints",
+    "learner.async_checkpoints",
     "learner.processes",
     "learner.reference_offload",
     "learner.timeout_s",

@@ -119,6 +119,7 @@ class Learner:
     schedule: str = MISSING  # "constant", "linear" or "cosine" decay after the warm-up
     warmup_steps: int = MISSING
     weight_decay: float = MISSING
+    optimizer: str = "adamw"  # "adamw", or "adamw_8bit": its two moments in a byte each, by torchao
     adam_beta1: float = MISSING
     adam_beta2: float = MISSING
     adam_eps: float = MISSING
@@ -133,6 +134,7 @@ class Learner:
     monitor_reference: bool = MISSING  # also measure the divergence from the base where the regularizer needs none
     checkpoint_every: int = MISSING  # steps between checkpoints
     keep_checkpoints: int = MISSING
+    async_checkpoints: bool = False  # learn on while a checkpoint is written, from a copy in the CPU's memory
     processes: int = 1  # on this machine, one for each GPU, that share out weights and work (FSDP2; not yet run on
     # GPUs); torchrun, where it starts the run, says itself how many
     reference_offload: bool = False  # several processes: keep their parts of the reference in the CPU's memory

@@ -25,7 +25,8 @@ class Benchmark:
 class Job:
     """One run. steps: optimizer steps, 0 in an evaluation alone; updates: into which a batch is cut.
 
-    groups: sampled for each one kept; rounds: in which a batch is sampled. checkpoints: how many are written.
+    groups: sampled for each one kept; rounds: in which a batch is sampled. checkpoints: how many are written; aside:
+    while the run goes on.
     processes: that share the learner's state and work.
     """
 
@@ -43,12 +44,14 @@ class Job:
     samples: int
     benchmarks: tuple[Benchmark, ...]
     precision: str
+    optimizer: str
     microbatch: int
     checkpointing: bool
     shared: bool
     reference: bool
     exact: bool
     checkpoints: int
+    aside: bool
     processes: int
     vllm: bool
     sequences: int
@@ -111,12 +114,14 @@ def job(config: dict[str, Any], stated: dict[str, Any]) -> Job:
         samples=config["samples"],
         benchmarks=tuple(_benchmark(name, entry, config, stated) for name, entry in config["benchmark"].items()),
         precision=learner.get("precision") or config["precision"],
+        optimizer=learner.get("optimizer", "adamw"),
         microbatch=learner.get("tokens_per_microbatch", 0),
         checkpointing=learner.get("gradient_checkpointing", False),
         shared=learner.get("share_prompts", False),
         reference=needed or learner.get("monitor_reference", False),
         exact=needed and penalty.get("estimator") == "exact",
         checkpoints=math.ceil(steps / learner.get("checkpoint_every", 1)),
+        aside=learner.get("async_checkpoints", False),
         processes=learner.get("processes", 1) or 1,
         vllm=rollout["name"] == "vllm",
         sequences=rollout["batch_size"],

@@ -6,6 +6,7 @@ sleeps while the learner works; gradients, activations and the head's blocks are
 
 from dataclasses import dataclass
 
+from carerft.blocks import BLOCK, is_blocked
 from carerft.planning.assumptions import GIB, Hardware
 from carerft.planning.job import Job
 from carerft.planning.shapes import Shape
@@ -48,7 +49,9 @@ def memory(job: Job, shape: Shape, hardware: Hardware, cores: int = 1) -> list[M
         elif not job.vllm:
             phases["sampling"] = state | own_sampler(job, shape) | reserved
         if job.steps:
-            phases["learning"] = state | learning(job, shape) | reserved
+            # A GPU's is copied into the CPU's memory, which is not planned.
+            copied = {"copy to be written": _written(job, shape)} if job.aside and hardware.kind == "cpu" else {}
+            phases["learning"] = state | learning(job, shape) | copied | reserved
         lacking = 0.0 if job.dedicated or not job.vllm else wanting(job, shape, limit)
         found.append(Memory("learner", limit, phases, lacking))
     if job.dedicated:
@@ -58,13 +61,28 @@ def memory(job: Job, shape: Shape, hardware: Hardware, cores: int = 1) -> list[M
 
 
 def resident(job: Job, shape: Shape) -> dict[str, float]:
-    """What the learner holds all the time: 4 bytes a weight for the float32 master, 8 for Adam's two moments, and 4 for
-    the reference, a float32 copy. Shared out evenly over the learner's processes."""
+    """What the learner holds all the time: 4 bytes a weight for the float32 master, Adam's two moments, and 4 bytes a
+    weight for the reference, a float32 copy. Shared out evenly over the learner's processes."""
     share = 4 * shape.parameters / job.processes
     if not job.steps:  # an evaluation with an engine leaves its own copy of the weights on the CPU
         return {} if job.vllm else {"weights, float32": share}
     reference = {"reference, float32": share} if job.reference else {}
-    return {"weights, float32": share, "Adam's moments, float32": 2 * share, **reference}
+    kept = {name: size / job.processes for name, size in moments(job, shape).items()}
+    return {"weights, float32": share, **kept, **reference}
+
+
+def moments(job: Job, shape: Shape) -> dict[str, float]:
+    """Adam's two of each weight, in all processes together: in float32 8 bytes. In 8 bits a byte each, and 4 for each
+    block of each; norms, biases and matrices whose rows are not whole blocks (carerft.blocks) stay float32."""
+    if job.optimizer == "adamw":
+        return {"Adam's moments, float32": 8 * shape.parameters}
+    blocked = sum(count * rows * width for count, (rows, width) in shape.matrices if is_blocked((rows, width)))
+    return {"Adam's moments, 8 bits": 2 * (1 + 4 / BLOCK) * blocked + 8 * (shape.parameters - blocked)}
+
+
+def _written(job: Job, shape: Shape) -> float:
+    """Bytes of a checkpoint's tensors, in each process: weights and moments."""
+    return (4 * shape.parameters + sum(moments(job, shape).values())) / job.processes
 
 
 def learning(job: Job, shape: Shape) -> dict[str, float]:

@@ -44,6 +44,8 @@ def options(job: Job, hardware: Hardware) -> Iterator[list[Option]]:
     if job.dedicated:
         free = hardware.count - job.processes
         yield [{"rollout.tensor_parallel_size": n} for n in (2, 4, 8) if job.tensor_parallel < n <= free]
+    if job.optimizer == "adamw":  # costs little time, but rounds what is learned
+        yield [{"learner.optimizer": "adamw_8bit"}]
     yield [{"learner.processes": n} for n in (2, 4, 8) if job.processes < n <= hardware.count]
 
 

@@ -33,6 +33,14 @@ class Shape:
         return 2 * self.hidden * self.queries + 2 * self.hidden * self.keys + 3 * self.hidden * self.intermediate
 
     @property
+    def matrices(self) -> list[tuple[int, tuple[int, int]]]:
+        """How many of which shape (rows, width) there are: those of the layers, embedding and head."""
+        hidden, inner = self.hidden, self.intermediate
+        layer = [(1, (self.queries, hidden)), (2, (self.keys, hidden)), (1, (hidden, self.queries))]
+        layer += [(2, (inner, hidden)), (1, (hidden, inner))]
+        return [(self.layers * n, shape) for n, shape in layer] + [(1 if self.tied else 2, (self.vocabulary, hidden))]
+
+    @property
     def head(self) -> int:
         """Weights of the LM head."""
         return self.hidden * self.vocabulary

@@ -1,0 +1,203 @@
+"""Checkpoints that are written while the run goes on: whole or not at all, one at a time, and of the right moment."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from conftest import random_rollouts, tiny_model
+from test_resume import ENVIRONMENT, PLAN, finish, lines, logged, start, train, wait_for, weights
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from carerft import checkpoint
+from carerft.algorithms import Algorithm
+from carerft.errors import RunDirectoryError
+from carerft.learner import Learner
+from carerft.optimization import Optimization
+from carerft.regularizers import SkewReverseKL
+from carerft.saving import Saver, TensorWriter
+from carerft.sharding import whole
+
+ASIDE = "learner.async_checkpoints=true"
+
+
+def large() -> nn.Sequential:
+    """64 MiB: its writing has hardly begun when `save` returns."""
+    return nn.Sequential(nn.Linear(4096, 4096, bias=False))
+
+
+def writes(model: nn.Module) -> Callable[[Path], Callable[[], None]]:
+    writer = TensorWriter(model, torch.optim.AdamW(model.parameters()), several=False)
+
+    def write(path: Path) -> Callable[[], None]:
+        writer.write(path, aside=True)
+        return writer.finish
+
+    return write
+
+
+def reads(model: nn.Module) -> Callable[[Path], None]:
+    return lambda path: checkpoint.load_tensors(path, model, None, several=False)
+
+
+def test_it_is_of_the_moment_at_which_it_was_begun(tmp_path: Path):
+    model, found = large(), large()
+    before, state, saver = model[0].weight.detach().clone(), {"step": 1, "of": [1]}, Saver(tmp_path, aside=True)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    saver.save(1, writes(model), state, keep=1)
+    with torch.no_grad():
+        model[0].weight.zero_()
+    state["of"].append(2)
+    torch.rand(7)
+    saver.wait()
+    assert checkpoint.load_latest(tmp_path, reads(found)) == {"step": 1, "of": [1]}
+    assert torch.equal(found[0].weight, before)
+    assert torch.equal(torch.rand(3), expected)  # and the generators go on from there
+
+
+def test_the_next_one_waits_for_it_and_then_the_old_ones_go(tmp_path: Path):
+    model, saver, there = large(), Saver(tmp_path, aside=True), []
+    write = writes(model)
+
+    def next_one(path: Path) -> Callable[[], None]:
+        there.append([found.name for found in path.parent.parent.glob("step_*")])
+        return write(path)
+
+    for step in (1, 2, 3):
+        saver.save(step, next_one, {}, keep=1)
+    saver.wait()
+    assert there == [[], ["step_1"], ["step_2"]]
+    assert [found.name for found in tmp_path.iterdir()] == ["step_3"]
+
+
+def test_while_it_is_written_it_is_not_there_and_its_failure_is_said_at_the_next(tmp_path: Path):
+    """A pipe stands where the tensors' file goes: opening it waits for a reader, and no file can be made of it."""
+    model, saver = large(), Saver(tmp_path, aside=True)
+    write = writes(model)
+
+    def into_a_pipe(path: Path) -> Callable[[], None]:
+        path.mkdir()
+        os.mkfifo(path / "__0_0.distcp")
+        return write(path)
+
+    saver.save(1, write, {"step": 1}, keep=1)
+    saver.save(2, into_a_pipe, {"step": 2}, keep=1)
+    assert [found.name for found in tmp_path.glob("step_*")] == ["step_1"]  # for as long as nobody reads
+    assert len(list(tmp_path.glob(".step_2.*"))) == 1
+    with open(next(tmp_path.glob(".step_2.*")) / "tensors" / "__0_0.distcp", "rb"):
+        pass
+    with pytest.raises(RunDirectoryError, match="cannot write the checkpoint of step 2") as error:
+        saver.save(3, write, {"step": 3}, keep=1)
+    assert "the one of step 1 is intact" in error.value.remedy
+    assert [found.name for found in tmp_path.iterdir()] == ["step_1"]
+    saver.wait()  # it is said once
+    assert checkpoint.load_latest(tmp_path, reads(large())) == {"step": 1}
+
+
+def test_a_run_that_is_killed_and_continued_ends_as_one_without_it(tmp_path: Path):
+    """With moments in 8 bits. The last run is stopped by Ctrl-C, which waits for the checkpoint."""
+    pytest.importorskip("torchao")
+    chosen = ["learner.optimizer=adamw_8bit"]
+    alone, directory = tmp_path / "alone", tmp_path / "run"
+    train(alone, *chosen)
+    checkpoints = directory / "checkpoints"
+    process = start(directory, ASIDE, *chosen)
+    wait_for(lambda: any(checkpoints.glob(".step_4*")) or (checkpoints / "step_4").exists(), process)
+    process.send_signal(signal.SIGKILL)  # while it is written
+    finish(process)
+    steps = checkpoint.steps_of(checkpoints)
+    assert steps and all(checkpoint.damage(checkpoints / f"step_{step}") is None for step in steps)
+    process = start(directory, ASIDE, *chosen)
+    before = logged(directory)
+    wait_for(lambda: logged(directory) > before, process)
+    process.send_signal(signal.SIGINT)
+    output = finish(process)
+    assert process.returncode == 130, output
+    assert checkpoint.steps_of(checkpoints)[-1] == logged(directory) and not any(checkpoints.glob(".*"))
+    train(directory, ASIDE, *chosen)
+    assert weights(directory) == weights(alone) and lines(directory) == lines(alone)
+    assert json.loads((directory / "manifest.json").read_text())["status"] == "done"
+
+
+def test_a_full_disk_ends_the_run_at_the_next_checkpoint(tmp_path: Path):
+    """The limit on a file's size stops the writing as a full disk does. There is a checkpoint every two steps."""
+    command = [
+        "ulimit -f 1000; exec",
+        sys.executable,
+        "-m carerft train",
+        *PLAN,
+        ASIDE,
+        f"hydra.run.dir={tmp_path}/run",
+    ]
+    stopped = subprocess.run(
+        ["bash", "-c", " ".join(command)],
+        capture_output=True, text=True, env=ENVIRONMENT, cwd=tmp_path, timeout=240,
+    )  # fmt: skip
+    assert stopped.returncode == 2, stopped.stdout + stopped.stderr
+    assert "cannot write the checkpoint of step 2" in " ".join(stopped.stderr.split())
+    assert "Traceback" not in stopped.stderr
+    assert not any((tmp_path / "run" / "checkpoints").iterdir())
+    assert logged(tmp_path / "run") == 4
+
+
+STEPS = 3
+
+
+def learner(mesh: DeviceMesh | None = None) -> Learner:
+    algorithm = Algorithm("grpo", 4, 0.2, 0.2, "token", "sequence", "sample")
+    return Learner(tiny_model(), algorithm, SkewReverseKL(beta=0.2, alpha=0.5), Optimization(1e-2, STEPS), mesh)
+
+
+def learn(own: Learner) -> None:
+    own.step(random_rollouts(4, 4, seed=own.steps_done), torch.linspace(-1.5, 1.5, 16))
+
+
+def process(rank: int, directory: str) -> None:
+    """Each step gathers weights and adds up gradients while the checkpoint before it is being written."""
+    torch.set_num_threads(1)
+    store, patience = f"file://{directory}/store", timedelta(seconds=120)
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=patience)
+    own, moments = learner(init_device_mesh("cpu", (2,))), []
+    for step in range(STEPS):
+        learn(own)
+        moments.append({name: whole(p.detach()).clone() for name, p in own.policy.named_parameters()})
+        own.save(Path(directory) / str(step), True)
+    own.saved()
+    if rank == 0:
+        torch.save(moments, f"{directory}/moments.pt")
+    (Path(directory) / f"refused_{rank}").write_text(refused(own, Path(directory) / "nowhere"))
+    dist.destroy_process_group()
+
+
+def refused(own: Learner, place: Path) -> str:
+    """What a process says where the first can't write."""
+    place.write_text("a file where a directory would be")
+    dist.barrier()
+    try:
+        own.save(place / "tensors", True)
+        own.saved()
+    except RunDirectoryError as error:
+        return error.what
+    return "nothing"
+
+
+def test_two_processes_write_while_they_learn_on(tmp_path: Path):
+    mp.spawn(process, (str(tmp_path),), nprocs=2)
+    moments, found = torch.load(tmp_path / "moments.pt"), learner()
+    assert len(moments) == STEPS
+    for step, expected in enumerate(moments):
+        found.load(tmp_path / str(step))
+        for name, parameter in found.policy.named_parameters():
+            assert torch.equal(parameter, expected[name]), (step, name)
+    assert all("nowhere" in (tmp_path / f"refused_{rank}").read_text() for rank in range(2))
