@@ -62,12 +62,13 @@ def steps_of(directory: Path) -> list[int]:
 
 
 def save_tensors(path: Path, policy: nn.Module, optimizer: torch.optim.Optimizer | None, several: bool) -> None:
-    """Write weights and the optimizer's state. several: all processes of torch.distributed do it together.
+    """Write the weights that learn and the optimizer's state. several: all processes of torch.distributed do it
+    together. Frozen ones, beside an adapter, are the base model's, as the reference is.
 
     Raises RunDirectoryError, in all of them, where one can't.
     """
     tensors: dict[str, Tensor] = {}
-    for name, parameter in policy.named_parameters():  # which lists a tied weight once
+    for name, parameter in _learning(policy).items():
         tensors[f"weights.{name}"] = parameter.detach()
         for slot, tensor in (optimizer.state.get(parameter, {}) if optimizer else {}).items():
             tensors[f"optimizer.{slot}.{name}"] = tensor
@@ -81,7 +82,7 @@ def save_tensors(path: Path, policy: nn.Module, optimizer: torch.optim.Optimizer
 def load_tensors(path: Path, policy: nn.Module, optimizer: torch.optim.Optimizer | None, several: bool) -> None:
     """Read what `save_tensors` wrote, in one process or several. Weights go into their parameters' own memory, whose
     alignment decides rounding."""
-    parameters = dict(policy.named_parameters())
+    parameters = _learning(policy)
     tensors = {f"weights.{name}": parameter.detach() for name, parameter in parameters.items()}
     for key, stored in dcp.FileSystemReader(path).read_metadata().state_dict_metadata.items():
         kind, slot, name = key.split(".", 2)
@@ -92,6 +93,11 @@ def load_tensors(path: Path, policy: nn.Module, optimizer: torch.optim.Optimizer
             tensors[key] = optimizer.state[parameters[name]][slot] = tensor
     with _taken_at_its_word():
         dcp.load(tensors, checkpoint_id=path, no_dist=not several)
+
+
+def _learning(policy: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that learn, by name; a tied one once."""
+    return {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
 
 
 @contextmanager

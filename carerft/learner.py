@@ -4,7 +4,6 @@
 (rollouts, advantages); what it returns is plain numbers. It knows nothing of tasks, rewards or files.
 """
 
-import copy
 import math
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from transformers import PreTrainedModel
 
+from carerft.adapters import adapter_off, adapter_weights, gathered, reference_of
 from carerft.algorithms import Algorithm
 from carerft.checkpoint import load_tensors, save_tensors
 from carerft.errors import NonFiniteError
@@ -25,7 +25,7 @@ from carerft.head import TokenStatistics, token_statistics
 from carerft.optimization import Optimization, learning_rate_factor, microbatches
 from carerft.regularizers import Regularizer, sampled_estimate
 from carerft.rollout import Rollouts
-from carerft.sharding import gathered, put_away, shard, whole, within
+from carerft.sharding import put_away, shard, whole, within
 from carerft.states import attends_to_everything, separate_states, shared_states
 
 
@@ -75,7 +75,7 @@ class Learner:
         optimization: Optimization,
         mesh: DeviceMesh | None = None,
     ):
-        """policy: in float32 on its device; the reference is a frozen copy of it as it is now.
+        """policy: in float32 on its device; the reference is a frozen copy of it as it is now, or it without its adapter.
 
         mesh: processes that share out each batch's microbatches, the weights, gradients and the optimizer's state. Each
         is given the same policy, and at the same time the same calls, with whole batches. None: this process alone.
@@ -85,13 +85,13 @@ class Learner:
         policy.train()
         self.reference: PreTrainedModel | None = None
         if regularizer.needs_reference or optimization.monitor_reference:
-            self.reference = copy.deepcopy(policy).requires_grad_(False).eval()
+            self.reference = reference_of(policy)
         if mesh is not None:
             shard(policy, mesh, optimization.precision)
-            if self.reference is not None:
+            if self.reference not in (None, policy):
                 shard(self.reference, mesh, optimization.precision, optimization.reference_offload)
         self.optimizer = torch.optim.AdamW(
-            policy.parameters(),
+            [p for p in policy.parameters() if p.requires_grad],
             lr=optimization.learning_rate,
             betas=(optimization.adam_beta1, optimization.adam_beta2),
             eps=optimization.adam_eps,
@@ -261,7 +261,7 @@ class Learner:
         with self._autocast():
             reference: tuple[Tensor | None, Tensor | None] = (None, None)
             if self.reference is not None and regularizer is not None:
-                with torch.no_grad():
+                with torch.no_grad(), adapter_off(self.reference):
                     reference = within(self.reference, states_and_head)
             return within(
                 self.policy, lambda policy: token_statistics(*states_and_head(policy), targets, *reference, exact)
@@ -272,8 +272,12 @@ class Learner:
         return torch.autocast(self.policy.device.type, dtype=torch.bfloat16, enabled=bfloat16)
 
     def weights(self) -> dict[str, Tensor]:
-        """Each weight by its name in a checkpoint, whole; of several processes, only the first has them."""
+        """Each weight by its name in a checkpoint, whole and merged; of several processes, only the first has them."""
         return gathered(self.policy, self.mesh)
+
+    def adapter(self) -> dict[str, Tensor]:
+        """The weights of the policy's adapter, alike, by their names in peft's files."""
+        return adapter_weights(self.policy, self.mesh)
 
     def save(self, path: Path) -> None:
         """Write weights and the optimizer's state. Raises RunDirectoryError."""

@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from carerft.adapters import add_lora
 from carerft.algorithms import Algorithm
+from carerft.config.schema import Model
 from carerft.errors import NonFiniteError
 from carerft.learner import Correction, Learner
 from carerft.optimization import Optimization
@@ -42,6 +44,9 @@ WAYS: dict[str, dict[str, Any]] = {
     "each prompt with each completion": {"share_prompts": False},
     "gradient checkpointing": {"checkpointing": True},
     "no reference": {"regularizer": NoRegularizer(beta=0.0), "monitor_reference": False},
+    "adapter": {"lora": True},
+    "adapter, gradient checkpointing": {"lora": True, "checkpointing": True},
+    "adapter, untied, each prompt with each completion": {"lora": True, "tied": False, "share_prompts": False},
     "sampled estimate": {"regularizer": SkewReverseKL(beta=0.5, alpha=0.5, estimator="unbiased")},
 }
 
@@ -71,6 +76,7 @@ def made(
     mesh: DeviceMesh | None,
     tied: bool = True,
     checkpointing: bool = False,
+    lora: bool = False,
     regularizer: Any = None,
     **settings: Any,
 ) -> CountingLearner:
@@ -84,6 +90,8 @@ def made(
     model = tiny_model(tied=tied)
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if lora:
+        add_lora(model, Model(lora_rank=4, lora_alpha=8), seed=0)
     learner = CountingLearner(model, ALGORITHMS[algorithm], regularizer, Optimization(**usual | settings), mesh)
     torch.manual_seed(1)
     with torch.no_grad():
@@ -109,7 +117,7 @@ def learned(algorithm: str, shape: str, mesh: DeviceMesh | None = None, **settin
         correction = Correction(log_probs, (log_probs - batch.log_probs).exp().clamp(max=2.0))
     learner.tokens = 0
     learner.gradient(batch, advantages, correction)
-    tokens, gradient = learner.tokens, flat([p.grad for p in learner.policy.parameters()])
+    tokens, gradient = learner.tokens, flat([p.grad for p in learner.policy.parameters() if p.requires_grad])
     learner.optimizer.zero_grad(set_to_none=True)
     before = flat(list(learner.policy.parameters()))
     metrics = [learner.step(batch, advantages, correction) for _ in range(STEPS)]
