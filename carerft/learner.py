@@ -75,7 +75,7 @@ class Learner:
         optimization: Optimization,
         mesh: DeviceMesh | None = None,
     ):
-        """policy: in float32 on its device; the reference is a frozen copy of it as it is now, or it without its adapter.
+        """policy: in float32 on its device; the reference is a frozen copy of it as it is, or itself without adapter.
 
         mesh: processes that share out each batch's microbatches, the weights, gradients and the optimizer's state. Each
         is given the same policy, and at the same time the same calls, with whole batches. None: this process alone.
