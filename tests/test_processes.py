@@ -162,7 +162,9 @@ def process(rank: int, directory: str) -> None:
     both = init_device_mesh("cpu", (WORLD,))
     found = {(a, s): learned(a, s, both) for a, s in CASES}
     found |= {way: learned("grpo", "uneven", both, **settings) for way, settings in WAYS.items()}
-    found["bfloat16"] = learned("grpo", "even", both, precision="bfloat16")
+    found |= {
+        ("bfloat16", lora): learned("grpo", "even", both, precision="bfloat16", lora=lora) for lora in (False, True)
+    }
     torch.save({**found, NOT_FINITE: stopped(both), SECOND: second(both)}, f"{directory}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -208,9 +210,10 @@ def test_each_process_keeps_half_of_everything(found: list[dict]):
         assert sum(shares) == copies * whole_size and max(shares) < 0.52 * sum(shares)
 
 
-def test_in_bfloat16_master_weights_stay_float32(found: list[dict]):
+@pytest.mark.parametrize("lora", [False, True])
+def test_in_bfloat16_master_weights_stay_float32(lora: bool, found: list[dict]):
     """Sharded weights are gathered in bfloat16, which rounds more than autocast does: 8 bits of each number."""
-    alone, sharded = learned("grpo", "even", precision="bfloat16"), found[0]["bfloat16"]
+    alone, sharded = learned("grpo", "even", precision="bfloat16", lora=lora), found[0]["bfloat16", lora]
     assert sharded["after"].dtype == sharded["gradient"].dtype == torch.float32
     difference = (sharded["gradient"] - alone["gradient"]).norm() / alone["gradient"].norm()
     assert 1e-4 < difference < 0.05

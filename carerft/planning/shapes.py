@@ -28,9 +28,17 @@ class Shape:
     biases: bool = False
 
     @property
+    def matrices(self) -> dict[str, tuple[int, int]]:
+        """How wide the input and the output of each matrix of a layer are."""
+        hidden, queries, keys, intermediate = self.hidden, self.queries, self.keys, self.intermediate
+        attention = {"q_proj": (hidden, queries), "k_proj": (hidden, keys), "v_proj": (hidden, keys)}
+        mlp = {"gate_proj": (hidden, intermediate), "up_proj": (hidden, intermediate)}
+        return attention | {"o_proj": (queries, hidden)} | mlp | {"down_proj": (intermediate, hidden)}
+
+    @property
     def layer(self) -> int:
-        """Weights in one layer's matrices: queries and output, keys and values, and the MLP's three."""
-        return 2 * self.hidden * self.queries + 2 * self.hidden * self.keys + 3 * self.hidden * self.intermediate
+        """Weights in one layer's matrices."""
+        return sum(inward * outward for inward, outward in self.matrices.values())
 
     @property
     def head(self) -> int:
