@@ -76,13 +76,15 @@ def adapted(model: nn.Module) -> dict[str, Any]:
 def adapter_off(model: nn.Module) -> Iterator[None]:
     """The model without its adapter, if it has one, for the length of a `with` block."""
     layers = adapted(model).values()
+    # Not by peft's enable_adapters(False), which also freezes A and B: FSDP looks once, in the first pass, whose
+    # gradients it will have to round, and that pass is the reference's.
     for layer in layers:
-        layer.enable_adapters(False)
+        layer._disable_adapters = True
     try:
         yield
     finally:
         for layer in layers:
-            layer.enable_adapters(True)
+            layer._disable_adapters = False
 
 
 def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
