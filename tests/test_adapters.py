@@ -21,8 +21,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from carerft.adapters import adapted, adapter_off, add_lora, merged_weights
 from carerft.algorithms import Algorithm
 from carerft.config.checks import check_evaluate, check_train
+from carerft.config.identity import config_hash
 from carerft.config.schema import Model
 from carerft.errors import ConfigError
+from carerft.experiment.cells import cells
+from carerft.experiment.folders import experiment
 from carerft.learner import Learner
 from carerft.optimization import Optimization
 from carerft.regularizers import SkewReverseKL
@@ -253,6 +256,14 @@ def test_without_peft_a_run_says_how_to_get_it(monkeypatch):
 def test_an_evaluation_has_no_adapter_to_train():
     with pytest.raises(ConfigError, match="measures a model as it is"):
         check_evaluate(composed("model.adapter=lora", verb="evaluate"))
+
+
+def test_the_base_model_of_an_experiment_is_measured_once_and_without_adapter():
+    given = ["model=tiny", "model.adapter=lora", "model.lora_rank=4,8", "seed=0", "algorithm=grpo"]
+    base, *trained = cells(experiment("table1"), given)
+    assert base.command == "evaluate" and base.config["model"]["adapter"] is None
+    assert config_hash(base.config) == config_hash(cells(experiment("table1"), [*given[:1], *given[3:]])[0].config)
+    assert sorted(cell.config["model"]["lora_rank"] for cell in trained) == [4, 4, 4, 8, 8, 8]
 
 
 @pytest.mark.parametrize(
