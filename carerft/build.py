@@ -13,6 +13,7 @@ from rich.console import Console
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from carerft.adapters import add_lora
 from carerft.algorithms import Algorithm
 from carerft.collection import Collector, Plan
 from carerft.config.schema import Model
@@ -87,6 +88,8 @@ def learner(
     chosen = settings["learner"]
     if chosen["gradient_checkpointing"]:
         policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if settings["model"]["adapter"]:
+        add_lora(policy, Model(**settings["model"]), settings["seed"])
     optimization = _taken(Optimization, {**chosen, "steps": settings["steps"]})
     return Learner(policy, algorithm, regularizer, optimization, mesh)
 

@@ -66,7 +66,8 @@ def steps_of(directory: Path) -> list[int]:
 
 
 def save_tensors(path: Path, policy: nn.Module, optimizer: torch.optim.Optimizer | None, several: bool) -> None:
-    """Write weights and the optimizer's state. several: all processes of torch.distributed do it together.
+    """Write the weights that learn and the optimizer's state. several: all processes of torch.distributed do it
+    together. Frozen ones, beside an adapter, are the base model's, as the reference is.
 
     Raises RunDirectoryError, in all of them, where one can't.
     """
@@ -88,7 +89,7 @@ def begin_tensors(
 
 def _tensors(policy: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
-    for name, parameter in policy.named_parameters():  # which lists a tied weight once
+    for name, parameter in _learning(policy).items():
         tensors[f"weights.{name}"] = parameter.detach()
         for slot, tensor in _parts(optimizer, parameter).items():
             tensors[f"optimizer.{slot}.{name}"] = tensor
@@ -98,7 +99,7 @@ def _tensors(policy: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict
 def load_tensors(path: Path, policy: nn.Module, optimizer: torch.optim.Optimizer | None, several: bool) -> None:
     """Read what `save_tensors` wrote, in one process or several. Weights go into their parameters' own memory, whose
     alignment decides rounding."""
-    parameters = dict(policy.named_parameters())
+    parameters = _learning(policy)
     tensors = {f"weights.{name}": parameter.detach() for name, parameter in parameters.items()}
     for key, stored in dcp.FileSystemReader(path).read_metadata().state_dict_metadata.items():
         kind, slot, name = key.split(".", 2)
@@ -118,6 +119,11 @@ def _parts(optimizer: torch.optim.Optimizer | None, parameter: nn.Parameter) -> 
     if optimizer is None:
         return {}
     return getattr(optimizer, "parts", optimizer.state.get)(parameter) or {}
+
+
+def _learning(policy: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that learn, by name; a tied one once."""
+    return {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
 
 
 @contextmanager

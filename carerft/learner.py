@@ -4,7 +4,6 @@
 (rollouts, advantages); what it returns is plain numbers. It knows nothing of tasks, rewards or files.
 """
 
-import copy
 import math
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from transformers import PreTrainedModel
 
+from carerft.adapters import adapter_off, adapter_weights, gathered, reference_of
 from carerft.algorithms import Algorithm
 from carerft.checkpoint import load_tensors
 from carerft.errors import NonFiniteError
@@ -27,7 +27,7 @@ from carerft.packing import microbatches
 from carerft.regularizers import Regularizer, sampled_estimate
 from carerft.rollout import Rollouts
 from carerft.saving import TensorWriter
-from carerft.sharding import gathered, put_away, shard, whole, within
+from carerft.sharding import put_away, shard, whole, within
 from carerft.states import best_layout, completion_states
 
 
@@ -77,7 +77,7 @@ class Learner:
         optimization: Optimization,
         mesh: DeviceMesh | None = None,
     ):
-        """policy: in float32 on its device; the reference is a frozen copy of it as it is now.
+        """policy: in float32 on its device; the reference is a frozen copy of it as it is, or itself without adapter.
 
         mesh: processes that share out each batch's microbatches, the weights, gradients and the optimizer's state. Each
         is given the same policy, and at the same time the same calls, with whole batches. None: this process alone.
@@ -88,12 +88,12 @@ class Learner:
         self.layout = best_layout(policy, optimization.share_prompts)
         self.reference: PreTrainedModel | None = None
         if regularizer.needs_reference or optimization.monitor_reference:
-            self.reference = copy.deepcopy(policy).requires_grad_(False).eval()
+            self.reference = reference_of(policy)
         if mesh is not None:
             shard(policy, mesh, optimization.precision)
-            if self.reference is not None:
+            if self.reference not in (None, policy):
                 shard(self.reference, mesh, optimization.precision, optimization.reference_offload)
-        self.optimizer = make_optimizer(policy.parameters(), optimization)
+        self.optimizer = make_optimizer([p for p in policy.parameters() if p.requires_grad], optimization)
         self.writer = TensorWriter(policy, self.optimizer, mesh is not None)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: learning_rate_factor(step, optimization)
@@ -251,7 +251,7 @@ class Learner:
         with self._autocast():
             reference: tuple[Tensor | None, Tensor | None] = (None, None)
             if self.reference is not None and regularizer is not None:
-                with torch.no_grad():
+                with torch.no_grad(), adapter_off(self.reference):
                     reference = within(self.reference, states_and_head)
             return within(
                 self.policy, lambda policy: token_statistics(*states_and_head(policy), targets, *reference, exact)
@@ -262,8 +262,12 @@ class Learner:
         return torch.autocast(self.policy.device.type, dtype=torch.bfloat16, enabled=bfloat16)
 
     def weights(self) -> dict[str, Tensor]:
-        """Each weight by its name in a checkpoint, whole; of several processes, only the first has them."""
+        """Each weight by its name in a checkpoint, whole and merged; of several processes, only the first has them."""
         return gathered(self.policy, self.mesh)
+
+    def adapter(self) -> dict[str, Tensor]:
+        """The weights of the policy's adapter, alike, by their names in peft's files."""
+        return adapter_weights(self.policy, self.mesh)
 
     def save(self, path: Path, aside: bool = False) -> None:
         """Write weights and the optimizer's state; aside: while all goes on, see `saved`. Raises RunDirectoryError."""

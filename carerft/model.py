@@ -2,6 +2,8 @@
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -142,10 +144,17 @@ def export(
     """
     if chat:
         policy.generation_config.eos_token_id = eos_token_ids(policy, tokenizer, chat)
+    with replacing(directory) as beside:
+        policy.save_pretrained(beside, state_dict=weights)
+        tokenizer.save_pretrained(beside)
+
+
+@contextmanager
+def replacing(directory: Path) -> Iterator[Path]:
+    """A place for what becomes `directory` once the `with` block has written it."""
     beside = directory.with_name(f".{directory.name}.{os.getpid()}")
     shutil.rmtree(beside, ignore_errors=True)
-    policy.save_pretrained(beside, state_dict=weights)
-    tokenizer.save_pretrained(beside)
+    yield beside
     if directory.exists():
         shutil.rmtree(directory)
     os.replace(beside, directory)

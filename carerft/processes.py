@@ -139,7 +139,7 @@ def _perform(mesh: DeviceMesh, function: Action, arguments: tuple) -> list[Any]:
 class LedLearner:
     """The learner of all processes. What is not done together is asked of the first one's."""
 
-    TOGETHER = ("step", "log_probs", "weights", "save", "load", "load_state")
+    TOGETHER = ("step", "log_probs", "weights", "adapter", "save", "load", "load_state")
 
     def __init__(self, leader: Leader, own: Learner):
         self._leader, self._own = leader, own

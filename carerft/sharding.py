@@ -5,7 +5,7 @@ there; weights, gradients and the optimizer's state lie in float32, in parts. Ga
 must go through the model as often as the others. One process shards nothing.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import MethodType
 from typing import Any, TypeVar
 
@@ -71,25 +71,3 @@ def put_away(model: nn.Module) -> None:
 def whole(tensor: Tensor) -> Tensor:
     """A tensor as one process would have it. Where it is sharded, all processes must ask for it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def whole_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Each weight by its name in a checkpoint, one at a time, as `whole`."""
-    for name, tensor in model.state_dict().items():
-        yield name, whole(tensor)
-
-
-def gathered(model: nn.Module, mesh: DeviceMesh | None) -> dict[str, Tensor]:
-    """All of them: those of one process as they are; of several, the first has them, on the CPU, tied ones once."""
-    if mesh is None:
-        return model.state_dict()
-    found: dict[str, Tensor] = {}
-    first: dict[int, str] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        known = first.setdefault(id(tensor), name)
-        if known != name:
-            found[name] = found[known]
-            continue
-        full = whole(tensor.detach())  # of which the other processes keep nothing
-        found[name] = full.cpu() if mesh.get_rank() == 0 else full.new_empty(0)
-    return found if mesh.get_rank() == 0 else {}

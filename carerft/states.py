@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from carerft.attention import use_packed_attention
+from carerft.attention import NAME, use_packed_attention
 from carerft.packing import Layout, pack
 from carerft.rollout import Rollouts
 
@@ -19,10 +19,12 @@ def best_layout(model: PreTrainedModel, share_prompts: bool) -> Layout:
 def completion_states(model: PreTrainedModel, rollouts: Rollouts, index: Tensor, layout: Layout) -> Tensor:
     """(N, H): the states of the N completion tokens of the sequences `index` (b,), one sequence after another.
 
-    layout: of `best_layout`.
+    layout: of `best_layout`. Raises ValueError for a row that this model would read across sequences.
     """
     if layout == "padded":
         return _padded_states(model, rollouts, index)
+    if model.config.get_text_config()._attn_implementation != NAME:
+        raise ValueError(f"layout {layout!r} needs a model that `use_packed_attention` has made ready")
     row = pack(rollouts, index, layout, model.device)
     hidden = model.get_decoder()(
         input_ids=row.tokens[None],

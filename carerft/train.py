@@ -88,6 +88,7 @@ def follow(settings: dict[str, Any]) -> None:
 def train(settings: dict[str, Any], run: RunDirectory, leader: "Leader | None" = None) -> None:
     """The run itself, in an opened directory. settings: resolved and checked. leader: of several processes."""
     from carerft import build
+    from carerft.adapters import export_adapter
     from carerft.evaluation import evaluate
     from carerft.interruption import Interruption
     from carerft.lookahead import Lookahead
@@ -122,6 +123,8 @@ def train(settings: dict[str, Any], run: RunDirectory, leader: "Leader | None" =
                 raise KeyboardInterrupt
             chat = build.chat(settings, policy, tokenizer)
             export(policy, tokenizer, run.path / "model", chat, learner.weights())
+            if settings["model"]["adapter"]:
+                export_adapter(policy, run.path / "adapter", learner.adapter())
             if benchmarks:
                 worker.sync(policy)  # an engine of its own still has the weights of the last batch
                 evaluation = evaluate(

@@ -176,6 +176,11 @@ def test_a_model_of_another_kind_reads_rows_of_their_own(name: str):
     assert close(completion_states(model, rollouts, chosen, "padded"), alone(model, rollouts, chosen))
 
 
+def test_a_row_is_refused_by_a_model_that_would_read_across_it():
+    with pytest.raises(ValueError, match="use_packed_attention"):
+        completion_states(tiny_model(), random_rollouts(3, 4), torch.arange(12), "shared")
+
+
 @pytest.mark.parametrize("layout", ["shared", "separate"])
 def test_nothing_crosses(layout: Layout):
     """Other tokens in one completion leave the states of all others as they were, to the last bit."""

@@ -8,19 +8,21 @@ from typing import Any
 import pytest
 import torch
 from conftest import random_rollouts, tiny_model
+from test_config import composed
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from carerft import head
+from carerft.adapters import add_lora
 from carerft.algorithms import Algorithm
-from carerft.blocks import is_blocked
+from carerft.config.schema import Model
 from carerft.errors import ConfigError
 from carerft.learner import Learner
 from carerft.optimization import Optimization
 from carerft.planning import memory as planned_memory
 from carerft.planning.assumptions import GIB, Hardware, assumptions, hardware
 from carerft.planning.estimate import wall
-from carerft.planning.job import Job
+from carerft.planning.job import Job, job
 from carerft.planning.memory import activations, engine, memory, resident, wanting
 from carerft.planning.seconds import decoding, learning, learning_flops, seconds
 from carerft.planning.shapes import Shape, shape_from, shape_of
@@ -68,12 +70,15 @@ def test_a_local_models_shape_is_its_config_jsons(tmp_path: Path):
         shape_of("org/unknown", STATED["models"])
 
 
-def test_activations_are_what_autograd_keeps():
+@pytest.mark.parametrize("rank", [0, 32])
+def test_activations_are_what_autograd_keeps(rank: int):
     config = Qwen2Config(
         vocab_size=64, hidden_size=64, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
         intermediate_size=256, max_position_embeddings=512,
     )  # fmt: skip
     model, shape = Qwen2ForCausalLM(config).train(), shape_from(config.to_dict())
+    if rank:
+        add_lora(model, Model(lora_rank=rank), seed=0)
     tokens = torch.randint(0, 64, (8, 128))
 
     def kept(precision: str) -> int:
@@ -95,7 +100,7 @@ def test_activations_are_what_autograd_keeps():
         return sum(size for size, _ in sizes.values())
 
     for precision in ("float32", "bfloat16"):
-        wanted = small_job(precision=precision, microbatch=tokens.numel())
+        wanted = small_job(precision=precision, microbatch=tokens.numel(), rank=rank)
         assert activations(wanted, shape) == pytest.approx(kept(precision), rel=0.05)
 
 
@@ -110,13 +115,18 @@ def test_checkpointed_activations_are_the_layers_inputs_and_one_layer():
 
 @pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize("kept", [True, False])
-def test_learning_has_the_operations_that_pytorch_counts(exact: bool, kept: bool, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("rank", [0, 4])
+def test_learning_has_the_operations_that_pytorch_counts(
+    exact: bool, kept: bool, rank: int, monkeypatch: pytest.MonkeyPatch
+):
     """Prompts of 6 tokens and completions of 9, without padding, read separately in one microbatch."""
     chunk = head.CHUNK_ELEMENTS if kept else 100
     monkeypatch.setattr(head.token_statistics, "__defaults__", (None, None, None, chunk))
     monkeypatch.setattr("carerft.planning.seconds.CHUNK", chunk)
     model, rollouts = tiny_model(vocabulary=300), random_rollouts(prompts=3, group=4)
     rollouts.prompt_lengths[:], rollouts.lengths[:] = 6, 9
+    if rank:
+        add_lora(model, Model(lora_rank=rank), seed=0)
     learner = Learner(
         model,
         Algorithm(
@@ -129,11 +139,14 @@ def test_learning_has_the_operations_that_pytorch_counts(exact: bool, kept: bool
     with FlopCounterMode(display=False) as counter:
         learner.gradient(rollouts, torch.ones(12))
     wanted = small_job(
-        updates=1, prompts=3, group=4, prompt=6, completion=9, shared=False, exact=exact, microbatch=10_000
-    )
+        updates=1, prompts=3, group=4, prompt=6, completion=9, shared=False, exact=exact, microbatch=10_000, rank=rank
+    )  # fmt: skip
+    # Nothing before the first layer learns beside an adapter: no gradient comes to the input of its q, k and v and of
+    # their A, at 12 x 15 tokens. That counts in a model of two layers.
+    skipped = 2 * 180 * (32 * (32 + 16 + 16) + 3 * 4 * 32) if rank else 0
     # Attention is a small part of it: PyTorch counts all of its square where the plan takes half.
     assert learning_flops(wanted, shape_from(model.config.to_dict())) == pytest.approx(
-        counter.get_total_flops(), rel=0.05
+        counter.get_total_flops() + skipped, rel=0.05
     )
 
 
@@ -176,12 +189,33 @@ def test_a_checkpoint_that_is_written_aside_is_copied_into_the_cpus_memory():
     assert learner("cpu") == learner("toy") | {"copy to be written": 12 * 348}
 
 
-def test_the_matrices_are_all_but_norms_and_biases():
-    for name in STATED["models"]:
-        shape = shape_of(name, STATED["models"])
-        found = sum(count * rows * width for count, (rows, width) in shape.matrices)
-        assert found == shape.layers * shape.layer + shape.head * (1 if shape.tied else 2)
-        assert all(is_blocked(matrix) for _, matrix in shape.matrices)
+def test_with_an_adapter_only_its_weights_have_gradients_and_moments():
+    # A and B of rank 3: q and o 4 + 4, k and v 4 + 2, gate, up and down 4 + 8; 2 layers x 3 x (16 + 12 + 36) = 384.
+    lora = small_job(rank=3)
+    assert resident(lora, SMALL) == {
+        "weights, float32": 4 * SMALL.parameters, "adapter, float32": 4 * 384, "Adam's moments, float32": 8 * 384
+    }  # fmt: skip
+    assert planned_memory.learning(lora, SMALL)["gradients, float32"] == 4 * 384
+    assert planned_memory.head(small_job(), SMALL) - planned_memory.head(lora, SMALL) == 4 * 40  # the head's gradient
+    halves = resident(small_job(rank=3, processes=2), SMALL)
+    assert sum(halves.values()) == 2 * SMALL.parameters + 6 * 384
+    only = small_job(rank=3, targets=("q_proj", "v_proj"))
+    assert resident(only, SMALL)["adapter, float32"] == 4 * 2 * 3 * (8 + 6)
+    # Frozen matrices, 2 x 144 weights.
+    rounded = small_job(rank=3, precision="bfloat16")
+    assert planned_memory.learning(rounded, SMALL)["weights, bfloat16 copies"] == 2 * 288
+    checkpointed = dataclasses.replace(rounded, checkpointing=True)
+    assert planned_memory.learning(checkpointed, SMALL)["weights, bfloat16 copies"] == 2 * 144
+
+
+def test_a_plan_reads_the_adapter_from_the_configuration():
+    config = composed("model=qwen2.5-7b", "task=math", "model.adapter=lora", "model.lora_rank=16")
+    planned = job(config, STATED)
+    assert (planned.rank, planned.targets) == (16, ()) and job(composed(), STATED).rank == 0
+    # The adapter of rank 16 that peft makes of Qwen2.5-7B has 40,370,176 weights.
+    assert planned_memory.trained(planned, shape_of("Qwen/Qwen2.5-7B", STATED["models"])) == 40_370_176
+    named = composed("model.adapter=lora", "model.lora_targets=[q_proj,v_proj]")
+    assert job(named, STATED).targets == ("q_proj", "v_proj")
 
 
 def test_a_chunk_of_logits_is_all_that_the_head_holds():

@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from carerft.adapters import add_lora
 from carerft.algorithms import Algorithm
+from carerft.config.schema import Model
 from carerft.errors import NonFiniteError
 from carerft.learner import Correction, Learner
 from carerft.optimization import Optimization
@@ -42,6 +44,9 @@ WAYS: dict[str, dict[str, Any]] = {
     "each prompt with each completion": {"share_prompts": False},
     "gradient checkpointing": {"checkpointing": True},
     "no reference": {"regularizer": NoRegularizer(beta=0.0), "monitor_reference": False},
+    "adapter": {"lora": True},
+    "adapter, gradient checkpointing": {"lora": True, "checkpointing": True},
+    "adapter, untied, each prompt with each completion": {"lora": True, "tied": False, "share_prompts": False},
     "sampled estimate": {"regularizer": SkewReverseKL(beta=0.5, alpha=0.5, estimator="unbiased")},
 }
 
@@ -72,6 +77,7 @@ def made(
     mesh: DeviceMesh | None,
     tied: bool = True,
     checkpointing: bool = False,
+    lora: bool = False,
     regularizer: Any = None,
     **settings: Any,
 ) -> CountingLearner:
@@ -85,6 +91,8 @@ def made(
     model = tiny_model(tied=tied)
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if lora:
+        add_lora(model, Model(lora_rank=4, lora_alpha=8), seed=0)
     learner = CountingLearner(model, ALGORITHMS[algorithm], regularizer, Optimization(**usual | settings), mesh)
     torch.manual_seed(1)
     with torch.no_grad():
@@ -110,7 +118,7 @@ def learned(algorithm: str, shape: str, mesh: DeviceMesh | None = None, **settin
         correction = Correction(log_probs, (log_probs - batch.log_probs).exp().clamp(max=2.0))
     learner.tokens = 0
     learner.gradient(batch, advantages, correction)
-    tokens, gradient = learner.tokens, flat([p.grad for p in learner.policy.parameters()])
+    tokens, gradient = learner.tokens, flat([p.grad for p in learner.policy.parameters() if p.requires_grad])
     learner.optimizer.zero_grad(set_to_none=True)
     before = flat(list(learner.policy.parameters()))
     metrics = [learner.step(batch, advantages, correction) for _ in range(STEPS)]
@@ -155,7 +163,9 @@ def process(rank: int, directory: str) -> None:
     both = init_device_mesh("cpu", (WORLD,))
     found = {(a, s): learned(a, s, both) for a, s in CASES}
     found |= {way: learned("grpo", "uneven", both, **settings) for way, settings in WAYS.items()}
-    found["bfloat16"] = learned("grpo", "even", both, precision="bfloat16")
+    found |= {
+        ("bfloat16", lora): learned("grpo", "even", both, precision="bfloat16", lora=lora) for lora in (False, True)
+    }
     torch.save({**found, NOT_FINITE: stopped(both), SECOND: second(both)}, f"{directory}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -201,9 +211,10 @@ def test_each_process_keeps_half_of_everything(found: list[dict]):
         assert sum(shares) == copies * whole_size and max(shares) < 0.52 * sum(shares)
 
 
-def test_in_bfloat16_master_weights_stay_float32(found: list[dict]):
+@pytest.mark.parametrize("lora", [False, True])
+def test_in_bfloat16_master_weights_stay_float32(lora: bool, found: list[dict]):
     """Sharded weights are gathered in bfloat16, which rounds more than autocast does: 8 bits of each number."""
-    alone, sharded = learned("grpo", "even", precision="bfloat16"), found[0]["bfloat16"]
+    alone, sharded = learned("grpo", "even", precision="bfloat16", lora=lora), found[0]["bfloat16", lora]
     assert sharded["after"].dtype == sharded["gradient"].dtype == torch.float32
     difference = (sharded["gradient"] - alone["gradient"]).norm() / alone["gradient"].norm()
     assert 1e-4 < difference < 0.05

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from carerft.config.adapter_checks import check_adapter
 from carerft.config.engine_checks import check_engine_devices
 from carerft.config.identity import flatten
 from carerft.errors import CareError, ConfigError
@@ -58,6 +59,7 @@ def _shared(config: dict[str, Any], here: bool) -> None:
     _at_least(config, "samples", 1)
     _at_least(config, "evaluation.bootstrap", 1)
     check_tracker(config)
+    check_adapter(config, here)
     if config["evaluation"]["limit"] is not None:
         _at_least(config, "evaluation.limit", 1)
     _between(config, "evaluation.level", 0, 1)

@@ -26,6 +26,13 @@ class Model:
     chat: bool | None = None  # put prompts into the model's chat template; null: if its own configuration ends a
     # generation with the token with which the template ends a turn (a base model's doesn't, though it has a template)
     learning_rate: float = MISSING  # a learning rate that suits a model of this size
+    adapter: str | None = None  # train: "lora" trains a low-rank adapter beside frozen weights, by peft. The base model
+    # is then the policy without it, and needs no second copy. learning_rate stays the one above; for large models,
+    # whose is small, ten times as much is usual
+    lora_rank: int = 32
+    lora_alpha: int = 64  # the adapter's product is multiplied by lora_alpha / lora_rank. There is no dropout: the
+    # importance ratio and the penalty would compare other policies than the one that sampled
+    lora_targets: Any = "all-linear"  # all linear layers but the head, or some by name: [q_proj,v_proj]
 
 
 @dataclass

@@ -28,6 +28,7 @@ MEASURED = ("seed", "samples", "model", "benchmark", "data", "evaluation", "roll
 NOT_MEASURED = {
     *("rollout.prompts_per_batch", "rollout.max_tokens", "rollout.lookahead"),
     *("rollout.importance_correction", "rollout.importance_cap", "rollout.allow_biased_sampling"),
+    *("model.adapter", "model.lora_rank", "model.lora_alpha", "model.lora_targets"),
 }
 
 
@@ -113,7 +114,8 @@ def _bases(trained: Sequence[Cell], overrides: Sequence[str], here: bool) -> lis
     given = [text for text in overrides if _measured(text.split("=")[0])]
     found: dict[str, Cell] = {}
     for cell in trained:
-        start = json.dumps(cell.config["model"], sort_keys=True)
+        model = flatten({"model": cell.config["model"]})
+        start = json.dumps({key: value for key, value in model.items() if _measured(key)}, sort_keys=True)
         if start not in found:
             found[start] = _base(cell, given, here)
     return list(found.values())

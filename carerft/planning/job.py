@@ -26,8 +26,8 @@ class Job:
     """One run. steps: optimizer steps, 0 in an evaluation alone; updates: into which a batch is cut.
 
     groups: sampled for each one kept; rounds: in which a batch is sampled. checkpoints: how many are written; aside:
-    while the run goes on.
-    processes: that share the learner's state and work.
+    while the run goes on. processes: that share the learner's state and work. rank: of an adapter, 0 without one;
+    targets: the matrices that have it, () for all.
     """
 
     steps: int
@@ -62,6 +62,8 @@ class Job:
     cache_gib: float | None
     context: int | None
     lookahead: bool
+    rank: int = 0
+    targets: tuple[str, ...] = ()
 
     @property
     def devices(self) -> int:
@@ -99,6 +101,8 @@ def job(config: dict[str, Any], stated: dict[str, Any]) -> Job:
     needed = bool(penalty) and not penalty["_target_"].endswith(".NoRegularizer")
     task = text(config["task"]["name"], stated) if "task" in config else {"prompt": 0, "completion": 0, "grading_s": 0}
     longest, steps = rollout["max_tokens"] or 0, config.get("steps", 0)
+    model = config["model"]
+    named = model["lora_targets"] if isinstance(model["lora_targets"], list) else ()  # a pattern counts as all
     return Job(
         steps=steps,
         updates=learner.get("updates_per_batch", 1),
@@ -132,6 +136,8 @@ def job(config: dict[str, Any], stated: dict[str, Any]) -> Job:
         cache_gib=rollout.get("kv_cache_gib"),
         context=rollout.get("max_model_len"),
         lookahead=bool(rollout["lookahead"]),
+        rank=model["lora_rank"] if model["adapter"] else 0,
+        targets=tuple(named),
     )
 
 

@@ -62,35 +62,63 @@ def memory(job: Job, shape: Shape, hardware: Hardware, cores: int = 1) -> list[M
 
 def resident(job: Job, shape: Shape) -> dict[str, float]:
     """What the learner holds all the time: 4 bytes a weight for the float32 master, Adam's two moments, and 4 bytes a
-    weight for the reference, a float32 copy. Shared out evenly over the learner's processes."""
+    weight for the reference, a float32 copy. Shared out evenly over the learner's processes. With an adapter, moments
+    are of its weights alone, and the reference is the policy without it."""
     share = 4 * shape.parameters / job.processes
     if not job.steps:  # an evaluation with an engine leaves its own copy of the weights on the CPU
         return {} if job.vllm else {"weights, float32": share}
-    reference = {"reference, float32": share} if job.reference else {}
+    adapter = {"adapter, float32": 4 * trained(job, shape) / job.processes} if job.rank else {}
+    reference = {"reference, float32": share} if job.reference and not job.rank else {}
     kept = {name: size / job.processes for name, size in moments(job, shape).items()}
-    return {"weights, float32": share, **kept, **reference}
+    return {"weights, float32": share, **adapter, **kept, **reference}
 
 
 def moments(job: Job, shape: Shape) -> dict[str, float]:
-    """Adam's two of each weight, in all processes together: in float32 8 bytes. In 8 bits a byte each, and 4 for each
-    block of each; norms, biases and matrices whose rows are not whole blocks (carerft.blocks) stay float32."""
+    """Adam's two of each weight that learns, in all processes together: in float32 8 bytes. In 8 bits a byte each, and
+    4 for each block of each; norms, biases and matrices whose rows are not whole blocks (carerft.blocks) stay float32.
+    """
     if job.optimizer == "adamw":
-        return {"Adam's moments, float32": 8 * shape.parameters}
-    blocked = sum(count * rows * width for count, (rows, width) in shape.matrices if is_blocked((rows, width)))
-    return {"Adam's moments, 8 bits": 2 * (1 + 4 / BLOCK) * blocked + 8 * (shape.parameters - blocked)}
+        return {"Adam's moments, float32": 8 * trained(job, shape)}
+    blocked = sum(count * rows * width for count, (rows, width) in _learning(job, shape) if is_blocked((rows, width)))
+    return {"Adam's moments, 8 bits": 2 * (1 + 4 / BLOCK) * blocked + 8 * (trained(job, shape) - blocked)}
+
+
+def _learning(job: Job, shape: Shape) -> list[tuple[int, tuple[int, int]]]:
+    """The matrices that learn: how many of (rows, width) there are."""
+    if job.rank:
+        thin = [pair for inward, outward in adapted(job, shape) for pair in ((job.rank, inward), (outward, job.rank))]
+        return [(shape.layers, pair) for pair in thin]
+    layers = [(shape.layers, (outward, inward)) for inward, outward in shape.matrices.values()]
+    return [*layers, (1 if shape.tied else 2, (shape.vocabulary, shape.hidden))]
 
 
 def _written(job: Job, shape: Shape) -> float:
-    """Bytes of a checkpoint's tensors, in each process: weights and moments."""
-    return (4 * shape.parameters + sum(moments(job, shape).values())) / job.processes
+    """Bytes of a checkpoint's tensors, in each process: the weights that learn, and moments."""
+    return (4 * trained(job, shape) + sum(moments(job, shape).values())) / job.processes
+
+
+def trained(job: Job, shape: Shape) -> int:
+    """Weights that learn: all, or an adapter's, rank times the widths of each matrix that has one."""
+    if not job.rank:
+        return shape.parameters
+    return shape.layers * job.rank * sum(inward + outward for inward, outward in adapted(job, shape))
+
+
+def adapted(job: Job, shape: Shape) -> list[tuple[int, int]]:
+    """The widths of those matrices of a layer that have an adapter."""
+    chosen = job.targets or tuple(shape.matrices)
+    return [widths for name, widths in shape.matrices.items() if job.rank and name in chosen]
 
 
 def learning(job: Job, shape: Shape) -> dict[str, float]:
     """What comes and goes with an optimizer step."""
-    parts = {"gradients, float32": 4 * shape.parameters / job.processes}
+    parts = {"gradients, float32": 4 * trained(job, shape) / job.processes}
     if job.precision == "bfloat16":
         # Autocast keeps a copy of each weight that learns until the forward pass ends; sharded, of a layer at a time.
         copied = shape.parameters if job.processes == 1 else shape.layer + shape.head
+        if job.rank and job.processes == 1:
+            # Autograd keeps the copy of a frozen one for the backward pass; with gradient checkpointing, of a layer.
+            copied = shape.layer if job.checkpointing else shape.layers * shape.layer
         parts["weights, bfloat16 copies"] = 2 * copied
     return parts | {"activations": activations(job, shape), "logits and head": head(job, shape)}
 
@@ -103,13 +131,16 @@ def activations(job: Job, shape: Shape) -> float:
     precisions. Per norm: its input and the normalised input, 8 H. In float32, attention: input 4 H; queries, keys and
     values of all heads, output 16 Q; MLP: input 4 H, gate, its SiLU, up, their product 16 I. In bfloat16: a copy of the
     input for each projection 5 x 2 H; 10 Q; 8 I.
-    With gradient checkpointing: each layer's input, 4 H, and one layer whole.
+    With gradient checkpointing: each layer's input, 4 H, and one layer whole. With an adapter: the normalised inputs
+    not, 2 x 4 H, but A's output in each matrix that has one.
     """
     hidden, queries, intermediate = shape.hidden, shape.queries, shape.intermediate
     if job.precision == "bfloat16":
         layer = 26 * hidden + 10 * queries + 8 * intermediate
     else:
         layer = 24 * hidden + 16 * queries + 16 * intermediate
+    if job.rank:
+        layer += WIDTH[job.precision] * job.rank * len(adapted(job, shape)) - 8 * hidden
     if job.checkpointing:
         return job.together * (4 * hidden * shape.layers + layer)
     return job.together * layer * shape.layers
@@ -117,12 +148,14 @@ def activations(job: Job, shape: Shape) -> float:
 
 def head(job: Job, shape: Shape) -> float:
     """Bytes of carerft.head at its peak: a chunk of float32 logits of policy and reference each, that chunk in the
-    precision of the products, four tiles, and the float32 gradient of the head; in bfloat16 also copies of both heads.
+    precision of the products, four tiles, and the float32 gradient of a head that learns; in bfloat16 also copies of
+    both heads.
     """
     chunk, width = min(CHUNK, job.together * shape.vocabulary), WIDTH[job.precision]
     logits = 4 * chunk * (2 if job.reference else 1) + (width * chunk if width < 4 else 0)
     copies = 2 * shape.head * (2 if job.reference else 1) if width < 4 else 0
-    return logits + 4 * 4 * min(TILE, chunk) + 4 * shape.head + copies
+    gradient = 0 if job.rank else 4 * shape.head
+    return logits + 4 * 4 * min(TILE, chunk) + gradient + copies
 
 
 def own_sampler(job: Job, shape: Shape) -> dict[str, float]:

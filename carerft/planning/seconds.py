@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from carerft.planning.assumptions import Hardware
 from carerft.planning.job import Job
-from carerft.planning.memory import CHUNK, WIDTH, engine_weights
+from carerft.planning.memory import CHUNK, WIDTH, engine_weights, trained
 from carerft.planning.shapes import Shape, forward
 
 KERNELS = {"step": 20, "learn": 120}
@@ -50,9 +50,8 @@ class Seconds:
 
 def seconds(job: Job, shape: Shape, hardware: Hardware, cores: int, start: float, disk: float) -> Seconds:
     """cores: devices of a CPU that this run has (1 on GPUs). start: seconds; disk: bytes/s."""
-    saved = (
-        (12 * job.checkpoints + 4) * shape.parameters if job.steps else 0
-    )  # weights and moments; the model at the end
+    # Weights that learn and their moments; the model at the end.
+    saved = 12 * job.checkpoints * trained(job, shape) + 4 * shape.parameters if job.steps else 0
     return Seconds(
         sampling=_batch(job, shape, hardware, cores) if job.steps else 0.0,
         learning=learning(job, shape, hardware, cores) if job.steps else 0.0,
@@ -67,10 +66,14 @@ def seconds(job: Job, shape: Shape, hardware: Hardware, cores: int, start: float
 def learning_flops(job: Job, shape: Shape) -> float:
     """Of one optimizer step: the body once forward, twice backward, once again with gradient checkpointing, and once
     for the reference. The head, for completion tokens only: once forward, twice backward, and once for the reference;
-    once again for each whose logits are not kept (carerft.head)."""
+    once again for each whose logits are not kept (carerft.head). With an adapter, frozen matrices and the head are gone
+    through backward once, and the adapter's as the body without a reference."""
     body = forward(shape, job.read, job.prompt + job.completion) * (3 + job.checkpointing + job.reference)
+    if job.rank:
+        adapter = 2 * trained(job, shape) * (3 + job.checkpointing)
+        body += job.read * (adapter - 2 * shape.layers * shape.layer)
     again = job.together * shape.vocabulary > CHUNK
-    products = 3 + job.reference + again + (again and job.exact)
+    products = 3 + job.reference + again + (again and job.exact) - bool(job.rank)
     return body + 2 * shape.head * job.tokens * products
 
 
@@ -79,7 +82,7 @@ def learning(job: Job, shape: Shape, hardware: Hardware, cores: int = 1) -> floa
     speed = hardware.peak[job.precision] * hardware.learn_share * cores * job.processes
     microbatches = math.ceil(job.read / job.microbatch / job.processes)
     host = microbatches * shape.layers * KERNELS["learn"] * hardware.kernel_s
-    optimizer = OPTIMIZER_BYTES * shape.parameters / job.processes / _bandwidth(hardware, cores)
+    optimizer = OPTIMIZER_BYTES * trained(job, shape) / job.processes / _bandwidth(hardware, cores)
     return learning_flops(job, shape) / speed + host + optimizer
 
 

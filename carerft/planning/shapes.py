@@ -28,17 +28,17 @@ class Shape:
     biases: bool = False
 
     @property
-    def layer(self) -> int:
-        """Weights in one layer's matrices: queries and output, keys and values, and the MLP's three."""
-        return 2 * self.hidden * self.queries + 2 * self.hidden * self.keys + 3 * self.hidden * self.intermediate
+    def matrices(self) -> dict[str, tuple[int, int]]:
+        """How wide the input and the output of each matrix of a layer are."""
+        hidden, queries, keys, intermediate = self.hidden, self.queries, self.keys, self.intermediate
+        attention = {"q_proj": (hidden, queries), "k_proj": (hidden, keys), "v_proj": (hidden, keys)}
+        mlp = {"gate_proj": (hidden, intermediate), "up_proj": (hidden, intermediate)}
+        return attention | {"o_proj": (queries, hidden)} | mlp | {"down_proj": (intermediate, hidden)}
 
     @property
-    def matrices(self) -> list[tuple[int, tuple[int, int]]]:
-        """How many of which shape (rows, width) there are: those of the layers, embedding and head."""
-        hidden, inner = self.hidden, self.intermediate
-        layer = [(1, (self.queries, hidden)), (2, (self.keys, hidden)), (1, (hidden, self.queries))]
-        layer += [(2, (inner, hidden)), (1, (hidden, inner))]
-        return [(self.layers * n, shape) for n, shape in layer] + [(1 if self.tied else 2, (self.vocabulary, hidden))]
+    def layer(self) -> int:
+        """Weights in one layer's matrices."""
+        return sum(inward * outward for inward, outward in self.matrices.values())
 
     @property
     def head(self) -> int:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from carerft.adapters import merged_weights
 from carerft.errors import CareError, EngineError
 from carerft.rollout import Rollouts, Sampling
 from carerft.rollout.engine import Engine, EngineOptions
@@ -140,7 +141,7 @@ class DedicatedWorker:
             self._transfer.send(policy)
         else:
             # As numpy arrays every engine reads the one copy in Ray's store, without unpickling it.
-            self.weights = ray.put({name: t.detach().float().cpu().numpy() for name, t in policy.state_dict().items()})
+            self.weights = ray.put({name: t.detach().float().cpu().numpy() for name, t in merged_weights(policy)})
             self._ask("load", [(self.weights,)] * len(self.engines))
         if self.verify_sync or not self.proven:
             for index in range(len(self.engines)):

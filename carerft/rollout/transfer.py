@@ -17,6 +17,8 @@ from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
 from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
+from carerft.adapters import merged_weights
+
 
 class PolicyWeights(WeightSource):
     """The weights of the policy that was synced last, named as in a checkpoint.
@@ -31,7 +33,7 @@ class PolicyWeights(WeightSource):
         return [ParamMeta(name, weight.dtype, tuple(weight.shape)) for name, weight in self]
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        return iter(self.policy.state_dict().items())
+        return merged_weights(self.policy)
 
 
 class Transfer:

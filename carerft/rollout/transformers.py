@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from carerft.adapters import merged_weights
 from carerft.errors import ConfigError, NonFiniteError
 from carerft.rollout import Rollouts, Sampling
 from carerft.rollout.decoding import Decoder, decoder_for
 from carerft.rollout.requests import check_context, check_sampling, completion_seeds
 from carerft.rollout.stops import StopStrings
-from carerft.sharding import whole_weights
 
 LOGITS = 2**27  # how many logits log_likelihood holds at a time: half a gibibyte in float32
 
@@ -162,7 +162,7 @@ class TransformersWorker:
         """Sample from these weights from now on: nothing to do where the policy is this very module."""
         if policy is not self.model:
             own = self.model.state_dict()
-            for name, weight in whole_weights(policy):
+            for name, weight in merged_weights(policy):
                 own[name].copy_(weight)
 
     def sleep(self) -> None:

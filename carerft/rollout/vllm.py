@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 import torch
 
+from carerft.adapters import merged_weights
 from carerft.rollout import Rollouts, Sampling
 from carerft.rollout.engine import Engine, EngineOptions
 from carerft.rollout.proof import prove_sync
 from carerft.rollout.requests import check_context, check_sampling, completion_seeds
-from carerft.sharding import whole_weights
 
 
 class VllmWorker:
@@ -41,7 +41,7 @@ class VllmWorker:
 
     def sync(self, policy: torch.nn.Module) -> None:
         """Sample from these weights from now on. Raises CareError where the engine then computes something else."""
-        self._engine().load(whole_weights(policy))
+        self._engine().load(merged_weights(policy))
         if self.verify_sync or not self.proven:
             prove_sync(self._probe, policy, self.options.dtype, self.options.context)
             self.proven = True
