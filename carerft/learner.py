@@ -22,6 +22,7 @@ from carerft.algorithms import Algorithm
 from carerft.checkpoint import load_tensors
 from carerft.errors import NonFiniteError
 from carerft.head import TokenStatistics, token_statistics
+from carerft.model import round_matrices
 from carerft.optimization import Optimization, learning_rate_factor, make_optimizer
 from carerft.packing import microbatches
 from carerft.regularizers import Regularizer, sampled_estimate
@@ -89,10 +90,13 @@ class Learner:
         self.reference: PreTrainedModel | None = None
         if regularizer.needs_reference or optimization.monitor_reference:
             self.reference = reference_of(policy)
+        separate = self.reference not in (None, policy)
         if mesh is not None:
             shard(policy, mesh, optimization.precision)
-            if self.reference not in (None, policy):
+            if separate:
                 shard(self.reference, mesh, optimization.precision, optimization.reference_offload)
+        elif separate and optimization.precision == "bfloat16":
+            round_matrices(self.reference)
         self.optimizer = make_optimizer([p for p in policy.parameters() if p.requires_grad], optimization)
         self.writer = TensorWriter(policy, self.optimizer, mesh is not None)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
@@ -259,7 +263,9 @@ class Learner:
 
     def _autocast(self) -> torch.autocast:
         bfloat16 = self.optimization.precision == "bfloat16"
-        return torch.autocast(self.policy.device.type, dtype=torch.bfloat16, enabled=bfloat16)
+        # Rounded copies of all weights are kept until the pass ends, unless its layers will be gone through again.
+        keep = not self.policy.is_gradient_checkpointing
+        return torch.autocast(self.policy.device.type, torch.bfloat16, enabled=bfloat16, cache_enabled=keep)
 
     def weights(self) -> dict[str, Tensor]:
         """Each weight by its name in a checkpoint, whole and merged; of several processes, only the first has them."""

@@ -157,6 +157,27 @@ def test_bfloat16_is_near_float32():
     assert torch.nn.functional.cosine_similarity(found["float32"], found["bfloat16"], dim=0) > 0.99
 
 
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("checkpointing", [True, False], ids=["checkpointing", "plain"])
+def test_the_reference_in_bfloat16_is_what_autocast_makes_of_it(tied: bool, checkpointing: bool):
+    """To the last bit, in gradients and metrics; and under gradient checkpointing without autocast's copies."""
+    rollouts, advantages, found = random_rollouts(3, 4), torch.linspace(-1, 1, 12), []
+    for rounded in (True, False):
+        model = tiny_model(tied=tied)
+        if checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        built = Learner(model, GRPO, SkewReverseKL(0.5), Optimization(1e-2, 10, precision="bfloat16"))
+        matrices = built.reference.get_decoder().layers[0].mlp
+        assert matrices.up_proj.weight.dtype == torch.bfloat16
+        assert built.reference.get_input_embeddings().weight.dtype == torch.float32
+        if not rounded:  # as it would be without: float32, rounded at each use
+            built.reference.float().load_state_dict(tiny_model(tied=tied).state_dict())
+        metrics = [built.step(rollouts, advantages) for _ in range(2)]
+        found.append((metrics, [p.detach().clone() for p in built.policy.parameters()]))
+    assert found[0][0] == found[1][0]
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found[0][1], found[1][1], strict=True))
+
+
 def test_the_strengths_in_force_follow_their_schedules():
     """alpha from 0.8 to 0.6 over three steps at matched local strength: beta is 0.04 / (1 - alpha)^2 at each."""
     built = learner(SkewReverseKL(0.04, match="local", alpha=0.8, alpha_schedule="linear", alpha_end=0.6))

@@ -218,6 +218,19 @@ def test_a_plan_reads_the_adapter_from_the_configuration():
     assert job(named, STATED).targets == ("q_proj", "v_proj")
 
 
+def test_in_bfloat16_the_reference_is_half_and_checkpointing_needs_no_copies():
+    """348 weights, 288 of them in the layers' matrices and 40 in a head that is the embedding."""
+    half = small_job(precision="bfloat16")
+    assert resident(half, SMALL)["reference, mostly bfloat16"] == 4 * 348 - 2 * 288
+    untied = dataclasses.replace(SMALL, tied=False)
+    assert resident(half, untied)["reference, mostly bfloat16"] == 4 * 388 - 2 * (288 + 40)
+    assert resident(dataclasses.replace(half, processes=2), SMALL)["reference, float32"] == 2 * 348
+    checkpointed = dataclasses.replace(half, checkpointing=True)
+    assert planned_memory.learning(checkpointed, SMALL)["weights, bfloat16 copies"] == 2 * 144
+    # A head in bfloat16 already is not copied for its products.
+    assert planned_memory.head(half, SMALL) - planned_memory.head(half, untied) == 2 * 40
+
+
 def test_a_chunk_of_logits_is_all_that_the_head_holds():
     assert head.CHUNK_ELEMENTS == planned_memory.CHUNK and head.TILE_ELEMENTS["cuda"] == planned_memory.TILE
     # Qwen's vocabulary: two chunks and one in bfloat16, four tiles of 32 MiB, a float32 head and two in bfloat16.

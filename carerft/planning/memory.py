@@ -61,16 +61,24 @@ def memory(job: Job, shape: Shape, hardware: Hardware, cores: int = 1) -> list[M
 
 
 def resident(job: Job, shape: Shape) -> dict[str, float]:
-    """What the learner holds all the time: 4 bytes a weight for the float32 master, Adam's two moments, and 4 bytes a
-    weight for the reference, a float32 copy. Shared out evenly over the learner's processes. With an adapter, moments
-    are of its weights alone, and the reference is the policy without it."""
+    """What the learner holds all the time: 4 bytes a weight for the float32 master, Adam's two moments, and the
+    reference. Shared out evenly over the learner's processes. With an adapter, moments are of its weights alone, and
+    the reference is the policy without it."""
     share = 4 * shape.parameters / job.processes
     if not job.steps:  # an evaluation with an engine leaves its own copy of the weights on the CPU
         return {} if job.vllm else {"weights, float32": share}
     adapter = {"adapter, float32": 4 * trained(job, shape) / job.processes} if job.rank else {}
-    reference = {"reference, float32": share} if job.reference and not job.rank else {}
+    reference = reference_copy(job, shape) if job.reference and not job.rank else {}
     kept = {name: size / job.processes for name, size in moments(job, shape).items()}
     return {"weights, float32": share, **adapter, **kept, **reference}
+
+
+def reference_copy(job: Job, shape: Shape) -> dict[str, float]:
+    """4 bytes a weight. In bfloat16 and one process 2 of those in matrices, but for a head that is the embedding."""
+    if job.precision == "float32" or job.processes > 1:
+        return {"reference, float32": 4 * shape.parameters / job.processes}
+    rounded = shape.layers * shape.layer + (0 if shape.tied else shape.head)
+    return {"reference, mostly bfloat16": 4 * shape.parameters - 2 * rounded}
 
 
 def moments(job: Job, shape: Shape) -> dict[str, float]:
@@ -114,11 +122,14 @@ def learning(job: Job, shape: Shape) -> dict[str, float]:
     """What comes and goes with an optimizer step."""
     parts = {"gradients, float32": 4 * trained(job, shape) / job.processes}
     if job.precision == "bfloat16":
-        # Autocast keeps a copy of each weight that learns until the forward pass ends; sharded, of a layer at a time.
-        copied = shape.parameters if job.processes == 1 else shape.layer + shape.head
-        if job.rank and job.processes == 1:
-            # Autograd keeps the copy of a frozen one for the backward pass; with gradient checkpointing, of a layer.
-            copied = shape.layer if job.checkpointing else shape.layers * shape.layer
+        # Autocast keeps a copy of each weight until the pass ends, or autograd does, of a frozen one. Of a layer at a
+        # time where weights are sharded (the head's lie whole, too), or layers are gone through again.
+        if job.processes > 1:
+            copied = shape.layer + shape.head
+        elif job.checkpointing:
+            copied = shape.layer
+        else:
+            copied = shape.layers * shape.layer if job.rank else shape.parameters
         parts["weights, bfloat16 copies"] = 2 * copied
     return parts | {"activations": activations(job, shape), "logits and head": head(job, shape)}
 
@@ -153,7 +164,8 @@ def head(job: Job, shape: Shape) -> float:
     """
     chunk, width = min(CHUNK, job.together * shape.vocabulary), WIDTH[job.precision]
     logits = 4 * chunk * (2 if job.reference else 1) + (width * chunk if width < 4 else 0)
-    copies = 2 * shape.head * (2 if job.reference else 1) if width < 4 else 0
+    rounded = job.reference and job.processes == 1 and not shape.tied and not job.rank  # it is in bfloat16 already
+    copies = 2 * shape.head * (1 + bool(job.reference and not rounded)) if width < 4 else 0
     gradient = 0 if job.rank else 4 * shape.head
     return logits + 4 * 4 * min(TILE, chunk) + gradient + copies
 
