@@ -22,7 +22,7 @@ def check_engine_devices(config: dict[str, Any], here: bool = True) -> None:
             "leaves no copy of the weights to start a lost one anew with",
             "write rollout.placement=dedicated rollout.max_restarts=0, or rollout.weight_transfer=reload",
         )
-    cluster = here and chosen["placement"] == "dedicated" and os.environ.get("RAY_ADDRESS")
+    cluster = chosen["placement"] == "dedicated" and os.environ.get("RAY_ADDRESS")
     if cluster and chosen["weight_transfer"] == "nccl":
         raise ConfigError(
             f"rollout.weight_transfer=nccl with RAY_ADDRESS={cluster}: it is between the GPUs of one machine",

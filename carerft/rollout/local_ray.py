@@ -27,7 +27,7 @@ def start_ray(engines: int) -> bool:
         except (OSError, ValueError, RuntimeError) as error:
             raise CareError(
                 f"RAY_ADDRESS={address}: no Ray cluster answers there ({type(error).__name__})",
-                "start one with `ray start --head` and give its HOST:PORT, or unset RAY_ADDRESS for engines on this machine",
+                "give the HOST:PORT that `ray start --head` printed, or unset RAY_ADDRESS for engines on this machine",
             ) from error
         return True
     inherited = {
