@@ -62,7 +62,7 @@ def main() -> int:
         overrides = ["model=tiny", *overrides]
     console = Console(stderr=True)
     with console.status(f"composing the runs of {found.name}"):
-        planned = cells(found, overrides)
+        planned = cells(found, overrides, here=not dry)  # a list can be had where nothing is installed
     workers = min(workers, len(planned))
     if dry:
         show(planned, workers, Console())

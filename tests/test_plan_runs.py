@@ -117,6 +117,21 @@ def test_remedies_are_settings_that_do_fit():
     assert remedies(config, list(options(job(config, STATED), none)), never) == []
 
 
+def test_an_evaluation_is_offered_what_it_has():
+    """Its whole weights on one device: 28.4 GiB of 7.6e9, and 1,024 texts of 1,124 tokens and more beside them."""
+    given = ["model=qwen2.5-7b", "seed=0", "algorithm=grpo", "regularizer=srkl", "rollout=transformers"]
+    base = cells(experiment("table2"), [*given, "rollout.batch_size=1024"], here=False)[0]
+    assert base.command == "evaluate" and "learner" not in base.config
+    devices, shape = hardware("8xh100", STATED), shape_of("Qwen/Qwen2.5-7B", STATED["models"])
+
+    def fits(changed_config: dict[str, Any]) -> bool:
+        return all(found.fits for found in memory(job(changed_config, STATED), shape, devices))
+
+    assert not fits(base.config)
+    found = remedies(base.config, list(options(job(base.config, STATED), devices)), fits)
+    assert found == [{"rollout.batch_size": 512}]
+
+
 def test_more_of_the_hardware_takes_less_time():
     shape = shape_of("Qwen/Qwen2.5-3B", STATED["models"])
     h100, a100 = (computed(large("model=qwen2.5-3b"), shape, hardware(k, STATED), 1, STATED) for k in ("h100", "a100"))

