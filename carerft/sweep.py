@@ -107,18 +107,18 @@ def commands(experiment: Experiment, planned: Sequence[Cell], overrides: Sequenc
 def show(planned: Sequence[Cell], workers: int, console: Console) -> None:
     """Print where each run stands, and how long the rest may take, judging by those that are done."""
     table = Table(Column("run", overflow="fold"), "status", "step", "took")
-    took, left = [], 0
+    took, left, done = [], 0, 0
     for cell in planned:
         status = cell.status()
         seconds = (read_manifest(cell.directory) or {}).get("seconds") if status == "done" else None
         if seconds and cell.command == "train":
             took.append(seconds)
         left += status in OPEN
+        done += status == "done"
         step = last_step(cell.directory) if status not in ("done", "missing") else None
         shared = " (shared)" if cell.directory.is_symlink() else ""
         table.add_row(Text(cell.title), status + shared, str(step or ""), duration(seconds) if seconds else "")
     console.print(table)
-    done = sum(cell.status() == "done" for cell in planned)
     console.print(f"{done} of {len(planned)} runs are done, {left} are left", highlight=False)
     if left and took:
         guess = left * sum(took) / len(took) / workers
