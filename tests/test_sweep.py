@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from carerft import cli
+from carerft.config.application import composing
 from carerft.errors import ConfigError, DataError
 from carerft.experiment import paper as papers
 from carerft.experiment.cells import cells, jobs
@@ -44,9 +45,7 @@ def test_every_experiment_file_runs_for_two_steps(sweep: str, tmp_path: Path, mo
 
 
 def jobs_of(sweep: str, *overrides: str) -> list[list[str]]:
-    from carerft.experiment.cells import _composing
-
-    with _composing():
+    with composing():
         return jobs(sweep, list(overrides))
 
 
