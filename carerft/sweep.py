@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from carerft.errors import ConfigError
+from carerft.experiment.arguments import request
 from carerft.experiment.cells import Cell, cells
-from carerft.experiment.folders import Experiment, experiment, experiments
+from carerft.experiment.folders import Experiment, experiments
 from carerft.experiment.workers import OPEN, failure, last_step, run
 from carerft.report.text import duration, visible
 from carerft.run_directory import read_manifest
@@ -49,22 +49,13 @@ def main() -> int:
     if not arguments or {"-h", "--help"} & set(arguments):
         print(USAGE.format(experiments=_listing()))
         return 0
-    dry = "--dry-run" in arguments
-    names = [a for a in arguments if "=" not in a and not a.startswith("-")]
-    overrides = [a for a in arguments if "=" in a and not a.startswith("jobs=")]
-    workers = _workers([a for a in arguments if a.startswith("jobs=")], overrides)
-    if unknown := [a for a in arguments if a.startswith("-") and a != "--dry-run"]:
-        raise ConfigError(f"there is no option {unknown[0]}", "`carerft sweep --help` lists them")
-    if len(names) != 1:
-        raise ConfigError(f"{len(names)} experiments were named", "name one, as in: carerft sweep table1")
-    found = experiment(names[0])
-    if not any(text.startswith("model=") for text in overrides):
-        overrides = ["model=tiny", *overrides]
+    asked = request("sweep", arguments, flags=("--dry-run",))
+    found, overrides = asked.experiment, asked.overrides
     console = Console(stderr=True)
     with console.status(f"composing the runs of {found.name}"):
         planned = cells(found, overrides)
-    workers = min(workers, len(planned))
-    if dry:
+    workers = min(asked.jobs or _workers(overrides), len(planned))
+    if "--dry-run" in arguments:
         show(planned, workers, Console())
         return 0
     run(planned, commands(found, planned, overrides), workers, max(1, (os.cpu_count() or 1) // workers), console)
@@ -84,12 +75,8 @@ def _listing() -> str:
     return "\n".join(f"  {name:<14}{text}" for name, text in first.items())
 
 
-def _workers(given: Sequence[str], overrides: Sequence[str]) -> int:
-    if given:
-        number = given[-1].removeprefix("jobs=")
-        if not number.isdigit() or int(number) < 1:
-            raise ConfigError(f"jobs={number}: must be a number of at least 1", "for example: jobs=2")
-        return int(number)
+def _workers(overrides: Sequence[str]) -> int:
+    """How many runs go side by side where `jobs` doesn't say."""
     if any(text.startswith("hydra/launcher=") for text in overrides):
         return 1
     gpu = shutil.which("nvidia-smi") and subprocess.run(["nvidia-smi", "-L"], capture_output=True).returncode == 0
