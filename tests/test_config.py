@@ -12,8 +12,9 @@ from hydra.utils import instantiate
 
 from carerft import cli
 from carerft.config.application import composing, config_directory, plain
-from carerft.config.checks import ESTIMATORS, ESTIMATORS_OF, check_evaluate, check_model_directory, check_train
+from carerft.config.checks import check_evaluate, check_model_directory, check_train
 from carerft.config.identity import config_hash, differences
+from carerft.config.method_checks import ESTIMATORS, ESTIMATORS_OF
 from carerft.errors import CareError, ConfigError
 
 
