@@ -17,7 +17,7 @@ from carerft.adapters import add_lora
 from carerft.algorithms import Algorithm
 from carerft.collection import Collector, Plan
 from carerft.config.schema import Model
-from carerft.evaluation import Benchmark, Protocol
+from carerft.evaluation import Benchmark, Protocol, evaluate
 from carerft.learner import Learner
 from carerft.model import choose_device, context_length, eos_token_ids, load_model, model_path, uses_chat
 from carerft.optimization import Optimization
@@ -31,6 +31,7 @@ from carerft.score_table import table
 from carerft.tasks import Task
 from carerft.trackers import MetricsFile, ProgressTracker, Trackers
 from carerft.trackers.choice import named_tracker
+from carerft.trackers.outcome import EvaluationOutcome
 from carerft.trackers.weights_and_biases import description
 from carerft.trainer import Schedule
 
@@ -206,6 +207,23 @@ def trackers(settings: dict[str, Any], run: RunDirectory, step: int = 0) -> Trac
     return Trackers(found)
 
 
+def measure(
+    settings: dict[str, Any],
+    run: RunDirectory,
+    worker: RolloutWorker,
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    measured: dict[str, Benchmark],
+    shown: Trackers,
+) -> None:
+    """Evaluate the policy on its benchmarks, into the run's directory; print the result and hand it to the trackers."""
+    worker.sync(policy)  # in a training, an engine of its own still has the weights of the last batch
+    limit, said = context(settings, policy), header(run.manifest["command"], settings, policy, tokenizer)
+    evaluation = evaluate(worker, tokenizer, measured, protocol(settings), run.path, limit, said, console())
+    Console().print(table(evaluation))
+    shown.show(EvaluationOutcome(run.path))
+
+
 def header(
     command: str, settings: dict[str, Any], policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Any]:
@@ -213,11 +231,6 @@ def header(
     prompts = {name: entry["prompt"] for name, entry in settings["benchmark"].items() if "prompt" in entry}
     said = {"command": command, "model": settings["model"]["name"], "chat": chat(settings, policy, tokenizer)}
     return {**said, "prompts": prompts}
-
-
-def show(evaluation: dict[str, Any]) -> None:
-    """Print an evaluation as a table."""
-    Console().print(table(evaluation))
 
 
 def _taken(kind: type, settings: dict[str, Any]) -> Any:

@@ -182,17 +182,6 @@ def auroc(confidence: ArrayLike, correct: ArrayLike, weight: ArrayLike | None = 
     return ratio((right * below).sum(-1), right.sum(-1) * wrong.sum(-1))
 
 
-def risk_coverage(confidence: ArrayLike, correct: ArrayLike) -> tuple[Array, Array]:
-    """(coverage, risk) at each of the L different confidences, from the highest threshold to the lowest.
-
-    Coverage is the share of predictions at or above the threshold, risk the share of errors among them.
-    """
-    confidence, correct, weight = _checked(confidence, correct, None)
-    _, mass, wrong = _levels(confidence, weight, 1 - correct)
-    answered = mass[::-1].cumsum()
-    return answered / len(confidence), wrong[::-1].cumsum() / answered
-
-
 def aurc(confidence: ArrayLike, correct: ArrayLike, weight: ArrayLike | None = None) -> Array:
     """Area under the risk-coverage curve: the mean over i of the share of errors among the i most confident.
 

@@ -158,16 +158,14 @@ def _choices(group: str) -> list[str]:
 
 def _keys(verb: str, choices: list[str]) -> list[str]:
     """Every dotted key of the verb's configuration with these group choices."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
+    from hydra import compose
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
 
-    from carerft.config.application import config_directory
+    from carerft.config.application import composing
     from carerft.config.identity import flatten
 
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(config_directory()), version_base="1.3"):
+    with composing():
         try:
             composed = compose(verb, choices)
         except HydraException:

@@ -43,27 +43,14 @@ def evaluate_model(settings: dict[str, Any], run: RunDirectory) -> None:
     """The evaluation itself, in an opened directory. settings: resolved and checked."""
     from carerft import build
     from carerft.config.schema import Model
-    from carerft.evaluation import evaluate
     from carerft.model import choose_device, load_model
-    from carerft.trackers.outcome import EvaluationOutcome
 
     # An engine has weights of its own: the device is then left to it.
     device = "cpu" if settings["rollout"]["name"] == "vllm" else settings["device"]
     model, tokenizer = load_model(Model(**settings["model"]), choose_device(device))
     with build.rollout_worker(settings, model, tokenizer) as worker, build.trackers(settings, run) as trackers:
-        worker.sync(model)
-        evaluation = evaluate(
-            worker,
-            tokenizer,
-            build.benchmarks(settings, model, tokenizer),
-            build.protocol(settings),
-            run.path,
-            build.context(settings, model),
-            build.header("evaluate", settings, model, tokenizer),
-            build.console(),
-        )
-        build.show(evaluation)
-        trackers.show(EvaluationOutcome(run.path))
+        benchmarks = build.benchmarks(settings, model, tokenizer)
+        build.measure(settings, run, worker, model, tokenizer, benchmarks, trackers)
 
 
 if __name__ == "__main__":

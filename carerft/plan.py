@@ -12,8 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from carerft.errors import ConfigError
+from carerft.experiment.arguments import request
 from carerft.experiment.cells import Cell, cells
-from carerft.experiment.folders import experiment, experiments
+from carerft.experiment.folders import experiments
 from carerft.planning.assumptions import GIB, Hardware, assumptions, hardware
 from carerft.planning.estimate import Estimator, Machine, calibrated, machine, wall
 from carerft.planning.job import job
@@ -56,30 +57,19 @@ def main() -> int:
         kinds = ", ".join(assumptions([])["hardware"])
         print(USAGE.format(experiments=", ".join(experiments()), kinds=kinds))
         return 0
-    own = {
-        key: [a.removeprefix(key) for a in arguments if a.startswith(key)] for key in ("hardware=", "price=", "jobs=")
-    }
-    names = [a for a in arguments if "=" not in a and not a.startswith("-")]
-    rest = [a for a in arguments if "=" in a and not a.startswith((*own, "--"))]
-    stated = assumptions([a for a in rest if a.startswith(OURS)])
-    overrides = [a for a in rest if not a.startswith(OURS)]
-    if unknown := [a for a in arguments if a.startswith("-")]:
-        raise ConfigError(f"there is no option {unknown[0]}", "`carerft plan --help` lists them")
-    if len(names) != 1:
-        raise ConfigError(f"{len(names)} experiments were named", "name one, as in: carerft plan table1")
-    found = experiment(names[0])
-    if not any(text.startswith("model=") for text in overrides):
-        overrides = ["model=tiny", *overrides]
+    asked = request("plan", arguments, keys=("hardware", "price"))
+    stated = assumptions([text for text in asked.overrides if text.startswith(OURS)])
+    overrides = [text for text in asked.overrides if not text.startswith(OURS)]
     usual = "this" if "model=tiny" in overrides else "h100"
-    devices = hardware((own["hardware="] or [usual])[-1], stated)
-    price, side = _number(own["price="], "price", devices.price), _number(own["jobs="], "jobs", 0)
+    devices = hardware(asked.own.get("hardware", usual), stated)
+    price = _price(asked.own["price"]) if "price" in asked.own else devices.price
     console = Console()
-    with Console(stderr=True).status(f"composing the runs of {found.name}"):
-        planned = cells(found, overrides, here=devices.here)
+    with Console(stderr=True).status(f"composing the runs of {asked.experiment.name}"):
+        planned = cells(asked.experiment, overrides, here=devices.here)
     shape = shape_of(planned[0].config["model"]["path"], stated["models"])
-    used = _machine(planned, devices, int(side) or None, stated)
+    used = _machine(planned, devices, asked.jobs, stated)
     estimator, source = _estimator(planned, used, shape, stated)
-    title = f"{found.name}: {len(planned)} runs of {planned[0].config['model']['name']} on {devices.title}"
+    title = f"{asked.experiment.name}: {len(planned)} runs of {planned[0].config['model']['name']} on {devices.title}"
     console.print(Text(title, style="bold"))
     fits = show_memory(planned, estimator, console)
     show_time(planned, estimator, price, fits, console)
@@ -88,13 +78,13 @@ def main() -> int:
     return int(not fits)
 
 
-def _number(given: Sequence[str], key: str, usual: float) -> float:
+def _price(given: str) -> float:
     try:
-        value = float(given[-1]) if given else usual
+        value = float(given)
     except ValueError:
         value = -1.0
-    if value < 0 or (key == "jobs" and value != int(value)):
-        raise ConfigError(f"{key}={given[-1]}: must be a number of at least 0", f"for example: {key}=2")
+    if value < 0:
+        raise ConfigError(f"price={given}: must be a number of at least 0", "for example: price=2")
     return value
 
 

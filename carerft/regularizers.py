@@ -27,14 +27,6 @@ def log_mixture(log_pi: Tensor, log_ref: Tensor, alpha: float) -> Tensor:
     return torch.logaddexp(log_pi + math.log(alpha), log_ref + math.log1p(-alpha))
 
 
-def skew_reverse_kl(log_pi: Tensor, log_ref: Tensor, alpha: float) -> Tensor:
-    """KL(pi || alpha pi + (1 - alpha) ref), CARE-RFT's equation; alpha = 0 is reverse KL.
-
-    log_pi, log_ref: (..., V) normalised log-probabilities. Returns (...), between 0 and log(1/alpha).
-    """
-    return expectation(log_pi, log_pi - log_mixture(log_pi, log_ref, alpha)).sum(-1)
-
-
 def expectation(log_p: Tensor, value: Tensor) -> Tensor:
     """p * value, elementwise; an action of probability 0 contributes 0, although its value is then -inf or NaN."""
     return log_p.exp() * torch.nan_to_num(value, nan=0.0, posinf=math.inf, neginf=0.0)
@@ -188,6 +180,14 @@ class SkewReverseKL(Regularizer):
 
     def generator(self, log_pi: Tensor, log_ref: Tensor) -> Tensor:
         return sampled_estimate(self.log_target(log_pi, log_ref) - log_pi, "k3")
+
+
+def skew_reverse_kl(log_pi: Tensor, log_ref: Tensor, alpha: float) -> Tensor:
+    """KL(pi || alpha pi + (1 - alpha) ref), CARE-RFT's equation; alpha = 0 is reverse KL.
+
+    log_pi, log_ref: (..., V) normalised log-probabilities. Returns (...), between 0 and log(1/alpha).
+    """
+    return SkewReverseKL(alpha=alpha).divergence(log_pi, log_ref)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 import math
 
+SCHEDULES = ("constant", "linear", "cosine")
+
 
 def scheduled(schedule: str, start: float, end: float | None, progress: float) -> float:
     """The number at `progress` (0 at the first step, 1 at the last) on its way from start to end.

@@ -110,17 +110,3 @@ def bootstrap(
     """
     values = np.asarray(values, float)
     return interval(statistic(values, resample(len(values), resamples, seed)), level)
-
-
-def paired_difference(
-    a: ArrayLike, b: ArrayLike, resamples: int = 1000, level: float = 0.95, seed: int = 0
-) -> Interval:
-    """The mean of a - b over the same n questions, with its bootstrap interval.
-
-    a, b: (n,), question by question. Pairing takes the difficulty of the questions, which the two share, out of the
-    interval. A question that is NaN in either is left out. Raises ValueError where the lengths differ.
-    """
-    a, b = np.asarray(a, float), np.asarray(b, float)
-    if a.shape != b.shape:
-        raise ValueError(f"paired differences need the same questions: {a.shape} and {b.shape}")
-    return bootstrap(a - b, resamples=resamples, level=level, seed=seed)

@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from carerft.errors import ConfigError
+from carerft.experiment.arguments import request
 from carerft.experiment.cells import Cell, cells
-from carerft.experiment.folders import Experiment, experiment, experiments
+from carerft.experiment.folders import Experiment, experiments
 from carerft.experiment.workers import OPEN, failure, last_step, run
 from carerft.report.text import duration, visible
 from carerft.run_directory import read_manifest
@@ -49,21 +49,13 @@ def main() -> int:
     if not arguments or {"-h", "--help"} & set(arguments):
         print(USAGE.format(experiments=_listing()))
         return 0
-    dry = "--dry-run" in arguments
-    names = [a for a in arguments if "=" not in a and not a.startswith("-")]
-    overrides = [a for a in arguments if "=" in a and not a.startswith("jobs=")]
-    workers = _workers([a for a in arguments if a.startswith("jobs=")], overrides)
-    if unknown := [a for a in arguments if a.startswith("-") and a != "--dry-run"]:
-        raise ConfigError(f"there is no option {unknown[0]}", "`carerft sweep --help` lists them")
-    if len(names) != 1:
-        raise ConfigError(f"{len(names)} experiments were named", "name one, as in: carerft sweep table1")
-    found = experiment(names[0])
-    if not any(text.startswith("model=") for text in overrides):
-        overrides = ["model=tiny", *overrides]
+    asked = request("sweep", arguments, flags=("--dry-run",))
+    found, overrides = asked.experiment, asked.overrides
     console = Console(stderr=True)
+    dry = "--dry-run" in arguments
     with console.status(f"composing the runs of {found.name}"):
         planned = cells(found, overrides, here=not dry)  # a list can be had where nothing is installed
-    workers = min(workers, len(planned))
+    workers = min(asked.jobs or _workers(overrides), len(planned))
     if dry:
         show(planned, workers, Console())
         return 0
@@ -84,12 +76,8 @@ def _listing() -> str:
     return "\n".join(f"  {name:<14}{text}" for name, text in first.items())
 
 
-def _workers(given: Sequence[str], overrides: Sequence[str]) -> int:
-    if given:
-        number = given[-1].removeprefix("jobs=")
-        if not number.isdigit() or int(number) < 1:
-            raise ConfigError(f"jobs={number}: must be a number of at least 1", "for example: jobs=2")
-        return int(number)
+def _workers(overrides: Sequence[str]) -> int:
+    """How many runs go side by side where `jobs` doesn't say."""
     if any(text.startswith("hydra/launcher=") for text in overrides):
         return 1
     gpu = shutil.which("nvidia-smi") and subprocess.run(["nvidia-smi", "-L"], capture_output=True).returncode == 0
@@ -107,18 +95,18 @@ def commands(experiment: Experiment, planned: Sequence[Cell], overrides: Sequenc
 def show(planned: Sequence[Cell], workers: int, console: Console) -> None:
     """Print where each run stands, and how long the rest may take, judging by those that are done."""
     table = Table(Column("run", overflow="fold"), "status", "step", "took")
-    took, left = [], 0
+    took, left, done = [], 0, 0
     for cell in planned:
         status = cell.status()
         seconds = (read_manifest(cell.directory) or {}).get("seconds") if status == "done" else None
         if seconds and cell.command == "train":
             took.append(seconds)
         left += status in OPEN
+        done += status == "done"
         step = last_step(cell.directory) if status not in ("done", "missing") else None
         shared = " (shared)" if cell.directory.is_symlink() else ""
         table.add_row(Text(cell.title), status + shared, str(step or ""), duration(seconds) if seconds else "")
     console.print(table)
-    done = sum(cell.status() == "done" for cell in planned)
     console.print(f"{done} of {len(planned)} runs are done, {left} are left", highlight=False)
     if left and took:
         guess = left * sum(took) / len(took) / workers

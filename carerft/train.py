@@ -89,12 +89,10 @@ def train(settings: dict[str, Any], run: RunDirectory, leader: "Leader | None" =
     """The run itself, in an opened directory. settings: resolved and checked. leader: of several processes."""
     from carerft import build
     from carerft.adapters import export_adapter
-    from carerft.evaluation import evaluate
     from carerft.interruption import Interruption
     from carerft.lookahead import Lookahead
     from carerft.model import export
     from carerft.prompts import show_prompt
-    from carerft.trackers.outcome import EvaluationOutcome
     from carerft.trainer import Trainer
 
     if leader:
@@ -126,19 +124,7 @@ def train(settings: dict[str, Any], run: RunDirectory, leader: "Leader | None" =
             if settings["model"]["adapter"]:
                 export_adapter(policy, run.path / "adapter", learner.adapter())
             if benchmarks:
-                worker.sync(policy)  # an engine of its own still has the weights of the last batch
-                evaluation = evaluate(
-                    worker,
-                    tokenizer,
-                    benchmarks,
-                    build.protocol(settings),
-                    run.path,
-                    build.context(settings, policy),
-                    build.header("train", settings, policy, tokenizer),
-                    build.console(),
-                )
-                build.show(evaluation)
-                trackers.show(EvaluationOutcome(run.path))
+                build.measure(settings, run, worker, policy, tokenizer, benchmarks, trackers)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ from carerft.calibration import (
     ece_floor_stated,
     negative_log_likelihood,
     reliability,
-    risk_coverage,
     smooth_ece,
 )
 from carerft.statistics import UNPARSABLE, distinct
@@ -171,12 +170,6 @@ def test_auroc_by_hand_and_by_scikit_learn():
     confidence, correct = continuous(500)
     for c in (confidence, np.round(confidence, 1)):
         assert auroc(c, correct) == pytest.approx(roc_auc_score(correct, c))
-
-
-def test_risk_coverage_by_hand():
-    coverage, risk = risk_coverage(CONFIDENCE, CORRECT)
-    assert coverage.tolist() == pytest.approx([1 / 6, 4 / 6, 1])
-    assert risk.tolist() == pytest.approx([0, 1 / 4, 2 / 6])
 
 
 def test_aurc_without_ties_by_hand():

@@ -7,20 +7,19 @@ import sys
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from hydra.utils import instantiate
 
 from carerft import cli
-from carerft.config.application import config_directory, plain, register
-from carerft.config.checks import ESTIMATORS, ESTIMATORS_OF, check_evaluate, check_model_directory, check_train
+from carerft.config.application import composing, config_directory, plain
+from carerft.config.checks import check_evaluate, check_model_directory, check_train
 from carerft.config.identity import config_hash, differences
+from carerft.config.method_checks import ESTIMATORS, ESTIMATORS_OF
 from carerft.errors import CareError, ConfigError
-
-register()
 
 
 def composed(*overrides: str, verb: str = "train") -> dict:
-    with initialize_config_dir(str(config_directory()), version_base="1.3"):
+    with composing():
         return plain(compose(verb, list(overrides)))
 
 

@@ -3,6 +3,7 @@
 vLLM's engine is real, on this CPU. Where vllm isn't installed its cases are skipped, and say so.
 """
 
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -242,6 +243,31 @@ def test_a_sync_that_does_not_arrive_is_an_error(policy, directory, monkeypatch)
                 worker.sync(changed)
     finally:
         worker.close()
+
+
+@needs_vllm
+def test_a_sync_never_holds_more_weights_than_a_layer_has(policy, directory):
+    """Whole ones, gathered from several processes or merged with an adapter, would be a second model on the device."""
+    from carerft.rollout.engine import Engine
+
+    given: list[weakref.ref] = []
+    held: list[int] = []
+
+    def whole():
+        for name, tensor in policy.state_dict().items():
+            held.append(sum(ref() is not None for ref in given))
+            copy = tensor.clone()
+            given.append(weakref.ref(copy))
+            yield name, copy
+
+    engine = Engine(options(directory))
+    try:
+        engine.load(whole())
+        assert len(given) == len(policy.state_dict())
+        # q, k and v are one layer of the engine's, with a weight and a bias each
+        assert max(held) <= 6 < len(given)
+    finally:
+        engine.close()
 
 
 @needs_vllm

@@ -12,7 +12,6 @@ from carerft.statistics import (
     interval,
     majority,
     mean,
-    paired_difference,
     pass_at_k,
     ratio,
     resample,
@@ -105,12 +104,3 @@ def test_interval_is_the_percentiles_of_the_defined_resamples():
     assert interval(replicates, level=0.9) == pytest.approx((7, 5, 95))
     assert all(np.isnan(interval(np.array([np.nan, 1.0, 2.0]))))
     assert interval(np.array([3.0, np.nan]))[0] == 3.0
-
-
-def test_pairing_takes_the_difficulty_of_questions_out_of_the_interval():
-    # Scores differ wildly between questions, but b is worse by 0.1 on every one: the paired interval has no width.
-    hard = np.linspace(0, 1, 50)
-    assert paired_difference(hard, hard - 0.1) == pytest.approx((0.1, 0.1, 0.1))
-    assert paired_difference([1.0, np.nan, 0.0], [0.5, 1.0, 0.5]).value == pytest.approx(0.0)  # second one left out
-    with pytest.raises(ValueError, match="same questions"):
-        paired_difference([1.0], [1.0, 2.0])

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from carerft import cli
+from carerft.config.application import composing
 from carerft.errors import ConfigError, DataError
 from carerft.experiment import paper as papers
+from carerft.experiment.arguments import Request, request
 from carerft.experiment.cells import cells, jobs
 from carerft.experiment.folders import Experiment, experiment, experiments
 from carerft.experiment.paper import paper
@@ -44,9 +46,7 @@ def test_every_experiment_file_runs_for_two_steps(sweep: str, tmp_path: Path, mo
 
 
 def jobs_of(sweep: str, *overrides: str) -> list[list[str]]:
-    from carerft.experiment.cells import _composing
-
-    with _composing():
+    with composing():
         return jobs(sweep, list(overrides))
 
 
@@ -84,6 +84,28 @@ def test_an_axis_of_one_sweep_is_not_asked_of_another():
     found = cells(experiment("table3"), ["model=tiny", "seed=0", "regularizer.alpha=0.9"])
     trained = [cell.config["regularizer"] for cell in found if cell.command == "train"]
     assert [(entry["name"], entry.get("alpha")) for entry in trained] == [("srkl", 0.9), ("none", None)]
+
+
+def test_what_the_verbs_of_experiments_are_asked():
+    asked = request("plan", ["jobs=1", "figure2", "seed=0", "price=2", "jobs=3"], keys=("price",))
+    assert asked == Request(experiment("figure2"), ["model=tiny", "seed=0"], {"price": "2"}, jobs=3)
+    asked = request("sweep", ["--dry-run", "figure2", "model=path", "price=2"], flags=("--dry-run",))
+    assert asked == Request(experiment("figure2"), ["model=path", "price=2"], {}, jobs=None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["figure2", "--dry"], "no option --dry\n.*carerft sweep --help"),
+        (["figure2", "table1"], "2 experiments were named\n.*carerft sweep table1"),
+        (["seed=0"], "0 experiments were named"),
+        (["figure2", "jobs=0"], "jobs=0: must be a number of at least 1\n.*jobs=2"),
+        (["figure2", "jobs=two"], "jobs=two: must be"),
+    ],
+)
+def test_what_they_cannot_be_asked(arguments: list[str], says: str):
+    with pytest.raises(ConfigError, match=says):
+        request("sweep", arguments)
 
 
 def test_an_unknown_experiment_is_named_with_the_nearest():

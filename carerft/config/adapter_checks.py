@@ -3,6 +3,7 @@
 import importlib.util
 from typing import Any
 
+from carerft.config.values import at_least
 from carerft.errors import ConfigError
 
 
@@ -20,8 +21,7 @@ def check_adapter(config: dict[str, Any], here: bool) -> None:
     if adapter != "lora":
         raise ConfigError(f"model.adapter={adapter}: must be lora or null", "write model.adapter=lora")
     for key in ("lora_rank", "lora_alpha"):
-        if model[key] < 1:
-            raise ConfigError(f"model.{key}={model[key]}: must be at least 1", "give a number of 1 or more")
+        at_least(config, f"model.{key}", 1)
     if not targets or not isinstance(targets, str | list):
         raise ConfigError(
             f"model.lora_targets={targets}: there would be nothing to train",

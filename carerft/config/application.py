@@ -1,13 +1,15 @@
 """Makes a function of a config into a Hydra application: where the YAML files are, and the resolvers they use."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 import carerft
@@ -51,6 +53,15 @@ def register() -> None:
     folders.register()
     OmegaConf.register_new_resolver("carerft.timestamp", _timestamp, replace=True)
     OmegaConf.register_new_resolver("carerft.basename", lambda path: os.path.basename(path.rstrip("/")), replace=True)
+
+
+@contextmanager
+def composing() -> Iterator[None]:
+    """Inside it, `hydra.compose` composes from `conf/`, whatever Hydra was at before."""
+    register()
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):
+        yield
 
 
 def application(verb: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:

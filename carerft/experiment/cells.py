@@ -6,18 +6,16 @@ cells. Every base model that they start from is one cell more, an evaluation.
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
-from carerft.config.application import config_directory, plain, register
+from carerft.config.application import composing, plain
 from carerft.config.checks import check_evaluate, check_train
 from carerft.config.identity import flatten
 from carerft.experiment.folders import Experiment
@@ -55,14 +53,6 @@ class Cell:
         return "running" if locked(self.directory) else "stopped"
 
 
-@contextmanager
-def _composing() -> Iterator[None]:
-    register()
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(config_directory()), version_base="1.3"):
-        yield
-
-
 def cells(experiment: Experiment, overrides: Sequence[str], here: bool = True) -> list[Cell]:
     """Every run of an experiment, evaluations of base models first. overrides: as on Hydra's command line.
 
@@ -70,7 +60,7 @@ def cells(experiment: Experiment, overrides: Sequence[str], here: bool = True) -
     Raises ConfigError, or Hydra's own errors, for what is impossible or can't be composed.
     """
     found: list[Cell] = []
-    with _composing():
+    with composing():
         for sweep in experiment.sweeps:
             for job in jobs(sweep, experiment.overrides_of(sweep, overrides)):
                 found.append(_trained(job, here))

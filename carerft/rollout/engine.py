@@ -185,11 +185,16 @@ class Engine:
         return totals
 
     def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Replace the weights in place by these, named as in a checkpoint, and forget what was cached from the old."""
+        """Replace the weights in place by these, named as in a checkpoint, and forget what was cached from the old.
+
+        On one device they are taken one after another, and no more of them are held at once than one layer has.
+        """
         if self.asleep:
             self.llm.wake_up(["weights"])
+        if self.options.tensor_parallel_size > 1:  # to the processes of the other devices they go pickled
+            weights = list(weights)
         with _undisturbed():
-            self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(list(weights))})
+            self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
         if self.asleep:  # only now: weights and cache need not share the memory with what the loading takes
             self.llm.wake_up(["kv_cache"])
             self.asleep = False
