@@ -6,7 +6,7 @@ import os
 import pytest
 from test_config import composed
 
-from carerft.config.engine_checks import check_engine_devices
+from carerft.config.engine_checks import check_engine
 from carerft.errors import CareError, ConfigError
 from carerft.rollout.local_ray import start_ray
 
@@ -48,14 +48,13 @@ def test_an_address_without_a_cluster_is_said_at_once(address: str, monkeypatch:
 
 
 def test_in_a_cluster_the_learner_may_have_its_machines_first_gpu(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("carerft.config.engine_checks._distributed", lambda package: True)  # vLLM for GPUs
     config = composed(*APART, "learner.device=cuda:0")
     with pytest.raises(ConfigError, match=r"learner\.device=cuda:2"):
-        check_engine_devices(config)
+        check_engine(config, here=False)
     monkeypatch.setenv("RAY_ADDRESS", "learner:6379")
-    check_engine_devices(config)
+    check_engine(config, here=False)
     with pytest.raises(ConfigError, match="between the GPUs of one machine"):
-        check_engine_devices(composed(*APART, "rollout.weight_transfer=nccl", "rollout.max_restarts=0"))
+        check_engine(composed(*APART, "rollout.weight_transfer=nccl", "rollout.max_restarts=0"), here=False)
     monkeypatch.setenv("RAY_ADDRESS", "")
     with pytest.raises(ConfigError, match=r"learner\.device=cuda:2"):
-        check_engine_devices(config)
+        check_engine(config, here=False)
