@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from engines import needs_vllm
+from test_resume import ENVIRONMENT
 from test_train import read_lines
 
 SAMPLES, QUESTIONS = 2, 150
@@ -24,7 +25,7 @@ def start(directory: Path, backend: str) -> subprocess.Popen:
     ]  # fmt: skip
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        env=ENVIRONMENT,  # from before W&B's service was started here, which would hold on to a killed process's run
     )  # fmt: skip
 
 
