@@ -10,7 +10,7 @@ import re
 import sys
 
 from carerft import __version__
-from carerft.errors import CareError
+from carerft.errors import CareError, ConfigError
 from carerft.launching import quiet
 
 VERBS = {
@@ -68,6 +68,8 @@ def run(verb: str, arguments: list[str]) -> int:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
+        if {"-m", "--multirun"} & set(arguments) and {"-c", "--cfg"} & set(arguments):
+            raise ConfigError("-m and --cfg together", "a multirun is many configurations: write --cfg without -m")
         overrides = [*shorthands(verb, arguments), *(quiet() if verb == "train" else [])]
         # Completion is installed for the command, everything else is said of the verb.
         sys.argv = ["carerft" if "-sc" in arguments else f"carerft {verb}", *overrides]

@@ -185,6 +185,7 @@ def test_a_method_of_a_users_own_need_not_have_every_key(own: dict):
         (["train", "steps=many"], "could not be converted to Integer"),
         (["train", "regularizer=rkl", "regularizer.alpha=0.5"], "there is no key 'regularizer.alpha'"),
         (["train", "bogus"], "missing EQUAL"),
+        (["train", "-m", "seed=0,1", "--cfg", "job"], "write --cfg without -m"),
         (["trian"], "did you mean train?"),
         (["report", "/nowhere/at/all"], "there is no such directory"),
     ],

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -80,6 +81,7 @@ def frontier(cells: Sequence[Cell], scores: Scores, key: str, x: Column, y: Colu
     quiet(axes)
     across, up = scores[x.benchmark, x.metric], scores[y.benchmark, y.metric]
     place = {cell.label: (across[i], up[i]) for i, cell in enumerate(cells) if across[i] and up[i]}
+    labels: list[tuple[str, float, float]] = []
     bases = [("base model", [(None, cell)]) for cell in cells if cell.family == "base" and cell.label in place]
     for name, members in [*bases, *families(cells, key)]:
         points = [(value, place[cell.label]) for value, cell in members if cell.label in place]
@@ -92,17 +94,27 @@ def frontier(cells: Sequence[Cell], scores: Scores, key: str, x: Column, y: Colu
         axes.plot(xs, ys, style.marker, linestyle=_dash(name), color=style.colour, ms=6.5, mec=PAPER, mew=1,
                   label=greek(name))  # fmt: skip
         if len(points) > 1:
-            for value, (a, b) in points:
-                axes.annotate(f"{value:g}" if isinstance(value, int | float) else str(value), (a.value, b.value),
-                              (4, 4), textcoords="offset points", fontsize=7, color=INK)  # fmt: skip
+            labels += [(f"{v:g}" if isinstance(v, int | float) else str(v), a.value, b.value) for v, (a, b) in points]
     axes.margins(0.12)
     axes.set_xlabel(f"{x.group}{'  (lower is better)' if x.direction < 0 else ''}  →")
     axes.set_title(f"{y.group} {'(lower is better)' if y.direction < 0 else ''}".strip())
     for column, turn in ((x, axes.invert_xaxis), (y, axes.invert_yaxis)):
         if column.direction < 0:
             turn()
+    _annotate(axes, labels)
     legend(figure, axes)
     return figure
+
+
+def _annotate(axes: Axes, labels: Sequence[tuple[str, float, float]]) -> None:
+    """Write labels beside their points, where none is written yet: of a crowd of points, the first's."""
+    axes.autoscale_view()
+    written: list[tuple[float, float]] = []  # in points of 1/72 inch
+    for text, x, y in labels:
+        here = axes.transData.transform((x, y)) * 72 / axes.figure.dpi
+        if all(abs(here[0] - a) > 22 or abs(here[1] - b) > 9 for a, b in written):
+            axes.annotate(text, (x, y), (4, 4), textcoords="offset points", fontsize=7, color=INK)
+            written.append((here[0], here[1]))
 
 
 def _dash(name: str) -> object:
