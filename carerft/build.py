@@ -28,6 +28,7 @@ from carerft.rollout.engine import EngineOptions
 from carerft.rollout.transformers import TransformersWorker
 from carerft.run_directory import RunDirectory
 from carerft.score_table import table
+from carerft.sharding import spread
 from carerft.tasks import Task
 from carerft.trackers import MetricsFile, ProgressTracker, Trackers
 from carerft.trackers.choice import named_tracker
@@ -102,7 +103,7 @@ class Parts:
     policy: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     algorithm: Algorithm
-    worker: RolloutWorker
+    worker: RolloutWorker | None
     learner: Learner
 
 
@@ -111,8 +112,10 @@ def parts(settings: dict[str, Any], mesh: DeviceMesh | None) -> Iterator[Parts]:
     """A run's model, worker and learner, for the length of a `with` block. mesh: its processes, if several."""
     set_seed(settings["seed"])
     algorithm, regularizer = method(settings)  # before the model: it may refuse what it is given
-    # Of several processes, none need have room on its device for the whole: sharding takes it there in parts.
-    device = choose_device(settings["learner"]["device"] if mesh is None else "cpu")
+    if mesh is None:
+        device = choose_device(settings["learner"]["device"])
+    else:  # none need have room on its device for the whole: sharding takes it there, from the first, in parts
+        device = torch.device("cpu" if mesh.get_rank() == 0 else "meta")
     policy, tokenizer = load_model(Model(**settings["model"]), device)
     with rollout_worker(settings, policy, tokenizer, mesh) as worker:
         learns = learner(settings, policy, algorithm, regularizer, mesh)
@@ -149,19 +152,25 @@ def rollout_worker(
     policy: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     mesh: DeviceMesh | None = None,
-) -> AbstractContextManager[RolloutWorker]:
+) -> AbstractContextManager[RolloutWorker | None]:
     """The engine that `rollout` names, started, for the length of a `with` block: it is then kept for the next run of
     this process, or ended if the block failed. It samples from the policy's weights only after a `sync`.
 
-    mesh: processes that will share the policy's weights. Each then samples from a whole copy.
+    mesh: processes that will share the policy's weights. Each then samples from a whole copy on its own device, but
+    dedicated engines are all the first one's: None in the others.
     """
     chosen, precision = settings["rollout"], settings.get("learner", settings)["precision"]
     ends = eos_token_ids(policy, tokenizer, chat(settings, policy, tokenizer))
     if chosen["name"] == "vllm":
+        if chosen["placement"] == "dedicated" and mesh is not None and mesh.get_rank() > 0:
+            return nullcontext()  # the first process's engines are all that there are
         return _vllm_worker(settings, precision, ends, context(settings, policy))
+    if mesh is not None:
+        policy = copy.deepcopy(policy).requires_grad_(False)
+        spread(policy, mesh)
     return nullcontext(
         TransformersWorker(
-            policy if mesh is None else copy.deepcopy(policy).to(mesh.device_type).requires_grad_(False),
+            policy,
             eos_token_ids=ends,
             pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0],
             batch_size=chosen["batch_size"],

@@ -106,14 +106,15 @@ def check_processes(config: dict[str, Any], multirun: bool) -> None:
         raise ConfigError(
             "several runs (-m) under torchrun", f"write learner.processes={count} without torchrun: it starts each run"
         )
-    if rollout.get("placement") == "dedicated":
+    if rollout.get("weight_transfer") == "nccl":
         raise ConfigError(
-            f"rollout.placement=dedicated with {count} processes of the learner: engines of their own take their "
-            "weights from one process",
-            "write rollout.placement=colocated (an engine in each process), or learner.processes=1",
+            f"rollout.weight_transfer=nccl with {count} processes of the learner: it is from one process",
+            "write rollout.weight_transfer=reload, or learner.processes=1",
         )
-    if chosen["device"] not in ("auto", "cpu", "cuda"):
+    kind, _, index = chosen["device"].partition(":")
+    if kind not in ("auto", "cpu", "cuda") or (index and rollout.get("placement") != "dedicated"):
         raise ConfigError(
-            f"learner.device={chosen['device']} with {count} processes of the learner: each has a GPU of its own",
+            f"learner.device={chosen['device']} with {count} processes of the learner: each has a GPU of its own, from "
+            "the first on",
             "write learner.device=auto, and choose GPUs by CUDA_VISIBLE_DEVICES",
         )

@@ -3,12 +3,20 @@
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as hf_logging
 
 from carerft.config.schema import Model
@@ -31,8 +39,8 @@ def model_path(model: Model) -> str:
 def load_model(model: Model, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model in float32 on its device, in evaluation mode, and its tokenizer.
 
-    Code that comes with a model is never run. Raises CareError where the model can't be had, wants to run its own
-    code, or has no tokenizer.
+    On the meta device it has no weights, and takes no memory. Code that comes with a model is never run. Raises
+    CareError where the model can't be had, wants to run its own code, or has no tokenizer.
     """
     path = model_path(model)
     hf_logging.set_verbosity_error()  # what matters is checked here, and said as errors
@@ -44,13 +52,23 @@ def load_model(model: Model, device: torch.device) -> tuple[PreTrainedModel, Pre
     except Exception as error:
         raise _unloadable(path, "tokenizer", error) from error
     try:
-        policy = AutoModelForCausalLM.from_pretrained(
-            path, dtype=torch.float32, attn_implementation=model.attention, **kwargs
-        )
+        how = {"dtype": torch.float32, "attn_implementation": model.attention, **kwargs}
+        policy = _outline(path, how) if device.type == "meta" else AutoModelForCausalLM.from_pretrained(path, **how)
     except Exception as error:
         raise _unloadable(path, "model", error) from error
     _check_head(policy, path)
     return policy.to(device).eval(), tokenizer
+
+
+def _outline(path: str, how: dict[str, Any]) -> PreTrainedModel:
+    """The model on the meta device. how: as `from_pretrained` takes it."""
+    revision, code = how.pop("revision"), how["trust_remote_code"]
+    config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=code)
+    with torch.device("meta"):
+        policy = AutoModelForCausalLM.from_config(config, **how)
+    with suppress(OSError):  # not every model has one
+        policy.generation_config = GenerationConfig.from_pretrained(path, revision=revision)
+    return policy
 
 
 def _unloadable(path: str, part: str, error: Exception) -> CareError:

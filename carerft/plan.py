@@ -3,6 +3,7 @@
 Left out: how it is computed (`carerft.planning`). Nothing is downloaded, and no model is needed but a local one.
 """
 
+import math
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -83,7 +84,7 @@ def _price(given: str) -> float:
         value = float(given)
     except ValueError:
         value = -1.0
-    if value < 0:
+    if not 0 <= value < math.inf:
         raise ConfigError(f"price={given}: must be a number of at least 0", "for example: price=2")
     return value
 
@@ -124,8 +125,13 @@ def _estimator(planned: Sequence[Cell], used: Machine, shape: Shape, stated: dic
 def show_memory(planned: Sequence[Cell], estimator: Estimator, console: Console) -> bool:
     """Print the memory of the run that needs most, and what helps where it is too much. Returns whether it fits."""
     needs = [(estimator.memory(cell.config), cell) for cell in planned]
-    found, cell = max(needs, key=lambda pair: (any(m.wanting for m in pair[0]), max(m.peak / m.limit for m in pair[0])))
-    console.print(Text(f"memory of one device, GiB, of {_kind(cell)}"))
+
+    def most(pair: tuple[list[Memory], Cell]) -> tuple[bool, float, int]:
+        found, _ = pair
+        return any(one.wanting for one in found), max(one.peak / one.limit for one in found), len(found)
+
+    found, cell = max(needs, key=most)
+    console.print(Text(f"memory of one device, GiB, of {_kinds(planned)[cell.title]}"))
     table = Table()
     columns = [(one, phase) for one in found for phase in one.phases]
     table.add_column("component")
@@ -176,17 +182,17 @@ def show_time(planned: Sequence[Cell], estimator: Estimator, price: float, fits:
     for column in ("runs", "rollouts\na batch", "learning\na step", "training", "evaluation,\nthe rest", "together"):
         table.add_column(column, justify="right", no_wrap=True)
     took: list[float] = []
+    names = _kinds(planned)
     kinds: dict[str, tuple[int, Seconds]] = {}
     for cell in planned:
         found = estimator.seconds(cell.config)
-        kind = _kind(cell)
+        kind = names[cell.title]
         kinds[kind] = kinds.get(kind, (0, found))[0] + 1, found
         took.append(found.total)
     for kind, (runs, found) in kinds.items():
-        stages = (
-            [_short(found.sampling), _short(found.learning), duration(found.training)] if found.steps else ["", "", ""]
-        )
-        table.add_row(Text(kind), str(runs), *stages, duration(found.rest), duration(found.total))
+        training = (found.sampling, found.learning, found.training)
+        stages = [_short(seconds) if found.steps else "" for seconds in training]
+        table.add_row(Text(kind), str(runs), *stages, _short(found.rest), _short(found.total))
     console.print(table)
     machine, places = estimator.machine, {estimator.machine.side: "side by side"}
     if machine.side > 1 and machine.hardware.kind != "cpu":
@@ -230,18 +236,32 @@ def _notes(planned: Sequence[Cell], estimator: Estimator, price: float) -> list[
     return notes
 
 
-def _kind(cell: Cell) -> str:
-    """What distinguishes it from the experiment's other runs, but for the seed."""
-    parts = cell.title.rpartition("/")[0].split(",")
-    return ",".join(part for part in parts if not part.startswith("model=")) or cell.title
+def _kinds(planned: Sequence[Cell]) -> dict[str, str]:
+    """For each title, what distinguishes its run from the experiment's others, but for the seed; in short."""
+    parts = {cell.title: cell.title.rpartition("/")[0].replace("\\", "").split(",") for cell in planned}
+    shared = set.intersection(*(set(parts[cell.title]) for cell in planned if cell.command == "train"))
+    return {
+        title: "base model" if "base" in given else " ".join(_brief(sorted(set(given) - shared))) or "training"
+        for title, given in parts.items()
+    }
+
+
+def _brief(overrides: Sequence[str]) -> list[str]:
+    """The choices of groups, then settings by the last part of their names."""
+    pairs = [text.partition("=")[::2] for text in overrides]
+    settings = [f"{key.rpartition('.')[2]}={value}" for key, value in pairs if "." in key]
+    return [value for key, value in pairs if "." not in key] + settings
 
 
 def _gib(value: float | None) -> str:
     return "" if value is None else f"{value / GIB:,.3f}" if value < GIB else f"{value / GIB:,.1f}"
 
 
-def _short(value: float) -> str:
-    return f"{value:.2f} s" if value < 10 else duration(value)
+def _short(seconds: float) -> str:
+    """In few letters, for a table: the exact sum stands below it."""
+    if seconds < 100:
+        return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from carerft.errors import CareError
 from carerft.learner import Learner
 from carerft.rollout import Rollouts, RolloutWorker, Sampling
+from carerft.rollout.dedicated import DedicatedWorker
+from carerft.rollout.proof import teacher_forced, vocabulary_of
 from carerft.rollout.requests import check_context
 
 Action = Callable[..., Any]
@@ -31,11 +34,13 @@ BEGIN = "begin"
 def joined(device: torch.device, timeout_s: float) -> Iterator[DeviceMesh]:
     """The processes that torchrun has started, each with a device of its own, for the length of a `with` block.
 
-    timeout_s: how long one waits for another before it fails.
+    device: of this machine's first; the others have those behind it. timeout_s: how long one waits for another before
+    it fails.
     """
     cuda = device.type == "cuda"
     if cuda:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device((device.index or 0) + int(os.environ["LOCAL_RANK"]))
+        torch.cuda.init()  # the mesh would choose another device, if none were in use
     patience = timedelta(seconds=timeout_s)
     store, rank, size = next(dist.rendezvous("env://", timeout=patience))
     if os.environ["LOCAL_WORLD_SIZE"] == os.environ["WORLD_SIZE"]:
@@ -50,15 +55,16 @@ def joined(device: torch.device, timeout_s: float) -> Iterator[DeviceMesh]:
         dist.destroy_process_group()
 
 
-def actions(worker: RolloutWorker, learner: Learner) -> dict[str, Action]:
-    """What the processes do together, each with a worker and a learner of its own."""
-    return {
-        "sample": lambda prompts, *how: worker.sample(prompts, *how) if prompts else None,
-        "log_likelihood": lambda prompts, *rest: worker.log_likelihood(prompts, *rest) if prompts else [],
-        "sync": lambda: worker.sync(learner.policy),
-        "sleep": worker.sleep,
-        **{name: getattr(learner, name) for name in LedLearner.TOGETHER},
-    }
+def actions(worker: RolloutWorker | None, learner: Learner) -> dict[str, Action]:
+    """What the processes do together, each with a learner of its own, and a worker where not only the first has one."""
+    known = {name: getattr(learner, name) for name in LedLearner.TOGETHER}
+    known["teacher_forced"] = partial(teacher_forced, learner.policy, dtype=learner.optimization.precision)
+    if worker is not None:
+        known["sample"] = lambda prompts, *how: worker.sample(prompts, *how) if prompts else None
+        known["log_likelihood"] = lambda prompts, *rest: worker.log_likelihood(prompts, *rest) if prompts else []
+        known["sync"] = lambda: worker.sync(learner.policy)
+        known["sleep"] = worker.sleep
+    return known
 
 
 @dataclass
@@ -73,10 +79,15 @@ class Leader:
         """Let the others make what `lead` takes, while this one makes its own."""
         dist.broadcast_object_list([BEGIN])
 
-    def lead(self, worker: RolloutWorker, learner: Learner) -> tuple["LedWorker", "LedLearner"]:
+    def lead(self, worker: RolloutWorker, learner: Learner) -> tuple[RolloutWorker, "LedLearner"]:
         """The worker and the learner of all processes, from this one's."""
         self.actions = actions(worker, learner)
-        return LedWorker(self), LedLearner(self, learner)
+        led = DedicatedToAll(self, worker) if isinstance(worker, DedicatedWorker) else LedWorker(self)
+        return led, LedLearner(self, learner)
+
+    def together(self, action: str, *arguments: Any) -> Any:
+        """Perform an action with the same arguments in each process: the first one's answer. Raises as `ask`."""
+        return self.ask(action, [arguments] * self.mesh.size())[0]
 
     def ask(self, action: str, arguments: Sequence[tuple] | None = None) -> list[Any]:
         """Perform an action, in each process with its own arguments; each one's answer. Raises a CareError of any."""
@@ -147,7 +158,24 @@ class LedLearner:
     def __getattr__(self, name: str) -> Any:
         if name not in self.TOGETHER:
             return getattr(self._own, name)
-        return lambda *arguments: self._leader.ask(name, [arguments] * self._leader.mesh.size())[0]
+        return partial(self._leader.together, name)
+
+
+class DedicatedToAll:
+    """The first process's engines, which sample from the weights that all processes share. Implements `RolloutWorker`.
+
+    Sampling is the first's alone, and may go on in a thread while the processes learn together.
+    """
+
+    def __init__(self, leader: Leader, engines: DedicatedWorker):
+        self._leader, self._engines = leader, engines
+        self.sample, self.log_likelihood = engines.sample, engines.log_likelihood
+        self.sleep, self.close = engines.sleep, engines.close
+
+    def sync(self, policy: torch.nn.Module) -> None:
+        """As the engines'. The weights come together in the first process, on the CPU."""
+        self._engines.load(self._leader.together("weights").items())
+        self._engines.prove(partial(self._leader.together, "teacher_forced"), vocabulary_of(policy))
 
 
 class LedWorker:

@@ -154,7 +154,9 @@ def test_the_learner_holds_sixteen_bytes_a_weight_and_four_while_it_learns():
     held = resident(small_job(), SMALL)
     assert sum(held.values()) == 16 * SMALL.parameters  # weights 4, moments 8, reference 4
     assert sum(resident(small_job(reference=False), SMALL).values()) == 12 * SMALL.parameters
-    assert sum(resident(small_job(processes=4), SMALL).values()) == 4 * SMALL.parameters
+    assert sum(resident(small_job(processes=4, vllm=True), SMALL).values()) == 4 * SMALL.parameters
+    # Our own sampler takes the learner's weights, or, where each process has but a part, a copy of all.
+    assert sum(resident(small_job(processes=4), SMALL).values()) == (4 + 4) * SMALL.parameters
     (learner,) = memory(small_job(), SMALL, device())
     assert learner.phases["learning"]["gradients, float32"] == 4 * SMALL.parameters
     copies = planned_memory.learning(small_job(precision="bfloat16"), SMALL)["weights, bfloat16 copies"]
@@ -197,7 +199,7 @@ def test_with_an_adapter_only_its_weights_have_gradients_and_moments():
     }  # fmt: skip
     assert planned_memory.learning(lora, SMALL)["gradients, float32"] == 4 * 384
     assert planned_memory.head(small_job(), SMALL) - planned_memory.head(lora, SMALL) == 4 * 40  # the head's gradient
-    halves = resident(small_job(rank=3, processes=2), SMALL)
+    halves = resident(small_job(rank=3, processes=2, vllm=True), SMALL)
     assert sum(halves.values()) == 2 * SMALL.parameters + 6 * 384
     only = small_job(rank=3, targets=("q_proj", "v_proj"))
     assert resident(only, SMALL)["adapter, float32"] == 4 * 2 * 3 * (8 + 6)

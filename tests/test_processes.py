@@ -19,6 +19,7 @@ from carerft.algorithms import Algorithm
 from carerft.config.schema import Model
 from carerft.errors import NonFiniteError
 from carerft.learner import Correction, Learner
+from carerft.model import eos_token_ids, load_model
 from carerft.optimization import Optimization
 from carerft.regularizers import NoRegularizer, SkewReverseKL
 from carerft.rollout import Rollouts
@@ -89,6 +90,9 @@ def made(
     # that is nothing but rounding.
     usual = {"learning_rate": 1e-2, "steps": STEPS, "adam_eps": 1e-3, "tokens_per_microbatch": SHAPES[shape][0]}
     model = tiny_model(tied=tied)
+    if mesh is not None and mesh.get_rank():  # only the first has weights to begin with
+        model = model.to("meta")
+        model.tie_weights()
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if lora:
@@ -230,3 +234,16 @@ def test_a_gradient_takes_the_place_of_the_one_before_it(found: list[dict]):
     assert torch.equal(second(None), alone)
     for each in found:
         assert torch.allclose(each[SECOND], alone, rtol=0, atol=8 * EPSILON * float(alone.abs().max()))
+
+
+def test_a_model_without_weights_is_the_same_but_for_them():
+    """What the other processes begin with: all that is decided by a model's files, names, ties and ends."""
+    chosen = Model(name="tiny", path="world")
+    (full, tokenizer), (empty, same) = load_model(chosen, torch.device("cpu")), load_model(chosen, torch.device("meta"))
+    assert all(tensor.is_meta for tensor in [*empty.parameters(), *empty.buffers()])
+    described = [{k: (t.shape, t.dtype) for k, t in model.state_dict().items()} for model in (full, empty)]
+    assert described[0] == described[1] and len(list(full.parameters())) == len(list(empty.parameters()))
+    assert empty.get_output_embeddings().weight is empty.get_input_embeddings().weight  # tied, as its files have it
+    assert empty.config.to_dict() == full.config.to_dict() and not empty.training
+    assert empty.generation_config.to_dict() == full.generation_config.to_dict()
+    assert eos_token_ids(empty, same) == eos_token_ids(full, tokenizer)

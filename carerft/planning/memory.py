@@ -62,15 +62,17 @@ def memory(job: Job, shape: Shape, hardware: Hardware, cores: int = 1) -> list[M
 
 def resident(job: Job, shape: Shape) -> dict[str, float]:
     """What the learner holds all the time: 4 bytes a weight for the float32 master, Adam's two moments, and the
-    reference. Shared out evenly over the learner's processes. With an adapter, moments are of its weights alone, and
-    the reference is the policy without it."""
+    reference. Shared out evenly over the learner's processes; rollout=transformers, which else samples from the
+    learner's weights, then has a copy of all in each. With an adapter, moments are of its weights alone, and the
+    reference is the policy without it."""
     share = 4 * shape.parameters / job.processes
     if not job.steps:  # an evaluation with an engine leaves its own copy of the weights on the CPU
         return {} if job.vllm else {"weights, float32": share}
     adapter = {"adapter, float32": 4 * trained(job, shape) / job.processes} if job.rank else {}
     reference = reference_copy(job, shape) if job.reference and not job.rank else {}
     kept = {name: size / job.processes for name, size in moments(job, shape).items()}
-    return {"weights, float32": share, **adapter, **kept, **reference}
+    copied = {"sampler's weights, float32": 4 * shape.parameters} if job.processes > 1 and not job.vllm else {}
+    return {"weights, float32": share, **adapter, **kept, **reference, **copied}
 
 
 def reference_copy(job: Job, shape: Shape) -> dict[str, float]:
@@ -171,8 +173,8 @@ def head(job: Job, shape: Shape) -> float:
 
 
 def own_sampler(job: Job, shape: Shape) -> dict[str, float]:
-    """Of rollout=transformers, which has the learner's weights: keys and values of the sequences decoded together, in
-    the room that is made for them, three float32 arrays of their logits, and their cumulative sum in float64."""
+    """Of rollout=transformers: keys and values of the sequences decoded together, in the room that is made for them,
+    three float32 arrays of their logits, and their cumulative sum in float64."""
     rows = min(job.sequences, max(job.prompts * job.group, 64 * job.samples))
     room = max([job.prompt + job.longest, *(b.prompt + b.longest for b in job.benchmarks)])
     cache = rows * max(room, 256) * shape.cache_bytes(WIDTH[job.precision])

@@ -10,20 +10,22 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from carerft.adapters import merged_weights
 from carerft.errors import CareError, EngineError
 from carerft.rollout import Rollouts, Sampling
 from carerft.rollout.engine import Engine, EngineOptions
 from carerft.rollout.local_ray import start_ray
-from carerft.rollout.proof import prove_sync
+from carerft.rollout.proof import prove_sync, teacher_forced, vocabulary_of
 from carerft.rollout.requests import check_context, check_sampling, completion_seeds
 
 log = logging.getLogger(__name__)
@@ -132,25 +134,34 @@ class DedicatedWorker:
 
     def sync(self, policy: torch.nn.Module) -> None:
         """Sample from these weights from now on. Raises CareError where an engine then computes something else."""
-        import ray
-
         if self.options.weight_transfer:
             from carerft.rollout.transfer import Transfer
 
             self._transfer = self._transfer or Transfer(self._ask, len(self.engines), self.options.tensor_parallel_size)
             self._transfer.send(policy)
         else:
-            # As numpy arrays every engine reads the one copy in Ray's store, without unpickling it.
-            self.weights = ray.put({name: t.detach().float().cpu().numpy() for name, t in merged_weights(policy)})
-            self._ask("load", [(self.weights,)] * len(self.engines))
-        if self.verify_sync or not self.proven:
-            for index in range(len(self.engines)):
+            self.load(merged_weights(policy))
+        self.prove(partial(teacher_forced, policy, dtype=self.options.dtype), vocabulary_of(policy))
 
-                def probe(prompts: list[list[int]], sampling: Sampling, seed: int, index: int = index) -> Rollouts:
-                    return self._ask("sample", [(prompts, completion_seeds(prompts, 1, seed), sampling)], [index])[0]
+    def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """The first half of `sync`: give all engines these weights, named as in a checkpoint."""
+        import ray
 
-                prove_sync(probe, policy, self.options.dtype, self.options.context)
-            self.proven = True
+        # As numpy arrays every engine reads the one copy in Ray's store, without unpickling it.
+        self.weights = ray.put({name: tensor.detach().float().cpu().numpy() for name, tensor in weights})
+        self._ask("load", [(self.weights,)] * len(self.engines))
+
+    def prove(self, score: Callable[[Tensor, Tensor], Tensor], vocabulary: int) -> None:
+        """The second half: `prove_sync` of each engine, where that is due."""
+        if self.proven and not self.verify_sync:
+            return
+        for index in range(len(self.engines)):
+
+            def probe(prompts: list[list[int]], sampling: Sampling, seed: int, index: int = index) -> Rollouts:
+                return self._ask("sample", [(prompts, completion_seeds(prompts, 1, seed), sampling)], [index])[0]
+
+            prove_sync(probe, score, vocabulary, self.options.dtype, self.options.context)
+        self.proven = True
 
     def sleep(self) -> None:
         """The engines have memory of their own: there is none to give to the learner."""

@@ -4,8 +4,19 @@ a cluster of several machines that runs already."""
 import logging
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from carerft.errors import CareError
+
+PLACES = ("", "LOCAL_", "GROUP_", "ROLE_")
+TORCHRUN = {
+    *(f"{place}{what}" for place in PLACES for what in ("RANK", "WORLD_SIZE")),
+    "ROLE_NAME",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "OMP_NUM_THREADS",
+}
 
 
 def start_ray(engines: int) -> bool:
@@ -30,15 +41,7 @@ def start_ray(engines: int) -> bool:
                 "give the HOST:PORT that `ray start --head` printed, or unset RAY_ADDRESS for engines on this machine",
             ) from error
         return True
-    inherited = {
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "RAY_worker_niceness": "0",  # an engine is not background work: the learner waits for it
-        "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // engines)),
-    }
-    added = {key: value for key, value in inherited.items() if key not in os.environ}
-    os.environ.update(added)
-    try:
+    with environment_of_engines(engines):
         ray.init(
             address="local",
             num_cpus=engines,
@@ -46,7 +49,24 @@ def start_ray(engines: int) -> bool:
             logging_level=logging.ERROR,
             log_to_driver=False,
         )
-    finally:
-        for key in added:
-            del os.environ[key]
     return True
+
+
+@contextmanager
+def environment_of_engines(engines: int) -> Iterator[None]:
+    """What the processes that Ray starts inherit, for the length of a `with` block: nothing of torchrun's, or an engine
+    would take the learner's group for its own."""
+    before = dict(os.environ)
+    if "TORCHELASTIC_RUN_ID" in before:
+        for key in before:
+            if key.startswith("TORCHELASTIC_") or key in TORCHRUN:
+                del os.environ[key]
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # an engine is not background work: the learner waits for it
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // engines)))
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

@@ -20,18 +20,22 @@ PROMPTS, PROMPT_TOKENS, TOKENS = 4, 8, 16
 
 
 def prove_sync(
-    sample: Callable[[list[list[int]], Sampling, int], Rollouts], policy: torch.nn.Module, dtype: str, context: int
+    sample: Callable[[list[list[int]], Sampling, int], Rollouts],
+    score: Callable[[Tensor, Tensor], Tensor],
+    vocabulary: int,
+    dtype: str,
+    context: int,
 ) -> float:
     """Compare some completions' log-probabilities; returns the largest difference, in nats.
 
-    sample: one completion of each prompt (prompts, sampling, seed). dtype: the engine's. context: tokens of the model.
-    Raises CareError where the difference is larger than rounding explains.
+    sample: one completion of each prompt (prompts, sampling, seed). score: the policy's `teacher_forced` (prompts,
+    tokens). vocabulary: of its tokens. dtype: the engine's. context: tokens of the model. Raises CareError where the
+    difference is larger than rounding explains.
     """
     length = max(1, min(PROMPT_TOKENS, context - TOKENS))
-    vocabulary = policy.get_input_embeddings().weight.shape[0]
     drawn = torch.randint(vocabulary, (PROMPTS, length), generator=torch.Generator().manual_seed(0))
     rollouts = sample(drawn.tolist(), Sampling(min(TOKENS, context - length), ignore_eos=True), 0)
-    expected = teacher_forced(policy, rollouts.prompt_tokens, rollouts.tokens, dtype)
+    expected = score(rollouts.prompt_tokens, rollouts.tokens)
     worst = float((rollouts.log_probs - expected).abs().max())
     if not worst <= TOLERANCE[dtype]:
         raise CareError(
@@ -42,8 +46,13 @@ def prove_sync(
     return worst
 
 
+def vocabulary_of(policy: torch.nn.Module) -> int:
+    return policy.get_input_embeddings().weight.shape[0]
+
+
 def teacher_forced(policy: torch.nn.Module, prompts: Tensor, tokens: Tensor, dtype: str) -> Tensor:
-    """(R, T) log-probabilities of tokens (R, T) after prompts (R, T_prompt) of one length, by one forward pass."""
+    """(R, T) log-probabilities of tokens (R, T) after prompts (R, T_prompt) of one length, by one forward pass in
+    dtype. Where the policy is sharded, all processes must ask for it."""
     device, training = next(policy.parameters()).device, policy.training
     policy.eval()
     try:

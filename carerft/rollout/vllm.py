@@ -1,13 +1,14 @@
 """The colocated vLLM rollout worker: the engine lives in the learner's process, on the learner's device."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
 from carerft.adapters import merged_weights
 from carerft.rollout import Rollouts, Sampling
 from carerft.rollout.engine import Engine, EngineOptions
-from carerft.rollout.proof import prove_sync
+from carerft.rollout.proof import prove_sync, teacher_forced, vocabulary_of
 from carerft.rollout.requests import check_context, check_sampling, completion_seeds
 
 
@@ -43,7 +44,8 @@ class VllmWorker:
         """Sample from these weights from now on. Raises CareError where the engine then computes something else."""
         self._engine().load(merged_weights(policy))
         if self.verify_sync or not self.proven:
-            prove_sync(self._probe, policy, self.options.dtype, self.options.context)
+            score = partial(teacher_forced, policy, dtype=self.options.dtype)
+            prove_sync(self._probe, score, vocabulary_of(policy), self.options.dtype, self.options.context)
             self.proven = True
 
     def sleep(self) -> None:
