@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from matplotlib.figure import Figure
 from rich.console import Console
 from synthetic_runs import make_demo, manifest, write_json, write_lines, write_run, write_training
 
@@ -23,6 +24,7 @@ from carerft.report.intervals import (
     over_seeds,
     pooled_spread,
 )
+from carerft.report.labels import label_points
 from carerft.report.notes import few_verdicts, notes
 from carerft.report.questions import choose
 from carerft.report.reliability import pooled_reliability
@@ -347,3 +349,19 @@ def test_declining_is_right_only_where_no_answer_exists(tmp_path):
         "world_honesty-0000": (True, "right", "declines to answer"),
         "world_honesty-0001": (False, "", "declines to answer"),
     }
+
+
+@pytest.mark.parametrize("all_of_them", [True, False])
+def test_labels_of_crowded_points_cover_neither_each_other_nor_a_point(all_of_them: bool):
+    figure = Figure((4, 4))
+    axes = figure.add_subplot()
+    points = [(0.0, 0.0), (1.0, 1.0), *[(0.5 + 0.002 * i, 0.5) for i in range(12)]]
+    axes.plot(*zip(*points, strict=True), "o", ms=7)
+    label_points(axes, [(str(i), *point) for i, point in enumerate(points)], size=8, all_of_them=all_of_them)
+    figure.canvas.draw()
+    drawn = {text.get_text(): text.get_window_extent() for text in axes.texts}
+    assert {"0", "1", "2"} <= drawn.keys() and len(drawn) == len(points) if all_of_them else len(drawn) < len(points)
+    free = [name for name in drawn if not all_of_them or int(name) < 6]  # of the rest, the least covered place is taken
+    for name in free:
+        assert not any(drawn[name].overlaps(drawn[other]) for other in free if other != name)
+        assert not any(drawn[name].contains(*axes.transData.transform(point)) for point in points)

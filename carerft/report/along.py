@@ -2,15 +2,15 @@
 
 from collections.abc import Sequence
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from carerft.report.cells import Cell, Scores, family_title
 from carerft.report.columns import Column
 from carerft.report.intervals import Interval
+from carerft.report.labels import label_points
 from carerft.report.paired import settings
-from carerft.report.style import INK, PAPER, Look, legend, new_figure, quiet
+from carerft.report.style import PAPER, Look, legend, new_figure, quiet
 from carerft.report.text import decimal, greek, line
 
 Family = tuple[str, list[tuple[object, Cell]]]
@@ -101,20 +101,9 @@ def frontier(cells: Sequence[Cell], scores: Scores, key: str, x: Column, y: Colu
     for column, turn in ((x, axes.invert_xaxis), (y, axes.invert_yaxis)):
         if column.direction < 0:
             turn()
-    _annotate(axes, labels)
+    label_points(axes, labels, size=7, all_of_them=False)
     legend(figure, axes)
     return figure
-
-
-def _annotate(axes: Axes, labels: Sequence[tuple[str, float, float]]) -> None:
-    """Write labels beside their points, where none is written yet: of a crowd of points, the first's."""
-    axes.autoscale_view()
-    written: list[tuple[float, float]] = []  # in points of 1/72 inch
-    for text, x, y in labels:
-        here = axes.transData.transform((x, y)) * 72 / axes.figure.dpi
-        if all(abs(here[0] - a) > 22 or abs(here[1] - b) > 9 for a, b in written):
-            axes.annotate(text, (x, y), (4, 4), textcoords="offset points", fontsize=7, color=INK)
-            written.append((here[0], here[1]))
 
 
 def _dash(name: str) -> object:

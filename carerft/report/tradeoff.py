@@ -8,7 +8,8 @@ from matplotlib.ticker import MaxNLocator
 from carerft.report.cells import Cell, Scores, base_of
 from carerft.report.columns import CALIBRATION, METRICS, Column
 from carerft.report.intervals import Interval
-from carerft.report.style import INK, MUTED, PAPER, Look, legend, new_figure, quiet
+from carerft.report.labels import label_points
+from carerft.report.style import MUTED, PAPER, Look, legend, new_figure, quiet
 from carerft.report.text import decimal, greek
 
 
@@ -25,6 +26,7 @@ def tradeoff(cells: Sequence[Cell], scores: Scores, x: Column, y: Column, look: 
         a, b = scores[x.benchmark, x.metric][index], scores[y.benchmark, y.metric][index]
         if a is not None and b is not None:
             points[cell.label] = (a, b)
+    numbers: list[tuple[str, float, float]] = []
     numbered = len({cell.family for cell in cells}) < len(cells)
     for position, cell in enumerate(cells, start=1):
         if cell.label not in points:
@@ -47,8 +49,7 @@ def tradeoff(cells: Sequence[Cell], scores: Scores, x: Column, y: Column, look: 
         name = f"{position}  {greek(cell.label)}" if numbered else greek(cell.label)
         dot = {"ms": 7.5, "mec": PAPER, "mew": 1.2, "linestyle": "none", "zorder": 5, "label": name}
         axes.plot(a.value, b.value, style.marker, color=style.colour, **dot)
-        if numbered:
-            axes.annotate(str(position), (a.value, b.value), (5, 5), textcoords="offset points", fontsize=8, color=INK)
+        numbers.append((str(position), a.value, b.value))
     axes.margins(0.14)
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
@@ -60,6 +61,8 @@ def tradeoff(cells: Sequence[Cell], scores: Scores, x: Column, y: Column, look: 
         "better ↗", (1, 1), (-4, -4), xycoords="axes fraction", textcoords="offset points", ha="right", va="top",
         color=MUTED, fontsize=8.5,
     )  # fmt: skip
+    if numbered:
+        label_points(axes, numbers, size=8)
     legend(figure, axes)
     return figure
 
