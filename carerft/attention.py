@@ -39,6 +39,7 @@ def use_packed_attention(model: PreTrainedModel) -> bool:
     return config._attn_implementation == NAME
 
 
+@torch.compiler.disable  # what it does follows the lengths in a row; its kernels are fused already
 def packed_attention(
     module: nn.Module,
     query: Tensor,
@@ -56,6 +57,9 @@ def packed_attention(
     if packed is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (N, heads, D), as the projections made them
+    kind = q.device.type
+    if torch.is_autocast_enabled(kind):  # rotations in float32 have undone it; SDPA would do the same
+        q, k, v = (x.to(torch.get_autocast_dtype(kind)) for x in (q, k, v))
     if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and q.shape[-1] <= 256:
         return _varlen(q, k, v, packed, scaling)[None], None
     return _grids(module, q, k, v, packed, scaling)[None], None

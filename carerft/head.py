@@ -5,11 +5,13 @@ keeping a few numbers of each token. The backward pass makes the logits again, v
 at once: each block's part of the weight's gradient is then one matrix product, rounded once, with nothing to add up.
 Where all logits fit the budget of a chunk, they are kept instead of made again.
 
-Everything between the matrix products is elementwise arithmetic in float32 or better, on tiles that fit a cache.
+Everything between the matrix products is elementwise arithmetic in float32 or better, on tiles that fit a cache, or, if
+asked for, fused by torch.compile: some thirty passes over memory become a few.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -54,18 +56,20 @@ def token_statistics(
     ref_weight: Tensor | None = None,
     divergence: Divergence | None = None,
     chunk_elements: int = CHUNK_ELEMENTS,
+    fused: bool = False,
 ) -> TokenStatistics:
     """Log-probability, entropy and divergence of each token.
 
     hidden: (N, H) final hidden states in which the tokens were chosen; weight: (V, H) of the LM head; targets: (N,).
     ref_hidden (N, H'), ref_weight (V, H'): the reference's, no gradient. Operands of a matrix product are in the
-    hidden states' precision (autocast's, within autocast), its result and all that follows in float32 or better.
+    hidden states' precision (autocast's, within autocast), its result and all that follows in float32 or better. fused:
+    compile the latter, which takes seconds, once for each shape and divergence.
     """
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
     with torch.autocast(kind, enabled=False):  # it would round results too
         return TokenStatistics(
-            *_Head.apply(hidden, weight, targets, ref_hidden, ref_weight, divergence, chunk_elements, dtype)
+            *_Head.apply(hidden, weight, targets, ref_hidden, ref_weight, divergence, chunk_elements, fused, dtype)
         )
 
 
@@ -80,6 +84,7 @@ class _Head(torch.autograd.Function):
         ref_weight: Tensor | None,
         divergence: Divergence | None,
         chunk_elements: int,
+        fused: bool,
         dtype: torch.dtype,
     ) -> tuple[Tensor | None, ...]:
         ctx.set_materialize_grads(False)
@@ -98,10 +103,12 @@ class _Head(torch.autograd.Function):
         log_prob, entropy, normaliser = column(True), column(True), column(True)
         ref_log_prob, ref_kl, ref_normaliser = (column(reference is not None) for _ in range(3))
         value, slope_sum = column(divergence is not None), column(divergence is not None and wanted)
+        columns = (log_prob, entropy, normaliser, ref_log_prob, ref_kl, ref_normaliser, value, slope_sum)
         rows = max(1, min(tokens, chunk_elements // vocabulary))
         keep = wanted and tokens <= rows
         z = policy.buffer(rows, vocabulary)
         y = reference.buffer(rows, vocabulary) if reference else None
+        tile = _fused(_forward_tile) if fused else _forward_tile
         for start in range(0, tokens, rows):
             chunk = slice(start, min(start + rows, tokens))
             policy.fill(z, chunk, slice(0, vocabulary))
@@ -109,23 +116,12 @@ class _Head(torch.autograd.Function):
                 reference.fill(y, chunk, slice(0, vocabulary))
             for r in _tiles(chunk.stop - start, vocabulary, hidden.device.type):
                 t = slice(start + r.start, start + r.stop)
-                log_pi = _normalise(z[r], normaliser[t])
-                pi = log_pi.exp()
-                log_prob[t] = log_pi.gather(-1, targets[t, None]).squeeze(-1)
-                entropy[t] = -_dot(pi, log_pi)
-                if reference:
-                    log_ref = _normalise(y[r], ref_normaliser[t])
-                    ref_log_prob[t] = log_ref.gather(-1, targets[t, None]).squeeze(-1)
-                    ref_kl[t] = -entropy[t] - _dot(pi, log_ref)
-                    if divergence is not None and wanted:
-                        summand, slope = divergence.summand_and_slope(log_pi, log_ref)
-                        value[t], slope_sum[t] = summand.sum(-1), slope.sum(-1)
-                        if keep:
-                            log_ref.copy_(slope)  # the backward pass needs nothing else of the reference
-                    elif divergence is not None:
-                        value[t] = divergence.summand(log_pi, log_ref).sum(-1)
+                found = tile(z[r], None if y is None else y[r], targets[t], divergence, wanted, keep)
+                for place, values in zip(columns, found, strict=True):
+                    if place is not None:
+                        place[t] = values
         ctx.kept = (z, y) if keep else None  # log pi by now, since _normalise works in place, and the slope
-        ctx.divergence, ctx.chunk_elements, ctx.dtype = divergence, chunk_elements, dtype
+        ctx.divergence, ctx.chunk_elements, ctx.dtype, ctx.fused = divergence, chunk_elements, dtype, fused
         ctx.save_for_backward(
             hidden, weight, targets, ref_hidden, ref_weight, entropy, normaliser, ref_normaliser, slope_sum
         )
@@ -156,6 +152,7 @@ class _Head(torch.autograd.Function):
 
         columns = vocabulary if ctx.kept else max(1, min(vocabulary, ctx.chunk_elements // tokens))
         z, y = ctx.kept or (policy.buffer(tokens, columns), reference and reference.buffer(tokens, columns))
+        tile = _fused(_backward_tile) if ctx.fused else _backward_tile
         for start in range(0, vocabulary, columns):
             block = slice(start, min(start + columns, vocabulary))
             width = block.stop - start
@@ -164,22 +161,9 @@ class _Head(torch.autograd.Function):
                 if g_divergence is not None:
                     reference.fill(y, slice(0, tokens), block)
             for r in _tiles(tokens, width, hidden.device.type):
-                log_pi = z[r, :width]
-                if not ctx.kept:
-                    log_pi -= normaliser[r, None]
-                if g_divergence is None and g_entropy is None:
-                    log_pi.exp_().mul_(constant[r, None])
-                    continue
-                grad = constant[r, None]
-                if g_entropy is not None:
-                    grad = torch.addcmul(grad, log_pi, g_entropy[r, None], value=-1)
-                grad = log_pi.exp() * grad
-                if g_divergence is not None:
-                    slope = y[r, :width]
-                    if not ctx.kept:
-                        _, slope = divergence.summand_and_slope(log_pi, slope - ref_normaliser[r, None])
-                    grad.addcmul_(slope, g_divergence[r, None])
-                log_pi.copy_(grad)
+                slopes = None if g_divergence is None else (y[r, :width], ref_normaliser[r], g_divergence[r])
+                of_entropy = None if g_entropy is None else g_entropy[r]
+                tile(z[r, :width], normaliser[r], constant[r], of_entropy, slopes, divergence, ctx.kept is not None)
             if g_log_prob is not None:
                 here = torch.nonzero((targets >= start) & (targets < block.stop)).squeeze(-1)
                 z.index_put_((here, targets[here] - start), g_log_prob[here], accumulate=True)
@@ -190,7 +174,66 @@ class _Head(torch.autograd.Function):
                 grad_weight[block] = _product(grad_logits.T, hidden.to(ctx.dtype))
         ctx.kept = None
         grad_hidden = None if grad_hidden is None else grad_hidden.to(hidden.dtype)
-        return grad_hidden, grad_weight, None, None, None, None, None, None
+        return grad_hidden, grad_weight, None, None, None, None, None, None, None
+
+
+def _forward_tile(
+    z: Tensor, y: Tensor | None, targets: Tensor, divergence: Divergence | None, wanted: bool, keep: bool
+) -> tuple[Tensor | None, ...]:
+    """The columns of n tokens from their (n, V) logits, which become log-probabilities; keep: y becomes the slope,
+    because the backward pass needs nothing else of the reference."""
+    normaliser = z.logsumexp(-1)
+    log_pi = z.sub_(normaliser[:, None])
+    pi = log_pi.exp()
+    log_prob = log_pi.gather(-1, targets[:, None]).squeeze(-1)
+    entropy = -_dot(pi, log_pi)
+    if y is None:
+        return log_prob, entropy, normaliser, None, None, None, None, None
+    ref_normaliser = y.logsumexp(-1)
+    log_ref = y.sub_(ref_normaliser[:, None])
+    ref_log_prob = log_ref.gather(-1, targets[:, None]).squeeze(-1)
+    ref_kl = -entropy - _dot(pi, log_ref)
+    value = slope_sum = None
+    if divergence is not None and wanted:
+        summand, slope = divergence.summand_and_slope(log_pi, log_ref)
+        value, slope_sum = summand.sum(-1), slope.sum(-1)
+        if keep:
+            log_ref.copy_(slope)
+    elif divergence is not None:
+        value = divergence.summand(log_pi, log_ref).sum(-1)
+    return log_prob, entropy, normaliser, ref_log_prob, ref_kl, ref_normaliser, value, slope_sum
+
+
+def _backward_tile(
+    z: Tensor,
+    normaliser: Tensor,
+    constant: Tensor,
+    g_entropy: Tensor | None,
+    slopes: tuple[Tensor, Tensor, Tensor] | None,
+    divergence: Divergence | None,
+    kept: bool,
+) -> None:
+    """z: (n, columns) logits, or with `kept` what `_forward_tile` left, becomes their gradient, but for the part of
+    log_prob's that the target's alone has. slopes: the reference's logits or slope, its normaliser, g_divergence."""
+    log_pi = z if kept else z.sub_(normaliser[:, None])
+    if slopes is None and g_entropy is None:
+        log_pi.exp_().mul_(constant[:, None])
+        return
+    grad = constant[:, None]
+    if g_entropy is not None:
+        grad = torch.addcmul(grad, log_pi, g_entropy[:, None], value=-1)
+    grad = log_pi.exp() * grad
+    if slopes is not None:
+        slope, ref_normaliser, g_divergence = slopes
+        if not kept:
+            _, slope = divergence.summand_and_slope(log_pi, slope - ref_normaliser[:, None])
+        grad.addcmul_(slope, g_divergence[:, None])
+    log_pi.copy_(grad)
+
+
+@cache
+def _fused(function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(function)
 
 
 @dataclass
@@ -232,12 +275,6 @@ def _tiles(rows: int, columns: int, device: str) -> Iterator[slice]:
     size = max(1, TILE_ELEMENTS.get(device, TILE_ELEMENTS["cuda"]) // columns)
     for start in range(0, rows, size):
         yield slice(start, min(start + size, rows))
-
-
-def _normalise(logits: Tensor, normaliser: Tensor) -> Tensor:
-    """Turn (n, V) logits into log-probabilities, in place, and leave their (n,) normaliser."""
-    normaliser.copy_(logits.logsumexp(-1))
-    return logits.sub_(normaliser[:, None])
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from carerft.adapters import adapter_off, adapter_weights, gathered, reference_of
 from carerft.algorithms import Algorithm
 from carerft.checkpoint import load_tensors
+from carerft.compilation import compile_layers
 from carerft.errors import NonFiniteError
 from carerft.head import TokenStatistics, token_statistics
 from carerft.model import round_matrices
@@ -91,6 +92,9 @@ class Learner:
         if regularizer.needs_reference or optimization.monitor_reference:
             self.reference = reference_of(policy)
         separate = self.reference not in (None, policy)
+        if optimization.compile:
+            for model in (policy, self.reference) if separate else (policy,):
+                compile_layers(model)
         if mesh is not None:
             shard(policy, mesh, optimization.precision)
             if separate:
@@ -257,9 +261,12 @@ class Learner:
             if self.reference is not None and regularizer is not None:
                 with torch.no_grad(), adapter_off(self.reference):
                     reference = within(self.reference, states_and_head)
-            return within(
-                self.policy, lambda policy: token_statistics(*states_and_head(policy), targets, *reference, exact)
-            )
+            fused = self.optimization.compile
+
+            def statistics(policy: PreTrainedModel) -> TokenStatistics:
+                return token_statistics(*states_and_head(policy), targets, *reference, exact, fused=fused)
+
+            return within(self.policy, statistics)
 
     def _autocast(self) -> torch.autocast:
         bfloat16 = self.optimization.precision == "bfloat16"

@@ -28,6 +28,7 @@ class Optimization:
     monitor_reference: bool = True
     reference_offload: bool = False
     optimizer: str = "adamw"
+    compile: bool = False
 
 
 def make_optimizer(parameters: Iterable[Tensor], optimization: Optimization) -> torch.optim.Optimizer:

@@ -202,6 +202,7 @@ def test_an_interrupted_run_continues_bit_identical(finished: Path, tmp_path: Pa
         assert (directory / file).read_bytes() == (finished / file).read_bytes()
 
 
+@pytest.mark.slow  # tests/test_processes.py has their gradients, tests/test_torchrun.py whole runs without an adapter
 def test_two_processes_end_where_one_does(finished: Path, tmp_path: Path):
     directory = tmp_path / "run"
     train(directory, TWO, *LORA, *MEASURED)

@@ -18,7 +18,7 @@ CHOSEN = [
 
 
 @needs_ray
-@pytest.mark.parametrize("lookahead", [0, 1])
+@pytest.mark.parametrize("lookahead", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_the_firsts_engine_samples_from_the_weights_that_all_share(lookahead: int, tmp_path: Path):
     """Every sync is proven. Beside that, a batch's log-probabilities are the learner's own at its only step, and with
     lookahead those of the weights before the last step."""

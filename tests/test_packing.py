@@ -194,6 +194,22 @@ def test_nothing_crosses(layout: Layout):
     assert torch.equal(before[~own], after[~own]) and not torch.equal(before[own], after[own])
 
 
+def test_under_autocast_kernels_are_given_half_precision(monkeypatch: pytest.MonkeyPatch):
+    """The kernel for segments takes nothing else, and rotary embeddings in float32 would make queries float32."""
+    given, plain = [], attention._grids
+
+    def watched(module, *rest):
+        given.extend(x.dtype for x in rest[:3])
+        return plain(module, *rest)
+
+    monkeypatch.setattr(attention, "_grids", watched)
+    model = tiny_model()
+    use_packed_attention(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        completion_states(model, random_rollouts(3, 4), torch.arange(12), "shared")
+    assert len(given) == 3 * model.config.num_hidden_layers and set(given) == {torch.bfloat16}
+
+
 def test_the_kernel_for_segments_takes_what_it_is_given():
     """Its arguments, in the installed version; what it computes needs a GPU."""
     inspect.signature(varlen_attn).bind(*range(7), scale=1.0, window_size=(-1, 0), **attention.GROUPED_QUERIES)

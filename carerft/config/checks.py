@@ -5,6 +5,8 @@ Types and misspelt keys are Hydra's work (the schemas); here are ranges, choices
 
 import importlib.util
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +136,11 @@ def _learner(config: dict[str, Any], here: bool) -> None:
     one_of(config, "learner.schedule", SCHEDULES)
     one_of(config, "learner.precision", ("float32", "bfloat16"))
     one_of(config, "learner.optimizer", ("adamw", "adamw_8bit"))
+    if here and config["learner"]["compile"] and shutil.which(os.environ.get("CXX", "g++")) is None:
+        raise ConfigError(
+            f"learner.compile=true needs a C++ compiler, and there is no {os.environ.get('CXX', 'g++')} here",
+            "install one (g++), name it by the environment variable CXX, or write learner.compile=false",
+        )
     if here and config["learner"]["optimizer"] == "adamw_8bit" and importlib.util.find_spec("torchao") is None:
         raise ConfigError(
             "learner.optimizer=adamw_8bit needs torchao, which is not installed here", 'pip install "carerft[8bit]"'

@@ -136,6 +136,8 @@ class Learner:
     tokens_per_microbatch: int = MISSING  # tokens packed into one forward pass; never changes the loss
     precision: str = MISSING  # "float32", or "bfloat16": autocast over float32 master weights
     gradient_checkpointing: bool = MISSING  # less memory, more time
+    compile: bool = False  # fuse what lies between the matrix products, by torch.compile: a minute at the start, and
+    # less memory traffic at each step (not yet run on a GPU)
     share_prompts: bool = MISSING  # read a prompt once for its completions in a microbatch
     device: str = MISSING  # "auto": cuda where there is one
     monitor_reference: bool = MISSING  # also measure the divergence from the base where the regularizer needs none

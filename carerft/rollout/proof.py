@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from carerft.compilation import eagerly
 from carerft.errors import CareError
 from carerft.rollout import Rollouts, Sampling
 from carerft.sharding import put_away
@@ -56,7 +57,7 @@ def teacher_forced(policy: torch.nn.Module, prompts: Tensor, tokens: Tensor, dty
     device, training = next(policy.parameters()).device, policy.training
     policy.eval()
     try:
-        with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
+        with eagerly(), torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
             logits = policy(torch.cat([prompts, tokens], dim=1).to(device), use_cache=False).logits.float()
     finally:
         policy.train(training)

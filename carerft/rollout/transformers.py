@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from carerft.adapters import merged_weights
+from carerft.compilation import eagerly
 from carerft.errors import ConfigError, NonFiniteError
 from carerft.rollout import Rollouts, Sampling
 from carerft.rollout.decoding import Decoder, decoder_for
@@ -260,6 +261,7 @@ class TransformersWorker:
         self.model.eval()
         try:
             with (
+                eagerly(),
                 torch.inference_mode(),
                 torch.autocast(self.model.device.type, dtype=self.dtype, enabled=self.dtype is not None),
             ):

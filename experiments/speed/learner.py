@@ -195,6 +195,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--checkpointing", action=argparse.BooleanOptionalAction, help="of activations; default at 3b and 7b on a GPU"
     )
+    parser.add_argument("--compile", action="store_true", help="ours with learner.compile; TRL as it is")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--peak-tflops", type=float, help="of the GPU in this precision, if conf/plan.yaml hasn't it")
@@ -222,6 +223,7 @@ def chosen(options: argparse.Namespace) -> Work:
         sequences=options.sequences or (2 if device == "cpu" else 8) * options.group_size,
         group_size=options.group_size,
         checkpointing=device == "cuda" and shape in ("3b", "7b") if checkpointing is None else checkpointing,
+        compile=options.compile,
         steps=options.steps,
         warmup=options.warmup,
         seed=options.seed,
@@ -264,7 +266,8 @@ def main() -> None:
     if rows:
         where = f"CPU, threads: {work.threads}" if work.device == "cpu" else torch.cuda.get_device_name()
         title = f"A learner's step, {work.shape}: {work.sequences} sequences, {work.tokens_per_microbatch:,} tokens a "
-        title += f"microbatch, {work.precision}{', checkpointing' if work.checkpointing else ''}, {where}"
+        title += f"microbatch, {work.precision}{', checkpointing' if work.checkpointing else ''}"
+        title += f"{', compiled' if work.compile else ''}, {where}"
         console.print(speeds(title, rows, any(one["mfu"] for one in rows.values()), bool(options.trl_python)))
         for table in breakdown(rows):
             console.print(table)

@@ -117,6 +117,7 @@ def build(work: Work, regularizer: Regularizer) -> Learner:
         tokens_per_microbatch=work.tokens_per_microbatch,
         precision=work.precision,
         monitor_reference=False,
+        compile=work.compile,
     )
     algorithm = Algorithm("grpo", work.group_size, 0.2, 0.2, "token", "sequence", "sample", 1e-6)
     return Learner(policy, algorithm, regularizer, optimization)

@@ -39,7 +39,7 @@ LONGEST_PROMPT, LONGEST_COMPLETION = 512, 3072
 
 @dataclass(frozen=True)
 class Work:
-    """What a measured step is, for every system alike. threads: of a CPU."""
+    """What a measured step is, for every system alike. threads: of a CPU. compile: ours alone."""
 
     shape: str
     device: str
@@ -52,6 +52,7 @@ class Work:
     warmup: int
     seed: int
     threads: int
+    compile: bool = False
 
     @property
     def config(self) -> dict[str, Any]:

@@ -36,6 +36,7 @@ import statistics
 import subprocess
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -56,6 +57,7 @@ HOW_TO_GET_TRL = """TRL's kernels are left out. They need an environment of thei
 VARIANTS = {
     "plain": "plain, exact SRKL",
     "exact": "carerft, exact SRKL",
+    "exact-compiled": "carerft, exact SRKL, learner.compile",
     "k3": "carerft, k3",
     "trl-logprob": "TRL, log-prob, k3",
     "trl-rkl": "TRL, exact reverse KL only",
@@ -79,10 +81,9 @@ def plain(given: Inputs) -> Tensor:
     return given.policy_loss(log_prob) + BETA * SkewReverseKL(alpha=0.8).divergence(log_pi, log_ref).mean()
 
 
-def exact(given: Inputs) -> Tensor:
-    found = token_statistics(
-        given.hidden, given.weight, given.targets, given.ref_hidden, given.ref_weight, SkewReverseKL(alpha=0.8)
-    )
+def exact(given: Inputs, fused: bool = False) -> Tensor:
+    operands = (given.hidden, given.weight, given.targets, given.ref_hidden, given.ref_weight)
+    found = token_statistics(*operands, SkewReverseKL(alpha=0.8), fused=fused)
     assert found.divergence is not None
     return given.policy_loss(found.log_prob) + BETA * found.divergence.mean()
 
@@ -94,7 +95,7 @@ def k3(given: Inputs) -> Tensor:
     return given.policy_loss(found.log_prob) + BETA * penalty.mean()
 
 
-OURS: dict[str, Loss] = {"plain": plain, "exact": exact, "k3": k3}
+OURS: dict[str, Loss] = {"plain": plain, "exact": exact, "exact-compiled": partial(exact, fused=True), "k3": k3}
 
 
 def lack_of_memory(work: Work) -> str | None:
@@ -130,9 +131,9 @@ def in_a_process(variant: str, work: Work, trl_python: str | None) -> dict:
 
 def products(variant: str, work: Work) -> int:
     """Matrix products of one pass, counted as those over all tokens and the whole vocabulary."""
-    if variant in ("exact", "k3") and work.tokens <= CHUNK_ELEMENTS // work.vocabulary:
+    if variant in ("exact", "exact-compiled", "k3") and work.tokens <= CHUNK_ELEMENTS // work.vocabulary:
         return 4  # all logits fit a chunk and are kept
-    return {"plain": 4, "exact": 6, "k3": 5, "trl-logprob": 5, "trl-rkl": 6, "trl-jsd": 8}[variant]
+    return {"plain": 4, "exact": 6, "exact-compiled": 6, "k3": 5, "trl-logprob": 5, "trl-rkl": 6, "trl-jsd": 8}[variant]
 
 
 def row(variant: str, work: Work, found: dict) -> dict:
