@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from carerft.errors import CareError
+from carerft.errors import CareError, ConfigError
 from carerft.learner import Learner
 from carerft.rollout import Rollouts, RolloutWorker, Sampling
 from carerft.rollout.dedicated import DedicatedWorker
@@ -35,11 +35,18 @@ def joined(device: torch.device, timeout_s: float) -> Iterator[DeviceMesh]:
     """The processes that torchrun has started, each with a device of its own, for the length of a `with` block.
 
     device: of this machine's first; the others have those behind it. timeout_s: how long one waits for another before
-    it fails.
+    it fails. Raises ConfigError where there are too few devices.
     """
     cuda = device.type == "cuda"
     if cuda:
-        torch.cuda.set_device((device.index or 0) + int(os.environ["LOCAL_RANK"]))
+        own, count = (device.index or 0) + int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if own >= count:
+            raise ConfigError(
+                f"{os.environ['LOCAL_WORLD_SIZE']} processes of the learner from learner.device={device} on, and this "
+                f"machine has {count} GPUs",
+                "write a smaller learner.processes, or fewer rollout.engines",
+            )
+        torch.cuda.set_device(own)
         torch.cuda.init()  # the mesh would choose another device, if none were in use
     patience = timedelta(seconds=timeout_s)
     store, rank, size = next(dist.rendezvous("env://", timeout=patience))

@@ -43,10 +43,8 @@ def shard(model: PreTrainedModel, mesh: DeviceMesh, precision: str, offload: boo
         "mp_policy": bfloat16 if precision == "bfloat16" else MixedPrecisionPolicy(),
         "offload_policy": CPUOffloadPolicy() if offload and mesh.device_type != "cpu" else OffloadPolicy(),
     }
-    for module in (
-        *model.get_decoder().layers,
-        model,
-    ):  # after the layers the rest: embeddings, the last norm, the head
+    # After the layers the rest: embeddings, which may be the head too, and the last norm.
+    for module in (*model.get_decoder().layers, model):
         spread(module, mesh)
         fully_shard(module, **options)
     for module in model.modules():

@@ -189,6 +189,7 @@ def test_a_run_leaves_a_plain_model_and_an_adapter_that_are_one(finished: Path):
     assert evaluation["benchmarks"]["world_truth"]["n"] == 4
 
 
+@pytest.mark.slow  # tests/test_resume.py has runs without an adapter, whose checkpoints are made the same way
 def test_an_interrupted_run_continues_bit_identical(finished: Path, tmp_path: Path):
     directory = tmp_path / "run"
     process = start(directory, *LORA, *MEASURED)

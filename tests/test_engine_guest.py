@@ -15,7 +15,7 @@ from engines import needs_vllm, options, save_model
 from test_rollout import PROMPTS, completions, teacher_forced
 from transformers import AutoModelForCausalLM
 
-from carerft.rollout import Sampling
+from carerft.rollout import Sampling, keeping
 from carerft.rollout.engine import Engine
 
 pytestmark = needs_vllm
@@ -35,6 +35,9 @@ def test_the_engine_leaves_threads_random_states_and_the_process_group_of_the_le
     def states() -> tuple:
         return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()
 
+    keeping.close()  # other tests may have left an engine to this process, and with it a group
+    if dist.is_initialized():
+        dist.destroy_process_group()
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         group, before, threads = dist.group.WORLD, states(), torch.get_num_threads()

@@ -121,7 +121,7 @@ def test_learning_has_the_operations_that_pytorch_counts(
 ):
     """Prompts of 6 tokens and completions of 9, without padding, read separately in one microbatch."""
     chunk = head.CHUNK_ELEMENTS if kept else 100
-    monkeypatch.setattr(head.token_statistics, "__defaults__", (None, None, None, chunk))
+    monkeypatch.setattr(head.token_statistics, "__defaults__", (None, None, None, chunk, False))
     monkeypatch.setattr("carerft.planning.seconds.CHUNK", chunk)
     model, rollouts = tiny_model(vocabulary=300), random_rollouts(prompts=3, group=4)
     rollouts.prompt_lengths[:], rollouts.lengths[:] = 6, 9

@@ -49,9 +49,11 @@ WAYS: dict[str, dict[str, Any]] = {
     "adapter": {"lora": True},
     "adapter, gradient checkpointing": {"lora": True, "checkpointing": True},
     "adapter, untied, each prompt with each completion": {"lora": True, "tied": False, "share_prompts": False},
-    "compiled": {"compile": True, "checkpointing": True},
     "sampled estimate": {"regularizer": SkewReverseKL(beta=0.5, alpha=0.5, estimator="unbiased")},
 }
+
+
+COMPILED: dict[str, dict[str, Any]] = {"checkpointing": {"checkpointing": True}, "adapter": {"lora": True}}
 
 
 class CountingLearner(Learner):
@@ -164,10 +166,6 @@ def second(mesh: DeviceMesh | None, after_another: bool = True) -> Tensor:
 
 def process(rank: int, directory: str) -> None:
     torch.set_num_threads(1)
-    # The graphs that Inductor would take a minute for, as they are; tests/test_compilation.py has Inductor.
-    torch.compile = partial(torch.compile, backend="aot_eager")
-    compile_module = torch.nn.Module.compile
-    torch.nn.Module.compile = lambda module, **how: compile_module(module, backend="aot_eager", **how)
     store, patience = f"file://{directory}/store", timedelta(seconds=120)
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=WORLD, timeout=patience)
     both = init_device_mesh("cpu", (WORLD,))
@@ -186,6 +184,20 @@ def found(tmp_path_factory) -> list[dict]:
     directory: Path = tmp_path_factory.mktemp("processes")
     mp.spawn(process, (str(directory),), nprocs=WORLD)
     return [torch.load(directory / f"{rank}.pt") for rank in range(WORLD)]
+
+
+def compiled_process(rank: int, directory: str) -> None:
+    torch.set_num_threads(1)
+    # The graphs that Inductor would take minutes for, as they are; tests/test_compilation.py has Inductor.
+    torch.compile = partial(torch.compile, backend="aot_eager")
+    compile_module = torch.nn.Module.compile
+    torch.nn.Module.compile = lambda module, **how: compile_module(module, backend="aot_eager", **how)
+    store = f"file://{directory}/store"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=WORLD, timeout=timedelta(seconds=300))
+    both = init_device_mesh("cpu", (WORLD,))
+    found = {way: learned("grpo", "uneven", both, compile=True, **settings) for way, settings in COMPILED.items()}
+    torch.save(found, f"{directory}/{rank}.pt")
+    dist.destroy_process_group()
 
 
 def check_equal(alone: dict, first: dict, second: dict) -> None:
@@ -211,7 +223,15 @@ def test_two_processes_learn_what_one_does(algorithm: str, shape: str, found: li
 
 @pytest.mark.parametrize("way", WAYS)
 def test_however_the_weights_are_used(way: str, found: list[dict]):
-    check_equal(learned("grpo", "uneven", **WAYS[way] | {"compile": False}), *(each[way] for each in found))
+    check_equal(learned("grpo", "uneven", **WAYS[way]), *(each[way] for each in found))
+
+
+@pytest.mark.slow
+def test_compiled_layers_are_shared_as_well(tmp_path: Path):
+    mp.spawn(compiled_process, (str(tmp_path),), nprocs=WORLD)
+    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(WORLD)]
+    for way, settings in COMPILED.items():
+        check_equal(learned("grpo", "uneven", **settings), *(each[way] for each in found))
 
 
 def test_each_process_keeps_half_of_everything(found: list[dict]):
