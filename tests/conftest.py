@@ -18,12 +18,6 @@ from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 from carerft.rollout import Rollouts
 
 VOCABULARY = 29
-# What takes longest begins first, so that of several workers none is left alone with it at the end (see Makefile).
-LONGEST = ("vllm_run", "dedicated", "resume", "sweep", "processes", "torchrun", "checkpoint_async", "tracked_runs")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONGEST)
 
 
 def tiny_model(seed: int = 0, vocabulary: int = VOCABULARY, tied: bool = True) -> PreTrainedModel:

@@ -105,6 +105,7 @@ def test_while_it_is_written_it_is_not_there_and_its_failure_is_said_at_the_next
     assert checkpoint.load_latest(tmp_path, reads(large())) == {"step": 1}
 
 
+@pytest.mark.slow  # tests/test_torchrun.py stops and continues runs that write aside
 def test_a_run_that_is_killed_and_continued_ends_as_one_without_it(tmp_path: Path):
     """With moments in 8 bits. The last run is stopped by Ctrl-C, which waits for the checkpoint."""
     pytest.importorskip("torchao")
