@@ -119,7 +119,6 @@ def test_ctrl_c_saves_and_says_how_to_continue(uninterrupted: Path, tmp_path: Pa
     assert weights(directory) == weights(uninterrupted) and lines(directory) == lines(uninterrupted)
 
 
-@pytest.mark.slow  # what a killed run takes up is tested above, a collector's state in tests/test_collection.py
 def test_a_batch_of_dynamic_sampling_with_its_correction_continues_bit_identical(tmp_path: Path):
     """Killed in the middle of a batch of several rounds, while penalty and overlong rewards are on their way too."""
     dapo = [
