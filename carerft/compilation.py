@@ -17,5 +17,5 @@ def compile_layers(model: PreTrainedModel) -> None:
 
 
 def eagerly() -> AbstractContextManager[None]:
-    """Compiled layers do without, for the length of a `with` block."""
+    """What is compiled, or would be, does without, for the length of a `with` block."""
     return torch.compiler.set_stance("force_eager")

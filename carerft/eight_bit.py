@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from torchao.optim.subclass_8bit import OptimState8bit
 
 from carerft.blocks import BLOCK, is_blocked
+from carerft.compilation import eagerly
 
 
 class AdamW8bit(torchao.optim.AdamW8bit):
@@ -39,7 +40,7 @@ class AdamW8bit(torchao.optim.AdamW8bit):
         try:
             for group, rate in zip(self.param_groups, rates, strict=True):
                 group["lr"] = torch.tensor(rate, dtype=torch.float32)
-            with torch.compiler.set_stance("force_eager") if on_cpu else nullcontext():
+            with eagerly() if on_cpu else nullcontext():
                 return super().step(closure)
         finally:
             for group, rate in zip(self.param_groups, rates, strict=True):

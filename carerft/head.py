@@ -120,7 +120,7 @@ class _Head(torch.autograd.Function):
                 for place, values in zip(columns, found, strict=True):
                     if place is not None:
                         place[t] = values
-        ctx.kept = (z, y) if keep else None  # log pi by now, since _normalise works in place, and the slope
+        ctx.kept = (z, y) if keep else None  # log pi by now, and the slope: _forward_tile
         ctx.divergence, ctx.chunk_elements, ctx.dtype, ctx.fused = divergence, chunk_elements, dtype, fused
         ctx.save_for_backward(
             hidden, weight, targets, ref_hidden, ref_weight, entropy, normaliser, ref_normaliser, slope_sum

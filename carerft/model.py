@@ -46,28 +46,30 @@ def load_model(model: Model, device: torch.device) -> tuple[PreTrainedModel, Pre
     hf_logging.set_verbosity_error()  # what matters is checked here, and said as errors
     # A download deserves a progress bar, reading a local file doesn't.
     (hf_logging.disable_progress_bar if os.path.isdir(path) else hf_logging.enable_progress_bar)()
-    kwargs = {"revision": model.revision, "trust_remote_code": False}
+    source = {"revision": model.revision, "trust_remote_code": False}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, **kwargs)
+        tokenizer = AutoTokenizer.from_pretrained(path, **source)
     except Exception as error:
         raise _unloadable(path, "tokenizer", error) from error
     try:
-        how = {"dtype": torch.float32, "attn_implementation": model.attention, **kwargs}
-        policy = _outline(path, how) if device.type == "meta" else AutoModelForCausalLM.from_pretrained(path, **how)
+        how = {"dtype": torch.float32, "attn_implementation": model.attention}
+        if device.type == "meta":
+            policy = _outline(path, source, how)
+        else:
+            policy = AutoModelForCausalLM.from_pretrained(path, **source, **how)
     except Exception as error:
         raise _unloadable(path, "model", error) from error
     _check_head(policy, path)
     return policy.to(device).eval(), tokenizer
 
 
-def _outline(path: str, how: dict[str, Any]) -> PreTrainedModel:
-    """The model on the meta device. how: as `from_pretrained` takes it."""
-    revision, code = how.pop("revision"), how["trust_remote_code"]
-    config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=code)
+def _outline(path: str, source: dict[str, Any], how: dict[str, Any]) -> PreTrainedModel:
+    """The model on the meta device. source, how: of `from_pretrained`, which reads the same files but the weights'."""
+    config = AutoConfig.from_pretrained(path, **source)
     with torch.device("meta"):
-        policy = AutoModelForCausalLM.from_config(config, **how)
+        policy = AutoModelForCausalLM.from_config(config, trust_remote_code=source["trust_remote_code"], **how)
     with suppress(OSError):  # not every model has one
-        policy.generation_config = GenerationConfig.from_pretrained(path, revision=revision)
+        policy.generation_config = GenerationConfig.from_pretrained(path, revision=source["revision"])
     return policy
 
 

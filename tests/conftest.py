@@ -2,6 +2,9 @@
 
 import os
 import signal
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
@@ -29,6 +32,13 @@ def tiny_model(seed: int = 0, vocabulary: int = VOCABULARY, tied: bool = True) -
         eos_token_id=1, pad_token_id=0, bos_token_id=None, use_cache=True,
     )  # fmt: skip
     return Qwen2ForCausalLM(config).eval()
+
+
+def compile_by(backend: str, put: Callable[[Any, str, Any], None] = setattr) -> None:
+    """Have torch.compile use this backend. put: setattr for good, or a monkeypatch's."""
+    compile_module = torch.nn.Module.compile
+    put(torch, "compile", partial(torch.compile, backend=backend))
+    put(torch.nn.Module, "compile", lambda module, **how: compile_module(module, backend=backend, **how))
 
 
 def random_rollouts(prompts: int, group: int, seed: int = 0, longest: int = 9) -> Rollouts:

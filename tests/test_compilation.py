@@ -4,12 +4,11 @@ Inductor takes a minute for each of these models. What a faster test runs are th
 operation ("aot_eager"): they are where in-place writes, conditions and shapes could go wrong.
 """
 
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import random_rollouts, tiny_model
+from conftest import compile_by, random_rollouts, tiny_model
 
 from carerft import cli
 from carerft.adapters import add_lora
@@ -31,9 +30,7 @@ PENALTIES = [SkewReverseKL(alpha=0.8), ReverseKL(), JensenShannon(), None]
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
     torch.compiler.reset()
     _fused.cache_clear()
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=request.param))
-    compile_module = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda m, **how: compile_module(m, backend=request.param, **how))
+    compile_by(request.param, monkeypatch.setattr)
     yield
     torch.compiler.reset()
     _fused.cache_clear()

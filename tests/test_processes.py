@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from conftest import random_rollouts, tiny_model
+from conftest import compile_by, random_rollouts, tiny_model
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -188,10 +187,7 @@ def found(tmp_path_factory) -> list[dict]:
 
 def compiled_process(rank: int, directory: str) -> None:
     torch.set_num_threads(1)
-    # The graphs that Inductor would take minutes for, as they are; tests/test_compilation.py has Inductor.
-    torch.compile = partial(torch.compile, backend="aot_eager")
-    compile_module = torch.nn.Module.compile
-    torch.nn.Module.compile = lambda module, **how: compile_module(module, backend="aot_eager", **how)
+    compile_by("aot_eager")  # the graphs that Inductor would take minutes for; tests/test_compilation.py has Inductor
     store = f"file://{directory}/store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=WORLD, timeout=timedelta(seconds=300))
     both = init_device_mesh("cpu", (WORLD,))
