@@ -6,7 +6,6 @@ this project is a function of weighted sums over questions: a thousand resamples
 metrics computed from the same counts are resampled together.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -76,15 +75,8 @@ def ratio(numerator: ArrayLike, denominator: ArrayLike) -> NDArray[np.float64]:
     return np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator != 0)
 
 
-def mean(values: ArrayLike, weight: ArrayLike) -> NDArray[np.float64]:
-    """(...) means of values (n,) under weights (..., n); questions with a NaN value are left out."""
-    values = np.asarray(values, float)
-    known = ~np.isnan(values)
-    return ratio(weight @ np.where(known, values, 0), weight @ known.astype(float))
-
-
 def interval(replicates: NDArray[np.float64], level: float = 0.95) -> Interval:
-    """The percentile interval of a statistic that was computed on each row of `resample`.
+    """The percentile interval (Efron & Tibshirani 1993, chapter 13) of a statistic computed on each row of `resample`.
 
     replicates: (resamples + 1,). Resamples in which the statistic is undefined (NaN) are left out; where it is
     undefined on the data themselves, so is the interval.
@@ -94,19 +86,3 @@ def interval(replicates: NDArray[np.float64], level: float = 0.95) -> Interval:
         return Interval(float(value), np.nan, np.nan)
     low, high = np.quantile(rest, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(value), float(low), float(high))
-
-
-def bootstrap(
-    values: ArrayLike,
-    statistic: Callable[[NDArray, NDArray], NDArray] = mean,
-    resamples: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> Interval:
-    """A statistic of n questions with its percentile bootstrap interval (Efron & Tibshirani 1993, chapter 13).
-
-    values: (n,) or (n, columns), a question per row.
-    statistic: from the values and weights (resamples + 1, n) to (resamples + 1,); the mean if not given.
-    """
-    values = np.asarray(values, float)
-    return interval(statistic(values, resample(len(values), resamples, seed)), level)

@@ -7,11 +7,9 @@ import pytest
 
 from carerft.statistics import (
     UNPARSABLE,
-    bootstrap,
     distinct,
     interval,
     majority,
-    mean,
     pass_at_k,
     ratio,
     resample,
@@ -72,7 +70,7 @@ def test_resample_draws_n_questions_per_row_after_the_data_themselves():
 def test_bootstrap_interval_of_a_mean_has_the_normal_width():
     # 400 questions, half of them 1: standard error sqrt(.25/400) = 0.025, so 0.5 +- 1.96 * 0.025 = (0.451, 0.549).
     # A percentile of 4,000 resamples is itself known to about 0.001.
-    value, low, high = bootstrap([0.0, 1.0] * 200, resamples=4000)
+    value, low, high = interval(resample(400, resamples=4000) @ ([0.0, 1.0] * 200) / 400)
     assert value == 0.5
     assert (low, high) == (pytest.approx(0.451, abs=0.005), pytest.approx(0.549, abs=0.005))
 
@@ -82,21 +80,16 @@ def test_bootstrap_intervals_cover_the_truth_as_often_as_they_say():
     # interval over questions covers 0.6 in about 900 of them (standard error 10); one over samples in about 700.
     rng = np.random.default_rng(0)
     accuracy = rng.binomial(8, rng.beta(1.5, 1, (1000, 100))) / 8
-    intervals = [bootstrap(a, resamples=200, level=0.9, seed=i) for i, a in enumerate(accuracy)]
+    intervals = [interval(resample(100, 200, seed=i) @ a / 100, level=0.9) for i, a in enumerate(accuracy)]
     assert 860 <= sum(i.low <= 0.6 <= i.high for i in intervals) <= 940
 
 
 def test_bootstrap_takes_any_weighted_statistic_of_question_rows():
     rows = np.array([[1.0, 2.0], [3.0, 4.0], [2.0, 6.0]])
-    result = bootstrap(rows, lambda v, w: ratio(w @ v[:, 0], w @ v[:, 1]))
+    weights = resample(3)
+    result = interval(ratio(weights @ rows[:, 0], weights @ rows[:, 1]))
     assert result.value == pytest.approx(6 / 12)
     assert 2 / 6 <= result.low < 0.5 < result.high <= 3 / 4  # no resample can leave the single ratios' range
-
-
-def test_mean_leaves_undefined_questions_out():
-    assert mean([1.0, np.nan, 4.0], np.array([[1, 1, 1], [3, 5, 1], [0, 2, 0]])).tolist() == pytest.approx(
-        [2.5, 1.75, np.nan], nan_ok=True
-    )
 
 
 def test_interval_is_the_percentiles_of_the_defined_resamples():
