@@ -107,17 +107,22 @@ def _product(layer: Any) -> Tensor:
     return layer.scaling[NAME] * (product.T if layer.fan_in_fan_out else product)
 
 
-def gathered(model: nn.Module, mesh: DeviceMesh | None) -> dict[str, Tensor]:
-    """All of `merged_weights`: those of one process as they are; of several, the first has them, on the CPU, tied ones
-    once."""
+def rounded(weight: Tensor, precision: torch.dtype | None) -> Tensor:
+    """A weight as an engine of this precision holds it: matrices in it, vectors as they are. None: all as they are."""
+    return weight if precision is None or weight.dim() < 2 else weight.to(precision)
+
+
+def gathered(model: nn.Module, mesh: DeviceMesh | None, precision: torch.dtype | None = None) -> dict[str, Tensor]:
+    """All of `merged_weights`, `rounded`: those of one process where they are; of several, the first has them, on the
+    CPU, tied ones once."""
     if mesh is None:
-        return dict(merged_weights(model))
+        return {name: rounded(weight, precision) for name, weight in merged_weights(model)}
     first: dict[int, str] = {}
     tied = {name: first.setdefault(id(tensor), name) for name, tensor in model.state_dict(keep_vars=True).items()}
     found: dict[str, Tensor] = {}
     for name, tensor in merged_weights(model):
         known = tied.get(name, name)
-        found[name] = found[known] if known != name else _on_first(tensor, mesh)
+        found[name] = found[known] if known != name else _on_first(rounded(tensor, precision), mesh)
     return found if mesh.get_rank() == 0 else {}
 
 

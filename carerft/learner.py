@@ -274,9 +274,11 @@ class Learner:
         keep = not self.policy.is_gradient_checkpointing
         return torch.autocast(self.policy.device.type, torch.bfloat16, enabled=bfloat16, cache_enabled=keep)
 
-    def weights(self) -> dict[str, Tensor]:
-        """Each weight by its name in a checkpoint, whole and merged; of several processes, only the first has them."""
-        return gathered(self.policy, self.mesh)
+    def weights(self, precision: torch.dtype | None = None) -> dict[str, Tensor]:
+        """Each weight by its name in a checkpoint, whole and merged; of several processes, only the first has them.
+
+        precision: to which matrices are rounded, if to any."""
+        return gathered(self.policy, self.mesh, precision)
 
     def adapter(self) -> dict[str, Tensor]:
         """The weights of the policy's adapter, alike, by their names in peft's files."""

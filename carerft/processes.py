@@ -181,7 +181,7 @@ class DedicatedToAll:
 
     def sync(self, policy: torch.nn.Module) -> None:
         """As the engines'. The weights come together in the first process, on the CPU."""
-        self._engines.load(self._leader.together("weights").items())
+        self._engines.load(self._leader.together("weights", self._engines.precision).items())
         self._engines.prove(partial(self._leader.together, "teacher_forced"), vocabulary_of(policy))
 
 

@@ -3,6 +3,7 @@
 Every fault is a real one: signals to real processes.
 """
 
+import copy
 import os
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from engines import EOS, letters, needs_ray, options, perturb, save_model
 from test_rollout import PROMPTS, completions, equal, teacher_forced
 from transformers import PreTrainedModel
 
+from carerft.adapters import merged_weights
 from carerft.errors import CareError, EngineError
 from carerft.rollout import Rollouts, Sampling, keeping
 from carerft.rollout.transformers import TransformersWorker
@@ -106,6 +108,29 @@ def test_two_engines_give_the_samples_of_one(worker, policy):
     continuations = [[4, 8, 1], [2], [], [11, 0]]
     expected = one.log_likelihood(PROMPTS, continuations)
     assert worker.log_likelihood(PROMPTS, continuations) == pytest.approx(expected, abs=1e-4)
+
+
+def test_weights_travel_in_the_engines_precision(policy, directory):
+    """Rounded before the way, half of the bytes; the engine has what it would have made of the float32 ones."""
+    from carerft.rollout.dedicated import EngineProcess, packed
+
+    here, other = EngineProcess(), copy.deepcopy(policy)
+    here.start(options(directory, dtype="bfloat16"))
+    try:
+        asked = ([PROMPTS[0]], [[1, 2, 3]], Sampling(12, ignore_eos=True))
+        here.engine.load(merged_weights(policy))
+        expected = here.sample(*asked)
+        perturb(other, seed=2)
+        here.engine.load(merged_weights(other))
+        assert not equal(here.sample(*asked), expected)
+        arrays = {name: packed(weight, torch.bfloat16) for name, weight in merged_weights(policy)}
+        here.load(arrays)
+        assert equal(here.sample(*asked), expected)
+    finally:
+        here.engine.close()
+    assert sum(array.nbytes for array in arrays.values()) == sum(
+        (2 if weight.dim() > 1 else 4) * weight.numel() for _, weight in merged_weights(policy)
+    )
 
 
 def test_a_killed_engine_is_replaced_and_its_prompts_sampled_again_with_the_current_weights(

@@ -4,10 +4,13 @@ import importlib.util
 import os
 
 import pytest
+import torch
 from test_config import composed
 
 from carerft.config.engine_checks import check_engine
 from carerft.errors import CareError, ConfigError
+from carerft.rollout import dedicated
+from carerft.rollout.engine import EngineOptions
 from carerft.rollout.local_ray import start_ray
 
 needs_ray = pytest.mark.skipif(
@@ -20,7 +23,7 @@ APART = ["rollout=vllm", "rollout.placement=dedicated", "rollout.engines=2"]
 def cluster():
     from ray.cluster_utils import Cluster
 
-    given = {"num_cpus": 1, "resources": {"theirs": 1}, "include_dashboard": False}
+    given = {"num_cpus": 1, "num_gpus": 0, "resources": {"theirs": 1}, "include_dashboard": False}
     found = Cluster(initialize_head=True, head_node_args=given)
     yield found
     found.shutdown()
@@ -45,6 +48,18 @@ def test_an_address_without_a_cluster_is_said_at_once(address: str, monkeypatch:
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(CareError, match=f"RAY_ADDRESS={address}: no Ray cluster"):
         start_ray(1)
+
+
+@needs_ray
+def test_gpus_that_the_cluster_lacks_are_waited_for_and_named(cluster, monkeypatch, caplog):
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(dedicated, "START_S", 2.0)
+    options = EngineOptions(model="", context=8, eos_token_ids=(), tensor_parallel_size=2)
+    lacking = "8 GPUs are wanted for engines, of Ray's 0 are 0 free"
+    with pytest.raises(CareError, match=rf"(?s)did not start \({lacking}\).*rollout\.engines"):
+        dedicated.DedicatedWorker(options, engines=4, timeout_s=1.0, max_restarts=0)
+    assert f"{lacking}: waiting for them" in caplog.text
 
 
 def test_in_a_cluster_the_learner_may_have_its_machines_first_gpu(monkeypatch: pytest.MonkeyPatch):

@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from carerft.adapters import merged_weights
+from carerft.adapters import merged_weights, rounded
 from carerft.errors import CareError, EngineError
 from carerft.rollout import Rollouts, Sampling
 from carerft.rollout.engine import Engine, EngineOptions
-from carerft.rollout.local_ray import start_ray
+from carerft.rollout.local_ray import lacking_gpus, start_ray
 from carerft.rollout.proof import prove_sync, teacher_forced, vocabulary_of
 from carerft.rollout.requests import check_context, check_sampling, completion_seeds
 
@@ -48,8 +48,7 @@ class EngineProcess:
         self.engine = Engine(options)
 
     def load(self, weights: dict[str, np.ndarray]) -> None:
-        # A copy: what lies in Ray's store is read-only, which PyTorch has no notion of.
-        self.engine.load((name, torch.tensor(array)) for name, array in weights.items())
+        self.engine.load((name, unpacked(array)) for name, array in weights.items())
 
     def transfer(self, *arguments: Any) -> None:
         self.engine.transfer(*arguments)
@@ -59,6 +58,19 @@ class EngineProcess:
 
     def log_likelihood(self, *arguments: Any) -> list[float]:
         return self.engine.log_likelihood(*arguments)
+
+
+def packed(weight: Tensor, precision: torch.dtype) -> np.ndarray:
+    """A weight as it travels: an array, of which all engines of a machine read one copy in Ray's store. Half precision
+    is rounded to before, not after; numpy has no bfloat16, so its bits are taken for integers."""
+    held = rounded(weight.detach(), precision).cpu()
+    return (held.view(torch.int16) if held.dtype == torch.bfloat16 else held).numpy()
+
+
+def unpacked(array: np.ndarray) -> Tensor:
+    """The weight, in memory of its own: what lies in Ray's store is read-only, which PyTorch has no notion of."""
+    held = torch.tensor(array)
+    return held.view(torch.bfloat16) if held.dtype == torch.int16 else held
 
 
 @dataclass
@@ -93,6 +105,8 @@ class DedicatedWorker:
         self._asking, self._closed = threading.RLock(), False
         self._own_ray = start_ray(engines)
         try:
+            if lacking := lacking_gpus(engines * self._gpus()):
+                log.warning("%s: waiting for them, %d minutes at most", lacking, START_S // 60)
             self._start(range(engines))
         except BaseException:
             self.close()
@@ -143,12 +157,16 @@ class DedicatedWorker:
             self.load(merged_weights(policy))
         self.prove(partial(teacher_forced, policy, dtype=self.options.dtype), vocabulary_of(policy))
 
+    @property
+    def precision(self) -> torch.dtype:
+        """The engines'."""
+        return getattr(torch, self.options.dtype)
+
     def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """The first half of `sync`: give all engines these weights, named as in a checkpoint."""
         import ray
 
-        # As numpy arrays every engine reads the one copy in Ray's store, without unpickling it.
-        self.weights = ray.put({name: tensor.detach().float().cpu().numpy() for name, tensor in weights})
+        self.weights = ray.put({name: packed(weight, self.precision) for name, weight in weights})
         self._ask("load", [(self.weights,)] * len(self.engines))
 
     def prove(self, score: Callable[[Tensor, Tensor], Tensor], vocabulary: int) -> None:
@@ -261,8 +279,7 @@ class DedicatedWorker:
 
         for index in indices:
             self._kill(index)
-        gpus = self.options.tensor_parallel_size if torch.cuda.is_available() else 0
-        kind = ray.remote(num_cpus=0, num_gpus=gpus, max_restarts=0)(EngineProcess)
+        kind = ray.remote(num_cpus=0, num_gpus=self._gpus(), max_restarts=0)(EngineProcess)
         handles = [kind.remote() for _ in indices]
         try:
             for index, handle in zip(indices, handles, strict=True):
@@ -274,10 +291,21 @@ class DedicatedWorker:
         except RayTaskError as error:
             raise error.cause from error
         except (GetTimeoutError, RayError) as error:
-            raise CareError(
-                f"a vLLM engine process did not start ({type(error).__name__})",
-                "look for the cause in the system's log (out of memory?), or lower rollout.engines",
-            ) from error
+            if lacking := lacking_gpus(len(indices) * self._gpus()):
+                what, remedy = (
+                    lacking,
+                    "lower rollout.engines or rollout.tensor_parallel_size, or add GPUs to the cluster",
+                )
+            else:
+                what, remedy = (
+                    type(error).__name__,
+                    "look for the cause in the system's log (out of memory?), or lower rollout.engines",
+                )
+            raise CareError(f"a vLLM engine process did not start ({what})", remedy) from error
+
+    def _gpus(self) -> int:
+        """Of one engine."""
+        return self.options.tensor_parallel_size if torch.cuda.is_available() else 0
 
     def _kill(self, index: int) -> None:
         """End an engine's process at once, also one that is stopped or hangs."""

@@ -52,6 +52,14 @@ def start_ray(engines: int) -> bool:
     return True
 
 
+def lacking_gpus(count: int) -> str:
+    """What Ray lacks for this many GPUs, in words; "" where it has them free."""
+    import ray
+
+    total, free = (int(of.get("GPU", 0)) for of in (ray.cluster_resources(), ray.available_resources()))
+    return f"{count} GPUs are wanted for engines, of Ray's {total} are {free} free" if free < count else ""
+
+
 @contextmanager
 def environment_of_engines(engines: int) -> Iterator[None]:
     """What the processes that Ray starts inherit, for the length of a `with` block: nothing of torchrun's, or an engine
