@@ -99,12 +99,15 @@ def _git_revision() -> str | None:
 
 
 def _versions() -> dict[str, str]:
+    import torch
+
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             continue
+    found["torch"] = torch.__version__  # with its build ("+cu130"), which the package's own version may lack
     return found
 
 

@@ -117,7 +117,8 @@ def segment_by_segment(
     q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, longest_q: int, longest_k: int, **options: object
 ) -> Tensor:
     """What `varlen_attn` is documented to do with a window of (-1, 0): a segment's last query sees its last key."""
-    assert options["window_size"] == (-1, 0) and options.get("enable_gqa", False) == (q.shape[1] != k.shape[1])
+    grouped = attention.GROUPED_QUERIES if q.shape[1] != k.shape[1] else {}
+    assert options == {"scale": options["scale"], "window_size": (-1, 0), **grouped}
     assert longest_q == int(cu_q.diff().max()) and longest_k == int(cu_k.diff().max())
     k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
     parts = []

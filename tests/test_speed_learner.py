@@ -63,7 +63,9 @@ def test_the_formula_counts_the_products_that_a_model_does():
     policy = Qwen2ForCausalLM(Qwen2Config(**SMALL, attn_implementation="eager"))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         policy(torch.zeros(1, length, dtype=torch.int64))
-    done = {str(kind): count for kind, count in counter.get_flop_counts()["Global"].items()}
+    counts = counter.get_flop_counts()
+    angles = counts.get("Qwen2ForCausalLM.model.rotary_emb", {})  # a product in some versions of transformers
+    done = {str(kind): count - angles.get(kind, 0) for kind, count in counts["Global"].items()}
     attention = done.pop("aten.bmm")
     assert attention == 2 * (2 * shape.queries * length**2) * shape.layers
 
