@@ -95,10 +95,15 @@ def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     layers = adapted(model)
     for name, tensor in model.state_dict().items():
         owner, _, part = name.rpartition(".base_layer.")
-        if not layers or not (owner or ".lora_" in name):
+        if not layers:
             yield name, whole(tensor)
-        elif owner:
-            yield f"{owner}.{part}", whole(tensor) + _product(layers[owner]) if part == "weight" else whole(tensor)
+        elif ".lora_" not in name:
+            frozen = whole(tensor)
+            frozen = frozen.float() if frozen.dtype == torch.bfloat16 else frozen  # see `round_matrices`
+            if owner:
+                yield f"{owner}.{part}", frozen + _product(layers[owner]) if part == "weight" else frozen
+            else:
+                yield name, frozen
 
 
 def _product(layer: Any) -> Tensor:

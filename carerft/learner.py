@@ -99,8 +99,11 @@ class Learner:
             shard(policy, mesh, optimization.precision)
             if separate:
                 shard(self.reference, mesh, optimization.precision, optimization.reference_offload)
-        elif separate and optimization.precision == "bfloat16":
-            round_matrices(self.reference)
+        elif optimization.precision == "bfloat16":
+            if separate:
+                round_matrices(self.reference)
+            else:  # beside an adapter, with which it is merged when it is saved
+                round_matrices(policy, exactly=True)
         self.optimizer = make_optimizer([p for p in policy.parameters() if p.requires_grad], optimization)
         self.writer = TensorWriter(policy, self.optimizer, mesh is not None)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(

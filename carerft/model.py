@@ -145,12 +145,19 @@ def _listed(ids: int | list[int | None] | None) -> list[int]:
     return [token for token in (ids if isinstance(ids, list) else [ids]) if token is not None]
 
 
-def round_matrices(model: PreTrainedModel) -> None:
-    """Keep linear layers in bfloat16, for use under autocast, which would round them each time: same results, half the
-    memory. A head that is the embedding too stays as it is."""
+def round_matrices(model: PreTrainedModel, exactly: bool = False) -> None:
+    """Keep frozen linear layers in bfloat16, for use under autocast, which would round them each time: same results,
+    half the memory. A head that is the embedding too stays as it is.
+
+    exactly: only layers that bfloat16 holds to the last bit, as it does those of most models' files.
+    """
     tied = model.get_input_embeddings().weight
     for module in model.modules():
-        if isinstance(module, torch.nn.Linear) and module.weight is not tied:
+        if not isinstance(module, torch.nn.Linear) or module.weight is tied:
+            continue
+        own = list(module.parameters())
+        frozen = not any(weight.requires_grad for weight in own)
+        if frozen and not (exactly and any(not torch.equal(weight, weight.bfloat16().float()) for weight in own)):
             module.to(torch.bfloat16)
 
 

@@ -109,6 +109,32 @@ def test_only_the_adapter_learns(checkpointing: bool):
     assert base.keys() == dict(merged_weights(learner.policy)).keys()
 
 
+@pytest.mark.parametrize("checkpointing", [True, False], ids=["checkpointing", "plain"])
+def test_a_base_that_bfloat16_holds_is_held_in_it(checkpointing: bool, monkeypatch: pytest.MonkeyPatch):
+    """To the last bit what float32 gives, which autocast rounds at each use; merged weights are float32 in both."""
+    found = []
+    for rounded in (True, False):
+        if not rounded:
+            monkeypatch.setattr("carerft.learner.round_matrices", lambda *which, **how: None)
+        model = with_lora(tiny_model(tied=False).bfloat16().float())
+        if checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        learner = made(model, precision="bfloat16")
+        held = torch.bfloat16 if rounded else torch.float32
+        frozen = [layer.base_layer.weight.dtype for layer in adapted(model).values()]
+        assert {*frozen, model.lm_head.weight.dtype} == {held}
+        assert model.get_input_embeddings().weight.dtype == torch.float32
+        found.append((learned(learner, 3), dict(merged_weights(model))))
+    (metrics, merged), (expected_metrics, expected) = found
+    assert metrics == expected_metrics and merged.keys() == expected.keys()
+    assert all(w.dtype == torch.float32 and torch.equal(w, expected[name]) for name, w in merged.items())
+
+
+def test_a_base_that_bfloat16_would_round_stays_as_it_is():
+    learner = made(with_lora(tiny_model()), precision="bfloat16")
+    assert {layer.base_layer.weight.dtype for layer in adapted(learner.policy).values()} == {torch.float32}
+
+
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "down_proj"], r".*layers\.1.*(q|k|v)_proj"], ids=str)
 def test_merged_weights_are_the_policy(targets: Any):
     policy = moved(with_lora(tiny_model().double(), lora_targets=targets))

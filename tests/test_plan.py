@@ -203,11 +203,14 @@ def test_with_an_adapter_only_its_weights_have_gradients_and_moments():
     assert sum(halves.values()) == 2 * SMALL.parameters + 6 * 384
     only = small_job(rank=3, targets=("q_proj", "v_proj"))
     assert resident(only, SMALL)["adapter, float32"] == 4 * 2 * 3 * (8 + 6)
-    # Frozen matrices, 2 x 144 weights.
-    rounded = small_job(rank=3, precision="bfloat16")
-    assert planned_memory.learning(rounded, SMALL)["weights, bfloat16 copies"] == 2 * 288
-    checkpointed = dataclasses.replace(rounded, checkpointing=True)
-    assert planned_memory.learning(checkpointed, SMALL)["weights, bfloat16 copies"] == 2 * 144
+    # Frozen matrices, 2 x 144 weights, are in bfloat16 for good: no copies. An untied head, 40, as well.
+    rounded, untied = small_job(rank=3, precision="bfloat16"), dataclasses.replace(SMALL, tied=False)
+    assert resident(rounded, SMALL)["weights, mostly bfloat16"] == 4 * 348 - 2 * 288
+    assert "weights, bfloat16 copies" not in planned_memory.learning(rounded, SMALL)
+    assert planned_memory.head(rounded, SMALL) - planned_memory.head(rounded, untied) == 2 * 2 * 40
+    shared = dataclasses.replace(rounded, processes=2)
+    assert resident(shared, SMALL)["weights, float32"] == 2 * 348
+    assert planned_memory.learning(shared, SMALL)["weights, bfloat16 copies"] == 2 * (144 + 40)
 
 
 def test_a_plan_reads_the_adapter_from_the_configuration():

@@ -64,23 +64,35 @@ def resident(job: Job, shape: Shape) -> dict[str, float]:
     """What the learner holds all the time: 4 bytes a weight for the float32 master, Adam's two moments, and the
     reference. Shared out evenly over the learner's processes; rollout=transformers, which else samples from the
     learner's weights, then has a copy of all in each. With an adapter, moments are of its weights alone, and the
-    reference is the policy without it."""
+    reference is the policy without it, held in bfloat16 where that is as exact (as for Qwen2.5's own files)."""
     share = 4 * shape.parameters / job.processes
     if not job.steps:  # an evaluation with an engine leaves its own copy of the weights on the CPU
         return {} if job.vllm else {"weights, float32": share}
+    weights = {"weights, float32": share}
+    if job.rank and in_half(job):
+        weights = {"weights, mostly bfloat16": mostly_half(shape)}
     adapter = {"adapter, float32": 4 * trained(job, shape) / job.processes} if job.rank else {}
     reference = reference_copy(job, shape) if job.reference and not job.rank else {}
     kept = {name: size / job.processes for name, size in moments(job, shape).items()}
     copied = {"sampler's weights, float32": 4 * shape.parameters} if job.processes > 1 and not job.vllm else {}
-    return {"weights, float32": share, **adapter, **kept, **reference, **copied}
+    return {**weights, **adapter, **kept, **reference, **copied}
 
 
 def reference_copy(job: Job, shape: Shape) -> dict[str, float]:
-    """4 bytes a weight. In bfloat16 and one process 2 of those in matrices, but for a head that is the embedding."""
-    if job.precision == "float32" or job.processes > 1:
-        return {"reference, float32": 4 * shape.parameters / job.processes}
-    rounded = shape.layers * shape.layer + (0 if shape.tied else shape.head)
-    return {"reference, mostly bfloat16": 4 * shape.parameters - 2 * rounded}
+    """A frozen copy of all weights."""
+    if in_half(job):
+        return {"reference, mostly bfloat16": mostly_half(shape)}
+    return {"reference, float32": 4 * shape.parameters / job.processes}
+
+
+def in_half(job: Job) -> bool:
+    """Whether frozen weights are held in bfloat16: carerft.model.round_matrices."""
+    return job.precision == "bfloat16" and job.processes == 1
+
+
+def mostly_half(shape: Shape) -> float:
+    """2 bytes for each weight in a matrix, but for a head that is the embedding; 4 for each other."""
+    return 4 * shape.parameters - 2 * (shape.layers * shape.layer + (0 if shape.tied else shape.head))
 
 
 def moments(job: Job, shape: Shape) -> dict[str, float]:
@@ -124,15 +136,16 @@ def learning(job: Job, shape: Shape) -> dict[str, float]:
     """What comes and goes with an optimizer step."""
     parts = {"gradients, float32": 4 * trained(job, shape) / job.processes}
     if job.precision == "bfloat16":
-        # Autocast keeps a copy of each weight until the pass ends, or autograd does, of a frozen one. Of a layer at a
+        # Autocast keeps a copy of each weight until the pass ends, unless it is in bfloat16 already. Of a layer at a
         # time where weights are sharded (the head's lie whole, too), or layers are gone through again.
         if job.processes > 1:
             copied = shape.layer + shape.head
         elif job.checkpointing:
             copied = shape.layer
         else:
-            copied = shape.layers * shape.layer if job.rank else shape.parameters
-        parts["weights, bfloat16 copies"] = 2 * copied
+            copied = shape.parameters
+        if not (job.rank and in_half(job)):
+            parts["weights, bfloat16 copies"] = 2 * copied
     return parts | {"activations": activations(job, shape), "logits and head": head(job, shape)}
 
 
@@ -166,8 +179,8 @@ def head(job: Job, shape: Shape) -> float:
     """
     chunk, width = min(CHUNK, job.together * shape.vocabulary), WIDTH[job.precision]
     logits = 4 * chunk * (2 if job.reference else 1) + (width * chunk if width < 4 else 0)
-    rounded = job.reference and job.processes == 1 and not shape.tied and not job.rank  # it is in bfloat16 already
-    copies = 2 * shape.head * (1 + bool(job.reference and not rounded)) if width < 4 else 0
+    held = in_half(job) and not shape.tied  # in bfloat16 already, where it is frozen
+    copies = 2 * shape.head * (int(not (held and job.rank)) + int(job.reference and not held)) if width < 4 else 0
     gradient = 0 if job.rank else 4 * shape.head
     return logits + 4 * 4 * min(TILE, chunk) + gradient + copies
 
