@@ -112,7 +112,7 @@ def test_two_engines_give_the_samples_of_one(worker, policy):
 
 def test_weights_travel_in_the_engines_precision(policy, directory):
     """Rounded before the way, half of the bytes; the engine has what it would have made of the float32 ones."""
-    from carerft.rollout.dedicated import EngineProcess, packed
+    from carerft.rollout.dedicated import EngineProcess, as_array
 
     here, other = EngineProcess(), copy.deepcopy(policy)
     here.start(options(directory, dtype="bfloat16"))
@@ -123,7 +123,7 @@ def test_weights_travel_in_the_engines_precision(policy, directory):
         perturb(other, seed=2)
         here.engine.load(merged_weights(other))
         assert not equal(here.sample(*asked), expected)
-        arrays = {name: packed(weight, torch.bfloat16) for name, weight in merged_weights(policy)}
+        arrays = {name: as_array(weight, torch.bfloat16) for name, weight in merged_weights(policy)}
         here.load(arrays)
         assert equal(here.sample(*asked), expected)
     finally:

@@ -48,7 +48,7 @@ class EngineProcess:
         self.engine = Engine(options)
 
     def load(self, weights: dict[str, np.ndarray]) -> None:
-        self.engine.load((name, unpacked(array)) for name, array in weights.items())
+        self.engine.load((name, from_array(array)) for name, array in weights.items())
 
     def transfer(self, *arguments: Any) -> None:
         self.engine.transfer(*arguments)
@@ -60,14 +60,14 @@ class EngineProcess:
         return self.engine.log_likelihood(*arguments)
 
 
-def packed(weight: Tensor, precision: torch.dtype) -> np.ndarray:
+def as_array(weight: Tensor, precision: torch.dtype) -> np.ndarray:
     """A weight as it travels: an array, of which all engines of a machine read one copy in Ray's store. Half precision
     is rounded to before, not after; numpy has no bfloat16, so its bits are taken for integers."""
     held = rounded(weight.detach(), precision).cpu()
     return (held.view(torch.int16) if held.dtype == torch.bfloat16 else held).numpy()
 
 
-def unpacked(array: np.ndarray) -> Tensor:
+def from_array(array: np.ndarray) -> Tensor:
     """The weight, in memory of its own: what lies in Ray's store is read-only, which PyTorch has no notion of."""
     held = torch.tensor(array)
     return held.view(torch.bfloat16) if held.dtype == torch.int16 else held
@@ -166,7 +166,7 @@ class DedicatedWorker:
         """The first half of `sync`: give all engines these weights, named as in a checkpoint."""
         import ray
 
-        self.weights = ray.put({name: packed(weight, self.precision) for name, weight in weights})
+        self.weights = ray.put({name: as_array(weight, self.precision) for name, weight in weights})
         self._ask("load", [(self.weights,)] * len(self.engines))
 
     def prove(self, score: Callable[[Tensor, Tensor], Tensor], vocabulary: int) -> None:
@@ -280,28 +280,26 @@ class DedicatedWorker:
         for index in indices:
             self._kill(index)
         kind = ray.remote(num_cpus=0, num_gpus=self._gpus(), max_restarts=0)(EngineProcess)
-        handles = [kind.remote() for _ in indices]
+        handles, placed = [kind.remote() for _ in indices], False
         try:
             for index, handle in zip(indices, handles, strict=True):
                 self.engines[index] = _Engine(handle, *ray.get(handle.identity.remote(), timeout=START_S))
+            placed = True
             ready = [handle.start.remote(self.options) for handle in handles]
             if self.weights is not None:
-                ready = [handle.load.remote(self.weights) for handle in handles]
+                ready += [handle.load.remote(self.weights) for handle in handles]
             ray.get(ready, timeout=START_S)
         except RayTaskError as error:
             raise error.cause from error
         except (GetTimeoutError, RayError) as error:
-            if lacking := lacking_gpus(len(indices) * self._gpus()):
-                what, remedy = (
-                    lacking,
-                    "lower rollout.engines or rollout.tensor_parallel_size, or add GPUs to the cluster",
-                )
-            else:
-                what, remedy = (
-                    type(error).__name__,
-                    "look for the cause in the system's log (out of memory?), or lower rollout.engines",
-                )
-            raise CareError(f"a vLLM engine process did not start ({what})", remedy) from error
+            why = type(error).__name__
+            if not placed and isinstance(error, GetTimeoutError):
+                why = lacking_gpus(len(indices) * self._gpus()) or why
+            raise CareError(
+                f"a vLLM engine process did not start ({why})",
+                "lower rollout.engines or rollout.tensor_parallel_size, or look for the cause in the system's log (out "
+                "of memory?)",
+            ) from error
 
     def _gpus(self) -> int:
         """Of one engine."""
