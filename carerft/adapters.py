@@ -94,16 +94,15 @@ def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """
     layers = adapted(model)
     for name, tensor in model.state_dict().items():
+        if layers and ".lora_" in name:
+            continue
+        weight = whole(tensor)
+        if layers and weight.dtype == torch.bfloat16:  # see `round_matrices`
+            weight = weight.float()
         owner, _, part = name.rpartition(".base_layer.")
-        if not layers:
-            yield name, whole(tensor)
-        elif ".lora_" not in name:
-            frozen = whole(tensor)
-            frozen = frozen.float() if frozen.dtype == torch.bfloat16 else frozen  # see `round_matrices`
-            if owner:
-                yield f"{owner}.{part}", frozen + _product(layers[owner]) if part == "weight" else frozen
-            else:
-                yield name, frozen
+        if owner in layers and part == "weight":
+            weight = weight + _product(layers[owner])
+        yield f"{owner}.{part}" if owner in layers else name, weight
 
 
 def _product(layer: Any) -> Tensor:

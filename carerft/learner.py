@@ -280,7 +280,8 @@ class Learner:
     def weights(self, precision: torch.dtype | None = None) -> dict[str, Tensor]:
         """Each weight by its name in a checkpoint, whole and merged; of several processes, only the first has them.
 
-        precision: to which matrices are rounded, if to any."""
+        precision: to which matrices are rounded, if to any.
+        """
         return gathered(self.policy, self.mesh, precision)
 
     def adapter(self) -> dict[str, Tensor]:

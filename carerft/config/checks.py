@@ -136,9 +136,10 @@ def _learner(config: dict[str, Any], here: bool) -> None:
     one_of(config, "learner.schedule", SCHEDULES)
     one_of(config, "learner.precision", ("float32", "bfloat16"))
     one_of(config, "learner.optimizer", ("adamw", "adamw_8bit"))
-    if here and config["learner"]["compile"] and shutil.which(os.environ.get("CXX", "g++")) is None:
+    compiler = os.environ.get("CXX", "g++")
+    if here and config["learner"]["compile"] and shutil.which(compiler) is None:
         raise ConfigError(
-            f"learner.compile=true needs a C++ compiler, and there is no {os.environ.get('CXX', 'g++')} here",
+            f"learner.compile=true needs a C++ compiler, and there is no {compiler} here",
             "install one (g++), name it by the environment variable CXX, or write learner.compile=false",
         )
     if here and config["learner"]["optimizer"] == "adamw_8bit" and importlib.util.find_spec("torchao") is None:

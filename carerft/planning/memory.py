@@ -68,9 +68,8 @@ def resident(job: Job, shape: Shape) -> dict[str, float]:
     share = 4 * shape.parameters / job.processes
     if not job.steps:  # an evaluation with an engine leaves its own copy of the weights on the CPU
         return {} if job.vllm else {"weights, float32": share}
-    weights = {"weights, float32": share}
-    if job.rank and in_half(job):
-        weights = {"weights, mostly bfloat16": mostly_half(shape)}
+    frozen = job.rank and in_half(job)
+    weights = {"weights, mostly bfloat16": mostly_half(shape)} if frozen else {"weights, float32": share}
     adapter = {"adapter, float32": 4 * trained(job, shape) / job.processes} if job.rank else {}
     reference = reference_copy(job, shape) if job.reference and not job.rank else {}
     kept = {name: size / job.processes for name, size in moments(job, shape).items()}
@@ -135,7 +134,7 @@ def adapted(job: Job, shape: Shape) -> list[tuple[int, int]]:
 def learning(job: Job, shape: Shape) -> dict[str, float]:
     """What comes and goes with an optimizer step."""
     parts = {"gradients, float32": 4 * trained(job, shape) / job.processes}
-    if job.precision == "bfloat16":
+    if job.precision == "bfloat16" and not (job.rank and in_half(job)):
         # Autocast keeps a copy of each weight until the pass ends, unless it is in bfloat16 already. Of a layer at a
         # time where weights are sharded (the head's lie whole, too), or layers are gone through again.
         if job.processes > 1:
@@ -144,8 +143,7 @@ def learning(job: Job, shape: Shape) -> dict[str, float]:
             copied = shape.layer
         else:
             copied = shape.parameters
-        if not (job.rank and in_half(job)):
-            parts["weights, bfloat16 copies"] = 2 * copied
+        parts["weights, bfloat16 copies"] = 2 * copied
     return parts | {"activations": activations(job, shape), "logits and head": head(job, shape)}
 
 
