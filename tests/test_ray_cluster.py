@@ -1,5 +1,6 @@
 """Dedicated engines in a Ray cluster that runs already: what it takes to join one. A real cluster, of this machine."""
 
+import gc
 import importlib.util
 import os
 
@@ -60,6 +61,21 @@ def test_gpus_that_the_cluster_lacks_are_waited_for_and_named(cluster, monkeypat
     with pytest.raises(CareError, match=rf"(?s)did not start \({lacking}\).*rollout\.engines"):
         dedicated.DedicatedWorker(options, engines=4, timeout_s=1.0, max_restarts=0)
     assert f"{lacking}: waiting for them" in caplog.text
+
+
+@needs_ray
+def test_a_failed_start_leaves_no_handle_to_the_next_ray(cluster, monkeypatch):
+    """Ray's handles say good-bye by an id that the next Ray of this process gives to another."""
+    from ray.actor import ActorHandle
+
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(dedicated, "START_S", 1.0)
+    before = {id(thing) for thing in gc.get_objects() if type(thing) is ActorHandle}
+    with pytest.raises(CareError) as caught:
+        dedicated.DedicatedWorker(EngineOptions("", 8, ()), engines=3, timeout_s=1.0, max_restarts=0)
+    assert caught.value.__cause__.__traceback__  # with the frames that it went through
+    assert not [thing for thing in gc.get_objects() if type(thing) is ActorHandle and id(thing) not in before]
 
 
 def test_in_a_cluster_the_learner_may_have_its_machines_first_gpu(monkeypatch: pytest.MonkeyPatch):

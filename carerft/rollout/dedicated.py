@@ -5,6 +5,7 @@ or hangs is replaced by one with the same weights, which samples the lost prompt
 the samples are those of an undisturbed run.
 """
 
+import gc
 import logging
 import os
 import signal
@@ -206,6 +207,7 @@ class DedicatedWorker:
         if self._transfer is not None:
             self._transfer.close()
         if self._own_ray:
+            gc.collect()  # of handles in cycles, too: see `_start`
             ray.shutdown()
             self._own_ray = False
 
@@ -293,13 +295,19 @@ class DedicatedWorker:
             raise error.cause from error
         except (GetTimeoutError, RayError) as error:
             why = type(error).__name__
-            if not placed and isinstance(error, GetTimeoutError):
-                why = lacking_gpus(len(indices) * self._gpus()) or why
+            if not placed:
+                with suppress(Exception):  # of a Ray that is gone itself
+                    why = lacking_gpus(len(indices) * self._gpus()) or why
             raise CareError(
                 f"a vLLM engine process did not start ({why})",
                 "lower rollout.engines or rollout.tensor_parallel_size, or look for the cause in the system's log (out "
                 "of memory?)",
             ) from error
+        finally:
+            # An exception keeps this frame. Handles that outlive their Ray would, when they are collected, end engines
+            # of the next one in this process, whose ids are the same.
+            handles.clear()
+            handle = None
 
     def _gpus(self) -> int:
         """Of one engine."""
