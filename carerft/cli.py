@@ -1,6 +1,6 @@
 """`carerft VERB ...`: finds the verb's Hydra application, allows a few shorthands, and prints errors as help.
 
-Left out: what the verbs do. Each is a module of its own that also runs as `python -m carerft.VERB`.
+Left out: what the verbs do. Each is a module of its own that also runs as `python -m carerft.commands.VERB`.
 """
 
 import difflib
@@ -11,7 +11,7 @@ import sys
 
 from carerft import __version__
 from carerft.errors import CareError, ConfigError
-from carerft.launching import quiet
+from carerft.training.launch import quiet
 
 VERBS = {
     "train": "finetune a model with reinforcement learning, then evaluate it",
@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
 def run(verb: str, arguments: list[str]) -> int:
     """Run a verb's Hydra application on these arguments, printing what a user can mend without a traceback."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises, and we print
-    module = importlib.import_module("carerft.report.command" if verb == "report" else f"carerft.{verb}")
+    module = importlib.import_module(f"carerft.commands.{verb}")
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
@@ -91,7 +91,7 @@ def shorthands(verb: str, arguments: list[str]) -> list[str]:
     Of a report, `a b` becomes `runs=["a","b"]`, `columns.gsm8k=[..]` `++columns.gsm8k=[..]`, `model=` `of_model=`;
     `model=/a/dir` or `model=org/name` becomes `model=path model.path="..."`.
     """
-    from carerft.config.application import config_directory
+    from carerft.config.composition import config_directory
 
     if verb == "report":
         options = [
@@ -151,8 +151,8 @@ def explain(verb: str, arguments: list[str], error: Exception) -> tuple[str, str
 
 
 def _choices(group: str) -> list[str]:
-    from carerft.config.application import config_directory
-    from carerft.experiment.folders import experiments
+    from carerft.config.composition import config_directory
+    from carerft.sweeps.folders import experiments
 
     sweeps = [name for found in experiments().values() for name in found.sweeps] if group == "experiment" else []
     return sorted([*(file.stem for file in (config_directory() / group).glob("*.yaml")), *sweeps])
@@ -164,8 +164,8 @@ def _keys(verb: str, choices: list[str]) -> list[str]:
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
 
-    from carerft.config.application import composing
     from carerft.config.identity import flatten
+    from carerft.sweeps.composition import composing
 
     with composing():
         try:

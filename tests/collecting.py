@@ -9,16 +9,15 @@ from conftest import VOCABULARY, tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from carerft.algorithms import Algorithm
-from carerft.collection import Collector, Plan
-from carerft.learner import Learner
-from carerft.optimization import Optimization
-from carerft.prompts import prompt_order
-from carerft.regularizers import NoRegularizer, Regularizer
+from carerft.objective.algorithms import Algorithm
+from carerft.objective.regularizers import NoRegularizer, Regularizer
 from carerft.rollout import Rollouts, Sampling
 from carerft.rollout.transformers import TransformersWorker
 from carerft.tasks import Grade, Problem
-from carerft.trainer import Schedule, Trainer
+from carerft.training.collector import Collector, Plan, prompt_order
+from carerft.training.learner import Learner
+from carerft.training.optimizer import Optimization
+from carerft.training.trainer import Schedule, Trainer
 
 SEED, PROMPTS, GROUP, MAX_TOKENS = 3, 4, 4, 8
 

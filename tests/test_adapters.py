@@ -18,18 +18,18 @@ from test_torchrun import TWO, check_equal
 from torch.distributed.checkpoint import FileSystemReader
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from carerft.adapters import adapted, adapter_off, add_lora, merged_weights
-from carerft.algorithms import Algorithm
-from carerft.attention import use_packed_attention
 from carerft.config.checks import check_evaluate, check_train
 from carerft.config.identity import config_hash
-from carerft.config.schema import Model
+from carerft.config.settings import Model
 from carerft.errors import ConfigError
-from carerft.experiment.cells import cells
-from carerft.experiment.folders import experiment
-from carerft.learner import Learner
-from carerft.optimization import Optimization
-from carerft.regularizers import SkewReverseKL
+from carerft.model.lora import adapted, adapter_off, add_lora, merged_weights
+from carerft.objective.algorithms import Algorithm
+from carerft.objective.regularizers import SkewReverseKL
+from carerft.sweeps.cells import cells
+from carerft.sweeps.folders import experiment
+from carerft.training.attention import use_packed_attention
+from carerft.training.learner import Learner
+from carerft.training.optimizer import Optimization
 from carerft.world.bases import SHIPPED
 
 GROUP = 4
@@ -115,7 +115,7 @@ def test_a_base_that_bfloat16_holds_is_held_in_it(checkpointing: bool, monkeypat
     found = []
     for rounded in (True, False):
         if not rounded:
-            monkeypatch.setattr("carerft.learner.round_matrices", lambda *which, **how: None)
+            monkeypatch.setattr("carerft.training.learner.round_matrices", lambda *which, **how: None)
         model = with_lora(tiny_model(tied=False).bfloat16().float())
         if checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -242,7 +242,7 @@ def test_two_processes_end_where_one_does(finished: Path, tmp_path: Path):
 @needs_vllm
 def test_an_engine_samples_from_the_merged_weights(tmp_path: Path):
     from carerft.rollout import Sampling
-    from carerft.rollout.proof import teacher_forced
+    from carerft.rollout.sync_check import teacher_forced
     from carerft.rollout.vllm import VllmWorker
 
     policy = with_lora(save_model(tmp_path))

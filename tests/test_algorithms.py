@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from carerft.algorithms import (
+from carerft.objective.algorithms import (
     Algorithm,
     clipped_loss,
     group_advantages,

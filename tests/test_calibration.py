@@ -8,8 +8,8 @@ import torch
 from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
 from torchmetrics.functional.classification import binary_calibration_error
 
-from carerft import calibration
-from carerft.calibration import (
+from carerft.metrics import calibration
+from carerft.metrics.calibration import (
     aurc,
     auroc,
     bin_index,
@@ -24,7 +24,7 @@ from carerft.calibration import (
     reliability,
     smooth_ece,
 )
-from carerft.statistics import UNPARSABLE, distinct
+from carerft.metrics.statistics import UNPARSABLE, distinct
 
 # Six predictions: two at 0.2 (one right), three at 0.6 (two right), one at 1.0 (right).
 CONFIDENCE = [0.2, 0.6, 1.0, 0.6, 0.2, 0.6]
@@ -109,7 +109,7 @@ def test_smooth_ece_is_the_fixed_point_of_its_definition(confidence, correct):
     ],
 )
 def test_smooth_ece_agrees_with_relplot(right, inwards, relplot):
-    # relplot 1.0.3 gives these in experiments/method/smooth_ece.py, which says how to run it and why its votes must be
+    # relplot 1.0.3 gives these in benchmarks/method/smooth_ece.py, which says how to run it and why its votes must be
     # moved off 0 and 1; it searches the width in steps of 1/1024.
     rng = np.random.default_rng(0)
     confidence, luck = rng.random(1000), rng.random(1000)

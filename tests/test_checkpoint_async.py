@@ -18,14 +18,14 @@ from test_resume import ENVIRONMENT, PLAN, finish, lines, logged, start, train, 
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from carerft import checkpoint
-from carerft.algorithms import Algorithm
 from carerft.errors import RunDirectoryError
-from carerft.learner import Learner
-from carerft.optimization import Optimization
-from carerft.regularizers import SkewReverseKL
-from carerft.saving import Saver, TensorWriter
-from carerft.sharding import whole
+from carerft.model.sharding import whole
+from carerft.objective.algorithms import Algorithm
+from carerft.objective.regularizers import SkewReverseKL
+from carerft.training import checkpoint
+from carerft.training.checkpoint_writer import Saver, TensorWriter
+from carerft.training.learner import Learner
+from carerft.training.optimizer import Optimization
 
 ASIDE = "learner.async_checkpoints=true"
 

@@ -10,14 +10,15 @@ import pytest
 from scipy.stats import t as student_t
 from synthetic_runs import make_demo, manifest, write_run
 
-from carerft import cli, scores
-from carerft.experiment.folders import experiment
-from carerft.experiment.paper import Claim, paper
+from carerft import cli
+from carerft.metrics import scores
+from carerft.metrics.intervals import Interval
 from carerft.report.cells import make_cells
 from carerft.report.claims import FAILS, HOLDS, NO_RUNS, ONE_SEED, UNCLEAR, dominance, judge, verdict
-from carerft.report.intervals import Interval
 from carerft.report.paired import Paired, block_spread, matches, nearest, partners, seed_pairs
-from carerft.report.runs import load_runs
+from carerft.report.paper import Claim, paper
+from carerft.runs.reading import load_runs
+from carerft.sweeps.folders import experiment
 
 
 def claim(expect: str, margin: float = 0.0) -> Claim:

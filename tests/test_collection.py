@@ -16,14 +16,13 @@ from collecting import (
     trainer,
 )
 
-from carerft import checkpoint
-from carerft.collection import Batch, Drawn
 from carerft.errors import CareError, NonFiniteError
-from carerft.learner import Learner
-from carerft.prompts import completion_texts
-from carerft.regularizers import Regularizer, SkewReverseKL
-from carerft.rollout import Rollouts
-from carerft.trainer import Schedule, Trainer
+from carerft.objective.regularizers import Regularizer, SkewReverseKL
+from carerft.rollout import Rollouts, completion_texts
+from carerft.training import checkpoint
+from carerft.training.collector import Batch, Drawn
+from carerft.training.learner import Learner
+from carerft.training.trainer import Schedule, Trainer
 
 # Dynamic sampling
 

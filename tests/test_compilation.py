@@ -11,15 +11,15 @@ import torch
 from conftest import compile_by, random_rollouts, tiny_model
 
 from carerft import cli
-from carerft.adapters import add_lora
-from carerft.algorithms import Algorithm
-from carerft.config.schema import Model
-from carerft.head import _fused, token_statistics
-from carerft.learner import Learner
-from carerft.optimization import Optimization
-from carerft.regularizers import JensenShannon, NoRegularizer, Regularizer, ReverseKL, SkewReverseKL
+from carerft.config.settings import Model
+from carerft.model.lora import add_lora
+from carerft.objective.algorithms import Algorithm
+from carerft.objective.lm_head import _fused, token_statistics
+from carerft.objective.regularizers import JensenShannon, NoRegularizer, Regularizer, ReverseKL, SkewReverseKL
 from carerft.rollout import Sampling
 from carerft.rollout.transformers import TransformersWorker
+from carerft.training.learner import Learner
+from carerft.training.optimizer import Optimization
 
 EPSILON = torch.finfo(torch.float32).eps
 WAYS = [{}, {"shapes": True, "checkpointing": True}, pytest.param({"lora": True}, marks=pytest.mark.slow)]

@@ -11,11 +11,12 @@ from hydra import compose
 from hydra.utils import instantiate
 
 from carerft import cli
-from carerft.config.application import composing, config_directory, plain
 from carerft.config.checks import check_evaluate, check_model_directory, check_train
+from carerft.config.composition import config_directory, plain
 from carerft.config.identity import config_hash, differences
 from carerft.config.method_checks import ESTIMATORS, ESTIMATORS_OF
 from carerft.errors import CareError, ConfigError
+from carerft.sweeps.composition import composing
 
 
 def composed(*overrides: str, verb: str = "train") -> dict:
@@ -307,7 +308,7 @@ def test_the_constant_of_dr_grpo_is_the_limit_of_length():
 
 
 def test_the_table_of_estimators_is_that_of_the_classes():
-    from carerft import regularizers
+    from carerft.objective import regularizers
 
     kinds = [kind for kind in vars(regularizers).values() if isinstance(kind, type)]
     ours = [k for k in kinds if issubclass(k, regularizers.Regularizer) and k is not regularizers.Regularizer]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from carerft.commands.dashboard import CURVES
 from carerft.config.checks import check_train
-from carerft.dashboard import CURVES
 from carerft.errors import ConfigError
 from carerft.report.columns import BENCHMARKS, METRICS
 
@@ -25,7 +25,7 @@ def carerft(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess:
 @pytest.mark.filterwarnings("ignore:Pydantic V1 style")
 def test_the_layout_as_it_is_sent():
     pytest.importorskip("wandb_workspaces", reason="pip install 'carerft[dashboard]'")
-    from carerft.dashboard import layout
+    from carerft.commands.dashboard import layout
 
     workspace = layout("my-project", "my-team", "my title")
     view = workspace._to_model()

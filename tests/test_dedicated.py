@@ -20,8 +20,8 @@ from engines import EOS, letters, needs_ray, options, perturb, save_model
 from test_rollout import PROMPTS, completions, equal, teacher_forced
 from transformers import PreTrainedModel
 
-from carerft.adapters import merged_weights
 from carerft.errors import CareError, EngineError
+from carerft.model.lora import merged_weights
 from carerft.rollout import Rollouts, Sampling, keeping
 from carerft.rollout.transformers import TransformersWorker
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from carerft.commands.grade import grade_file
 from carerft.errors import ConfigError, DataError
-from carerft.grade import grade_file
 from carerft.grading.grader import Verdict, grade_answers
 from carerft.grading.guards import hazard
 from carerft.grading.mathematics import canonical, clean, final_answer, last_box, normalise, number, quick_verdict

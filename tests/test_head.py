@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-import carerft.head
-from carerft.head import TokenStatistics, token_statistics
-from carerft.regularizers import ForwardKL, JensenShannon, Regularizer, ReverseKL, SkewReverseKL
+import carerft.objective.lm_head
+from carerft.objective.lm_head import TokenStatistics, token_statistics
+from carerft.objective.regularizers import ForwardKL, JensenShannon, Regularizer, ReverseKL, SkewReverseKL
 
 N, H, V = 23, 8, 31
 DIVERGENCES = [SkewReverseKL(), SkewReverseKL(alpha=0.0), ReverseKL(), ForwardKL(), JensenShannon()]
@@ -52,7 +52,7 @@ def gradients(given: dict[str, torch.Tensor], found: TokenStatistics, names: tup
 @pytest.mark.parametrize("tile", [1, 64, 10**6])
 @pytest.mark.parametrize("divergence", DIVERGENCES, ids=lambda d: f"{type(d).__name__}{getattr(d, 'alpha', '')}")
 def test_chunks_and_tiles_change_nothing(monkeypatch, chunk: int, tile: int, divergence: Regularizer):
-    monkeypatch.setitem(carerft.head.TILE_ELEMENTS, "cpu", tile)
+    monkeypatch.setitem(carerft.objective.lm_head.TILE_ELEMENTS, "cpu", tile)
     given = inputs()
     found = token_statistics(**given, divergence=divergence, chunk_elements=chunk)
     expected = plain(given, divergence, torch.float64)
@@ -143,13 +143,13 @@ def test_large_logits_stay_finite():
 def test_no_tensor_of_all_logits_is_kept_or_made(monkeypatch):
     """Neither saved for the backward pass nor allocated on the way: nothing reaches N * V elements."""
     given, largest = inputs(), []
-    fill = carerft.head._Logits.fill
+    fill = carerft.objective.lm_head._Logits.fill
 
     def watched(self, out, rows, columns):
         largest.append(out.numel())
         fill(self, out, rows, columns)
 
-    monkeypatch.setattr(carerft.head._Logits, "fill", watched)
+    monkeypatch.setattr(carerft.objective.lm_head._Logits, "fill", watched)
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         largest.append(tensor.numel())

@@ -10,8 +10,8 @@ from test_tasks import real_files
 from test_train import run
 
 from carerft.errors import DataError
-from carerft.evaluation import _problem_records, multiple_choice
-from carerft.scores import score
+from carerft.evaluation.evaluate import _problem_records, multiple_choice
+from carerft.metrics.scores import score
 from carerft.tasks import Grade, Problem
 from carerft.tasks.replies import words
 from carerft.tasks.selfaware import UNCERTAIN

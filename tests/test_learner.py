@@ -10,11 +10,9 @@ import torch
 from conftest import random_rollouts, tiny_model
 from scipy.optimize import brentq
 
-from carerft.algorithms import Algorithm
 from carerft.errors import NonFiniteError
-from carerft.learner import Learner
-from carerft.optimization import Optimization, learning_rate_factor
-from carerft.regularizers import (
+from carerft.objective.algorithms import Algorithm
+from carerft.objective.regularizers import (
     ForwardKL,
     JensenShannon,
     NoRegularizer,
@@ -23,6 +21,8 @@ from carerft.regularizers import (
     SkewReverseKL,
 )
 from carerft.rollout import Rollouts
+from carerft.training.learner import Learner
+from carerft.training.optimizer import Optimization, learning_rate_factor
 
 GRPO = Algorithm("grpo", 4, 0.2, 0.2, "token", "sequence", "sample", 1e-6)
 DAPO_LOSS = Algorithm("dapo", 4, 0.2, 0.28, "token", "token", "sample", 1e-6)

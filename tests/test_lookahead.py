@@ -9,12 +9,12 @@ import torch
 from collecting import algorithm, collection, trainer
 from torch import nn
 
-from carerft.collection import Batch
 from carerft.errors import ShortageError
-from carerft.lookahead import Lookahead
-from carerft.regularizers import SkewReverseKL
+from carerft.objective.regularizers import SkewReverseKL
 from carerft.rollout.transformers import TransformersWorker
-from carerft.trainer import Trainer
+from carerft.training.collector import Batch
+from carerft.training.lookahead import Lookahead
+from carerft.training.trainer import Trainer
 
 STEPS = 6  # three batches, of two updates each
 

@@ -17,16 +17,16 @@ from torch.distributed.tensor import distribute_tensor
 from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from carerft import cli
-from carerft.algorithms import Algorithm
-from carerft.blocks import BLOCK, is_blocked
 from carerft.errors import NonFiniteError
-from carerft.learner import Learner
-from carerft.optimization import Optimization, make_optimizer
-from carerft.regularizers import SkewReverseKL
-from carerft.sharding import whole
+from carerft.model.sharding import whole
+from carerft.objective.algorithms import Algorithm
+from carerft.objective.regularizers import SkewReverseKL
+from carerft.training.adamw_8bit_shapes import BLOCK, is_blocked
+from carerft.training.learner import Learner
+from carerft.training.optimizer import Optimization, make_optimizer
 
 pytest.importorskip("torchao")
-from carerft.eight_bit import AdamW8bit
+from carerft.training.adamw_8bit import AdamW8bit
 
 EPSILON = torch.finfo(torch.float32).eps
 # The 256 numbers stand closest together near 0; the gap between neighbours is largest in [0.1, 1], which a moment with

@@ -19,11 +19,11 @@ from transformers import (
     Qwen3Config,
 )
 
-from carerft import attention
-from carerft.attention import use_packed_attention
-from carerft.packing import Layout, microbatches, pack
 from carerft.rollout import Rollouts
-from carerft.states import best_layout, completion_states
+from carerft.training import attention
+from carerft.training.attention import use_packed_attention
+from carerft.training.hidden_states import best_layout, completion_states
+from carerft.training.packing import Layout, microbatches, pack
 
 CPU = torch.device("cpu")
 

@@ -12,13 +12,12 @@ from test_config import composed
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from carerft import head
-from carerft.adapters import add_lora
-from carerft.algorithms import Algorithm
-from carerft.config.schema import Model
+from carerft.config.settings import Model
 from carerft.errors import ConfigError
-from carerft.learner import Learner
-from carerft.optimization import Optimization
+from carerft.model.lora import add_lora
+from carerft.objective import lm_head as head
+from carerft.objective.algorithms import Algorithm
+from carerft.objective.regularizers import ReverseKL
 from carerft.planning import memory as planned_memory
 from carerft.planning.assumptions import GIB, Hardware, assumptions, hardware
 from carerft.planning.estimate import wall
@@ -26,7 +25,8 @@ from carerft.planning.job import Job, job
 from carerft.planning.memory import activations, engine, memory, resident, wanting
 from carerft.planning.seconds import decoding, learning, learning_flops, seconds
 from carerft.planning.shapes import Shape, shape_from, shape_of
-from carerft.regularizers import ReverseKL
+from carerft.training.learner import Learner
+from carerft.training.optimizer import Optimization
 from carerft.world.bases import SHIPPED
 
 # layer = 2 * 4 * 4 + 2 * 4 * 2 + 3 * 4 * 8 = 144 weights in matrices, head = 4 * 10

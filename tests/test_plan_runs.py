@@ -11,8 +11,6 @@ import torch
 
 from carerft import cli
 from carerft.errors import ConfigError
-from carerft.experiment.cells import cells
-from carerft.experiment.folders import experiment
 from carerft.planning.assumptions import assumptions, hardware
 from carerft.planning.estimate import Machine, calibrated, computed
 from carerft.planning.job import job
@@ -21,6 +19,8 @@ from carerft.planning.memory import memory
 from carerft.planning.rehearsal import rehearse
 from carerft.planning.remedies import changed, options, remedies
 from carerft.planning.shapes import shape_of
+from carerft.sweeps.cells import cells
+from carerft.sweeps.folders import experiment
 
 STATED = assumptions([])
 

@@ -14,16 +14,17 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from carerft.adapters import add_lora
-from carerft.algorithms import Algorithm
-from carerft.config.schema import Model
+from carerft.config.settings import Model
 from carerft.errors import NonFiniteError
-from carerft.learner import Correction, Learner
-from carerft.model import eos_token_ids, load_model
-from carerft.optimization import Optimization
-from carerft.regularizers import NoRegularizer, SkewReverseKL
+from carerft.model.chat import eos_token_ids
+from carerft.model.loading import load_model
+from carerft.model.lora import add_lora
+from carerft.model.sharding import whole
+from carerft.objective.algorithms import Algorithm
+from carerft.objective.regularizers import NoRegularizer, SkewReverseKL
 from carerft.rollout import Rollouts
-from carerft.sharding import whole
+from carerft.training.learner import Correction, Learner
+from carerft.training.optimizer import Optimization
 
 WORLD, STEPS, GROUP = 2, 5, 4
 EPSILON = torch.finfo(torch.float32).eps

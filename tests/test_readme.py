@@ -44,7 +44,7 @@ def test_the_example_algorithm_trains(tmp_path: Path):
 
 
 def test_the_table_of_estimators_is_what_its_command_prints():
-    command = [sys.executable, "experiments/method/estimators.py", "--markdown"]
+    command = [sys.executable, "benchmarks/method/estimators.py", "--markdown"]
     printed = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, check=True).stdout
     table = printed.split("On-policy:\n\n")[1].split("\n\n")[0]
     assert table in PAGES["docs/method.md"]

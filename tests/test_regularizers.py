@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from carerft.errors import ConfigError
-from carerft.regularizers import (
+from carerft.objective.regularizers import (
     ForwardKL,
     JensenShannon,
     NoRegularizer,

@@ -18,7 +18,7 @@ from carerft.errors import DataError, RunDirectoryError
 from carerft.report.build import build
 from carerft.report.cells import make_cells, scores
 from carerft.report.reliability import pooled_reliability
-from carerft.report.runs import load_runs
+from carerft.runs.reading import load_runs
 
 OUTPUTS = ("index.html", "table.md", "table.csv", "table.tex")
 

@@ -13,10 +13,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from synthetic_runs import make_demo, manifest, write_json, write_lines, write_run, write_training
 
-from carerft.report.cells import base_of, make_cells, scores
-from carerft.report.columns import main_table
-from carerft.report.curves import smooth
-from carerft.report.intervals import (
+from carerft.metrics.intervals import (
     Interval,
     Spread,
     clear_best,
@@ -24,14 +21,17 @@ from carerft.report.intervals import (
     over_seeds,
     pooled_spread,
 )
+from carerft.report.cells import base_of, make_cells, scores
+from carerft.report.columns import main_table
+from carerft.report.curves import smooth
 from carerft.report.labels import label_points
 from carerft.report.notes import few_verdicts, notes
 from carerft.report.questions import choose
 from carerft.report.reliability import pooled_reliability
-from carerft.report.runs import load_runs
 from carerft.report.summary import findings, strength_note
 from carerft.report.tables import latex, print_table
-from carerft.report.text import decimal, signed, visible
+from carerft.runs.reading import load_runs
+from carerft.text import decimal, signed, visible
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,8 @@ import torch
 from conftest import tiny_model
 from transformers import PreTrainedModel
 
-from carerft import checkpoint
 from carerft.errors import RunDirectoryError
+from carerft.training import checkpoint
 
 STEPS = 10
 PLAN = [
@@ -191,7 +191,7 @@ def test_an_unwritable_place_is_said_before_anything_is_loaded(tmp_path: Path):
 
 
 def test_two_processes_cannot_share_a_directory(tmp_path: Path):
-    from carerft.run_directory import open_run
+    from carerft.runs.directory import open_run
 
     with (
         open_run(tmp_path, "train", {"name": "a", "seed": 0}),

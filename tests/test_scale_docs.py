@@ -12,11 +12,12 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from carerft import cli
-from carerft.config.application import config_directory, plain, register
 from carerft.config.checks import check_train
-from carerft.experiment.cells import cells
-from carerft.experiment.folders import experiment
-from carerft.launching import check_processes
+from carerft.config.composition import config_directory, plain
+from carerft.sweeps.cells import cells
+from carerft.sweeps.composition import register
+from carerft.sweeps.folders import experiment
+from carerft.training.launch import check_processes
 
 PLACE = Path(__file__).parent.parent / "docs" / "running-at-scale.md"
 PAGE = PLACE.read_text()
@@ -34,8 +35,8 @@ def commands() -> Iterator[list[str]]:
                 yield words
 
 
-OURS = [words for words in commands() if {"carerft", "carerft.train"} & set(words)]
-TRAININGS = [words for words in OURS if {"train", "carerft.train"} & set(words)]
+OURS = [words for words in commands() if {"carerft", "carerft.commands.train"} & set(words)]
+TRAININGS = [words for words in OURS if {"train", "carerft.commands.train"} & set(words)]
 ROWS = re.findall(
     r"^\| [^|]+ \| `([^`]+)` \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| (\w[\w ]*) \|$", PAGE, flags=re.MULTILINE
 )
@@ -47,7 +48,9 @@ def shown(words: list[str]) -> str:
 
 def arguments(words: list[str]) -> list[str]:
     """What the verb is given, of Hydra's launcher only what is installed here."""
-    start = words.index("carerft.train") + 1 if "carerft.train" in words else words.index("carerft") + 2
+    start = (
+        words.index("carerft.commands.train") + 1 if "carerft.commands.train" in words else words.index("carerft") + 2
+    )
     return [word for word in words[start:] if SUBMITIT or not word.startswith(("hydra/launcher=", "hydra.launcher."))]
 
 
@@ -72,7 +75,9 @@ def test_the_page_has_commands_for_each_of_its_parts():
     ):
         assert any(part in shown(words) for words in OURS), part
     assert len(ROWS) == 9
-    assert all({"carerft", "carerft.train"} & set(words) or words[:2] == ["ray", "start"] for words in commands())
+    assert all(
+        {"carerft", "carerft.commands.train"} & set(words) or words[:2] == ["ray", "start"] for words in commands()
+    )
 
 
 @pytest.mark.parametrize("words", TRAININGS, ids=shown)
@@ -80,7 +85,7 @@ def test_every_training_composes_and_passes_the_checks(words: list[str], monkeyp
     for word in words[: words.index("carerft")] if "carerft" in words else []:
         monkeypatch.setenv(*word.split("="))  # RAY_ADDRESS
     given, many = [word for word in arguments(words) if word != "-m"], "-m" in arguments(words)
-    if "carerft.train" in words:
+    if "carerft.commands.train" in words:
         asked = options(words)
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", "0")
         monkeypatch.setenv("WORLD_SIZE", str(int(asked["nproc-per-node"]) * int(asked.get("nnodes", "1"))))

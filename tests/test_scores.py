@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from carerft.ballots import ballots
 from carerft.errors import DataError
-from carerft.score_table import MARK, table
-from carerft.scores import confidence_and_correctness, score
+from carerft.evaluation.table import MARK, table
+from carerft.metrics.scores import confidence_and_correctness, score
+from carerft.metrics.votes import ballots
 
 
 def problem(name, answer, misconceptions=(), **likelihoods):

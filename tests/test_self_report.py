@@ -9,12 +9,13 @@ from test_config import composed
 from test_rollout import teacher_forced
 
 from carerft.config.checks import check_evaluate, check_train
-from carerft.config.schema import Model
+from carerft.config.settings import Model
 from carerft.errors import ConfigError, DataError
-from carerft.evaluation import Benchmark, Protocol, evaluate
-from carerft.model import choose_device, context_length, eos_token_ids, load_model
+from carerft.evaluation.evaluate import Benchmark, Protocol, evaluate
+from carerft.evaluation.self_report import self_reports
+from carerft.model.chat import eos_token_ids
+from carerft.model.loading import choose_device, context_length, load_model
 from carerft.rollout.transformers import TransformersWorker
-from carerft.self_report import self_reports
 from carerft.tasks import Problem
 from carerft.tasks.world import WorldTask
 

@@ -1,4 +1,4 @@
-"""What experiments/speed/learner.py counts and weighs: its invented rollouts, its formula, its stages."""
+"""What benchmarks/speed/learner.py counts and weighs: its invented rollouts, its formula, its stages."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from carerft.planning.shapes import shape_from
 
-HERE = Path(__file__).parents[1] / "experiments" / "speed"
+HERE = Path(__file__).parents[1] / "benchmarks" / "speed"
 SMALL = {
     "hidden_size": 32,
     "intermediate_size": 88,

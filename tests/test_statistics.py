@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from carerft.statistics import (
+from carerft.metrics.statistics import (
     UNPARSABLE,
     distinct,
     interval,

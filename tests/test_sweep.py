@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 
 from carerft import cli
-from carerft.config.application import composing
 from carerft.errors import ConfigError, DataError
-from carerft.experiment import paper as papers
-from carerft.experiment.arguments import Request, request
-from carerft.experiment.cells import cells, jobs
-from carerft.experiment.folders import Experiment, experiment, experiments
-from carerft.experiment.paper import paper
-from carerft.experiment.sharing import passed_over, take_over
-from carerft.experiment.workers import last_step
-from carerft.run_directory import SWEEP, open_run
+from carerft.report.paper import paper
+from carerft.runs.directory import SWEEP, open_run
+from carerft.sweeps import paper as papers
+from carerft.sweeps.arguments import Request, request
+from carerft.sweeps.cells import cells, jobs
+from carerft.sweeps.composition import composing
+from carerft.sweeps.folders import Experiment, experiment, experiments
+from carerft.sweeps.sharing import passed_over, take_over
+from carerft.sweeps.workers import last_step
 
 SMALL = [
     "steps=2", "samples=2", "rollout.prompts_per_batch=4", "algorithm.group_size=4", "tracker=none",

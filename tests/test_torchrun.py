@@ -11,8 +11,9 @@ import pytest
 from safetensors.torch import load_file
 from test_resume import ENVIRONMENT, STEPS, finish, lines, logged, start, train, wait_for
 
-from carerft import checkpoint, cli
-from carerft.run_directory import open_run
+from carerft import cli
+from carerft.runs.directory import open_run
+from carerft.training import checkpoint
 
 TWO, ASIDE = "learner.processes=2", "learner.async_checkpoints=true"
 # An epsilon beside which rounding is small: Adam otherwise makes a full step out of a gradient that is nothing else.
@@ -110,7 +111,7 @@ def test_what_a_user_can_mend_is_said_once_and_ends_all(tmp_path: Path):
     """Under torchrun itself, and by the first process: the others have nothing to say."""
     with open_run(tmp_path, "train", {"name": "another", "seed": 0}) as other:
         other.update()
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "carerft.train"]
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "carerft.commands.train"]
     chosen = ["model=tiny", "tracker=none", f'hydra.run.dir="{tmp_path}"']
     done = subprocess.run(
         [sys.executable, *command, *chosen], capture_output=True, text=True, env=ENVIRONMENT, cwd=tmp_path, timeout=240

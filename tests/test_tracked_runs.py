@@ -17,7 +17,7 @@ import pytest
 from synthetic_runs import make_demo
 from wandb_records import offline_run, offline_runs
 
-from carerft.dashboard import CURVES
+from carerft.commands.dashboard import CURVES
 from carerft.trackers.outcome import COLUMNS
 from carerft.trackers.weights_and_biases import report_description
 

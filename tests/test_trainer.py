@@ -6,8 +6,15 @@ from pathlib import Path
 import pytest
 
 from carerft import cli
-from carerft.regularizers import ForwardKL, JensenShannon, NoRegularizer, Regularizer, ReverseKL, SkewReverseKL
-from carerft.schedules import scheduled
+from carerft.objective.regularizers import (
+    ForwardKL,
+    JensenShannon,
+    NoRegularizer,
+    Regularizer,
+    ReverseKL,
+    SkewReverseKL,
+)
+from carerft.objective.schedules import scheduled
 
 GROUP, MAX_TOKENS = 4, 24  # the world's completions have at most 24 tokens
 SMALL = [

@@ -19,8 +19,9 @@ import pytest
 from engines import needs_ray, needs_vllm
 from test_dedicated import assert_gone
 
-from carerft import checkpoint, cli
+from carerft import cli
 from carerft.rollout import engine, keeping, vllm
+from carerft.training import checkpoint
 
 SMALL = ["model=tiny", "samples=2", "evaluation.limit=6", "evaluation.bootstrap=20", "tracker=none", "rollout=vllm"]
 TRAIN = [

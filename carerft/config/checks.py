@@ -15,7 +15,7 @@ from carerft.config.engine_checks import check_engine
 from carerft.config.method_checks import check_algorithm, check_regularizer
 from carerft.config.values import above_0, at_least, between, one_of
 from carerft.errors import CareError, ConfigError
-from carerft.schedules import SCHEDULES
+from carerft.objective.schedules import SCHEDULES
 from carerft.tasks.templates import load_template
 
 

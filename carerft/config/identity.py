@@ -1,13 +1,14 @@
 """What makes two runs the same run: the part of the configuration that decides their numbers.
 
-A key at its schema's default counts as absent, so that a run keeps its identity when the schema gains a key.
+A key at its schema's default counts as absent, so that a run keeps its identity when the schema gains a key. Of a class
+(`_target_`) the name alone counts, not the module: code may move.
 """
 
 import hashlib
 import json
 from typing import Any
 
-from carerft.config.schema import defaults
+from carerft.config.settings import defaults
 
 # These change where a run is shown, how often it is saved, what its engines may take and what shares its work, never
 # what it computes.
@@ -44,7 +45,7 @@ def decisive(config: dict[str, Any]) -> dict[str, Any]:
     """The dotted keys of a resolved configuration that decide a run's numbers, and aren't at their default."""
     usual = defaults()
     return {
-        key: value
+        key: value.rpartition(".")[2] if key.endswith("_target_") else value
         for key, value in flatten(config).items()
         if not any(key == skip or key.startswith(f"{skip}.") for skip in INCIDENTAL)
         and (key not in usual or value != usual[key])

@@ -4,15 +4,15 @@ from typing import Any
 
 from carerft.config.values import above_0, at_least, between, one_of
 from carerft.errors import ConfigError
-from carerft.schedules import SCHEDULES
+from carerft.objective.schedules import SCHEDULES
 
 ESTIMATORS = ("exact", "unbiased", "k2", "k3")
 # Of each regularizer of ours; the classes say the same (a test holds them together), but importing them takes seconds.
 ESTIMATORS_OF = {
-    "carerft.regularizers.ReverseKL": ESTIMATORS,
-    "carerft.regularizers.SkewReverseKL": ESTIMATORS,
-    "carerft.regularizers.ForwardKL": ("exact", "unbiased", "k3"),
-    "carerft.regularizers.JensenShannon": ("exact", "unbiased", "k3"),
+    "carerft.objective.regularizers.ReverseKL": ESTIMATORS,
+    "carerft.objective.regularizers.SkewReverseKL": ESTIMATORS,
+    "carerft.objective.regularizers.ForwardKL": ("exact", "unbiased", "k3"),
+    "carerft.objective.regularizers.JensenShannon": ("exact", "unbiased", "k3"),
 }
 
 

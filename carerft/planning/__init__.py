@@ -1,5 +1,5 @@
 """What a sweep will need before it is run: memory, hours and money, by arithmetic and by what was measured.
 
 `shapes`, `memory` and `seconds` are pure functions; `assumptions` reads conf/plan.yaml, `measured` and `rehearsal` say
-what this machine has really done, `estimate` puts them together, and `carerft.plan` prints it.
+what this machine has really done, `estimate` puts them together, and `carerft.commands.plan` prints it.
 """

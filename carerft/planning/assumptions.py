@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from carerft.config.application import config_directory
+from carerft.config.composition import config_directory
 from carerft.errors import ConfigError
 
 GIB = 2**30

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from carerft.planning.assumptions import Hardware
-from carerft.report.runs import read_lines
-from carerft.run_directory import read_manifest
+from carerft.runs.directory import read_manifest
+from carerft.runs.reading import read_lines
 
 NEWEST = 6
 """Runs that an estimate goes by: those before them may have met another version, or a busier machine."""

@@ -6,12 +6,12 @@ sleeps while the learner works; gradients, activations and the head's blocks are
 
 from dataclasses import dataclass
 
-from carerft.blocks import BLOCK, is_blocked
 from carerft.planning.assumptions import GIB, Hardware
 from carerft.planning.job import Job
 from carerft.planning.shapes import Shape
+from carerft.training.adamw_8bit_shapes import BLOCK, is_blocked
 
-CHUNK = 2**26  # logits of a chunk, and of a tile: carerft.head, which takes seconds to import
+CHUNK = 2**26  # logits of a chunk, and of a tile: carerft.objective.lm_head, which takes seconds to import
 TILE = 2**23
 WIDTH = {"float32": 4, "bfloat16": 2}
 
@@ -85,7 +85,7 @@ def reference_copy(job: Job, shape: Shape) -> dict[str, float]:
 
 
 def in_half(job: Job) -> bool:
-    """Whether frozen weights are held in bfloat16: carerft.model.round_matrices."""
+    """Whether frozen weights are held in bfloat16: carerft.model.loading.round_matrices."""
     return job.precision == "bfloat16" and job.processes == 1
 
 
@@ -96,7 +96,7 @@ def mostly_half(shape: Shape) -> float:
 
 def moments(job: Job, shape: Shape) -> dict[str, float]:
     """Adam's two of each weight that learns, in all processes together: in float32 8 bytes. In 8 bits a byte each, and
-    4 for each block of each; norms, biases and matrices whose rows are not whole blocks (carerft.blocks) stay float32.
+    4 for each block of each; norms, biases and matrices whose rows are not whole blocks stay float32.
     """
     if job.optimizer == "adamw":
         return {"Adam's moments, float32": 8 * trained(job, shape)}
@@ -171,7 +171,7 @@ def activations(job: Job, shape: Shape) -> float:
 
 
 def head(job: Job, shape: Shape) -> float:
-    """Bytes of carerft.head at its peak: a chunk of float32 logits of policy and reference each, that chunk in the
+    """Bytes of the LM head at its peak: a chunk of float32 logits of policy and reference each, that chunk in the
     precision of the products, four tiles, and the float32 gradient of a head that learns; in bfloat16 also copies of
     both heads.
     """

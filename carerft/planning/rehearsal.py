@@ -13,7 +13,7 @@ from typing import Any
 
 from carerft.planning.measured import Measured
 from carerft.planning.remedies import changed
-from carerft.report.runs import read_lines
+from carerft.runs.reading import read_lines
 
 
 def rehearse(config: dict[str, Any], cores: int, start: float) -> Measured:
@@ -41,20 +41,20 @@ def _rehearse(config: dict[str, Any], cores: int, start: float, place: Path, clo
     import torch
     from rich.console import Console
 
-    from carerft import build
-    from carerft.config.schema import Model
-    from carerft.evaluation import evaluate
-    from carerft.model import load_model
-    from carerft.scores import score
+    from carerft import assembly
+    from carerft.config.settings import Model
+    from carerft.evaluation.evaluate import evaluate
+    from carerft.metrics.scores import score
+    from carerft.model.loading import load_model
 
     model = {**config["model"], "base": 0}  # the others may not have been built
     policy, tokenizer = load_model(Model(**model), torch.device("cpu"))
-    algorithm, regularizer = build.method(config)
-    context = build.context(config, policy)
+    algorithm, regularizer = assembly.method(config)
+    context = assembly.context(config, policy)
     answers, questions, rest = {}, {}, start
-    with build.rollout_worker(config, policy, tokenizer) as worker:
-        collector = build.collector(config, worker, policy, tokenizer, algorithm)
-        learner = build.learner(config, policy, algorithm, regularizer)
+    with assembly.rollout_worker(config, policy, tokenizer) as worker:
+        collector = assembly.collector(config, worker, policy, tokenizer, algorithm)
+        learner = assembly.learner(config, policy, algorithm, regularizer)
         collector.sync(learner)
         for warm in (True, False):
             began = clock()
@@ -65,9 +65,9 @@ def _rehearse(config: dict[str, Any], cores: int, start: float, place: Path, clo
                 members = slice(part.start * batch.rollouts.group_size, part.stop * batch.rollouts.group_size)
                 learner.step(batch.rollouts.prompts(part), batch.advantages[members])
             ended = clock()
-        asked = build.protocol(config)
+        asked = assembly.protocol(config)
         few = dataclasses.replace(asked, limit=asked.questions_at_once, bootstrap=1)  # one piece of each benchmark
-        for name, benchmark in build.benchmarks(config, policy, tokenizer).items():
+        for name, benchmark in assembly.benchmarks(config, policy, tokenizer).items():
             questions[name] = min(asked.limit or len(benchmark.task.problems()), len(benchmark.task.problems()))
             since = clock()
             evaluate(worker, tokenizer, {name: benchmark}, few, place, context, {}, Console(quiet=True))

@@ -66,7 +66,7 @@ def seconds(job: Job, shape: Shape, hardware: Hardware, cores: int, start: float
 def learning_flops(job: Job, shape: Shape) -> float:
     """Of one optimizer step: the body once forward, twice backward, once again with gradient checkpointing, and once
     for the reference. The head, for completion tokens only: once forward, twice backward, and once for the reference;
-    once again for each whose logits are not kept (carerft.head). With an adapter, frozen matrices and the head are gone
+    once again for each whose logits are not kept (lm_head). With an adapter, frozen matrices and the head are gone
     through backward once, and the adapter's as the body without a reference."""
     body = forward(shape, job.read, job.prompt + job.completion) * (3 + job.checkpointing + job.reference)
     if job.rank:
@@ -134,7 +134,7 @@ def _batch(job: Job, shape: Shape, hardware: Hardware, cores: int) -> float:
 TRANSFER = 1e10
 """Bytes/s at which weights come to an engine, through the host's memory."""
 AT_ONCE = 64
-"""Questions that an evaluation samples together: carerft.evaluation.Protocol."""
+"""Questions that an evaluation samples together: carerft.evaluation.evaluate.Protocol."""
 
 
 def _benchmarks(job: Job, shape: Shape, hardware: Hardware, cores: int) -> list[float]:

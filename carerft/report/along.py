@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from carerft.metrics.intervals import Interval
 from carerft.report.cells import Cell, Scores, family_title
 from carerft.report.columns import Column
-from carerft.report.intervals import Interval
 from carerft.report.labels import label_points
 from carerft.report.paired import settings
 from carerft.report.style import PAPER, Look, legend, new_figure, quiet
-from carerft.report.text import decimal, greek, line
+from carerft.text import decimal, greek, line
 
 Family = tuple[str, list[tuple[object, Cell]]]
 

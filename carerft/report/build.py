@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from carerft.errors import RunDirectoryError
-from carerft.experiment.paper import Paper
 from carerft.report import markdown
 from carerft.report.cells import make_cells, scores
 from carerft.report.columns import benchmark_order, main_table
@@ -15,11 +14,12 @@ from carerft.report.experiment import findings
 from carerft.report.grids import grids
 from carerft.report.notes import notes
 from carerft.report.page import Report, render
+from carerft.report.paper import Paper
 from carerft.report.questions import choose
-from carerft.report.runs import common_directory, load_runs
 from carerft.report.style import looks
 from carerft.report.tables import latex, level, tidy_csv
 from carerft.report.tables import markdown as markdown_table
+from carerft.runs.reading import common_directory, load_runs
 
 TEXT_BUDGET, LONGEST_TEXT = 800_000, 3000  # characters of model text on the page in all, and of one sample
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from carerft.config.identity import decisive, flatten
-from carerft.config.schema import defaults
-from carerft.report.intervals import Interval, over_seeds, pooled_spread
-from carerft.report.runs import Benchmark, Run
-from carerft.report.text import line, number
+from carerft.config.settings import defaults
+from carerft.metrics.intervals import Interval, over_seeds, pooled_spread
+from carerft.runs.reading import Benchmark, Run
+from carerft.text import line, number
 
 # What tells the replicates of one cell apart: the seed, and which pretrained base model it started from.
 REPLICATE_KEYS = ("seed", "model.base")

@@ -9,11 +9,11 @@ claimed from a lack of evidence. Nor can one seed tell anything: its interval do
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from carerft.experiment.paper import Claim, Paper
+from carerft.metrics.intervals import Interval
 from carerft.report.cells import Cell
 from carerft.report.columns import METRICS
-from carerft.report.intervals import Interval
 from carerft.report.paired import Paired, Place, matches, nearest, partners, seed_pairs
+from carerft.report.paper import Claim, Paper
 
 HOLDS, FAILS, UNCLEAR, NO_RUNS = "holds", "does not hold", "cannot tell", "no runs"
 ONE_SEED = "cannot tell (one seed)"

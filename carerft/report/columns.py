@@ -7,9 +7,9 @@ in the part of the table that its metrics put it in.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from carerft.metrics.intervals import Interval, clear_best
 from carerft.report.cells import Cell, Scores
-from carerft.report.intervals import Interval, clear_best
-from carerft.report.text import line
+from carerft.text import line
 
 # Title, and the part of the table that it belongs to; in the order in which tables and figures show them.
 BENCHMARKS = {

@@ -8,9 +8,9 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from carerft.report.cells import Cell
-from carerft.report.runs import Run
 from carerft.report.style import Look, legend, new_figure, quiet
-from carerft.report.text import greek
+from carerft.runs.reading import Run
+from carerft.text import greek
 
 Line = tuple[NDArray[np.float64], NDArray[np.float64]]  # steps and values, each of shape (steps,)
 CURVES = {

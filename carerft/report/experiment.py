@@ -4,12 +4,12 @@ checked, and differences with what each row is to be compared with."""
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from carerft.experiment.paper import Claim, Paper
+from carerft.metrics.intervals import Interval
 from carerft.report.cells import Cell, Scores
 from carerft.report.claims import Judged, judge, place_of
 from carerft.report.columns import METRICS, Column, benchmark_title, metric_title
-from carerft.report.intervals import Interval
 from carerft.report.paired import Paired, Place, matches, nearest, partners
+from carerft.report.paper import Claim, Paper
 from carerft.report.tables import seeds_text
 
 

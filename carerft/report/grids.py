@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from carerft.metrics.intervals import Interval
 from carerft.report.experiment import Findings
-from carerft.report.intervals import Interval
 from carerft.report.tables import escape, interval_text, markdown_grid
-from carerft.report.text import signed
+from carerft.text import signed
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from carerft.report.columns import MainTable, benchmark_title
 from carerft.report.drawings import Drawing
 from carerft.report.experiment import Findings, meaning
 from carerft.report.grids import Grid
-from carerft.report.runs import Run
 from carerft.report.tables import markdown
-from carerft.report.text import duration
+from carerft.runs.reading import Run
+from carerft.text import duration
 
 
 def page(

@@ -6,10 +6,10 @@ no fair sample, and the number beside its neighbours would mislead.
 
 from collections.abc import Sequence
 
+from carerft.evaluation.table import ENOUGH, WITHOUT_VERDICTS
 from carerft.report.cells import Cell, Scores
 from carerft.report.columns import Column, benchmark_title, floors, metric_title
-from carerft.report.text import decimal
-from carerft.score_table import ENOUGH, WITHOUT_VERDICTS
+from carerft.text import decimal
 
 
 def notes(cells: Sequence[Cell], scores: Scores, columns: Sequence[Column]) -> list[str]:

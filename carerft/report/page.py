@@ -16,6 +16,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from carerft.metrics.intervals import Interval
 from carerft.report.cells import Cell, Scores
 from carerft.report.columns import (
     METRICS,
@@ -29,14 +30,13 @@ from carerft.report.columns import (
 from carerft.report.drawings import MOST_DIAGRAMS, Drawing
 from carerft.report.experiment import Findings, meaning
 from carerft.report.grids import change_text
-from carerft.report.intervals import Interval
 from carerft.report.notes import few_verdicts
 from carerft.report.questions import Chosen
-from carerft.report.runs import Run
 from carerft.report.style import Look
 from carerft.report.summary import caveat, findings, headline, strength_note
 from carerft.report.tables import interval_text, seeds_text
-from carerft.report.text import decimal, duration, greek, line, visible
+from carerft.runs.reading import Run
+from carerft.text import decimal, duration, greek, line, visible
 
 HERE = Path(__file__).parent
 GLYPHS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚", "X": "✖", "h": "⬢"}

@@ -2,7 +2,7 @@
 
 For each seed, the two runs' metrics are computed on the same resamples of the questions, so that what makes a question
 hard cancels. The mean of these differences over seeds has an interval over questions; their spread between seeds has
-Student's t. The two are joined as in `carerft.report.intervals`.
+Student's t. The two are joined as in `carerft.metrics.intervals`.
 """
 
 import math
@@ -13,14 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
-from carerft import scores, statistics
 from carerft.config.identity import decisive, flatten
-from carerft.config.schema import defaults
+from carerft.config.settings import defaults
 from carerft.errors import DataError
-from carerft.experiment.paper import Selector
+from carerft.metrics import scores, statistics
+from carerft.metrics.intervals import Interval, Spread, pooled_spread
 from carerft.report.cells import REPLICATE_KEYS, Cell, base_of
-from carerft.report.intervals import Interval, Spread, pooled_spread
-from carerft.report.runs import Run, read_lines
+from carerft.report.paper import Selector
+from carerft.runs.reading import Run, read_lines
 
 Place = tuple[str, str]
 """(benchmark, metric)"""

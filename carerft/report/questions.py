@@ -12,8 +12,8 @@ from typing import Any
 
 from carerft.report.cells import Cell
 from carerft.report.columns import benchmark_title
-from carerft.report.runs import Run, read_lines
-from carerft.report.text import visible
+from carerft.runs.reading import Run, read_lines
+from carerft.text import visible
 
 PER_CATEGORY = 2
 SMALL_TEXT, PROMPT = 120, 2000  # characters kept of an answer, of a prompt
@@ -34,7 +34,7 @@ class Votes:
     def majority(self) -> Key:
         """The group with most votes, among equals the one sampled first; unreadable samples win only if all are such.
 
-        As in `carerft.ballots`, so that the page shows the answers that the metrics counted.
+        As in `carerft.metrics.votes`, so that the page shows the answers that the metrics counted.
         """
         return max(self.counts, key=lambda key: 0 if key == NO_ANSWER else self.counts[key])
 

@@ -8,12 +8,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from carerft.metrics.intervals import Interval
 from carerft.report.cells import Cell, Scores
 from carerft.report.columns import benchmark_title
-from carerft.report.intervals import Interval
-from carerft.report.runs import Reliability
 from carerft.report.style import INK, MUTED, PAPER, Look, new_figure, quiet
-from carerft.report.text import decimal, greek
+from carerft.runs.reading import Reliability
+from carerft.text import decimal, greek
 
 CELL_WIDTH, CELL_HEIGHT, SIDE = 2.55, 3.5, 1.95  # inches: one panel's share of the figure, and its square
 

@@ -7,10 +7,10 @@ none. Left out: any verdict on which row is best. That is a matter of what a rea
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from carerft.metrics.intervals import Interval, difference
 from carerft.report.cells import Cell, base_of, family_title
 from carerft.report.columns import CALIBRATION, Column, MainTable
-from carerft.report.intervals import Interval, difference
-from carerft.report.text import decimal, greek, listing, number, signed
+from carerft.text import decimal, greek, listing, number, signed
 
 NARRATED = 4  # trained rows that the sentences speak of; the table has them all
 

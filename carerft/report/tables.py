@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from carerft.metrics.intervals import Interval
 from carerft.report.cells import Cell, Scores, make_cells, scores
 from carerft.report.columns import MainTable, main_table
-from carerft.report.intervals import Interval
 from carerft.report.notes import notes
-from carerft.report.runs import Run
-from carerft.report.text import MINUS, decimal
+from carerft.runs.reading import Run
+from carerft.text import MINUS, decimal
 
 LATEX = str.maketrans({
     **{character: f"\\{character}" for character in "&%$#_{}"},

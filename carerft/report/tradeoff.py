@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from carerft.metrics.intervals import Interval
 from carerft.report.cells import Cell, Scores, base_of
 from carerft.report.columns import CALIBRATION, METRICS, Column
-from carerft.report.intervals import Interval
 from carerft.report.labels import label_points
 from carerft.report.style import MUTED, PAPER, Look, legend, new_figure, quiet
-from carerft.report.text import decimal, greek
+from carerft.text import decimal, greek
 
 
 def tradeoff(cells: Sequence[Cell], scores: Scores, x: Column, y: Column, look: dict[str, Look]) -> Figure:

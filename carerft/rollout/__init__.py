@@ -10,6 +10,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 
 @dataclass
@@ -101,3 +102,14 @@ class RolloutWorker(Protocol):
     def close(self) -> None:
         """End the engine, if there is one, and all of its processes. Nothing is asked of the worker afterwards."""
         ...
+
+
+def completion_texts(rollouts: Rollouts, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The S completions as text, without special tokens."""
+    tokens = [row[:n] for row, n in zip(rollouts.tokens.tolist(), rollouts.lengths.tolist(), strict=True)]
+    return tokenizer.batch_decode(tokens, skip_special_tokens=True)
+
+
+def mixed_seed(seed: int, counter: int) -> int:
+    """A seed for the counter-th use of a stream, far from its neighbours'."""
+    return (seed * 0x9E3779B97F4A7C15 + counter * 0xBF58476D1CE4E5B9 + 1) % 2**63

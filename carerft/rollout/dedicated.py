@@ -21,13 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from carerft.adapters import merged_weights, rounded
 from carerft.errors import CareError, EngineError
+from carerft.model.lora import merged_weights, rounded
 from carerft.rollout import Rollouts, Sampling
 from carerft.rollout.engine import Engine, EngineOptions
 from carerft.rollout.local_ray import lacking_gpus, start_ray
-from carerft.rollout.proof import prove_sync, teacher_forced, vocabulary_of
 from carerft.rollout.requests import check_context, check_sampling, completion_seeds
+from carerft.rollout.sync_check import prove_sync, teacher_forced, vocabulary_of
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
 from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
-from carerft.adapters import merged_weights
+from carerft.model.lora import merged_weights
 
 
 class PolicyWeights(WeightSource):

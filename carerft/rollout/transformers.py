@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from carerft.adapters import merged_weights
-from carerft.compilation import eagerly
 from carerft.errors import ConfigError, NonFiniteError
+from carerft.model.compilation import eagerly
+from carerft.model.lora import merged_weights
 from carerft.rollout import Rollouts, Sampling
 from carerft.rollout.decoding import Decoder, decoder_for
 from carerft.rollout.requests import check_context, check_sampling, completion_seeds

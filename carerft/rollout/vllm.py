@@ -5,11 +5,11 @@ from functools import partial
 
 import torch
 
-from carerft.adapters import merged_weights
+from carerft.model.lora import merged_weights
 from carerft.rollout import Rollouts, Sampling
 from carerft.rollout.engine import Engine, EngineOptions
-from carerft.rollout.proof import prove_sync, teacher_forced, vocabulary_of
 from carerft.rollout.requests import check_context, check_sampling, completion_seeds
+from carerft.rollout.sync_check import prove_sync, teacher_forced, vocabulary_of
 
 
 class VllmWorker:

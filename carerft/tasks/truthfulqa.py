@@ -1,7 +1,7 @@
 """TruthfulQA: questions that people answer wrongly out of a false belief (Lin et al. 2022, arXiv 2109.07958).
 
 By likelihood (`Problem.choices`; section 3 of the paper): the prompt and the choices are lm-evaluation-harness's, six
-fixed questions before ours and " " + answer after "A:". The scores are MC1 and MC2 of `carerft.evaluation`. What the
+fixed questions before ours and " " + answer after "A:". The scores are MC1 and MC2. What the
 CARE-RFT paper (arXiv 2602.00085) reports of its base model is the published MC2 of that model. Forms:
 
 - `mc`: the 817 questions of the first release, MC1 and MC2 over all listed answers. Guessing: MC1 0.223, MC2 0.464.

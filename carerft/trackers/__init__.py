@@ -5,7 +5,7 @@ evaluation.json hold all of it.
 """
 
 from carerft.trackers.metrics_file import MetricsFile
-from carerft.trackers.progress import ProgressTracker, progress_bar
+from carerft.trackers.progress import ProgressTracker
 from carerft.trackers.tracker import Tracker, Trackers
 
-__all__ = ["MetricsFile", "ProgressTracker", "Tracker", "Trackers", "progress_bar"]
+__all__ = ["MetricsFile", "ProgressTracker", "Tracker", "Trackers"]

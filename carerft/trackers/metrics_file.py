@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import ClassVar
 
-from carerft.run_directory import write_atomically
+from carerft.runs.directory import write_atomically
 from carerft.trackers.outcome import Outcome
 
 

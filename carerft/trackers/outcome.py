@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:  # drawing takes a second to import, which a run without trackers need not spend
-    from carerft.report.runs import Run
+    from carerft.runs.reading import Run
 
 QUESTIONS, SAMPLES = 20, 4  # of each benchmark: its first questions, and the first samples of each
 LONG_TEXT, SHORT_TEXT = 1000, 120  # characters kept of a prompt or a sample, and of an answer
@@ -85,7 +85,7 @@ class EvaluationOutcome:
             }
 
     def _run(self) -> "Run":
-        from carerft.report.runs import load_run
+        from carerft.runs.reading import load_run
 
         # The evaluation is finished although its run isn't marked as done before trackers have seen it.
         return replace(load_run(self.directory, self.directory), status="done")
@@ -115,8 +115,8 @@ class ReportOutcome:
 
 
 def _answers(place: Path, benchmark: str) -> Iterator[list[Value]]:
-    from carerft.report.runs import read_lines
-    from carerft.report.text import number, visible
+    from carerft.runs.reading import read_lines
+    from carerft.text import number, visible
 
     def short(value: Any) -> str | None:
         return None if value is None else visible(value, SHORT_TEXT)

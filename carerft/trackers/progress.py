@@ -1,26 +1,11 @@
-"""Progress bars, for training and for evaluation."""
+"""The progress bar of a training."""
 
 from typing import ClassVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from carerft.terminal import progress_bar
 from carerft.trackers.outcome import Outcome
-
-
-def progress_bar(console: Console, unit: str) -> Progress:
-    """The one look of every progress bar."""
-    return Progress(
-        TextColumn("[bold]{task.description}"),
-        BarColumn(bar_width=28),
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[shown]}"),
-        console=console,
-    )
 
 
 class ProgressTracker:

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 from carerft.config.identity import config_hash
 from carerft.errors import CareError, ConfigError
-from carerft.run_directory import RunDirectory
+from carerft.runs.directory import RunDirectory
 from carerft.trackers.outcome import Outcome
 
 LONGEST_NAME, LONGEST_TAG = 128, 64  # characters that W&B takes
@@ -95,7 +95,7 @@ def description(settings: dict[str, Any], run: RunDirectory) -> dict[str, Any]:
     deleted and made anew, it gets another. `config.cell` is the same for all seeds, to group by.
     """
     from carerft.report.cells import make_cells
-    from carerft.report.runs import Run
+    from carerft.runs.reading import Run
 
     names = [settings[group]["name"] for group in ("model", "algorithm", "regularizer") if group in settings]
     command, place = run.manifest["command"], run.path.name

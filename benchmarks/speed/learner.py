@@ -1,0 +1,291 @@
+"""The learner alone: speed, utilisation and memory of its steps at Qwen2.5's shapes, beside TRL's.
+
+    python benchmarks/speed/learner.py [--shape 3b] [--penalties none,k3,exact] [--trl-python PATH/bin/python]
+
+A model of the shape, with random weights, takes optimizer steps on invented rollouts: random tokens, 8 completions a
+prompt, prompts around 150 tokens, completions log-normal around 600 and cut at 3,072. Nothing is sampled and nothing
+downloaded. Every system runs in a process of its own, one after another:
+
+- carerft without a penalty (and so without a reference), with SRKL's k3 estimate, and with the exact SRKL;
+- TRL's GRPOTrainer on the same rollouts, without KL and with its k3. The same shape, precision, checkpointing and
+  tokens in a microbatch; `learner_trl.py` says what is TRL's in it.
+
+tokens/s counts real tokens, for all systems alike: those of the completions, and each prompt once. Utilisation counts
+real work by the formula below the table: of a GPU's data sheet (MFU), and of the rate of a bare matrix product in the
+same precision, measured in the same process before and after the steps; a CPU has only the latter.
+
+**Memory** by component: weights, reference, gradients and Adam's moments are the sizes of the tensors; "the rest"
+(activations, the head, autocast's copies) is the peak less those. The peak is the allocator's on CUDA. On a CPU it is
+of the resident set by the kernel's count (Linux), above what the process held before the model: with fragmentation.
+**Stages** are of one further step, in which the device is waited for at the ends of each. GB are 1e9 bytes.
+
+Where a whole step doesn't fit the device, the gradient alone is measured, or else forward passes; the table says so.
+Measure on an idle machine.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from learner_ours import LEARNING_RATE, PENALTIES, DoesNotFitError, measure
+from learner_work import CONFIGS, FORMULA, MODES, Work, peak_flops, real_tokens, useful_flops
+from lm_head_trl import BETA
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+HOW_TO_GET_TRL = """TRL is left out. It needs an environment of its own; make one, and name its Python:
+  python -m venv trl-venv
+  trl-venv/bin/pip install torch==2.13.0
+  trl-venv/bin/pip install trl==1.16.0 "transformers>=5.16.1,<5.20"
+  python benchmarks/speed/learner.py --trl-python trl-venv/bin/python"""
+
+OURS = {"none": "carerft, no penalty", "k3": "carerft, k3", "exact": "carerft, exact SRKL"}
+TRL = {"trl-none": ("TRL, no KL", 0.0), "trl-k3": ("TRL, k3", BETA)}
+NAMES = OURS | {system: name for system, (name, _) in TRL.items()}
+BASE = {"none": "trl-none", "k3": "trl-k3", "exact": "trl-k3"}
+COMPONENTS = ("weights", "reference", "gradients", "moments", "the rest")
+
+
+def in_a_process(command: list[str], work: Work) -> dict[str, Any]:
+    """What the process prints, or {"why_not": ..}."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(work.threads), "TRANSFORMERS_VERBOSITY": "error"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        return {"why_not": f"failed: {(done.stderr.splitlines() or [f'exit status {done.returncode}'])[-1][:300]}"}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def ours(work: Work, penalty: str) -> tuple[dict[str, Any] | None, list[str]]:
+    """The most of a step that fits, and why more doesn't."""
+    reasons = []
+    for mode in MODES:
+        spec = {"work": asdict(work), "penalty": penalty, "mode": mode}
+        found = in_a_process([sys.executable, __file__, "--measure", json.dumps(spec)], work)
+        if "why_not" not in found:
+            return found, reasons
+        reasons.append(found["why_not"])
+        if found["why_not"].startswith("failed"):
+            break
+    return None, reasons
+
+
+def trl(work: Work, beta: float, python: str) -> tuple[dict[str, Any] | None, list[str]]:
+    rollouts = work.rollouts()
+    rewards = torch.rand(work.sequences, generator=torch.Generator().manual_seed(work.seed))
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory) / "rollouts.pt"
+        torch.save({**vars(rollouts), "advantages": rewards - 0.5}, file)
+        spec = {"work": asdict(work), "config": work.config, "rollouts": str(file), "beta": beta}
+        command = [python, str(Path(__file__).with_name("learner_trl.py"))]
+        found = in_a_process([*command, json.dumps({**spec, "learning_rate": LEARNING_RATE})], work)
+    if "why_not" in found:
+        return None, [found["why_not"]]
+    flops = useful_flops(work.sizes, rollouts, 3 + (beta > 0))
+    counts = {"real_tokens": real_tokens(rollouts), "completion_tokens": int(rollouts.lengths.sum())}
+    return {"mode": "step", "useful_flops": flops, **counts, **found}, []
+
+
+def row(found: dict[str, Any], peak: float | None) -> dict[str, Any]:
+    """The figures of a system. peak: operations per second by the data sheet."""
+    time, rate = statistics.median(found["seconds"]), statistics.median(found["matmul_flops"])
+    resident, most = found.get("resident_bytes"), found["peak_bytes"]
+    memory = resident and most and {**resident, "the rest": most - sum(resident.values())}
+    return {
+        "mode": found["mode"],
+        "step_s": time,
+        "cpu_s": statistics.median(found["cpu_seconds"]),
+        "tokens_per_s": found["real_tokens"] / time,
+        "completion_tokens_per_s": found["completion_tokens"] / time,
+        # a completion's last token need not be read: a learner without padding reads a few less than there are
+        "padding": max(0.0, 1 - found["real_tokens"] / found["read_tokens"]) if found["read_tokens"] else None,
+        "flops_per_s": found["useful_flops"] / time,
+        "mfu": peak and found["useful_flops"] / time / peak,
+        "of_matmul": found["useful_flops"] / time / rate,
+        "peak_gb": most and most / 1e9,
+        "memory_gb": memory and {name: size / 1e9 for name, size in memory.items()},
+        "measured": found,
+    }
+
+
+def speeds(title: str, rows: dict[str, dict[str, Any]], mfu: bool, against: bool) -> Table:
+    table = Table(title=title)
+    columns = [
+        "",
+        "s/step",
+        *([] if mfu else ["CPU s"]),
+        "tokens/s",
+        *(["x TRL"] if against else []),
+        "TFLOP/s",
+        *(["MFU"] if mfu else []),
+    ]
+    for name in (*columns, "of matmul", "not real", "peak, GB"):
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    for system, one in rows.items():
+        name = NAMES[system] + ("" if one["mode"] == "step" else f": {MODES[one['mode']]}")
+        cells = [f"{one['step_s']:.3g}", *([] if mfu else [f"{one['cpu_s']:.3g}"]), f"{one['tokens_per_s']:,.0f}"]
+        if against:
+            base = rows.get(BASE.get(system, ""))
+            comparable = base and one["mode"] == base["mode"]
+            cells.append(f"{one['tokens_per_s'] / base['tokens_per_s']:.2f}" if comparable else "")
+        cells += [f"{one['flops_per_s'] / 1e12:.3g}", *([f"{one['mfu']:.1%}"] if mfu else [])]
+        cells += [f"{one['of_matmul']:.1%}", "" if one["padding"] is None else f"{one['padding']:.0%}"]
+        table.add_row(name, *cells, "" if one["peak_gb"] is None else f"{one['peak_gb']:.2f}")
+    caption = '"not real": share of the tokens read that are padding, or a prompt read again.'
+    table.caption = caption + (" x TRL: k3 and exact against its k3." if against else "")
+    return table
+
+
+def breakdown(rows: dict[str, dict[str, Any]]) -> list[Table]:
+    """Memory by component and time by stage, of ours."""
+    memory, time = Table("", *COMPONENTS, title="Peak memory, GB"), None
+    for system, one in rows.items():
+        if one["memory_gb"]:
+            memory.add_row(NAMES[system], *(f"{one['memory_gb'][name]:.3f}" for name in COMPONENTS))
+        if parts := one["measured"].get("stages"):
+            time = time or Table("", title="Time by stage, seconds of one step")
+            if len(time.columns) == 1:
+                every = {name: None for other in rows.values() for name in other["measured"].get("stages", {})}
+                names = [name for name in every if name != "rest"] + ["rest"]
+                for name in names:
+                    time.add_column(name, justify="right")
+            time.add_row(NAMES[system], *(f"{parts[name]:.3g}" if name in parts else "" for name in names))
+    return [table for table in (memory, time) if table is not None and table.row_count]
+
+
+def targets(work: Work, rows: dict[str, dict[str, Any]]) -> list[str]:
+    """What is aimed at on one H100, and whether this run reached it."""
+    exact = rows.get("exact")
+    here = exact is not None and exact["mode"] == "step" and "H100" in exact["measured"]["device"]
+    here = here and (work.shape, work.tokens_per_microbatch) == ("3b", 16384)
+    aims = [
+        ("exact SRKL, 3b, 16,384 tokens a microbatch, MFU: at least 45%", "mfu", lambda x: x >= 0.45, "{:.1%}"),
+        ("the same, peak: under 75 GB", "peak_gb", lambda x: x < 75, "{:.1f}"),
+    ]
+    return [
+        f"{name}: "
+        + (
+            f"{form.format(exact[key])}, {'' if reached(exact[key]) else 'not '}reached"
+            if here
+            else "not measured here"
+        )
+        for name, key, reached, form in aims
+    ]
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=CONFIGS, help="default tiny on a CPU, 3b on a GPU")
+    parser.add_argument("--penalties", default="none,k3,exact", help=f"of {', '.join(PENALTIES)}; default all")
+    parser.add_argument("--tokens-per-microbatch", type=int, default=16384)
+    parser.add_argument("--sequences", type=int, help="of a step; default 16 on a CPU, 64 on a GPU")
+    parser.add_argument("--group-size", type=int, default=8, help="completions of a prompt")
+    parser.add_argument("--steps", type=int, default=5, help="measured, of each system")
+    parser.add_argument("--warmup", type=int, default=1)
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], help="default float32 on a CPU, else bfloat16")
+    parser.add_argument(
+        "--checkpointing", action=argparse.BooleanOptionalAction, help="of activations; default at 3b and 7b on a GPU"
+    )
+    parser.add_argument("--compile", action="store_true", help="ours with learner.compile; TRL as it is")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--peak-tflops", type=float, help="of the GPU in this precision, if conf/plan.yaml hasn't it")
+    parser.add_argument("--trl-python", help="the Python of an environment that has TRL; without it only ours is run")
+    parser.add_argument("--output", type=Path, help="also write every figure to this file, a line of JSON a system")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)  # the process of one system
+    options = parser.parse_args()
+    options.penalties = options.penalties.split(",")
+    if unknown := set(options.penalties) - set(PENALTIES):
+        parser.error(f"--penalties: {', '.join(sorted(unknown))}: there are {', '.join(PENALTIES)}")
+    if options.sequences and options.sequences % options.group_size:
+        parser.error(f"--sequences {options.sequences} is no multiple of --group-size {options.group_size}")
+    return options
+
+
+def chosen(options: argparse.Namespace) -> Work:
+    device = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    shape = options.shape or ("tiny" if device == "cpu" else "3b")
+    checkpointing = options.checkpointing
+    return Work(
+        shape=shape,
+        device=device,
+        precision=options.precision or ("float32" if device == "cpu" else "bfloat16"),
+        tokens_per_microbatch=options.tokens_per_microbatch,
+        sequences=options.sequences or (2 if device == "cpu" else 8) * options.group_size,
+        group_size=options.group_size,
+        checkpointing=device == "cuda" and shape in ("3b", "7b") if checkpointing is None else checkpointing,
+        compile=options.compile,
+        steps=options.steps,
+        warmup=options.warmup,
+        seed=options.seed,
+        threads=options.threads,
+    )
+
+
+def main() -> None:
+    options = arguments()
+    if options.measure:
+        spec = json.loads(options.measure)
+        try:
+            print(json.dumps(measure(Work(**spec["work"]), spec["penalty"], spec["mode"])))
+        except DoesNotFitError as error:
+            print(json.dumps({"why_not": str(error)}))
+        return
+
+    work, console = chosen(options), Console()
+    if not console.is_terminal:
+        console.width = 140
+    load = os.getloadavg()[0]
+    if load > 0.5:
+        console.print(f"[yellow]The machine is not idle (load {load:.1f}): times and ratios will be off.[/]")
+    systems = [*(list(TRL) if options.trl_python else []), *options.penalties]
+    found, notes, peak = {}, [], options.peak_tflops and options.peak_tflops * 1e12
+    with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console) as progress:
+        for system in systems:
+            task = progress.add_task(NAMES[system], total=1)
+            if system in OURS:
+                one, reasons = ours(work, system)
+            else:
+                one, reasons = trl(work, TRL[system][1], options.trl_python)
+            progress.update(task, completed=1)
+            notes += [f"{NAMES[system]}: {reason}" for reason in reasons]
+            if one:
+                peak = peak or peak_flops(one.get("device", ""), work.precision)
+                found[system] = one
+    rows = {system: row(one, peak if work.device == "cuda" else None) for system, one in found.items()}
+
+    if rows:
+        where = f"CPU, threads: {work.threads}" if work.device == "cpu" else torch.cuda.get_device_name()
+        title = f"A learner's step, {work.shape}: {work.sequences} sequences, {work.tokens_per_microbatch:,} tokens a "
+        title += f"microbatch, {work.precision}{', checkpointing' if work.checkpointing else ''}"
+        title += f"{', compiled' if work.compile else ''}, {where}"
+        console.print(speeds(title, rows, any(one["mfu"] for one in rows.values()), bool(options.trl_python)))
+        for table in breakdown(rows):
+            console.print(table)
+        console.print(FORMULA, highlight=False, markup=False)
+    for note in notes:
+        console.print(note, style="yellow", markup=False)
+    for line in targets(work, rows):
+        console.print(line, highlight=False)
+    if work.device == "cuda" and not peak:
+        console.print("No MFU: conf/plan.yaml has no peak of this GPU; give --peak-tflops.", style="yellow")
+    if options.output:
+        line = {"work": asdict(work), "parameters": work.sizes.parameters, "load_before": load}
+        lines = [json.dumps({"system": NAMES[system], **line, **one}) for system, one in rows.items()]
+        options.output.write_text("".join(f"{text}\n" for text in lines))
+    if not options.trl_python:
+        console.print(HOW_TO_GET_TRL, style="yellow", markup=False)
+    sys.exit(0 if rows else 1)
+
+
+if __name__ == "__main__":
+    main()

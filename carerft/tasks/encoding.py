@@ -1,0 +1,50 @@
+"""Problems' prompts as token ids."""
+
+import logging
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from carerft.errors import DataError
+from carerft.tasks import Problem
+
+log = logging.getLogger(__name__)
+
+
+def prompt_tokens(
+    problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, max_tokens: int, context: int
+) -> list[list[int]]:
+    """Each problem's prompt as token ids.
+
+    Raises DataError where there is no problem at all, or where a prompt and `max_tokens` of completion don't fit the
+    model's context (naming the problem).
+    """
+    if not problems:
+        raise DataError("the task has no problems", "check data.path and task.split")
+    encoded = encode([p.prompt for p in problems], tokenizer)
+    for problem, tokens in zip(problems, encoded, strict=True):
+        if len(tokens) + max_tokens > context:
+            raise DataError(
+                f"the prompt of problem {problem.id} has {len(tokens)} tokens, which with {max_tokens} tokens of "
+                f"completion exceeds the model's context of {context}",
+                "lower rollout.max_tokens (or the benchmark's max_tokens), or leave the problem out of the data",
+            )
+        if not tokens:
+            raise DataError(f"the prompt of problem {problem.id} is empty", "leave the problem out of the data")
+    return encoded
+
+
+def encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Each text as token ids, after the beginning-of-text token where the tokenizer itself puts one before a text
+    (Llama's does, Qwen's doesn't) and the text, such as that of a chat template, doesn't already begin with it."""
+    encoded = tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+    beginning = getattr(tokenizer, "bos_token_id", None)
+    if beginning is None or tokenizer("a")["input_ids"][0] != beginning:
+        return encoded
+    return [tokens if tokens[:1] == [beginning] else [beginning, *tokens] for tokens in encoded]
+
+
+def show_prompt(name: str, problem: Problem, tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Log exactly what the model reads for a problem, special tokens included. name: the task's or benchmark's."""
+    text = tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    log.info("%s, prompt of problem %s (%d tokens):\n%s", name, problem.id, len(tokens), text)

@@ -1,0 +1,316 @@
+"""The learner: one optimizer step on one minibatch of rollouts.
+
+`Learner.step` is objective + beta * regularizer, differentiated over microbatches. What it is given is plain data
+(rollouts, advantages); what it returns is plain numbers. It knows nothing of tasks, rewards or files.
+"""
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from transformers import PreTrainedModel
+
+from carerft.errors import NonFiniteError
+from carerft.model.compilation import compile_layers
+from carerft.model.loading import round_matrices
+from carerft.model.lora import adapter_off, adapter_weights, gathered, reference_of
+from carerft.model.sharding import put_away, shard, whole, within
+from carerft.objective.algorithms import Algorithm
+from carerft.objective.lm_head import TokenStatistics, token_statistics
+from carerft.objective.regularizers import Regularizer, sampled_estimate
+from carerft.rollout import Rollouts
+from carerft.training.checkpoint import load_tensors
+from carerft.training.checkpoint_writer import TensorWriter
+from carerft.training.hidden_states import best_layout, completion_states
+from carerft.training.optimizer import Optimization, learning_rate_factor, make_optimizer
+from carerft.training.packing import microbatches
+
+
+@dataclass
+class Correction:
+    """Truncated importance sampling of rollouts whose sampler was not quite the policy (method.md, section 3).
+
+    log_probs: (S, T) of the tokens under the learner's weights when the batch was sampled; the objective's ratio is
+    taken to these. weights: (S, T), these over the sampler's own probabilities, truncated; the objective is multiplied
+    by them, the regularizer is not.
+    """
+
+    log_probs: Tensor
+    weights: Tensor
+
+    def prompts(self, index: slice, group_size: int) -> "Correction":
+        """The part of some of the prompts, as `Rollouts.prompts`."""
+        members = slice(index.start * group_size, index.stop * group_size)
+        return Correction(self.log_probs[members], self.weights[members])
+
+
+@dataclass
+class _Step:
+    """What the microbatches of one optimizer step share. advantages: (S,); weights, mask: (S, T).
+
+    sums: of each metric over the tokens so far (losses: over the microbatches); maxima: of each metric so far.
+    """
+
+    rollouts: Rollouts
+    advantages: Tensor
+    weights: Tensor
+    mask: Tensor
+    correction: Correction | None
+    regularizer: Regularizer
+    sums: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    maxima: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+
+class Learner:
+    """A policy, its frozen reference, and the optimizer that moves the one away from the other."""
+
+    def __init__(
+        self,
+        policy: PreTrainedModel,
+        algorithm: Algorithm,
+        regularizer: Regularizer,
+        optimization: Optimization,
+        mesh: DeviceMesh | None = None,
+    ):
+        """policy: in float32 on its device; the reference is a frozen copy of it as it is, or itself without adapter.
+
+        mesh: processes that share out each batch's microbatches, the weights, gradients and the optimizer's state. Each
+        is given the same policy, and at the same time the same calls, with whole batches. None: this process alone.
+        """
+        self.policy, self.algorithm, self.regularizer, self.optimization = policy, algorithm, regularizer, optimization
+        self.mesh = mesh
+        policy.train()
+        self.layout = best_layout(policy, optimization.share_prompts)
+        self.reference: PreTrainedModel | None = None
+        if regularizer.needs_reference or optimization.monitor_reference:
+            self.reference = reference_of(policy)
+        separate = self.reference not in (None, policy)
+        if optimization.compile:
+            for model in (policy, self.reference) if separate else (policy,):
+                compile_layers(model)
+        if mesh is not None:
+            shard(policy, mesh, optimization.precision)
+            if separate:
+                shard(self.reference, mesh, optimization.precision, optimization.reference_offload)
+        elif optimization.precision == "bfloat16":
+            if separate:
+                round_matrices(self.reference)
+            else:  # beside an adapter, with which it is merged when it is saved
+                round_matrices(policy, exactly=True)
+        self.optimizer = make_optimizer([p for p in policy.parameters() if p.requires_grad], optimization)
+        self.writer = TensorWriter(policy, self.optimizer, mesh is not None)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: learning_rate_factor(step, optimization)
+        )
+
+    def step(self, rollouts: Rollouts, advantages: Tensor, correction: Correction | None = None) -> dict[str, float]:
+        """One optimizer step. advantages: (S,). Returns metrics by their names in metrics.jsonl.
+
+        Raises NonFiniteError where the loss or its gradient is not finite; the weights and the optimizer's state are
+        then as they were before.
+        """
+        metrics = self.gradient(rollouts, advantages, correction)
+        parameters = [p for p in self.policy.parameters() if p.grad is not None]
+        norm = whole(get_total_norm([p.grad for p in parameters]))
+        if not (math.isfinite(metrics["loss/total"]) and torch.isfinite(norm)):
+            self.optimizer.zero_grad(set_to_none=True)
+            raise NonFiniteError(
+                f"the loss is {metrics['loss/total']}, the norm of its gradient {float(norm)}; the step was not taken",
+                "lower learner.learning_rate or learner.max_grad_norm, or use learner.precision=float32",
+            )
+        clip_grads_with_norm_(parameters, self.optimization.max_grad_norm, norm)
+        metrics["learner/grad_norm"] = float(norm)
+        metrics["learner/learning_rate"] = self.scheduler.get_last_lr()[0]
+        self.optimizer.step()
+        self.scheduler.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return metrics
+
+    def gradient(
+        self, rollouts: Rollouts, advantages: Tensor, correction: Correction | None = None
+    ) -> dict[str, float]:
+        """Make the parameters' gradient that of the loss, microbatch by microbatch, and return the metrics."""
+        self.optimizer.zero_grad(set_to_none=True)
+        mask = rollouts.mask()
+        regularizer = self.regularizer.at(self.progress)
+        step = _Step(rollouts, advantages, self.algorithm.weights(mask), mask, correction, regularizer)
+        for index, mine in self._turns(rollouts):
+            if mine:
+                self._microbatch(step, index)
+            else:
+                (0.0 * self.score(rollouts, index, regularizer).log_prob.sum()).backward()
+        if self.reference is not None:
+            put_away(self.reference)
+        if self.mesh is not None:
+            self._add_up(step)
+        losses = {key: step.sums.pop(key) for key in list(step.sums) if key.startswith("loss/")}
+        means = {key: value / int(mask.sum()) for key, value in step.sums.items()}
+        return {**losses, **means, **step.maxima, **regularizer.parameters()}
+
+    @property
+    def steps_done(self) -> int:
+        """Optimizer steps so far, those before a resumption included."""
+        return int(self.scheduler.last_epoch)
+
+    @property
+    def progress(self) -> float:
+        """0 at the first optimizer step, 1 at the last."""
+        return min(1.0, self.steps_done / max(1, self.optimization.steps - 1))
+
+    def _turns(self, rollouts: Rollouts) -> list[tuple[Tensor, bool]]:
+        """This process's microbatches, True; for each that only others have, some sequence, False: weights are gathered
+        by all, or by none."""
+        count = 1 if self.mesh is None else self.mesh.size()
+        cut = microbatches(rollouts, self.optimization.tokens_per_microbatch, self.layout, count)
+        mine = cut[0 if self.mesh is None else self.mesh.get_rank() :: count]
+        return [(index, True) if len(index) else (torch.tensor([0]), False) for index in mine]
+
+    def _add_up(self, step: _Step) -> None:
+        """Make the metrics those of all processes."""
+        everyone: list[Any] = [None] * self.mesh.size()
+        dist.all_gather_object(everyone, (dict(step.sums), dict(step.maxima)), group=self.mesh.get_group())
+        sums, maxima = zip(*everyone, strict=True)
+        step.sums = {key: sum(theirs.get(key, 0.0) for theirs in sums) for key in sorted(set().union(*sums))}
+        step.maxima = {key: max(theirs.get(key, 0.0) for theirs in maxima) for key in sorted(set().union(*maxima))}
+
+    def _microbatch(self, step: _Step, index: Tensor) -> None:
+        """Backward through the sequences `index` (b,) of the step."""
+        rollouts, correction, regularizer = step.rollouts, step.correction, step.regularizer
+        device = self.policy.device
+        width = int(rollouts.lengths[index].max())
+
+        def part(tensor: Tensor) -> Tensor:  # (S, T) -> (b, width)
+            return tensor[index, :width].to(device)
+
+        mask, weights, advantages = part(step.mask), part(step.weights), step.advantages[index].to(device)
+        log_sampler = part(rollouts.log_probs)
+        log_old = part(correction.log_probs) if correction else log_sampler
+        statistics = self.score(rollouts, index, regularizer)
+
+        def padded(values: Tensor) -> Tensor:  # (N,) -> (b, width)
+            return torch.zeros(mask.shape, dtype=values.dtype, device=device).masked_scatter(mask, values)
+
+        log_pi = padded(statistics.log_prob)
+        policy_loss, ratio = self.algorithm.loss(log_pi, log_old, advantages, mask)
+        if correction:
+            policy_loss = policy_loss * part(correction.weights)
+        loss_policy = (weights * policy_loss).sum()
+        loss_regularizer, penalty = torch.zeros((), device=device), None
+        if regularizer.needs_reference:
+            if statistics.divergence is not None:
+                penalty = padded(statistics.divergence)
+            else:
+                penalty = regularizer.estimate(log_pi, padded(_present(statistics.ref_log_prob)), log_sampler)
+            loss_regularizer = regularizer.weight * (weights * penalty).sum()
+        if regularizer.entropy_bonus:
+            entropy = padded(statistics.entropy)
+            loss_regularizer = loss_regularizer - regularizer.entropy_bonus * (weights * entropy).sum()
+        (loss_policy + loss_regularizer).backward()
+
+        sums, maxima = step.sums, step.maxima
+        with torch.no_grad():
+            sums["loss/policy"] += float(loss_policy)
+            sums["loss/regularizer"] += float(loss_regularizer)
+            sums["loss/total"] += float(loss_policy + loss_regularizer)
+            sums["regularizer/value"] += float(penalty[mask].sum()) if penalty is not None else 0.0
+            sums["policy/entropy"] += float(statistics.entropy.sum())
+            sums["policy/clip_fraction"] += float(self.algorithm.clipped(ratio, advantages)[mask].sum())
+            maxima["policy/ratio_max"] = max(maxima["policy/ratio_max"], float(ratio[mask].max()))
+            # At a batch's first step, where weights are equal, this is the sampler against the learner.
+            drift = (log_pi - log_sampler)[mask]
+            sums["rollout/mismatch_mean"] += float(drift.abs().sum())
+            maxima["rollout/mismatch_max"] = max(maxima["rollout/mismatch_max"], float(drift.abs().max()))
+            sums["rollout/mismatch_outside"] += float((torch.expm1(drift).abs() > 0.1).sum())
+            if statistics.ref_kl is not None and statistics.ref_log_prob is not None:
+                sums["policy/kl_to_reference"] += float(statistics.ref_kl.sum())
+                target = regularizer.log_target(statistics.log_prob, statistics.ref_log_prob)
+                if target is not None:  # a value to watch, never a loss: see sampled_estimate
+                    sums["regularizer/k1"] += float(sampled_estimate(target - statistics.log_prob, "k1").sum())
+
+    @torch.no_grad()
+    def log_probs(self, rollouts: Rollouts) -> Tensor:
+        """(S, T) float32 log-probability of each sampled token under the policy as it is now; 0 outside the mask."""
+        mask, found = rollouts.mask(), torch.zeros(rollouts.tokens.shape)
+        for index, mine in self._turns(rollouts):
+            scored = self.score(rollouts, index).log_prob.float().cpu()
+            if mine:
+                found[index] = torch.zeros_like(found[index]).masked_scatter(mask[index], scored)
+        put_away(self.policy)
+        if self.mesh is not None:
+            dist.all_reduce(found, group=self.mesh.get_group())
+        return found
+
+    def score(self, rollouts: Rollouts, index: Tensor, regularizer: Regularizer | None = None) -> TokenStatistics:
+        """Statistics of the completion tokens of the sequences `index` (b,), one after another: N tokens in all.
+
+        Without a regularizer they are those of the policy alone.
+        """
+        width = int(rollouts.lengths[index].max())
+        targets = rollouts.tokens[index, :width][rollouts.mask()[index, :width]].to(self.policy.device)
+        exact = regularizer if regularizer is not None and regularizer.needs_reference and regularizer.exact else None
+
+        def states_and_head(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
+            return completion_states(model, rollouts, index, self.layout), model.get_output_embeddings().weight
+
+        with self._autocast():
+            reference: tuple[Tensor | None, Tensor | None] = (None, None)
+            if self.reference is not None and regularizer is not None:
+                with torch.no_grad(), adapter_off(self.reference):
+                    reference = within(self.reference, states_and_head)
+            fused = self.optimization.compile
+
+            def statistics(policy: PreTrainedModel) -> TokenStatistics:
+                return token_statistics(*states_and_head(policy), targets, *reference, exact, fused=fused)
+
+            return within(self.policy, statistics)
+
+    def _autocast(self) -> torch.autocast:
+        bfloat16 = self.optimization.precision == "bfloat16"
+        # Rounded copies of all weights are kept until the pass ends, unless its layers will be gone through again.
+        keep = not self.policy.is_gradient_checkpointing
+        return torch.autocast(self.policy.device.type, torch.bfloat16, enabled=bfloat16, cache_enabled=keep)
+
+    def weights(self, precision: torch.dtype | None = None) -> dict[str, Tensor]:
+        """Each weight by its name in a checkpoint, whole and merged; of several processes, only the first has them.
+
+        precision: to which matrices are rounded, if to any.
+        """
+        return gathered(self.policy, self.mesh, precision)
+
+    def adapter(self) -> dict[str, Tensor]:
+        """The weights of the policy's adapter, alike, by their names in peft's files."""
+        return adapter_weights(self.policy, self.mesh)
+
+    def save(self, path: Path, aside: bool = False) -> None:
+        """Write weights and the optimizer's state; aside: while all goes on, see `saved`. Raises RunDirectoryError."""
+        self.writer.write(path, aside)
+
+    def saved(self) -> None:
+        """Wait for what is being written aside. Raises RunDirectoryError."""
+        self.writer.finish()
+
+    def load(self, path: Path) -> None:
+        """Read them, whatever number of processes wrote them."""
+        load_tensors(path, self.policy, self.optimizer, self.mesh is not None)
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs beside weights and the optimizer's state."""
+        return {"scheduler": self.scheduler.state_dict()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from `state()`."""
+        self.scheduler.load_state_dict(state["scheduler"])
+        for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate
+
+
+def _present(value: Tensor | None) -> Tensor:
+    assert value is not None, "a sampled estimator needs the reference's log-probabilities"
+    return value
