@@ -1,10 +1,11 @@
-"""From a checked configuration to the objects that a run is made of."""
+"""From checked settings to the objects that a run is made of: the only place that knows every room."""
 
 import copy
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,8 +14,8 @@ from rich.console import Console
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from carerft.config.settings import Model
-from carerft.evaluation.evaluate import Benchmark, Protocol, evaluate
+from carerft.config.settings import EvaluateSettings, TaskSettings, TrainSettings, VllmSettings
+from carerft.evaluation.evaluate import Benchmark, Evaluator
 from carerft.evaluation.table import table
 from carerft.model.chat import eos_token_ids, uses_chat
 from carerft.model.loading import choose_device, context_length, load_model, model_path
@@ -33,212 +34,170 @@ from carerft.trackers import MetricsFile, ProgressTracker, Trackers
 from carerft.trackers.choice import named_tracker
 from carerft.trackers.outcome import EvaluationOutcome
 from carerft.trackers.weights_and_biases import description
-from carerft.training.collector import Collector, Plan
+from carerft.training.collector import Collector
 from carerft.training.learner import Learner
-from carerft.training.optimizer import Optimization
-from carerft.training.trainer import Schedule
 
 
-def task(settings: dict[str, Any]) -> Task:
-    """A task from its group's settings: `_target_` and that class's arguments."""
-    return instantiate({key: value for key, value in settings.items() if key not in ("name", "max_tokens")})
+def task(settings: TaskSettings) -> Task:
+    """The task that a file of `conf/task/` or `conf/benchmark/` names."""
+    return instantiate({key: value for key, value in vars(settings).items() if key not in ("name", "max_tokens")})
 
 
-def asked(
-    chosen: dict[str, Any], settings: dict[str, Any], policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> Task:
-    """A task as this model is asked it: in its chat template, or plainly."""
-    return ChatTask(task(chosen), tokenizer) if chat(settings, policy, tokenizer) else task(chosen)
-
-
-def chat(settings: dict[str, Any], policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether prompts go into the model's chat template."""
-    return uses_chat(settings["model"]["chat"], policy, tokenizer)
-
-
-def benchmarks(
-    settings: dict[str, Any], policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> dict[str, Benchmark]:
-    found = {}
-    for name, entry in settings["benchmark"].items():
-        measured = asked(entry, settings, policy, tokenizer)
-        until = getattr(measured, "until", None) if tokenizer.is_fast else None  # others can't be followed in a text
-        found[name] = Benchmark(measured, entry["max_tokens"], stop=(until,) if until else ())
-    return found
-
-
-def protocol(settings: dict[str, Any]) -> Protocol:
-    return Protocol(samples=settings["samples"], seed=settings["seed"], **settings["evaluation"])
-
-
-def method(settings: dict[str, Any]) -> tuple[Algorithm, Regularizer]:
+def objective(settings: TrainSettings) -> tuple[Algorithm, Regularizer]:
     """What `algorithm` and `regularizer` name. Raises ConfigError for an estimator that a regularizer doesn't have."""
-    return instantiate(settings["algorithm"]), instantiate(settings["regularizer"])
-
-
-def learner(
-    settings: dict[str, Any],
-    policy: PreTrainedModel,
-    algorithm: Algorithm,
-    regularizer: Regularizer,
-    mesh: DeviceMesh | None = None,
-) -> Learner:
-    """The learner, with the policy as it is now for its reference. mesh: as Learner's."""
-    chosen = settings["learner"]
-    if chosen["gradient_checkpointing"]:
-        policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    if settings["model"]["adapter"]:
-        add_lora(policy, Model(**settings["model"]), settings["seed"])
-    optimization = _taken(Optimization, {**chosen, "steps": settings["steps"]})
-    return Learner(policy, algorithm, regularizer, optimization, mesh)
+    return instantiate(dict(vars(settings.algorithm))), instantiate(dict(vars(settings.regularizer)))
 
 
 @dataclass
-class Parts:
-    """What a process that learns has of its own."""
+class Subject:
+    """The model that a run is about, with its settings: what follows from both is computed here, once."""
 
+    settings: TrainSettings | EvaluateSettings
     policy: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+
+    @cached_property
+    def chat(self) -> bool:
+        """Whether prompts go into the model's chat template."""
+        return uses_chat(self.settings.model.chat, self.policy, self.tokenizer)
+
+    @cached_property
+    def context(self) -> int:
+        """Tokens of prompt and completion together that the model, and the engine as configured, can hold."""
+        return min(context_length(self.policy), getattr(self.settings.rollout, "max_model_len", None) or sys.maxsize)
+
+    @cached_property
+    def end_tokens(self) -> list[int]:
+        """The tokens that end a completion."""
+        return eos_token_ids(self.policy, self.tokenizer, self.chat)
+
+    def task(self, settings: TaskSettings) -> Task:
+        """A task, with its prompts in the model's chat template if it has one."""
+        return ChatTask(task(settings), self.tokenizer) if self.chat else task(settings)
+
+    def benchmarks(self) -> dict[str, Benchmark]:
+        """What the model is measured on, by name."""
+        benchmarks = {}
+        for name, settings in self.settings.benchmark.items():
+            measured = self.task(settings)
+            # A slow tokenizer's text can't be followed while it is made.
+            until = getattr(measured, "until", None) if self.tokenizer.is_fast else None
+            benchmarks[name] = Benchmark(measured, settings.max_tokens, stop=(until,) if until else ())
+        return benchmarks
+
+    def rollout_worker(self, mesh: DeviceMesh | None = None) -> AbstractContextManager[RolloutWorker | None]:
+        """The engine that `rollout` names, started, for the length of a `with` block: it is then kept for the next run
+        of this process, or ended if the block failed. It samples from the policy's weights only after a `sync`.
+
+        mesh: processes that will share the policy's weights. Each then samples from a full copy on its own device, but
+        dedicated engines belong to the first process alone: None in the others.
+        """
+        settings = self.settings.rollout
+        if isinstance(settings, VllmSettings):
+            if settings.placement == "dedicated" and mesh is not None and mesh.get_rank() > 0:
+                return nullcontext()
+            return self._vllm_worker(settings)
+        policy = self.policy
+        if mesh is not None:
+            policy = copy.deepcopy(policy).requires_grad_(False)
+            spread(policy, mesh)
+        pad, ends = self.tokenizer.pad_token_id, self.end_tokens
+        return nullcontext(
+            TransformersWorker(
+                policy,
+                eos_token_ids=ends,
+                pad_token_id=pad if pad is not None else ends[0],
+                batch_size=settings.batch_size,
+                dtype=torch.bfloat16 if self.settings.precision == "bfloat16" else None,
+                tokenizer=self.tokenizer,
+            )
+        )
+
+    def _vllm_worker(self, settings: VllmSettings) -> AbstractContextManager[RolloutWorker]:
+        from carerft.rollout.dedicated import DedicatedWorker
+        from carerft.rollout.keeping import kept
+        from carerft.rollout.vllm import VllmWorker
+
+        options = EngineOptions(
+            model=model_path(self.settings.model),
+            revision=self.settings.model.revision,
+            dtype=self.settings.precision,
+            context=self.context,
+            eos_token_ids=tuple(self.end_tokens),
+            sequences=settings.batch_size,
+            memory_share=settings.gpu_memory_utilization,
+            cache_gib=settings.kv_cache_gib,
+            tensor_parallel_size=settings.tensor_parallel_size,
+            eager=settings.enforce_eager,
+            weight_transfer=None if settings.weight_transfer == "reload" else settings.weight_transfer,
+        )
+        if settings.placement == "colocated":
+            return kept(VllmWorker, options, settings.verify_sync)
+        faults = (settings.timeout_s, settings.max_restarts, settings.verify_sync)
+        return kept(DedicatedWorker, options, settings.engines, *faults)
+
+    def measure(
+        self, run: RunDirectory, worker: RolloutWorker, benchmarks: dict[str, Benchmark], trackers: Trackers
+    ) -> None:
+        """Evaluate the policy, into the run's directory; print the result and hand it to the trackers."""
+        worker.sync(self.policy)  # in a training, an engine of its own still has the weights of the last batch
+        settings = self.settings
+        evaluator = Evaluator(
+            worker, self.tokenizer, settings.evaluation, settings.samples, settings.seed, self.context
+        )
+        evaluation = evaluator.evaluate(benchmarks, run.path, self._header(run), console())
+        Console().print(table(evaluation))
+        trackers.show(EvaluationOutcome(run.path))
+
+    def _header(self, run: RunDirectory) -> dict[str, Any]:
+        """What evaluation.json says of the model and of its prompts."""
+        prompts = {n: b.prompt for n, b in self.settings.benchmark.items() if hasattr(b, "prompt")}
+        model = self.settings.model.name
+        return {"command": run.manifest["command"], "model": model, "chat": self.chat, "prompts": prompts}
+
+
+@dataclass
+class Training:
+    """What a process that learns has of its own."""
+
+    subject: Subject
     algorithm: Algorithm
     worker: RolloutWorker | None
     learner: Learner
 
+    def collector(self, worker: RolloutWorker) -> Collector:
+        """worker: of all processes, where several learn together."""
+        subject, settings = self.subject, self.subject.settings
+        training_task = subject.task(settings.task)
+        return Collector(
+            worker, training_task, subject.tokenizer, self.algorithm, settings.rollout, settings.seed, subject.context
+        )
+
 
 @contextmanager
-def parts(settings: dict[str, Any], mesh: DeviceMesh | None) -> Iterator[Parts]:
+def training(settings: TrainSettings, mesh: DeviceMesh | None) -> Iterator[Training]:
     """A run's model, worker and learner, for the length of a `with` block. mesh: its processes, if several."""
-    set_seed(settings["seed"])
-    algorithm, regularizer = method(settings)  # before the model: it may refuse what it is given
+    set_seed(settings.seed)
+    algorithm, regularizer = objective(settings)  # before the model: it may refuse its parameters
     if mesh is None:
-        device = choose_device(settings["learner"]["device"])
-    else:  # none need have room on its device for the whole: sharding takes it there, from the first, in parts
+        device = choose_device(settings.learner.device)
+    else:  # no device need have room for the full model: sharding takes it there, from the first process, in parts
         device = torch.device("cpu" if mesh.get_rank() == 0 else "meta")
-    policy, tokenizer = load_model(Model(**settings["model"]), device)
-    with rollout_worker(settings, policy, tokenizer, mesh) as worker:
-        learns = learner(settings, policy, algorithm, regularizer, mesh)
-        yield Parts(policy, tokenizer, algorithm, worker, learns)
+    subject = Subject(settings, *load_model(settings.model, device))
+    with subject.rollout_worker(mesh) as worker:
+        policy = subject.policy
+        if settings.learner.gradient_checkpointing:
+            policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if settings.model.adapter:
+            add_lora(policy, settings.model, settings.seed)
+        learner = Learner(policy, algorithm, regularizer, settings.learner, settings.steps, mesh)
+        yield Training(subject, algorithm, worker, learner)
 
 
-def schedule(settings: dict[str, Any]) -> Schedule:
-    return _taken(Schedule, {**settings["learner"], **settings})
-
-
-def collector(
-    settings: dict[str, Any],
-    worker: RolloutWorker,
-    policy: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    algorithm: Algorithm,
-) -> Collector:
-    chosen = settings["rollout"]
-    correction = chosen["importance_correction"]
-    if correction == "auto":
-        correction = "token" if chosen["lookahead"] else "none"
-    plan = _taken(Plan, {**chosen, "importance_correction": correction, "seed": settings["seed"]})
-    training = asked(settings["task"], settings, policy, tokenizer)
-    return Collector(worker, training, tokenizer, algorithm, plan, context(settings, policy))
-
-
-def context(settings: dict[str, Any], policy: PreTrainedModel) -> int:
-    """Tokens of prompt and completion together that the model, and the engine as it is configured, can hold."""
-    return min(context_length(policy), settings["rollout"].get("max_model_len") or sys.maxsize)
-
-
-def rollout_worker(
-    settings: dict[str, Any],
-    policy: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    mesh: DeviceMesh | None = None,
-) -> AbstractContextManager[RolloutWorker | None]:
-    """The engine that `rollout` names, started, for the length of a `with` block: it is then kept for the next run of
-    this process, or ended if the block failed. It samples from the policy's weights only after a `sync`.
-
-    mesh: processes that will share the policy's weights. Each then samples from a whole copy on its own device, but
-    dedicated engines are all the first one's: None in the others.
-    """
-    chosen, precision = settings["rollout"], settings.get("learner", settings)["precision"]
-    ends = eos_token_ids(policy, tokenizer, chat(settings, policy, tokenizer))
-    if chosen["name"] == "vllm":
-        if chosen["placement"] == "dedicated" and mesh is not None and mesh.get_rank() > 0:
-            return nullcontext()  # the first process's engines are all that there are
-        return _vllm_worker(settings, precision, ends, context(settings, policy))
-    if mesh is not None:
-        policy = copy.deepcopy(policy).requires_grad_(False)
-        spread(policy, mesh)
-    return nullcontext(
-        TransformersWorker(
-            policy,
-            eos_token_ids=ends,
-            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0],
-            batch_size=chosen["batch_size"],
-            dtype=torch.bfloat16 if precision == "bfloat16" else None,
-            tokenizer=tokenizer,
-        )
-    )
-
-
-def _vllm_worker(
-    settings: dict[str, Any], precision: str, ends: list[int], limit: int
-) -> AbstractContextManager[RolloutWorker]:
-    from carerft.rollout.dedicated import DedicatedWorker
-    from carerft.rollout.keeping import kept
-    from carerft.rollout.vllm import VllmWorker
-
-    chosen, model = settings["rollout"], settings["model"]
-    options = EngineOptions(
-        model=model_path(Model(**model)),
-        revision=model["revision"],
-        dtype=precision,
-        context=limit,
-        eos_token_ids=tuple(ends),
-        sequences=chosen["batch_size"],
-        memory_share=chosen["gpu_memory_utilization"],
-        cache_gib=chosen["kv_cache_gib"],
-        tensor_parallel_size=chosen["tensor_parallel_size"],
-        eager=chosen["enforce_eager"],
-        weight_transfer=None if chosen["weight_transfer"] == "reload" else chosen["weight_transfer"],
-    )
-    if chosen["placement"] == "colocated":
-        return kept(VllmWorker, options, chosen["verify_sync"])
-    faults = (chosen["timeout_s"], chosen["max_restarts"], chosen["verify_sync"])
-    return kept(DedicatedWorker, options, chosen["engines"], *faults)
-
-
-def trackers(settings: dict[str, Any], run: RunDirectory, step: int = 0) -> Trackers:
+def trackers(settings: TrainSettings | EvaluateSettings, run: RunDirectory, step: int = 0) -> Trackers:
     """What `tracker` names; in training also metrics.jsonl and a progress bar. step: where the run continues."""
-    found = named_tracker(settings["tracker"], run.path, lambda: description(settings, run), step)
-    if run.manifest["command"] == "train":
-        found.append(MetricsFile(run.path / "metrics.jsonl", step))
-        found.append(ProgressTracker(console(), settings["regularizer"]["name"], step, settings["steps"]))
-    return Trackers(found)
-
-
-def measure(
-    settings: dict[str, Any],
-    run: RunDirectory,
-    worker: RolloutWorker,
-    policy: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    measured: dict[str, Benchmark],
-    shown: Trackers,
-) -> None:
-    """Evaluate the policy on its benchmarks, into the run's directory; print the result and hand it to the trackers."""
-    worker.sync(policy)  # in a training, an engine of its own still has the weights of the last batch
-    limit, said = context(settings, policy), header(run.manifest["command"], settings, policy, tokenizer)
-    evaluation = evaluate(worker, tokenizer, measured, protocol(settings), run.path, limit, said, console())
-    Console().print(table(evaluation))
-    shown.show(EvaluationOutcome(run.path))
-
-
-def header(
-    command: str, settings: dict[str, Any], policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> dict[str, Any]:
-    """What evaluation.json says of the model and of how it was asked."""
-    prompts = {name: entry["prompt"] for name, entry in settings["benchmark"].items() if "prompt" in entry}
-    said = {"command": command, "model": settings["model"]["name"], "chat": chat(settings, policy, tokenizer)}
-    return {**said, "prompts": prompts}
-
-
-def _taken(kind: type, settings: dict[str, Any]) -> Any:
-    """A dataclass from those of the settings that it has fields for."""
-    return kind(**{field.name: settings[field.name] for field in fields(kind) if field.name in settings})
+    chosen = named_tracker(settings.tracker, run.path, lambda: description(run), step)
+    if isinstance(settings, TrainSettings):
+        chosen.append(MetricsFile(run.path / "metrics.jsonl", step))
+        chosen.append(ProgressTracker(console(), settings.regularizer.name, step, settings.steps))
+    return Trackers(chosen)

@@ -2,6 +2,7 @@
 that what is informative is known."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -9,15 +10,15 @@ from conftest import VOCABULARY, tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from carerft.config.settings import LearnerSettings, RolloutSettings
 from carerft.objective.algorithms import Algorithm
 from carerft.objective.regularizers import NoRegularizer, Regularizer
 from carerft.rollout import Rollouts, Sampling
 from carerft.rollout.transformers import TransformersWorker
 from carerft.tasks import Grade, Problem
-from carerft.training.collector import Collector, Plan, prompt_order
+from carerft.training.collector import Collector, prompt_order
 from carerft.training.learner import Learner
-from carerft.training.optimizer import Optimization
-from carerft.training.trainer import Schedule, Trainer
+from carerft.training.trainer import Trainer
 
 SEED, PROMPTS, GROUP, MAX_TOKENS = 3, 4, 4, 8
 
@@ -86,21 +87,21 @@ def collection(
     regularizer: Regularizer | None = None,
     worker: type[TransformersWorker] = TransformersWorker,
     ends: Sequence[int] = (1,),
-    **plan: object,
+    **settings: object,
 ) -> tuple[Collector, Learner]:
     """A collector, and a learner whose policy has moved away from its reference. ends: tokens that end a completion,
     of which there are several where lengths should differ."""
     chosen, policy = chosen or algorithm(), tiny_model()
-    learner = Learner(policy, chosen, regularizer or NoRegularizer(), Optimization(learning_rate=1e-3, steps=10))
+    learner = Learner(policy, chosen, regularizer or NoRegularizer(), LearnerSettings(learning_rate=1e-3), 10)
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter += 0.05 * torch.randn_like(parameter)
-    made = Plan(**{"seed": SEED, "prompts_per_batch": PROMPTS, "max_tokens": MAX_TOKENS, **plan})
+    settings = RolloutSettings("here", **{"prompts_per_batch": PROMPTS, "max_tokens": MAX_TOKENS, **settings})
     sampler = worker(policy, eos_token_ids=ends, pad_token_id=0)
-    return Collector(sampler, ByKind(kinds), word_tokenizer(), chosen, made, context=128), learner
+    return Collector(sampler, ByKind(kinds), word_tokenizer(), chosen, settings, SEED, context=128), learner
 
 
 def trainer(directory: Path, collector: Collector, learner: Learner, steps: int, epochs: int = 1) -> Trainer:
-    plan = Schedule(steps=steps, updates_per_batch=2, epochs=epochs, checkpoint_every=100, keep_checkpoints=2)
-    return Trainer(learner, collector, collector.tokenizer, plan, directory)
+    settings = replace(learner.settings, updates_per_batch=2, epochs=epochs, checkpoint_every=100)
+    return Trainer(learner, collector, collector.tokenizer, settings, steps, directory)

@@ -12,15 +12,14 @@ from conftest import random_rollouts, tiny_model
 from engines import needs_vllm, options, save_model
 from peft import PeftModel
 from safetensors.torch import load_file
-from test_config import composed, refused
+from test_config import refused, settings
 from test_resume import finish, lines, logged, start, train, wait_for
 from test_torchrun import TWO, check_equal
 from torch.distributed.checkpoint import FileSystemReader
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from carerft.config.checks import check_evaluate, check_train
-from carerft.config.identity import config_hash
-from carerft.config.settings import Model
+from carerft.config.settings import LearnerSettings, ModelSettings
 from carerft.errors import ConfigError
 from carerft.model.lora import adapted, adapter_off, add_lora, merged_weights
 from carerft.objective.algorithms import Algorithm
@@ -29,7 +28,6 @@ from carerft.sweeps.cells import cells
 from carerft.sweeps.folders import experiment
 from carerft.training.attention import use_packed_attention
 from carerft.training.learner import Learner
-from carerft.training.optimizer import Optimization
 from carerft.world.bases import SHIPPED
 
 GROUP = 4
@@ -37,7 +35,7 @@ ALGORITHM = Algorithm("grpo", GROUP, 0.2, 0.2, "token", "sequence", "sample")
 
 
 def with_lora(model: PreTrainedModel, **changes: Any) -> PreTrainedModel:
-    add_lora(model, Model(**{"lora_rank": 4, "lora_alpha": 8, **changes}), seed=0)
+    add_lora(model, ModelSettings(**{"lora_rank": 4, "lora_alpha": 8, **changes}), seed=0)
     return model
 
 
@@ -52,8 +50,8 @@ def moved(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def made(model: PreTrainedModel, **settings: Any) -> Learner:
-    usual = {"learning_rate": 1e-2, "steps": 4, "tokens_per_microbatch": 110}
-    return Learner(model, ALGORITHM, SkewReverseKL(beta=0.5, alpha=0.5), Optimization(**usual | settings))
+    usual = {"learning_rate": 1e-2, "tokens_per_microbatch": 110}
+    return Learner(model, ALGORITHM, SkewReverseKL(beta=0.5, alpha=0.5), LearnerSettings(**usual | settings), 4)
 
 
 def learned(learner: Learner, steps: int) -> list[dict[str, float]]:
@@ -276,24 +274,24 @@ def test_what_cannot_work_is_refused_before_anything_is_loaded(overrides: str, n
 
 
 def test_without_peft_a_run_says_how_to_get_it(monkeypatch):
-    check_train(composed("model.adapter=lora"))
+    check_train(settings("model.adapter=lora"))
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "peft" else found(name, *rest))
     refused("model.adapter=lora", "model.adapter=lora needs peft", 'pip install "carerft[lora]"')
-    check_train(composed("model.adapter=lora"), here=False)
+    check_train(settings("model.adapter=lora"), here=False)
 
 
 def test_an_evaluation_has_no_adapter_to_train():
     with pytest.raises(ConfigError, match="measures a model as it is"):
-        check_evaluate(composed("model.adapter=lora", verb="evaluate"))
+        check_evaluate(settings("model.adapter=lora", verb="evaluate"))
 
 
 def test_the_base_model_of_an_experiment_is_measured_once_and_without_adapter():
     given = ["model=tiny", "model.adapter=lora", "model.lora_rank=4,8", "seed=0", "algorithm=grpo"]
     base, *trained = cells(experiment("table1"), given)
-    assert base.command == "evaluate" and base.config["model"]["adapter"] is None
-    assert config_hash(base.config) == config_hash(cells(experiment("table1"), [*given[:1], *given[3:]])[0].config)
-    assert sorted(cell.config["model"]["lora_rank"] for cell in trained) == [4, 4, 4, 8, 8, 8]
+    assert base.command == "evaluate" and base.settings.model.adapter is None
+    assert base.settings == cells(experiment("table1"), [*given[:1], *given[3:]])[0].settings
+    assert sorted(cell.settings.model.lora_rank for cell in trained) == [4, 4, 4, 8, 8, 8]
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from test_resume import ENVIRONMENT, PLAN, finish, lines, logged, start, train, 
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from carerft.config.settings import LearnerSettings
 from carerft.errors import RunDirectoryError
 from carerft.model.sharding import whole
 from carerft.objective.algorithms import Algorithm
@@ -25,7 +26,6 @@ from carerft.objective.regularizers import SkewReverseKL
 from carerft.training import checkpoint
 from carerft.training.checkpoint_writer import Saver, TensorWriter
 from carerft.training.learner import Learner
-from carerft.training.optimizer import Optimization
 
 ASIDE = "learner.async_checkpoints=true"
 
@@ -157,7 +157,7 @@ STEPS = 3
 
 def learner(mesh: DeviceMesh | None = None) -> Learner:
     algorithm = Algorithm("grpo", 4, 0.2, 0.2, "token", "sequence", "sample")
-    return Learner(tiny_model(), algorithm, SkewReverseKL(beta=0.2, alpha=0.5), Optimization(1e-2, STEPS), mesh)
+    return Learner(tiny_model(), algorithm, SkewReverseKL(beta=0.2, alpha=0.5), LearnerSettings(1e-2), STEPS, mesh)
 
 
 def learn(own: Learner) -> None:

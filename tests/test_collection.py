@@ -16,13 +16,14 @@ from collecting import (
     trainer,
 )
 
+from carerft.config.settings import LearnerSettings
 from carerft.errors import CareError, NonFiniteError
 from carerft.objective.regularizers import Regularizer, SkewReverseKL
 from carerft.rollout import Rollouts, completion_texts
 from carerft.training import checkpoint
 from carerft.training.collector import Batch, Drawn
 from carerft.training.learner import Learner
-from carerft.training.trainer import Schedule, Trainer
+from carerft.training.trainer import Trainer
 
 # Dynamic sampling
 
@@ -163,11 +164,11 @@ def test_after_a_shortage_the_same_command_goes_on_with_further_prompts(tmp_path
 
 def test_sampling_from_diverged_weights_leaves_the_last_good_checkpoint(tmp_path: Path):
     """Only a shortage is worth a checkpoint: weights that cannot be sampled from would push out a good one."""
-    plan = Schedule(steps=1, updates_per_batch=1, epochs=1, checkpoint_every=1, keep_checkpoints=1)
+    settings = LearnerSettings(1e-3, updates_per_batch=1, checkpoint_every=1, keep_checkpoints=1)
     collector, learner = collection("mixed " * 12)
-    assert Trainer(learner, collector, collector.tokenizer, plan, tmp_path).run(lambda metrics: None, lambda: False)
+    assert Trainer(learner, collector, collector.tokenizer, settings, 1, tmp_path).run(lambda _: None, lambda: False)
     collector, learner = collection("mixed " * 12)
-    later = Trainer(learner, collector, collector.tokenizer, replace(plan, steps=9, checkpoint_every=9), tmp_path)
+    later = Trainer(learner, collector, collector.tokenizer, replace(settings, checkpoint_every=9), 9, tmp_path)
     assert later.resume() == 1
     learner.optimizer.param_groups[0]["lr"] = 1e30  # the second step leaves weights that give no probabilities
     with pytest.raises(NonFiniteError, match="sampling met probabilities that are not finite"):

@@ -11,7 +11,7 @@ import torch
 from conftest import compile_by, random_rollouts, tiny_model
 
 from carerft import cli
-from carerft.config.settings import Model
+from carerft.config.settings import LearnerSettings, ModelSettings
 from carerft.model.lora import add_lora
 from carerft.objective.algorithms import Algorithm
 from carerft.objective.lm_head import _fused, token_statistics
@@ -19,7 +19,6 @@ from carerft.objective.regularizers import JensenShannon, NoRegularizer, Regular
 from carerft.rollout import Sampling
 from carerft.rollout.transformers import TransformersWorker
 from carerft.training.learner import Learner
-from carerft.training.optimizer import Optimization
 
 EPSILON = torch.finfo(torch.float32).eps
 WAYS = [{}, {"shapes": True, "checkpointing": True}, pytest.param({"lora": True}, marks=pytest.mark.slow)]
@@ -64,14 +63,14 @@ def learned(compiled: bool, **how: bool) -> tuple[list[dict[str, float]], torch.
     if how.get("checkpointing"):
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if how.get("lora"):
-        add_lora(model, Model(lora_rank=4, lora_alpha=8), seed=0)
+        add_lora(model, ModelSettings(lora_rank=4, lora_alpha=8), seed=0)
     algorithm = Algorithm("grpo", 4, 0.2, 0.2, "token", "sequence", "sample")
     # An epsilon beside which rounding is small: Adam otherwise makes a full step out of a gradient that is no more.
-    settings = Optimization(
-        1e-2, 3, adam_eps=1e-3, tokens_per_microbatch=60 if how.get("shapes") else 1000, compile=compiled
+    settings = LearnerSettings(
+        1e-2, adam_eps=1e-3, tokens_per_microbatch=60 if how.get("shapes") else 1000, compile=compiled
     )
     learner = Learner(
-        model, algorithm, SkewReverseKL(beta=0.5, alpha=0.5, alpha_schedule="linear", alpha_end=0.8), settings
+        model, algorithm, SkewReverseKL(beta=0.5, alpha=0.5, alpha_schedule="linear", alpha_end=0.8), settings, 3
     )
     metrics = []
     for seed in (1, 2, 3):
@@ -95,7 +94,7 @@ def test_sampling_compiles_nothing():
     """Each step has a shape of its own."""
     model = tiny_model()
     algorithm = Algorithm("grpo", 4, 0.2, 0.2, "token", "sequence", "sample")
-    learner = Learner(model, algorithm, NoRegularizer(), Optimization(1e-2, 3, compile=True))
+    learner = Learner(model, algorithm, NoRegularizer(), LearnerSettings(1e-2, compile=True), 3)
     torch._dynamo.utils.counters.clear()
     for number in (2, 3):
         TransformersWorker(model, [1], 0).sample([[5, 6, 7]] * number, 2, Sampling(9), seed=0)

@@ -56,13 +56,13 @@ def test_without_a_key_nothing_is_begun(arguments: list[str], tmp_path: Path):
 
 
 def test_what_is_not_installed_is_said_with_its_command(monkeypatch, tmp_path: Path, capsys):
-    from test_config import composed
+    from test_config import settings
 
     from carerft import cli
 
     monkeypatch.setitem(sys.modules, "tensorboard", None)  # what Python holds to be absent
     with pytest.raises(ConfigError, match=r"pip install 'carerft\[tensorboard\]'"):
-        check_train(composed("tracker=tensorboard"))
+        check_train(settings("tracker=tensorboard"))
     monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
     monkeypatch.chdir(tmp_path)
     assert cli.main(["dashboard"]) == 2

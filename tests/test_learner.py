@@ -3,13 +3,13 @@
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 import torch
 from conftest import random_rollouts, tiny_model
 from scipy.optimize import brentq
 
+from carerft.config.settings import LearnerSettings
 from carerft.errors import NonFiniteError
 from carerft.objective.algorithms import Algorithm
 from carerft.objective.regularizers import (
@@ -22,7 +22,7 @@ from carerft.objective.regularizers import (
 )
 from carerft.rollout import Rollouts
 from carerft.training.learner import Learner
-from carerft.training.optimizer import Optimization, learning_rate_factor
+from carerft.training.optimizer import learning_rate_factor
 
 GRPO = Algorithm("grpo", 4, 0.2, 0.2, "token", "sequence", "sample", 1e-6)
 DAPO_LOSS = Algorithm("dapo", 4, 0.2, 0.28, "token", "token", "sample", 1e-6)
@@ -42,7 +42,7 @@ REGULARIZERS = [
 
 def learner(regularizer: Regularizer, algorithm: Algorithm = GRPO, drift: float = 0.05, **settings: float) -> Learner:
     """A learner whose policy has moved away from its reference."""
-    built = Learner(tiny_model(), algorithm, regularizer, Optimization(learning_rate=1e-2, steps=10, **settings))
+    built = Learner(tiny_model(), algorithm, regularizer, LearnerSettings(learning_rate=1e-2, **settings), 10)
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in built.policy.parameters():
@@ -138,8 +138,8 @@ def test_a_nonfinite_loss_leaves_weights_and_optimizer_as_they_were(where: str):
 
 def test_schedules():
     def rates(schedule: str) -> list[float]:
-        plan = Optimization(learning_rate=1.0, steps=6, schedule=schedule, warmup_steps=2)
-        return [round(learning_rate_factor(step, plan), 6) for step in range(7)]
+        plan = LearnerSettings(learning_rate=1.0, schedule=schedule, warmup_steps=2)
+        return [round(learning_rate_factor(step, plan, 6), 6) for step in range(7)]
 
     assert rates("constant") == [0.333333, 0.666667, 1, 1, 1, 1, 1]
     assert rates("linear") == [0.333333, 0.666667, 1, 0.75, 0.5, 0.25, 0]
@@ -166,7 +166,7 @@ def test_the_reference_in_bfloat16_is_what_autocast_makes_of_it(tied: bool, chec
         model = tiny_model(tied=tied)
         if checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        built = Learner(model, GRPO, SkewReverseKL(0.5), Optimization(1e-2, 10, precision="bfloat16"))
+        built = Learner(model, GRPO, SkewReverseKL(0.5), LearnerSettings(1e-2, precision="bfloat16"), 10)
         matrices = built.reference.get_decoder().layers[0].mlp
         assert matrices.up_proj.weight.dtype == torch.bfloat16
         assert built.reference.get_input_embeddings().weight.dtype == torch.float32
@@ -181,7 +181,7 @@ def test_the_reference_in_bfloat16_is_what_autocast_makes_of_it(tied: bool, chec
 def test_the_strengths_in_force_follow_their_schedules():
     """alpha from 0.8 to 0.6 over three steps at matched local strength: beta is 0.04 / (1 - alpha)^2 at each."""
     built = learner(SkewReverseKL(0.04, match="local", alpha=0.8, alpha_schedule="linear", alpha_end=0.6))
-    built.optimization = replace(built.optimization, steps=3)
+    built.steps = 3
     rollouts, seen = random_rollouts(2, 4), []
     for _ in range(3):
         metrics = built.step(rollouts, torch.linspace(-1, 1, 8))
@@ -273,9 +273,10 @@ def of_negative_entropy(pi: float, q: float) -> float:
 def test_the_learner_reaches_the_optimum_of_a_bandit(regularizer: Regularizer, slope: Callable[[float, float], float]):
     actions = 5
     policy = tiny_model(seed=3, vocabulary=actions, tied=False)
-    plan = Optimization(learning_rate=3e-3, steps=300, schedule="cosine", max_grad_norm=1e9)
+    steps = 300
+    settings = LearnerSettings(learning_rate=3e-3, schedule="cosine", max_grad_norm=1e9)
     algorithm = Algorithm("bandit", actions, 1e9, 1e9, "token", "sequence", "none", 0.0)
-    built = Learner(policy, algorithm, regularizer, plan)
+    built = Learner(policy, algorithm, regularizer, settings, steps)
     prompt = torch.tensor([[2, 3]])
     rewards = torch.tensor([0.0, 0.3, 1.0, 0.6, 0.1])
 
@@ -294,7 +295,7 @@ def test_the_learner_reaches_the_optimum_of_a_bandit(regularizer: Regularizer, s
         log_probs=torch.full((actions, 1), 1 / actions).log(),
         finished=torch.ones(actions, dtype=torch.bool),
     )
-    for _ in range(plan.steps):
+    for _ in range(steps):
         built.step(rollouts, rewards)
     optimum = bandit_optimum(ref, rewards, slope)
     assert float(optimum.sum()) == pytest.approx(1.0, abs=1e-9)

@@ -17,13 +17,14 @@ from torch.distributed.tensor import distribute_tensor
 from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from carerft import cli
+from carerft.config.settings import LearnerSettings
 from carerft.errors import NonFiniteError
 from carerft.model.sharding import whole
 from carerft.objective.algorithms import Algorithm
 from carerft.objective.regularizers import SkewReverseKL
 from carerft.training.adamw_8bit_shapes import BLOCK, is_blocked
 from carerft.training.learner import Learner
-from carerft.training.optimizer import Optimization, make_optimizer
+from carerft.training.optimizer import make_optimizer
 
 pytest.importorskip("torchao")
 from carerft.training.adamw_8bit import AdamW8bit
@@ -32,7 +33,7 @@ EPSILON = torch.finfo(torch.float32).eps
 # The 256 numbers stand closest together near 0; the gap between neighbours is largest in [0.1, 1], which a moment with
 # a sign has 64 of, and one without has 128 of: half of it, as a share of the block's largest number.
 HALF_GAP = {"exp_avg": 0.9 / 64 / 2, "exp_avg_sq": 0.9 / 128 / 2}
-SETTINGS = {"steps": 9, "weight_decay": 0.1, "learning_rate": 1e-3}
+SETTINGS = {"weight_decay": 0.1, "learning_rate": 1e-3}
 
 
 def wide_model() -> PreTrainedModel:
@@ -52,7 +53,8 @@ def learner(mesh: DeviceMesh | None = None, optimizer: str = "adamw_8bit") -> Le
         wide_model(),
         Algorithm("grpo", 4, 0.2, 0.2, "token", "sequence", "sample"),
         SkewReverseKL(beta=0.2, alpha=0.5),
-        Optimization(optimizer=optimizer, **SETTINGS),
+        LearnerSettings(optimizer=optimizer, **SETTINGS),
+        9,
         mesh,
     )
 
@@ -92,7 +94,7 @@ def test_on_a_quadratic_its_steps_are_adamws_within_the_rounding_of_its_moments(
     weights, moved = {}, {}
     for name in ("adamw", "adamw_8bit"):
         weight = torch.nn.Parameter(torch.zeros(64, 256))
-        optimizer = make_optimizer([weight], Optimization(learning_rate=1e-4, steps=5, optimizer=name))
+        optimizer = make_optimizer([weight], LearnerSettings(learning_rate=1e-4, optimizer=name))
         moved[name] = []
         for _ in range(5):
             before = weight.detach().clone()
@@ -116,7 +118,7 @@ def test_on_a_model_each_step_is_adamws_from_the_moments_that_are_kept():
     batch, advantages = random_rollouts(4, 4, seed=9), torch.linspace(-1.5, 1.5, 16)
     own.gradient(batch, advantages)
     twins = {name: torch.nn.Parameter(parameter.detach().clone()) for name, parameter in parameters.items()}
-    exact = make_optimizer(twins.values(), Optimization(**SETTINGS))
+    exact = make_optimizer(twins.values(), LearnerSettings(**SETTINGS))
     for name, twin in twins.items():
         twin.grad = parameters[name].grad.clone()
         state = own.optimizer.state[parameters[name]]

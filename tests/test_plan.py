@@ -12,7 +12,7 @@ from test_config import composed
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from carerft.config.settings import Model
+from carerft.config.settings import LearnerSettings, ModelSettings
 from carerft.errors import ConfigError
 from carerft.model.lora import add_lora
 from carerft.objective import lm_head as head
@@ -26,7 +26,6 @@ from carerft.planning.memory import activations, engine, memory, resident, wanti
 from carerft.planning.seconds import decoding, learning, learning_flops, seconds
 from carerft.planning.shapes import Shape, shape_from, shape_of
 from carerft.training.learner import Learner
-from carerft.training.optimizer import Optimization
 from carerft.world.bases import SHIPPED
 
 # layer = 2 * 4 * 4 + 2 * 4 * 2 + 3 * 4 * 8 = 144 weights in matrices, head = 4 * 10
@@ -78,7 +77,7 @@ def test_activations_are_what_autograd_keeps(rank: int):
     )  # fmt: skip
     model, shape = Qwen2ForCausalLM(config).train(), shape_from(config.to_dict())
     if rank:
-        add_lora(model, Model(lora_rank=rank), seed=0)
+        add_lora(model, ModelSettings(lora_rank=rank), seed=0)
     tokens = torch.randint(0, 64, (8, 128))
 
     def kept(precision: str) -> int:
@@ -126,7 +125,7 @@ def test_learning_has_the_operations_that_pytorch_counts(
     model, rollouts = tiny_model(vocabulary=300), random_rollouts(prompts=3, group=4)
     rollouts.prompt_lengths[:], rollouts.lengths[:] = 6, 9
     if rank:
-        add_lora(model, Model(lora_rank=rank), seed=0)
+        add_lora(model, ModelSettings(lora_rank=rank), seed=0)
     learner = Learner(
         model,
         Algorithm(
@@ -134,7 +133,8 @@ def test_learning_has_the_operations_that_pytorch_counts(
             ratio="token", aggregation="token", advantage_std="none",
         ),
         ReverseKL(beta=0.1, estimator="exact" if exact else "k3"),
-        Optimization(learning_rate=0.0, steps=1, share_prompts=False),
+        LearnerSettings(learning_rate=0.0, share_prompts=False),
+        steps=1,
     )  # fmt: skip
     with FlopCounterMode(display=False) as counter:
         learner.gradient(rollouts, torch.ones(12))

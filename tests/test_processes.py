@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from carerft.config.settings import Model
+from carerft.config.settings import LearnerSettings, ModelSettings
 from carerft.errors import NonFiniteError
 from carerft.model.chat import eos_token_ids
 from carerft.model.loading import load_model
@@ -24,7 +24,6 @@ from carerft.objective.algorithms import Algorithm
 from carerft.objective.regularizers import NoRegularizer, SkewReverseKL
 from carerft.rollout import Rollouts
 from carerft.training.learner import Correction, Learner
-from carerft.training.optimizer import Optimization
 
 WORLD, STEPS, GROUP = 2, 5, 4
 EPSILON = torch.finfo(torch.float32).eps
@@ -92,7 +91,7 @@ def made(
     )
     # An epsilon that is not small beside the gradients: Adam otherwise makes a step of full size out of a gradient
     # that is nothing but rounding.
-    usual = {"learning_rate": 1e-2, "steps": STEPS, "adam_eps": 1e-3, "tokens_per_microbatch": SHAPES[shape][0]}
+    usual = {"learning_rate": 1e-2, "adam_eps": 1e-3, "tokens_per_microbatch": SHAPES[shape][0]}
     model = tiny_model(tied=tied)
     if mesh is not None and mesh.get_rank():  # only the first has weights to begin with
         model = model.to("meta")
@@ -100,8 +99,10 @@ def made(
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if lora:
-        add_lora(model, Model(lora_rank=4, lora_alpha=8), seed=0)
-    learner = CountingLearner(model, ALGORITHMS[algorithm], regularizer, Optimization(**usual | settings), mesh)
+        add_lora(model, ModelSettings(lora_rank=4, lora_alpha=8), seed=0)
+    learner = CountingLearner(
+        model, ALGORITHMS[algorithm], regularizer, LearnerSettings(**usual | settings), STEPS, mesh
+    )
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in learner.policy.parameters():
@@ -261,7 +262,7 @@ def test_a_gradient_takes_the_place_of_the_one_before_it(found: list[dict]):
 
 def test_a_model_without_weights_is_the_same_but_for_them():
     """What the other processes begin with: all that is decided by a model's files, names, ties and ends."""
-    chosen = Model(name="tiny", path="world")
+    chosen = ModelSettings(name="tiny", path="world")
     (full, tokenizer), (empty, same) = load_model(chosen, torch.device("cpu")), load_model(chosen, torch.device("meta"))
     assert all(tensor.is_meta for tensor in [*empty.parameters(), *empty.buffers()])
     described = [{k: (t.shape, t.dtype) for k, t in model.state_dict().items()} for model in (full, empty)]

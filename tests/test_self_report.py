@@ -9,9 +9,10 @@ from test_config import composed
 from test_rollout import teacher_forced
 
 from carerft.config.checks import check_evaluate, check_train
-from carerft.config.settings import Model
+from carerft.config.composition import evaluate_settings, train_settings
+from carerft.config.settings import EvaluationSettings, ModelSettings
 from carerft.errors import ConfigError, DataError
-from carerft.evaluation.evaluate import Benchmark, Protocol, evaluate
+from carerft.evaluation.evaluate import Benchmark, Evaluator
 from carerft.evaluation.self_report import self_reports
 from carerft.model.chat import eos_token_ids
 from carerft.model.loading import choose_device, context_length, load_model
@@ -22,7 +23,7 @@ from carerft.tasks.world import WorldTask
 
 @pytest.fixture(scope="module")
 def loaded():
-    model, tokenizer = load_model(Model(name="tiny", path="world"), choose_device("cpu"))
+    model, tokenizer = load_model(ModelSettings(name="tiny", path="world"), choose_device("cpu"))
     return model, tokenizer, TransformersWorker(model, eos_token_ids(model, tokenizer), tokenizer.pad_token_id)
 
 
@@ -50,10 +51,10 @@ def test_a_question_beyond_the_context_is_refused_by_name(loaded):
 
 def measure(loaded, directory, **changes):
     model, tokenizer, worker = loaded
-    protocol = Protocol(samples=4, seed=0, limit=6, bootstrap=20, questions_at_once=2, **changes)
+    settings = EvaluationSettings(limit=6, bootstrap=20, **changes)
     benchmarks = {part: Benchmark(WorldTask(part, "test"), 24) for part in ("truth", "honesty")}
-    context = context_length(model)
-    result = evaluate(worker, tokenizer, benchmarks, protocol, directory, context, {}, Console(quiet=True))
+    evaluator = Evaluator(worker, tokenizer, settings, 4, 0, context_length(model), questions_at_once=2)
+    result = evaluator.evaluate(benchmarks, directory, {}, Console(quiet=True))
     return result, {path.name: path.read_text() for path in (directory / "evaluation").iterdir()}
 
 
@@ -93,8 +94,14 @@ def test_choices_that_are_scored_are_not_scored_again(loaded, tmp_path, monkeypa
     assert measure(loaded, tmp_path) == (result, files)
 
 
-@pytest.mark.parametrize("verb, check", [("evaluate", check_evaluate), ("train", check_train)])
-def test_the_built_in_world_cannot_be_asked(verb, check, tmp_path):
+@pytest.mark.parametrize("verb", ["evaluate", "train"])
+def test_the_built_in_world_cannot_be_asked(verb, tmp_path):
+    def check(record):
+        if verb == "train":
+            check_train(train_settings(record))
+        else:
+            check_evaluate(evaluate_settings(record))
+
     asked = "evaluation.self_report=true"
     with pytest.raises(ConfigError, match=r"self_report=true with benchmark=world_reasoning.*\n.*self_report=false"):
         check(composed(asked, "benchmark=world", verb=verb))

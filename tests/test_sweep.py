@@ -54,18 +54,18 @@ def jobs_of(sweep: str, *overrides: str) -> list[list[str]]:
 def test_every_experiment_composes_at_both_scales(name: str):
     small = cells(experiment(name), ["model=tiny", "seed=0"])
     assert len({cell.directory for cell in small}) == len(small)
-    assert all(cell.config["samples"] == 16 for cell in small)
+    assert all(cell.settings.samples == 16 for cell in small)
     large = cells(experiment(name), ["model=qwen2.5-3b", "rollout=transformers", "seed=0"])
     assert [cell.overrides[1:3] for cell in large if cell.command == "train"] == [
         cell.overrides[1:3] for cell in small if cell.command == "train"
     ]
-    assert all(set(cell.config["benchmark"]) == {"math", "gsm8k", "selfaware", "truthfulqa"} for cell in large)
-    assert all(cell.config["task"]["name"] == "math" for cell in large if cell.command == "train")
+    assert all(set(cell.settings.benchmark) == {"math", "gsm8k", "selfaware", "truthfulqa"} for cell in large)
+    assert all(cell.settings.task.name == "math" for cell in large if cell.command == "train")
 
 
 def test_seeds_are_three_and_bring_their_base_models_in_miniature():
     small = cells(experiment("figure2"), ["model=tiny"])
-    assert [cell.config["model"]["base"] for cell in small if cell.command == "evaluate"] == [0, 1, 2]
+    assert [cell.settings.model.base for cell in small if cell.command == "evaluate"] == [0, 1, 2]
     trained = [cell.config for cell in small if cell.command == "train"]
     assert [(config["model"]["base"], config["seed"]) for config in trained] == 2 * [(0, 0), (1, 1), (2, 2)]
     large = cells(experiment("figure2"), ["model=qwen2.5-3b", "rollout=transformers"])
@@ -76,14 +76,14 @@ def test_a_base_model_is_measured_as_what_starts_from_it():
     base, *_ = cells(
         experiment("table1"), ["model=tiny", "seed=0", "evaluation.limit=7", "samples=3", "benchmark=world_truth"]
     )
-    assert (base.command, base.config["samples"], base.config["evaluation"]["limit"]) == ("evaluate", 3, 7)
-    assert list(base.config["benchmark"]) == ["world_truth"]
+    assert (base.command, base.settings.samples, base.settings.evaluation.limit) == ("evaluate", 3, 7)
+    assert list(base.settings.benchmark) == ["world_truth"]
 
 
 def test_an_axis_of_one_sweep_is_not_asked_of_another():
     found = cells(experiment("table3"), ["model=tiny", "seed=0", "regularizer.alpha=0.9"])
-    trained = [cell.config["regularizer"] for cell in found if cell.command == "train"]
-    assert [(entry["name"], entry.get("alpha")) for entry in trained] == [("srkl", 0.9), ("none", None)]
+    trained = [cell.settings.regularizer for cell in found if cell.command == "train"]
+    assert [(entry.name, getattr(entry, "alpha", None)) for entry in trained] == [("srkl", 0.9), ("none", None)]
 
 
 def test_what_the_verbs_of_experiments_are_asked():

@@ -31,12 +31,12 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from transformers.utils.logging import disable_progress_bar
 from trl_side import reward
 
+from carerft.config.settings import LearnerSettings
 from carerft.objective.algorithms import Algorithm
 from carerft.objective.regularizers import NoRegularizer, Regularizer, SkewReverseKL
 from carerft.rollout import Sampling
 from carerft.rollout.transformers import TransformersWorker
 from carerft.training.learner import Learner
-from carerft.training.optimizer import Optimization
 
 TRL_VERSION = "1.16.0"
 HOW_TO_GET_TRL = f"""TRL needs an environment of its own; make one, and name its Python with --trl-python:
@@ -109,8 +109,8 @@ def ours(work: Work, directory: str, regularizer: Regularizer) -> Times:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
     algorithm = Algorithm("grpo", work.samples, 0.2, 0.2, "token", "sequence", "sample", 1e-6)
     # TRL without KL has no reference model, so neither have we.
-    optimization = Optimization(work.learning_rate, work.warmup + work.steps, monitor_reference=False)
-    learner = Learner(policy, algorithm, regularizer, optimization)
+    settings = LearnerSettings(work.learning_rate, monitor_reference=False)
+    learner = Learner(policy, algorithm, regularizer, settings, work.warmup + work.steps)
     worker = TransformersWorker(policy, eos_token_ids=[1], pad_token_id=0)
     sampling = Sampling(work.tokens, ignore_eos=True)
     times: Times = {"step_s": [], "generate_s": [], "cpu_s": []}

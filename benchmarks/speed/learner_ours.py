@@ -16,11 +16,11 @@ from lm_head_trl import BETA, free_bytes, peak, seconds, start_counting
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 import carerft.training.learner
+from carerft.config.settings import LearnerSettings
 from carerft.objective.algorithms import Algorithm
 from carerft.objective.lm_head import token_statistics
 from carerft.objective.regularizers import NoRegularizer, Regularizer, SkewReverseKL
 from carerft.training.learner import Learner
-from carerft.training.optimizer import Optimization
 
 PENALTIES: dict[str, Regularizer] = {
     "none": NoRegularizer(0.0),
@@ -111,16 +111,15 @@ def build(work: Work, regularizer: Regularizer) -> Learner:
         policy = Qwen2ForCausalLM(Qwen2Config(**config))
     if work.checkpointing:
         policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    optimization = Optimization(
+    settings = LearnerSettings(
         LEARNING_RATE,
-        steps=work.warmup + work.steps + 1,
         tokens_per_microbatch=work.tokens_per_microbatch,
         precision=work.precision,
         monitor_reference=False,
         compile=work.compile,
     )
     algorithm = Algorithm("grpo", work.group_size, 0.2, 0.2, "token", "sequence", "sample", 1e-6)
-    return Learner(policy, algorithm, regularizer, optimization)
+    return Learner(policy, algorithm, regularizer, settings, work.warmup + work.steps + 1)
 
 
 def resident_bytes(learner: Learner, gradients: int) -> dict[str, int]:

@@ -8,6 +8,7 @@ from rich.console import Console
 from carerft.commands.application import application
 from carerft.config.checks import check_tracker
 from carerft.config.composition import plain
+from carerft.config.settings import TrackerSettings
 from carerft.errors import ConfigError
 from carerft.report.paper import paper
 from carerft.sweeps.folders import experiment, experiments
@@ -21,8 +22,9 @@ from carerft.trackers.weights_and_biases import check_online, report_description
 def main(config: DictConfig) -> None:
     """Print the comparison, write the report, and say which page to open. An experiment's name stands for its runs."""
     settings = plain(config)
-    check_tracker(settings)
-    check_online(settings["tracker"])
+    tracker = TrackerSettings(**settings["tracker"])
+    check_tracker(tracker)
+    check_online(tracker)
     named = settings["runs"]
     if not named:
         raise ConfigError("no run directories were named", "for example: carerft report outputs/demo")
@@ -60,7 +62,7 @@ def main(config: DictConfig) -> None:
         print_claims(claims, Console())
     directory = page.parent
     with Trackers(
-        named_tracker(settings["tracker"], directory, lambda: report_description(directory, settings["runs"]))
+        named_tracker(tracker, directory, lambda: report_description(directory, settings["runs"]))
     ) as trackers:
         trackers.show(ReportOutcome(directory))
     print(f"open {page.resolve()}")

@@ -6,19 +6,20 @@ Nothing heavy is imported before the configuration has been checked.
 import logging
 import sys
 from contextlib import AbstractContextManager, nullcontext, suppress
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from carerft.commands.application import application
+from carerft.commands.application import application, save_composition
 from carerft.config.checks import check_train
-from carerft.config.composition import plain
+from carerft.config.composition import plain, train_settings
+from carerft.config.settings import LearnerSettings, TrainSettings
 from carerft.errors import RunDirectoryError
 from carerft.runs.directory import RunDirectory, open_run
 from carerft.sweeps.sharing import job_directory
+from carerft.tasks.templates import check_templates
 from carerft.trackers.weights_and_biases import check_online
 from carerft.training import launch
 
@@ -30,65 +31,57 @@ log = logging.getLogger(__name__)
 
 @application("train")
 def main(config: DictConfig) -> None:
-    """Finetune, export, evaluate. A finished run is left as it is; an unfinished one is continued."""
-    settings = plain(config)
+    """Finetune, export, evaluate. A finished run is not repeated; an unfinished one is continued."""
+    record = plain(config)
+    settings = train_settings(record)
     check_train(settings)
+    check_templates([settings.task, *settings.benchmark.values()])
     hydra = HydraConfig.get()
     launch.check_processes(settings, hydra.mode == RunMode.MULTIRUN)
     if launch.follows():
         return follow(settings)
-    directory = job_directory("train", settings)
+    directory = job_directory("train", record)
     if directory is None:
         return
-    if launch.to_be_started(settings):
-        return launch.start(settings, hydra.overrides.task, directory)
-    with leading(settings) as leader, open_run(directory, "train", settings) as run:
+    if launch.to_be_started(settings.learner):
+        return launch.start(settings.learner, hydra.overrides.task, directory)
+    with leading(settings.learner) as leader, open_run(directory, "train", record) as run:
         if run.done:
             log.info("%s is done already: nothing to do", run.path)
             return
-        check_online(settings["tracker"])
+        check_online(settings.tracker)
         save_composition(run.path, config)
         with run.recording():
             train(settings, run, leader)
         log.info("done: %s\ncompare runs: carerft report %s", run.path, run.path.parent)
 
 
-def save_composition(directory: Path, config: DictConfig) -> None:
-    """Hydra's own record of the run: what it composed and from which overrides."""
-    record = directory / ".hydra"
-    record.mkdir(exist_ok=True)
-    hydra = HydraConfig.get()
-    OmegaConf.save(config, record / "config.yaml")
-    OmegaConf.save(OmegaConf.create({"hydra": hydra}), record / "hydra.yaml")
-    OmegaConf.save(hydra.overrides.task, record / "overrides.yaml")
-
-
-def leading(settings: dict[str, Any]) -> "AbstractContextManager[Leader | None]":
-    """The leader of the processes that learn together; None where there is but this one."""
+def leading(settings: LearnerSettings) -> "AbstractContextManager[Leader | None]":
+    """The leader of the processes that learn together; None where there is only this one."""
     if launch.processes(settings) == 1:
         return nullcontext()
     from carerft.model.loading import choose_device
     from carerft.training.controller import led
 
-    return led(choose_device(settings["learner"]["device"]), settings["learner"]["timeout_s"])
+    return led(choose_device(settings.device), settings.timeout_s)
 
 
-def follow(settings: dict[str, Any]) -> None:
+def follow(settings: TrainSettings) -> None:
     """What every process but the first does."""
     from carerft import assembly
     from carerft.model.loading import choose_device
     from carerft.training import controller
 
-    with controller.joined(choose_device(settings["learner"]["device"]), settings["learner"]["timeout_s"]) as mesh:
+    with controller.joined(choose_device(settings.learner.device), settings.learner.timeout_s) as mesh:
         if controller.begins():
-            with assembly.parts(settings, mesh) as own:
+            with assembly.training(settings, mesh) as own:
                 controller.follow(mesh, controller.actions(own.worker, own.learner))
                 with suppress(RunDirectoryError):  # which the first process says
                     own.learner.saved()
 
 
-def train(settings: dict[str, Any], run: RunDirectory, leader: "Leader | None" = None) -> None:
-    """The run itself, in an opened directory. settings: resolved and checked. leader: of several processes."""
+def train(settings: TrainSettings, run: RunDirectory, leader: "Leader | None" = None) -> None:
+    """The run itself, in an opened directory. settings: checked. leader: of several processes."""
     from carerft import assembly
     from carerft.model.export import export
     from carerft.model.lora import export_adapter
@@ -99,19 +92,21 @@ def train(settings: dict[str, Any], run: RunDirectory, leader: "Leader | None" =
 
     if leader:
         leader.begin()
-    with assembly.parts(settings, leader and leader.mesh) as own:
-        policy, tokenizer = own.policy, own.tokenizer
+    with assembly.training(settings, leader and leader.mesh) as own:
+        subject = own.subject
+        policy, tokenizer = subject.policy, subject.tokenizer
         worker, learner = leader.lead(own.worker, own.learner) if leader else (own.worker, own.learner)
-        collector = assembly.collector(settings, worker, policy, tokenizer, own.algorithm)
+        collector = own.collector(worker)
         trainer = Trainer(
             learner=learner,
-            supply=Lookahead(collector) if settings["rollout"]["lookahead"] else collector,
+            supply=Lookahead(collector) if settings.rollout.lookahead else collector,
             tokenizer=tokenizer,
-            schedule=assembly.schedule(settings),
+            settings=settings.learner,
+            steps=settings.steps,
             directory=run.path,
         )
-        benchmarks = assembly.benchmarks(settings, policy, tokenizer)
-        show_prompt(settings["task"]["name"], collector.problems[0], collector.prompts[0], tokenizer)
+        benchmarks = subject.benchmarks()
+        show_prompt(settings.task.name, collector.problems[0], collector.prompts[0], tokenizer)
         step = trainer.resume()
         if step:
             log.info("continuing %s at step %d", run.path, step)
@@ -121,12 +116,11 @@ def train(settings: dict[str, Any], run: RunDirectory, leader: "Leader | None" =
             if not finished:
                 log.warning("stopped at step %d, which is saved: the same command continues", trainer.progress.step)
                 raise KeyboardInterrupt
-            chat = assembly.chat(settings, policy, tokenizer)
-            export(policy, tokenizer, run.path / "model", chat, learner.weights())
-            if settings["model"]["adapter"]:
+            export(policy, tokenizer, run.path / "model", subject.chat, learner.weights())
+            if settings.model.adapter:
                 export_adapter(policy, run.path / "adapter", learner.adapter())
             if benchmarks:
-                assembly.measure(settings, run, worker, policy, tokenizer, benchmarks, trackers)
+                subject.measure(run, worker, benchmarks, trackers)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Refuses a configuration that cannot work, before anything expensive starts: by key, value and remedy.
 
-Types and misspelt keys are Hydra's work (the schemas); here are ranges, choices, combinations and files.
+Types and misspelt keys are Hydra's work (the schemas), values of single settings `carerft.config.constraints`' (the
+fields' metadata). Here are the combinations, the files, and what has to be installed.
 """
 
 import importlib.util
@@ -8,29 +9,35 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
-from carerft.config.adapter_checks import check_adapter
+from carerft.config.constraints import check_constraints
 from carerft.config.engine_checks import check_engine
 from carerft.config.method_checks import check_algorithm, check_regularizer
-from carerft.config.values import above_0, at_least, between, one_of
+from carerft.config.settings import (
+    EvaluateSettings,
+    LearnerSettings,
+    ModelSettings,
+    RolloutSettings,
+    TrackerSettings,
+    TrainSettings,
+    VllmSettings,
+)
 from carerft.errors import CareError, ConfigError
-from carerft.objective.schedules import SCHEDULES
-from carerft.tasks.templates import load_template
 
 
-def check_train(config: dict[str, Any], here: bool = True) -> None:
-    """Raises ConfigError, or CareError for a file that is absent or unusable. config: resolved.
+def check_train(settings: TrainSettings, here: bool = True) -> None:
+    """Raises ConfigError, or CareError for a file that is absent or unusable.
 
-    here: whether it is to run on this machine: what it needs must then be installed.
+    here: whether the run is to start on this machine, so that what it needs must be installed.
     """
-    _shared(config, here)
-    at_least(config, "steps", 0)
-    check_algorithm(config)
-    check_regularizer(config)
-    _rollout(config)
-    _learner(config, here)
-    updates, prompts = config["learner"]["updates_per_batch"], config["rollout"]["prompts_per_batch"]
+    check_constraints(settings)
+    check_algorithm(settings.algorithm)
+    check_regularizer(settings.regularizer)
+    _check_rollout(settings.rollout)
+    _check_shared(settings, here)
+    _check_adapter(settings.model, settings.learner, here)
+    _check_learner(settings.learner, here)
+    updates, prompts = settings.learner.updates_per_batch, settings.rollout.prompts_per_batch
     if prompts % updates:
         raise ConfigError(
             f"rollout.prompts_per_batch={prompts} cannot be shared out equally over "
@@ -39,31 +46,29 @@ def check_train(config: dict[str, Any], here: bool = True) -> None:
         )
 
 
-def check_evaluate(config: dict[str, Any], here: bool = True) -> None:
+def check_evaluate(settings: EvaluateSettings, here: bool = True) -> None:
     """As check_train, for `carerft evaluate`."""
-    _shared(config, here)
-    one_of(config, "precision", ("float32", "bfloat16"))
-    if not config["benchmark"]:
+    check_constraints(settings)
+    _check_shared(settings, here)
+    if settings.model.adapter is not None:
+        raise ConfigError(
+            f"model.adapter={settings.model.adapter}: carerft evaluate measures a model as it is, and trains nothing",
+            "leave it out; a training with an adapter writes the merged model to its directory: model=RUN/model",
+        )
+    if not settings.benchmark:
         raise ConfigError("benchmark is empty", "name one, as in benchmark=world or benchmark=[math,gsm8k]")
 
 
-def _shared(config: dict[str, Any], here: bool) -> None:
-    at_least(config, "seed", 0)
-    at_least(config, "samples", 1)
-    at_least(config, "evaluation.bootstrap", 1)
-    check_tracker(config)
-    check_adapter(config, here)
-    if config["evaluation"]["limit"] is not None:
-        at_least(config, "evaluation.limit", 1)
-    between(config, "evaluation.level", 0, 1)
-    if config["rollout"]["name"] == "vllm":
-        check_engine(config, here)
-    _self_report(config)
-    path = config["data"]["path"]
+def _check_shared(settings: TrainSettings | EvaluateSettings, here: bool) -> None:
+    check_tracker(settings.tracker)
+    if isinstance(settings.rollout, VllmSettings):
+        device = settings.learner.device if isinstance(settings, TrainSettings) else "cpu"
+        check_engine(settings.rollout, device, here)
+    _check_self_report(settings)
+    path = settings.data.path
     if path is not None and not Path(path).is_file():
         raise ConfigError(f"data.path={path}: there is no such file", "give the path of a JSON-lines file")
-    _prompts(config)
-    model = config["model"]["path"]
+    model = settings.model.path
     if model.startswith((".", "/", "~")) or Path(model).is_dir():
         check_model_directory(Path(model).expanduser())
     elif model != "world" and model.count("/") != 1:
@@ -73,27 +78,23 @@ def _shared(config: dict[str, Any], here: bool) -> None:
         )
 
 
-def check_tracker(config: dict[str, Any]) -> None:
-    """As check_train, of `tracker` alone. Whether W&B can be reached is asked only where a run begins."""
-    one_of(config, "tracker.name", ("none", "wandb", "tensorboard"))
-    one_of(config, "tracker.mode", ("offline", "online", "disabled"))
-    if config["tracker"]["name"] == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
-        raise ConfigError("tracker=tensorboard: tensorboard is not installed", "pip install 'carerft[tensorboard]'")
+def check_tracker(settings: TrackerSettings) -> None:
+    """Raises ConfigError. Whether W&B can be reached is asked only where a run begins."""
+    check_constraints(settings, "tracker.")
+    if settings.name == "tensorboard":
+        _need("tensorboard", "tracker=tensorboard", "tensorboard")
 
 
-def _prompts(config: dict[str, Any]) -> None:
-    """Of tasks and benchmarks of ours, whose prompt is one of their module's."""
-    for entry in (config.get("task") or {}, *config["benchmark"].values()):
-        package, _, module = entry.get("_target_", "").rpartition(".")[0].rpartition(".")
-        if package == "carerft.tasks" and "prompt" in entry:
-            load_template(module, entry["prompt"])
+def _need(package: str, what: str, extra: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise ConfigError(f"{what} needs {package}, which is not installed here", f'pip install "carerft[{extra}]"')
 
 
-def _self_report(config: dict[str, Any]) -> None:
-    worlds = [name for name, found in config["benchmark"].items() if found.get("_target_", "").endswith("WorldTask")]
-    if not config["evaluation"]["self_report"] or (config["model"]["path"] != "world" and not worlds):
+def _check_self_report(settings: TrainSettings | EvaluateSettings) -> None:
+    worlds = [name for name, entry in settings.benchmark.items() if entry._target_.endswith("WorldTask")]
+    if not settings.evaluation.self_report or (settings.model.path != "world" and not worlds):
         return
-    where = f"benchmark={worlds[0]}" if worlds else f"model={config['model']['name']}"
+    where = f"benchmark={worlds[0]}" if worlds else f"model={settings.model.name}"
     raise ConfigError(
         f"evaluation.self_report=true with {where}: a model is asked in English whether its answer is true, and the "
         "built-in world has no words for that",
@@ -101,58 +102,54 @@ def _self_report(config: dict[str, Any]) -> None:
     )
 
 
-def _rollout(config: dict[str, Any]) -> None:
-    for key in ("rollout.prompts_per_batch", "rollout.max_tokens", "rollout.batch_size"):
-        at_least(config, key, 1)
-    one_of(config, "rollout.importance_correction", ("auto", "none", "token", "sequence"))
-    lookahead, placement = config["rollout"]["lookahead"], config["rollout"].get("placement")
-    if lookahead not in (0, 1):
+def _check_rollout(settings: RolloutSettings) -> None:
+    if settings.max_tokens is None:
+        raise ConfigError("rollout.max_tokens=null: a completion needs a limit", "write rollout.max_tokens=512")
+    if settings.lookahead and getattr(settings, "placement", None) != "dedicated":
         raise ConfigError(
-            f"rollout.lookahead={lookahead}: must be 0 or 1", "more would be staler than is corrected for"
-        )
-    if lookahead and placement != "dedicated":
-        raise ConfigError(
-            f"rollout.lookahead=1 with rollout={config['rollout']['name']}: it samples with the learner's own weights, "
+            f"rollout.lookahead=1 with rollout={settings.name}: it samples with the learner's own weights, "
             "or in the learner's process, and cannot run ahead of it",
             "write rollout=vllm rollout.placement=dedicated, or rollout.lookahead=0",
         )
-    above_0(config, "rollout.importance_cap", "2 is usual")
-    if config["rollout"]["top_p"] > 1:
-        raise ConfigError(
-            f"rollout.top_p={config['rollout']['top_p']}: it is a probability", "give a number of at most 1"
-        )
     for key in ("temperature", "top_p"):
-        above_0(config, f"rollout.{key}", "1 is the policy itself")
-        if config["rollout"][key] != 1.0 and not config["rollout"]["allow_biased_sampling"]:
+        value = getattr(settings, key)
+        if value != 1.0 and not settings.allow_biased_sampling:
             raise ConfigError(
-                f"rollout.{key}={config['rollout'][key]}: training samples at {key} 1, because the probabilities that "
-                "the learner works with are those of the unmodified policy",
+                f"rollout.{key}={value}: training samples at {key} 1, because the probabilities that the learner works "
+                "with are those of the unmodified policy",
                 f"leave it at 1 (evaluation.{key} sets the one of the evaluation), or write "
                 "rollout.allow_biased_sampling=true and rollout.importance_correction=token",
             )
 
 
-def _learner(config: dict[str, Any], here: bool) -> None:
-    one_of(config, "learner.schedule", SCHEDULES)
-    one_of(config, "learner.precision", ("float32", "bfloat16"))
-    one_of(config, "learner.optimizer", ("adamw", "adamw_8bit"))
+def _check_adapter(model: ModelSettings, learner: LearnerSettings, here: bool) -> None:
+    if model.adapter is None:
+        return
+    targets = model.lora_targets
+    if not targets or not isinstance(targets, str | list):
+        raise ConfigError(
+            f"model.lora_targets={targets}: there would be nothing to train",
+            "write model.lora_targets=all-linear, or the names of layers: model.lora_targets=[q_proj,v_proj]",
+        )
+    if learner.reference_offload:
+        raise ConfigError(
+            f"learner.reference_offload=true with model.adapter={model.adapter}: the reference is the policy without "
+            "its adapter, and takes no memory",
+            "write learner.reference_offload=false",
+        )
+    if here:
+        _need("peft", "model.adapter=lora", "lora")
+
+
+def _check_learner(settings: LearnerSettings, here: bool) -> None:
     compiler = os.environ.get("CXX", "g++")
-    if here and config["learner"]["compile"] and shutil.which(compiler) is None:
+    if here and settings.compile and shutil.which(compiler) is None:
         raise ConfigError(
             f"learner.compile=true needs a C++ compiler, and there is no {compiler} here",
             "install one (g++), name it by the environment variable CXX, or write learner.compile=false",
         )
-    if here and config["learner"]["optimizer"] == "adamw_8bit" and importlib.util.find_spec("torchao") is None:
-        raise ConfigError(
-            "learner.optimizer=adamw_8bit needs torchao, which is not installed here", 'pip install "carerft[8bit]"'
-        )
-    for key in ("learning_rate", "warmup_steps", "weight_decay", "adam_eps"):
-        at_least(config, f"learner.{key}", 0)
-    for key in ("updates_per_batch", "epochs", "tokens_per_microbatch", "checkpoint_every", "keep_checkpoints"):
-        at_least(config, f"learner.{key}", 1)
-    between(config, "learner.adam_beta1", 0, 1)
-    between(config, "learner.adam_beta2", 0, 1)
-    above_0(config, "learner.max_grad_norm", "use a large number, such as 1e9, for no clipping")
+    if here and settings.optimizer == "adamw_8bit":
+        _need("torchao", "learner.optimizer=adamw_8bit", "8bit")
 
 
 def check_model_directory(path: Path) -> None:
@@ -163,12 +160,12 @@ def check_model_directory(path: Path) -> None:
     if not (path / "config.json").is_file():
         raise CareError(f"{path} holds no config.json", "give a model directory in Hugging Face format")
     try:
-        found = json.loads((path / "config.json").read_text())
+        config = json.loads((path / "config.json").read_text())
     except ValueError as error:
         raise CareError(
             f"{path}/config.json is not valid JSON: {error}", "download or export the model again"
         ) from error
-    if found.get("auto_map"):
+    if config.get("auto_map"):
         raise CareError(
             f"{path} wants to run code that comes with it (auto_map in its config.json), which carerft never does",
             "use a model whose architecture is part of transformers",

@@ -1,11 +1,16 @@
-"""Where the YAML files are, and a composed configuration as plain data."""
+"""From what Hydra composed to settings: plain data for a run's record, and typed objects for everything else."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
 import carerft
+from carerft.config import settings as schema
+from carerft.config.settings import EvaluateSettings, TrainSettings
+
+T = TypeVar("T")
 
 
 def config_directory() -> Path:
@@ -16,9 +21,45 @@ def config_directory() -> Path:
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
-    """The composed configuration without Hydra's own part, every interpolation resolved.
+    """The composed configuration without Hydra's own part, every interpolation resolved: what a run's record holds.
 
     Raises omegaconf.errors.OmegaConfBaseException where a value is missing or an interpolation leads nowhere.
     """
     own = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
     return OmegaConf.to_container(own, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+
+
+def train_settings(record: Mapping[str, Any]) -> TrainSettings:
+    """The typed settings of a training. record: of `plain`."""
+    own = {
+        "algorithm": _of_a_class(record["algorithm"], schema.AlgorithmSettings),
+        "regularizer": _of_a_class(record["regularizer"], schema.RegularizerSettings, schema.SkewRegularizerSettings),
+        "learner": schema.LearnerSettings(**record["learner"]),
+        "task": _of_a_class(record["task"], schema.TaskSettings),
+    }
+    return TrainSettings(**{**record, **_shared(record), **own})
+
+
+def evaluate_settings(record: Mapping[str, Any]) -> EvaluateSettings:
+    """The typed settings of an evaluation. record: of `plain`."""
+    return EvaluateSettings(**{**record, **_shared(record)})
+
+
+def _shared(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "model": schema.ModelSettings(**record["model"]),
+        "rollout": _of_a_class(record["rollout"], schema.RolloutSettings, schema.VllmSettings),
+        "data": schema.DataSettings(**record["data"]),
+        "benchmark": {name: _of_a_class(entry, schema.TaskSettings) for name, entry in record["benchmark"].items()},
+        "evaluation": schema.EvaluationSettings(**record["evaluation"]),
+        "tracker": schema.TrackerSettings(**record["tracker"]),
+    }
+
+
+def _of_a_class(entry: Mapping[str, Any], *kinds: type[T]) -> T:
+    """An object of the kind that has most of the entry's keys. It holds the entry's keys and nothing else, those of a
+    user's own class included; the kind's other fields read as their defaults."""
+    kind = max(kinds, key=lambda kind: len(entry.keys() & kind.__dataclass_fields__.keys()))
+    typed = kind.__new__(kind)
+    vars(typed).update(entry)
+    return typed

@@ -1,11 +1,12 @@
 """What makes two runs the same run: the part of the configuration that decides their numbers.
 
-A key at its schema's default counts as absent, so that a run keeps its identity when the schema gains a key. Of a class
+A key at its default counts as absent, so that a run keeps its identity when a schema gains a key. Of a class
 (`_target_`) the name alone counts, not the module: code may move.
 """
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from carerft.config.settings import defaults
@@ -30,7 +31,7 @@ INCIDENTAL = (
 )
 
 
-def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested dictionaries as one, with dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
@@ -41,23 +42,27 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def decisive(config: dict[str, Any]) -> dict[str, Any]:
-    """The dotted keys of a resolved configuration that decide a run's numbers, and aren't at their default."""
-    usual = defaults()
+def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The dotted keys of a composed configuration that decide a run's numbers, and aren't at their default."""
+    usual = _without_modules(defaults())
     return {
-        key: value.rpartition(".")[2] if key.endswith("_target_") else value
-        for key, value in flatten(config).items()
+        key: value
+        for key, value in _without_modules(flatten(config)).items()
         if not any(key == skip or key.startswith(f"{skip}.") for skip in INCIDENTAL)
         and (key not in usual or value != usual[key])
     }
 
 
-def config_hash(config: dict[str, Any]) -> str:
+def _without_modules(flat: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value.rpartition(".")[2] if key.endswith("_target_") else value for key, value in flat.items()}
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
     """Twelve hexadecimal digits that two configurations share exactly when their decisive keys are equal."""
     return hashlib.sha256(json.dumps(decisive(config), sort_keys=True).encode()).hexdigest()[:12]
 
 
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """One line for each decisive key that differs: `key: old -> new`."""
     before, after = decisive(old), decisive(new)
     absent = "(absent)"

@@ -1,224 +1,305 @@
-"""What can be configured: a dataclass per verb and per group of `conf/`, registered with Hydra as the verb's schema.
+"""What can be set: a dataclass per command and per group of `conf/`.
 
-Hydra refuses a key that a schema doesn't have and a value of the wrong type. An algorithm, a regularizer and a rollout
-take theirs by `defaults: [/schema/regularizer@_here_]`; one of your own, with parameters of its own, needs none and is
-then held to the keys that its file lists, as tasks and benchmarks are.
+A setting is declared once, as a field: its type, its default, its constraint (the metadata, see
+`carerft.config.constraints`), and the comment above it, which says what it means. YAML files hold only what differs.
+Hydra takes the classes for its schemas, and refuses a key that a schema doesn't have and a value of the wrong type.
+
+An algorithm, a regularizer and a rollout take their schema by `defaults: [/schema/regularizer@_here_]`. A class of
+your own with parameters of its own needs none: its YAML file then lists the keys that it may be given, as the files of
+tasks and benchmarks do.
 """
 
 from dataclasses import MISSING as NO_DEFAULT
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, make_dataclass
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from carerft.objective import settings as objective
+from carerft.objective.schedules import SCHEDULES
+
+PRECISIONS = {"choices": ("float32", "bfloat16")}
+
 
 @dataclass
-class Model:
+class ModelSettings:
     """A causal language model in Hugging Face format."""
 
-    name: str = MISSING  # what tables and run names call it
-    path: str = MISSING  # hub name or local directory; "world" is the built-in tiny base model
-    revision: str | None = None  # hub revision; a branch, a tag or a commit
-    base: int = 0  # of the built-in model: which pretraining seed (0 is shipped, others are built once and cached)
-    attention: str = "sdpa"  # transformers' attention implementation
-    chat: bool | None = None  # put prompts into the model's chat template; null: if its own configuration ends a
-    # generation with the token with which the template ends a turn (a base model's doesn't, though it has a template)
-    learning_rate: float = MISSING  # a learning rate that suits a model of this size
-    adapter: str | None = None  # train: "lora" trains a low-rank adapter beside frozen weights, by peft. The base model
-    # is then the policy without it, and needs no second copy. learning_rate stays the one above; for large models,
-    # whose is small, ten times as much is usual
-    lora_rank: int = 32
-    lora_alpha: int = 64  # the adapter's product is multiplied by lora_alpha / lora_rank. There is no dropout: the
-    # importance ratio and the penalty would compare other policies than the one that sampled
-    lora_targets: Any = "all-linear"  # all linear layers but the head, or some by name: [q_proj,v_proj]
+    # What tables and run names call it.
+    name: str = MISSING
+    # Hub name or local directory; "world" is the built-in tiny base model.
+    path: str = MISSING
+    # Hub revision: a branch, a tag or a commit.
+    revision: str | None = None
+    # Of the built-in model: the seed of its pretraining. 0 is shipped, others are built once and cached.
+    base: int = 0
+    # transformers' attention implementation.
+    attention: str = "sdpa"
+    # Put prompts into the model's chat template. null: if the model's own configuration ends a generation with the
+    # token with which the template ends a turn (a base model's doesn't, though it has a template).
+    chat: bool | None = None
+    # A learning rate that suits a model of this size.
+    learning_rate: float = MISSING
+    # train: "lora" trains a low-rank adapter beside frozen weights, by peft. The base model is then the policy without
+    # its adapter, and needs no second copy. learning_rate stays the one above; for large models, whose learning rate is
+    # small, ten times as much is usual.
+    adapter: str | None = field(default=None, metadata={"choices": ("lora",)})
+    lora_rank: int = field(default=32, metadata={"least": 1})
+    # The adapter's product is multiplied by lora_alpha / lora_rank. There is no dropout: the importance ratio and the
+    # penalty would then compare other policies than the one that sampled.
+    lora_alpha: int = field(default=64, metadata={"least": 1})
+    # All linear layers but the head, or some by name: [q_proj,v_proj].
+    lora_targets: Any = "all-linear"
+
+
+@dataclass(frozen=True)
+class AlgorithmSettings(objective.AlgorithmSettings):
+    """An algorithm, and the class that implements it."""
+
+    _target_: str = "carerft.objective.algorithms.Algorithm"
+
+
+@dataclass(frozen=True)
+class RegularizerSettings(objective.RegularizerSettings):
+    """A regularizer, and the class that implements it."""
+
+    _target_: str = MISSING
+
+
+@dataclass(frozen=True)
+class SkewRegularizerSettings(objective.SkewSettings):
+    """As RegularizerSettings, with a mixture for its reference."""
+
+    _target_: str = MISSING
 
 
 @dataclass
-class Algorithm:
-    """A policy-gradient objective over groups of completions."""
+class RolloutSettings:
+    """What samples completions."""
 
     name: str = MISSING
-    _target_: str = "carerft.objective.algorithms.Algorithm"
-    group_size: int = MISSING  # completions per prompt, G
-    clip_low: float | None = MISSING  # the importance ratio is clipped to [1 - clip_low, 1 + clip_high]; null: it isn't
-    clip_high: float | None = MISSING
-    ratio: str = MISSING  # importance ratio per "token" or per "sequence" (the geometric mean of its tokens')
-    aggregation: str = MISSING  # "sequence": mean per completion, then over them; "token": one mean over all tokens;
-    # "constant": sum per completion divided by aggregation_constant, then mean over them
-    aggregation_constant: float = 1.0
-    advantage_baseline: str = "mean"  # what a reward is compared with: its group's "mean", or "leave_one_out"
-    advantage_std: str = MISSING  # divide advantages by the group's "sample" or "population" std, or "none"
-    advantage_eps: float = 1e-6  # added to that std
-    polarity: str = "both"  # learn from advantages above 0 ("positive"), below 0 ("negative"), or "both"
-    dynamic_sampling: bool = False  # replace groups of equal rewards by those of further prompts
-    dynamic_rounds: int = 10  # rounds of sampling for one batch, at most
-    dynamic_shortage: str = "error"  # what then: "error", or "smaller" batches
-    overlong_buffer: float = 0.0  # share of rollout.max_tokens, at its end, in which a completion loses reward
-    overlong_penalty: float = 0.0  # how much it loses at the limit, linearly less before
+    # Prompts sampled at once, each with algorithm.group_size completions.
+    prompts_per_batch: int = field(default=32, metadata={"least": 1})
+    # A completion is cut after this many tokens.
+    max_tokens: int | None = field(default=None, metadata={"least": 1})
+    # Sequences decoded side by side.
+    batch_size: int = field(default=256, metadata={"least": 1})
+    # 1: sample the next batch while the learner works on this one, with weights one batch old.
+    lookahead: int = field(
+        default=0,
+        metadata={
+            "choices": (0, 1),
+            "why": "must be 0 or 1",
+            "remedy": "write rollout.lookahead=0 or 1: batches sampled earlier would be staler than is corrected for",
+        },
+    )
+    # Truncated importance sampling, for samplers whose probabilities are not quite the learner's. "auto": per token
+    # with lookahead, else none.
+    importance_correction: str = field(default="auto", metadata={"choices": ("auto", "none", "token", "sequence")})
+    # The upper bound of its weights.
+    importance_cap: float = field(default=2.0, metadata={"above": 0, "remedy": "2 is usual"})
+    # Training needs 1.0: with any other value, the policy that samples is not the policy that learns.
+    temperature: float = field(default=1.0, metadata={"above": 0, "remedy": "1 is the policy itself"})
+    top_p: float = field(
+        default=1.0, metadata={"above": 0, "most": 1, "remedy": "give a number of at most 1; 1 is the policy itself"}
+    )
+    # Train with another temperature or top_p all the same.
+    allow_biased_sampling: bool = False
+
+    @property
+    def correction(self) -> str:
+        """importance_correction with "auto" resolved."""
+        if self.importance_correction != "auto":
+            return self.importance_correction
+        return "token" if self.lookahead else "none"
 
 
 @dataclass
-class Regularizer:
-    """A penalty on the distance between the policy and the base model, added to the loss as beta * penalty."""
+class VllmSettings(RolloutSettings):
+    """vLLM samples completions, on the device (GPU or CPU) that the installed package is built for."""
+
+    # "colocated": in the learner's process, on its device. "dedicated": in processes of their own; the engines take the
+    # first engines * tensor_parallel_size GPUs, and the learner needs another: learner.device=cuda:2, for two engines.
+    placement: str = field(default="colocated", metadata={"choices": ("colocated", "dedicated")})
+    # dedicated: how many engines share a batch's prompts.
+    engines: int = field(default=1, metadata={"least": 1})
+    # Devices that share an engine's weights.
+    tensor_parallel_size: int = field(default=1, metadata={"least": 1})
+    # Tokens of prompt and completion together; null: the model's context.
+    max_model_len: int | None = field(default=None, metadata={"least": 1})
+    # Share of a device's memory for an engine's weights and cache together. 0.35 fits beside a 3B learner on 80 GB; 0.9
+    # suits an engine that has its device alone.
+    gpu_memory_utilization: float = field(
+        default=0.35, metadata={"above": 0, "most": 1, "why": "it is a share of the device's memory"}
+    )
+    # GiB of keys and values, whatever that share; null on a CPU: 1.
+    kv_cache_gib: float | None = field(default=None, metadata={"above": 0})
+    # No compilation, no CUDA graphs; null: only on a CPU.
+    enforce_eager: bool | None = None
+    # How weights come to the engines: "reload", through the learner's memory, or, for dedicated engines on GPUs,
+    # "nccl", from GPU to GPU (not yet run on GPUs).
+    weight_transfer: str = field(default="reload", metadata={"choices": ("reload", "nccl")})
+    # Compare log-probabilities of engine and policy after every weight sync, not only after the first.
+    verify_sync: bool = False
+    # dedicated: an engine that takes longer for a request counts as hung.
+    timeout_s: float = field(default=1800.0, metadata={"above": 0})
+    # dedicated: lost engines replaced during one request, at most.
+    max_restarts: int = field(default=2, metadata={"least": 0})
+
+
+@dataclass
+class LearnerSettings:
+    """How the weights are updated."""
+
+    learning_rate: float = field(default=MISSING, metadata={"least": 0})
+    # How the learning rate decays to 0 after the warm-up.
+    schedule: str = field(default="constant", metadata={"choices": SCHEDULES})
+    warmup_steps: int = field(default=0, metadata={"least": 0})
+    weight_decay: float = field(default=0.0, metadata={"least": 0})
+    # "adamw", or "adamw_8bit": its two moments in a byte each, by torchao.
+    optimizer: str = field(default="adamw", metadata={"choices": ("adamw", "adamw_8bit")})
+    adam_beta1: float = field(default=0.9, metadata={"above": 0, "below": 1})
+    adam_beta2: float = field(default=0.999, metadata={"above": 0, "below": 1})
+    adam_eps: float = field(default=1e-8, metadata={"least": 0})
+    max_grad_norm: float = field(
+        default=1.0, metadata={"above": 0, "remedy": "use a large number, such as 1e9, for no clipping"}
+    )
+    # Optimizer steps that share out one rollout batch's prompts.
+    updates_per_batch: int = field(default=2, metadata={"least": 1})
+    # Passes over a rollout batch.
+    epochs: int = field(default=1, metadata={"least": 1})
+    # Tokens packed into one forward pass; never changes the loss.
+    tokens_per_microbatch: int = field(default=16384, metadata={"least": 1})
+    # "bfloat16": autocast over float32 master weights.
+    precision: str = field(default="float32", metadata=PRECISIONS)
+    # Less memory, more time.
+    gradient_checkpointing: bool = False
+    # Fuse what lies between the matrix products, by torch.compile: a minute at the start, and less memory traffic at
+    # each step (not yet run on a GPU).
+    compile: bool = False
+    # Read a prompt once for its completions in a microbatch.
+    share_prompts: bool = True
+    # "auto": cuda where there is one.
+    device: str = "auto"
+    # Also measure the divergence from the base model where the regularizer needs none.
+    monitor_reference: bool = True
+    # Steps between checkpoints.
+    checkpoint_every: int = field(default=20, metadata={"least": 1})
+    keep_checkpoints: int = field(default=2, metadata={"least": 1})
+    # Learn on while a checkpoint is written, from a copy in the CPU's memory.
+    async_checkpoints: bool = False
+    # Processes on this machine, one for each GPU, that share out weights and work (FSDP2; not yet run on GPUs). Where
+    # torchrun starts the run, torchrun's number counts.
+    processes: int = field(default=1, metadata={"least": 1})
+    # Several processes: keep their parts of the reference in the CPU's memory.
+    reference_offload: bool = False
+    # Several processes: how long one waits for another before the run fails.
+    timeout_s: float = field(default=600.0, metadata={"least": 1})
+    # Several processes: how often they are started again, from the last checkpoint, after one died.
+    max_restarts: int = field(default=0, metadata={"least": 0})
+
+
+@dataclass
+class TaskSettings:
+    """A task or a benchmark, and the class that implements it, which takes the file's other keys as its arguments."""
 
     name: str = MISSING
     _target_: str = MISSING
-    beta: float = MISSING
-    estimator: str = MISSING  # "exact" (sum over the vocabulary), or from the sampled token: "unbiased", "k2", "k3"
-    match: str = "none"  # "local": divide beta by the divergence's strength near the base, relative to reverse KL's
-    beta_schedule: str = "constant"  # "linear" or "cosine": from beta at the first step to beta_end at the last
-    beta_end: float | None = None
-    entropy_bonus: float = 0.0  # weight of the policy's entropy in the loss (subtracted)
+    # A completion is cut after this many tokens.
+    max_tokens: int = MISSING
 
 
 @dataclass
-class SkewRegularizer(Regularizer):
-    alpha: float = MISSING  # how far the reference is moved towards the policy: 0 is reverse KL; must be below 1
-    alpha_schedule: str = "constant"  # as beta's
-    alpha_end: float | None = None
-
-
-@dataclass
-class Rollout:
-    """What samples completions. A rollout file takes these keys by `defaults: [/schema/rollout@_here_]`."""
-
-    name: str = MISSING
-    prompts_per_batch: int = MISSING  # prompts sampled at once, each with algorithm.group_size completions
-    max_tokens: int | None = MISSING  # a completion is cut after this many tokens
-    batch_size: int = MISSING  # sequences decoded side by side
-    lookahead: int = 0  # 1: sample the next batch while the learner works on this one, with weights one batch old
-    importance_correction: str = "auto"  # truncated importance sampling per "token" or "sequence", or "none", for
-    # samplers whose probabilities are not quite the learner's. "auto": per token with lookahead, else none
-    importance_cap: float = 2.0  # the weights' upper bound
-    temperature: float = 1.0  # training needs 1.0: anything else is another policy than the one that learns
-    top_p: float = 1.0
-    allow_biased_sampling: bool = False  # train with another temperature or top_p all the same
-
-
-@dataclass
-class VllmRollout(Rollout):
-    """What samples completions with vLLM; the device's kind (GPU or CPU) is the installed package's."""
-
-    placement: str = MISSING  # "colocated": in the learner's process, on its device; "dedicated": in processes of
-    # their own. There, the engines take the first engines * tensor_parallel_size GPUs, and the learner needs another:
-    # learner.device=cuda:2, for two engines
-    engines: int = 1  # dedicated: how many share a batch's prompts
-    tensor_parallel_size: int = 1  # devices that share an engine's weights
-    max_model_len: int | None = None  # tokens of prompt and completion together; null: the model's context
-    gpu_memory_utilization: float = MISSING  # share of a device's memory for an engine's weights and cache together
-    kv_cache_gib: float | None = None  # GiB of keys and values, whatever that share; null on a CPU: 1
-    enforce_eager: bool | None = None  # no compilation, no CUDA graphs; null: only on a CPU
-    weight_transfer: str = "reload"  # how weights come to the engines: "reload", through the learner's memory, or, for
-    # dedicated engines on GPUs, "nccl", from GPU to GPU (not yet run on GPUs)
-    verify_sync: bool = False  # prove after every weight sync, not only the first, that the engine's log-probabilities
-    # are the policy's
-    timeout_s: float = MISSING  # dedicated: an engine that takes longer for a request counts as hung
-    max_restarts: int = MISSING  # dedicated: lost engines replaced during one request, at most
-
-
-@dataclass
-class Learner:
-    """How the weights are updated."""
-
-    learning_rate: float = MISSING
-    schedule: str = MISSING  # "constant", "linear" or "cosine" decay after the warm-up
-    warmup_steps: int = MISSING
-    weight_decay: float = MISSING
-    optimizer: str = "adamw"  # "adamw", or "adamw_8bit": its two moments in a byte each, by torchao
-    adam_beta1: float = MISSING
-    adam_beta2: float = MISSING
-    adam_eps: float = MISSING
-    max_grad_norm: float = MISSING
-    updates_per_batch: int = MISSING  # optimizer steps that share out one rollout batch's prompts
-    epochs: int = MISSING  # times that a rollout batch is gone through
-    tokens_per_microbatch: int = MISSING  # tokens packed into one forward pass; never changes the loss
-    precision: str = MISSING  # "float32", or "bfloat16": autocast over float32 master weights
-    gradient_checkpointing: bool = MISSING  # less memory, more time
-    compile: bool = False  # fuse what lies between the matrix products, by torch.compile: a minute at the start, and
-    # less memory traffic at each step (not yet run on a GPU)
-    share_prompts: bool = MISSING  # read a prompt once for its completions in a microbatch
-    device: str = MISSING  # "auto": cuda where there is one
-    monitor_reference: bool = MISSING  # also measure the divergence from the base where the regularizer needs none
-    checkpoint_every: int = MISSING  # steps between checkpoints
-    keep_checkpoints: int = MISSING
-    async_checkpoints: bool = False  # learn on while a checkpoint is written, from a copy in the CPU's memory
-    processes: int = 1  # on this machine, one for each GPU, that share out weights and work (FSDP2; not yet run on
-    # GPUs); torchrun, where it starts the run, says itself how many
-    reference_offload: bool = False  # several processes: keep their parts of the reference in the CPU's memory
-    timeout_s: float = 600.0  # several processes: how long one waits for another before the run fails
-    max_restarts: int = (
-        0  # several processes: how often they are started again, from the last checkpoint, after one died
-    )
-
-
-@dataclass
-class Tracker:
+class TrackerSettings:
     """Where metrics are shown, beside metrics.jsonl, which is always written."""
 
-    name: str = MISSING  # "none", "wandb" or "tensorboard"
-    project: str = "carerft"  # of W&B
-    entity: str | None = None  # W&B's user or team; null: the key's own
-    mode: str = "offline"  # of W&B: "online" sends as it happens; "disabled" is none
+    name: str = field(default="none", metadata={"choices": ("none", "wandb", "tensorboard")})
+    # W&B's project.
+    project: str = "carerft"
+    # W&B's user or team; null: the key's own.
+    entity: str | None = None
+    # Of W&B: "online" sends as it happens; "disabled" is none.
+    mode: str = field(default="offline", metadata={"choices": ("offline", "online", "disabled")})
 
 
 @dataclass
-class Data:
-    """Where local data lies."""
+class DataSettings:
+    """Local data files."""
 
-    path: str | None = None  # the file to train on (train) or to measure on (evaluate)
-    test_path: str | None = None  # train: the file that the evaluation measures on
+    # The file to train on (train) or to measure on (evaluate).
+    path: str | None = None
+    # train: the file that the evaluation measures on.
+    test_path: str | None = None
 
 
 @dataclass
-class Evaluation:
+class EvaluationSettings:
     """How a model is measured."""
 
-    limit: int | None = None  # questions per benchmark; null is all of them
+    # Questions per benchmark, the first ones; null: all.
+    limit: int | None = field(default=None, metadata={"least": 1})
     temperature: float = 1.0
     top_p: float = 1.0
-    bootstrap: int = 1000  # resamples behind each interval
-    level: float = 0.95
-    self_report: bool = False  # also ask the model whether each majority answer is true, P(True): one more forward pass
-    # per question. Not for the built-in world, whose words do not hold the question
+    # Resamples behind each interval.
+    bootstrap: int = field(default=1000, metadata={"least": 1})
+    # Coverage of each interval.
+    level: float = field(default=0.95, metadata={"above": 0, "below": 1})
+    # Also ask the model whether each majority answer is true, P(True): one more forward pass per question. Not for the
+    # built-in world, whose words do not hold the question.
+    self_report: bool = False
+
+
+if TYPE_CHECKING:
+    AnyAlgorithm, AnyRegularizer = AlgorithmSettings, RegularizerSettings | SkewRegularizerSettings
+    AnyRollout, AnyTask = RolloutSettings, TaskSettings
+else:  # Hydra must let a class of a user's own have keys that no class here declares
+    AnyAlgorithm = AnyRegularizer = AnyRollout = AnyTask = Any
 
 
 @dataclass
-class Train:
+class TrainSettings:
     """`carerft train`: finetune, then evaluate."""
 
     name: str = "train"
-    seed: int = 0
-    steps: int = 100  # optimizer steps
-    samples: int = 8  # completions per question in the evaluation that follows
-    model: Model = field(default_factory=Model)
-    algorithm: Any = MISSING
-    regularizer: Any = MISSING
-    rollout: Any = MISSING
-    learner: Learner = field(default_factory=Learner)
-    task: Any = MISSING
-    data: Data = field(default_factory=Data)
-    benchmark: dict[str, Any] = field(default_factory=dict)
-    evaluation: Evaluation = field(default_factory=Evaluation)
-    tracker: Tracker = field(default_factory=Tracker)
+    seed: int = field(default=0, metadata={"least": 0})
+    # Optimizer steps.
+    steps: int = field(default=100, metadata={"least": 0})
+    # Completions per question in the evaluation that follows.
+    samples: int = field(default=8, metadata={"least": 1})
+    model: ModelSettings = field(default_factory=ModelSettings)
+    algorithm: AnyAlgorithm = MISSING
+    regularizer: AnyRegularizer = MISSING
+    rollout: AnyRollout = MISSING
+    learner: LearnerSettings = field(default_factory=LearnerSettings)
+    task: AnyTask = MISSING
+    data: DataSettings = field(default_factory=DataSettings)
+    benchmark: dict[str, AnyTask] = field(default_factory=dict)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    tracker: TrackerSettings = field(default_factory=TrackerSettings)
+
+    @property
+    def precision(self) -> str:
+        """The precision that the model is read in."""
+        return self.learner.precision
 
 
 @dataclass
-class Evaluate:
-    """`carerft evaluate`: measure a model as it is."""
+class EvaluateSettings:
+    """`carerft evaluate`: measure a model without training it."""
 
     name: str = "evaluate"
-    seed: int = 0
-    samples: int = 8
+    seed: int = field(default=0, metadata={"least": 0})
+    samples: int = field(default=8, metadata={"least": 1})
     device: str = "auto"
-    precision: str = "float32"
-    model: Model = field(default_factory=Model)
-    rollout: Any = MISSING
-    data: Data = field(default_factory=Data)
-    benchmark: dict[str, Any] = field(default_factory=dict)
-    evaluation: Evaluation = field(default_factory=Evaluation)
-    tracker: Tracker = field(default_factory=Tracker)
+    precision: str = field(default="float32", metadata=PRECISIONS)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    rollout: AnyRollout = MISSING
+    data: DataSettings = field(default_factory=DataSettings)
+    benchmark: dict[str, AnyTask] = field(default_factory=dict)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    tracker: TrackerSettings = field(default_factory=TrackerSettings)
 
 
 @dataclass
@@ -232,7 +313,7 @@ class Report:
         None  # of an experiment: also write report.md to this file, with the figures that it shows beside
     )
     columns: dict[str, list[str]] = field(default_factory=dict)  # benchmark: the metrics that the main table shows
-    tracker: Tracker = field(default_factory=Tracker)  # where its table and figures are shown besides
+    tracker: TrackerSettings = field(default_factory=TrackerSettings)  # where its table and figures are shown besides
 
 
 @dataclass
@@ -268,14 +349,14 @@ class Dashboard:
 def defaults() -> dict[str, Any]:
     """The dotted keys of a training or an evaluation that have a default here, and its value."""
     groups = {
-        "": (Evaluate, Train),
-        "model.": (Model,),
-        "algorithm.": (Algorithm,),
-        "regularizer.": (SkewRegularizer,),
-        "rollout.": (VllmRollout,),
-        "learner.": (Learner,),
-        "data.": (Data,),
-        "evaluation.": (Evaluation,),
+        "": (EvaluateSettings, TrainSettings),
+        "model.": (ModelSettings,),
+        "algorithm.": (AlgorithmSettings,),
+        "regularizer.": (SkewRegularizerSettings,),
+        "rollout.": (VllmSettings,),
+        "learner.": (LearnerSettings,),
+        "data.": (DataSettings,),
+        "evaluation.": (EvaluationSettings,),
     }
     return {
         prefix + entry.name: entry.default
@@ -289,16 +370,20 @@ def defaults() -> dict[str, Any]:
 def register() -> None:
     """Put every schema where the YAML files look for it."""
     store = ConfigStore.instance()
-    verbs = {"train": Train, "evaluate": Evaluate, "report": Report, "grade": Grade, "base": Base}
-    verbs |= {"dashboard": Dashboard}
-    for name, schema in verbs.items():
-        store.store(group="schema", name=name, node=schema)
-    parts = {
-        "algorithm": Algorithm,
-        "regularizer": Regularizer,
-        "skew_regularizer": SkewRegularizer,
-        "rollout": Rollout,
-        "vllm_rollout": VllmRollout,
+    schemas = {
+        "train": TrainSettings,
+        "evaluate": EvaluateSettings,
+        "algorithm": _changeable(AlgorithmSettings),
+        "regularizer": _changeable(RegularizerSettings),
+        "skew_regularizer": _changeable(SkewRegularizerSettings),
+        "rollout": RolloutSettings,
+        "vllm_rollout": VllmSettings,
+        **{"report": Report, "grade": Grade, "base": Base, "dashboard": Dashboard},
     }
-    for name, schema in parts.items():
+    for name, schema in schemas.items():
         store.store(group="schema", name=name, node=schema)
+
+
+def _changeable(kind: type) -> type:
+    """The same fields as a dataclass that is not frozen: of a frozen one, Hydra could override nothing."""
+    return make_dataclass(kind.__name__, [(f.name, f.type, field(default=f.default)) for f in fields(kind)])

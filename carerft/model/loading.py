@@ -15,7 +15,7 @@ from transformers import (
 )
 from transformers.utils import logging as hf_logging
 
-from carerft.config.settings import Model
+from carerft.config.settings import ModelSettings
 from carerft.errors import CareError
 from carerft.world.bases import base_directory
 
@@ -27,12 +27,12 @@ def choose_device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def model_path(model: Model) -> str:
+def model_path(model: ModelSettings) -> str:
     """A directory or a hub name; the built-in base model is built first where it isn't there yet."""
     return str(base_directory(model.base)) if model.path == "world" else model.path
 
 
-def load_model(model: Model, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_model(model: ModelSettings, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model in float32 on its device, in evaluation mode, and its tokenizer.
 
     On the meta device it has no weights, and takes no memory. Code that comes with a model is never run. Raises

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel
 
-from carerft.config.settings import Model
+from carerft.config.settings import ModelSettings
 from carerft.errors import ConfigError
 from carerft.model.export import replacing
 from carerft.model.sharding import whole
@@ -29,7 +29,7 @@ from carerft.model.sharding import whole
 NAME = "default"  # peft's, of a model's only adapter
 
 
-def add_lora(policy: PreTrainedModel, chosen: Model, seed: int) -> None:
+def add_lora(policy: PreTrainedModel, chosen: ModelSettings, seed: int) -> None:
     """Freeze the policy and put an adapter into it, which the policy's own forward then goes through.
 
     seed: A is drawn from it, the same in every process. Raises ConfigError where `model.lora_targets` names no layer of

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from carerft.objective.settings import AlgorithmSettings
+
 
 def group_advantages(rewards: Tensor, baseline: str, std: str, eps: float) -> Tensor:
     """A_i = (r_i - baseline) / (std + eps) within each group (DeepSeekMath, section 4.1.2).
@@ -93,25 +95,8 @@ def token_weights(mask: Tensor, aggregation: str, constant: float = 1.0) -> Tens
 
 
 @dataclass(frozen=True)
-class Algorithm:
-    """One choice of each of the functions above; the fields are those of `conf/algorithm/`, explained there."""
-
-    name: str
-    group_size: int
-    clip_low: float | None
-    clip_high: float | None
-    ratio: str
-    aggregation: str
-    advantage_std: str
-    advantage_eps: float = 1e-6
-    advantage_baseline: str = "mean"
-    aggregation_constant: float = 1.0
-    polarity: str = "both"
-    dynamic_sampling: bool = False
-    dynamic_rounds: int = 10
-    dynamic_shortage: str = "error"
-    overlong_buffer: float = 0.0
-    overlong_penalty: float = 0.0
+class Algorithm(AlgorithmSettings):
+    """One choice of each of the functions above."""
 
     def advantages(self, rewards: Tensor) -> Tensor:
         """(P, G) -> (P, G). With polarity "positive" or "negative" the others' are 0 (CARE-RFT, figure 2)."""

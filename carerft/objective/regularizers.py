@@ -18,6 +18,7 @@ from torch import Tensor
 
 from carerft.errors import ConfigError
 from carerft.objective.schedules import scheduled
+from carerft.objective.settings import ESTIMATORS, RegularizerSettings, SkewSettings
 
 
 def log_mixture(log_pi: Tensor, log_ref: Tensor, alpha: float) -> Tensor:
@@ -49,22 +50,8 @@ def sampled_estimate(log_u: Tensor, estimator: str) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Regularizer:
-    """What every penalty has; the fields are those of `conf/regularizer/`.
-
-    beta: weight of the penalty in the loss; with match="local" it is divided by `local_strength`, so that near the
-    reference every divergence pulls as reverse KL does at that beta. beta_schedule: "constant", or from beta at the
-    first step to beta_end at the last by "linear" or "cosine". estimator: see `estimate`; "exact" is the sum over the
-    vocabulary. entropy_bonus: weight of the policy's entropy in the loss (subtracted), always exact.
-    """
-
-    beta: float = 0.0
-    estimator: str = "exact"
-    name: str = ""
-    match: str = "none"
-    beta_schedule: str = "constant"
-    beta_end: float | None = None
-    entropy_bonus: float = 0.0
+class Regularizer(RegularizerSettings):
+    """What every penalty has."""
 
     ESTIMATORS: ClassVar[tuple[str, ...]] = ("exact",)
     needs_reference: ClassVar[bool] = True
@@ -142,19 +129,15 @@ class Regularizer:
 class NoRegularizer(Regularizer):
     """No penalty, whatever the estimator; entropy_bonus still counts."""
 
-    ESTIMATORS: ClassVar[tuple[str, ...]] = ("exact", "unbiased", "k2", "k3")
+    ESTIMATORS: ClassVar[tuple[str, ...]] = ESTIMATORS["NoRegularizer"]
     needs_reference: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)
-class SkewReverseKL(Regularizer):
+class SkewReverseKL(SkewSettings, Regularizer):
     """CARE-RFT's penalty, KL(pi || m) with m = alpha pi + (1 - alpha) ref. alpha in [0, 1), scheduled as beta is."""
 
-    alpha: float = 0.8
-    alpha_schedule: str = "constant"
-    alpha_end: float | None = None
-
-    ESTIMATORS: ClassVar[tuple[str, ...]] = ("exact", "unbiased", "k2", "k3")
+    ESTIMATORS: ClassVar[tuple[str, ...]] = ESTIMATORS["SkewReverseKL"]
 
     @property
     def local_strength(self) -> float:
@@ -194,7 +177,7 @@ def skew_reverse_kl(log_pi: Tensor, log_ref: Tensor, alpha: float) -> Tensor:
 class ReverseKL(Regularizer):
     """KL(pi || ref)."""
 
-    ESTIMATORS: ClassVar[tuple[str, ...]] = ("exact", "unbiased", "k2", "k3")
+    ESTIMATORS: ClassVar[tuple[str, ...]] = ESTIMATORS["ReverseKL"]
 
     def log_target(self, log_pi: Tensor, log_ref: Tensor) -> Tensor:
         return log_ref
@@ -214,7 +197,7 @@ class ReverseKL(Regularizer):
 class ForwardKL(Regularizer):
     """KL(ref || pi): what the reference does must stay possible."""
 
-    ESTIMATORS: ClassVar[tuple[str, ...]] = ("exact", "unbiased", "k3")
+    ESTIMATORS: ClassVar[tuple[str, ...]] = ESTIMATORS["ForwardKL"]
 
     def summand(self, log_pi: Tensor, log_ref: Tensor) -> Tensor:
         return expectation(log_ref, log_ref - log_pi)
@@ -231,7 +214,7 @@ class ForwardKL(Regularizer):
 class JensenShannon(Regularizer):
     """(KL(pi || m) + KL(ref || m)) / 2 with m = (pi + ref) / 2; between 0 and log 2."""
 
-    ESTIMATORS: ClassVar[tuple[str, ...]] = ("exact", "unbiased", "k3")
+    ESTIMATORS: ClassVar[tuple[str, ...]] = ESTIMATORS["JensenShannon"]
 
     @property
     def local_strength(self) -> float:

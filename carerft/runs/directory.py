@@ -10,7 +10,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -166,7 +166,7 @@ class RunDirectory:
 
 
 @contextlib.contextmanager
-def open_run(path: Path, command: str, config: dict[str, Any]) -> Iterator[RunDirectory]:
+def open_run(path: Path, command: str, config: Mapping[str, Any]) -> Iterator[RunDirectory]:
     """Take a directory for a run, new or continued, and hold it against other processes.
 
     config: resolved, with `name` and `seed`. Raises RunDirectoryError if the directory can't be written, holds a run

@@ -6,7 +6,7 @@ cells. Every base model that they start from is one cell more, an evaluation.
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from carerft.config.checks import check_evaluate, check_train
-from carerft.config.composition import plain
+from carerft.config.composition import evaluate_settings, plain, train_settings
 from carerft.config.identity import flatten
+from carerft.config.settings import EvaluateSettings, TrainSettings
 from carerft.runs.directory import locked, read_manifest
 from carerft.sweeps.composition import composing
 from carerft.sweeps.folders import Experiment
+from carerft.tasks.templates import check_templates
 
 # What an evaluation of a base model takes over from the runs that start from it.
 MEASURED = ("seed", "samples", "model", "benchmark", "data", "evaluation", "rollout")
@@ -33,11 +35,11 @@ NOT_MEASURED = {
 
 @dataclass(frozen=True)
 class Cell:
-    """One run: the verb, what Hydra is told, the configuration that follows, and the run's directory."""
+    """One run: the command, Hydra's overrides, the settings that follow, and the run's directory."""
 
     command: str
     overrides: tuple[str, ...]
-    config: dict[str, Any]
+    settings: TrainSettings | EvaluateSettings
     directory: Path
 
     @property
@@ -83,9 +85,10 @@ def jobs(sweep: str, overrides: Sequence[str]) -> list[list[str]]:
 
 def _trained(job: Sequence[str], here: bool) -> Cell:
     composed = compose("train", list(job), return_hydra_config=True)
-    config = plain(composed)
-    check_train(config, here)
-    return Cell("train", (*job, *_choices(job, composed)), config, _directory(composed))
+    settings = train_settings(plain(composed))
+    check_train(settings, here)
+    check_templates([settings.task, *settings.benchmark.values()])
+    return Cell("train", (*job, *_choices(job, composed)), settings, _directory(composed))
 
 
 def _choices(job: Sequence[str], composed: DictConfig) -> Iterator[str]:
@@ -103,28 +106,36 @@ def _directory(composed: DictConfig) -> Path:
 def _bases(trained: Sequence[Cell], overrides: Sequence[str], here: bool) -> list[Cell]:
     """An evaluation of each model that a training starts from, measured as the training is."""
     given = [text for text in overrides if _measured(text.split("=")[0])]
-    found: dict[str, Cell] = {}
+    bases: dict[str, Cell] = {}
     for cell in trained:
-        model = flatten({"model": cell.config["model"]})
+        model = flatten({"model": vars(cell.settings.model)})
         start = json.dumps({key: value for key, value in model.items() if _measured(key)}, sort_keys=True)
-        if start not in found:
-            found[start] = _base(cell, given, here)
-    return list(found.values())
+        if start not in bases:
+            bases[start] = _base(cell, given, here)
+    return list(bases.values())
 
 
 def _base(cell: Cell, given: Sequence[str], here: bool) -> Cell:
+    trained = cell.settings
     groups = [text for text in cell.overrides if text.split("=")[0] in ("model", "benchmark", "rollout")]
-    wanted = {key: value for key, value in flatten(cell.config).items() if _measured(key)}
-    wanted |= {"name": cell.config["name"], "precision": cell.config["learner"]["precision"]}
+    wanted = {key: value for key, value in flatten(_nested(trained)).items() if _measured(key)}
+    wanted |= {"name": trained.name, "precision": trained.precision}
     usual = flatten(plain(compose("evaluate", groups)))
     changed = [f"++{key}={_written(value)}" for key, value in wanted.items() if usual.get(key, ...) != value]
     place = ",".join(["base", *sorted(text for text in given if not text.startswith("seed="))])
-    seed = cell.config["seed"]
-    where = [f"hydra.sweep.dir=outputs/{cell.config['name']}", f"hydra.sweep.subdir={_written(f'{place}/seed={seed}')}"]
+    subdir = _written(f"{place}/seed={trained.seed}")
+    where = [f"hydra.sweep.dir=outputs/{trained.name}", f"hydra.sweep.subdir={subdir}"]
     composed = compose("evaluate", [*groups, *changed, *where], return_hydra_config=True)
-    config = plain(composed)
-    check_evaluate(config, here)
-    return Cell("evaluate", (*groups, *changed, *where), config, _directory(composed))
+    settings = evaluate_settings(plain(composed))
+    check_evaluate(settings, here)
+    return Cell("evaluate", (*groups, *changed, *where), settings, _directory(composed))
+
+
+def _nested(settings: Any) -> Any:
+    """Settings as the nested dictionaries that they were made from."""
+    if isinstance(settings, dict):
+        return {key: _nested(value) for key, value in settings.items()}
+    return {key: _nested(value) for key, value in vars(settings).items()} if is_dataclass(settings) else settings
 
 
 def _measured(key: str) -> bool:

@@ -8,6 +8,7 @@ import fcntl
 import logging
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ LOGS = {"train.log", "evaluate.log", ".lock"}
 log = logging.getLogger(__name__)
 
 
-def job_directory(command: str, config: dict[str, Any]) -> Path | None:
+def job_directory(command: str, config: Mapping[str, Any]) -> Path | None:
     """The directory of the run that Hydra has started; None where this process has nothing to do there.
 
     In a multirun, a run that another experiment has finished already becomes a link to it.
@@ -39,7 +40,7 @@ def job_directory(command: str, config: dict[str, Any]) -> Path | None:
     return directory
 
 
-def take_over(directory: Path, command: str, config: dict[str, Any], outputs: Path) -> Path | None:
+def take_over(directory: Path, command: str, config: Mapping[str, Any], outputs: Path) -> Path | None:
     """Make `directory` a link to a finished run of the same command and configuration in `outputs`.
 
     Returns the run that it now links to; None where there is none, or where the directory holds something already.

@@ -143,7 +143,7 @@ class Watch:
     def _show(self, cell: Cell) -> None:
         self._tried.add(cell.directory)
         if cell.directory not in self._rows:
-            total = cell.config.get("steps")
+            total = getattr(cell.settings, "steps", None)
             self._rows[cell.directory] = self._bar.add_task(f"  {cell.title}", total=total, shown="")
         step = last_step(cell.directory)
         self._bar.update(self._rows[cell.directory], completed=step or 0)

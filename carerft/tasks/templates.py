@@ -10,11 +10,13 @@ Only these names are special: other braces stay, as in \\boxed{}.
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import yaml
 
+from carerft.config.settings import TaskSettings
 from carerft.errors import ConfigError
 
 PROMPTS = Path(__file__).parent / "prompts"
@@ -55,6 +57,14 @@ def load_template(dataset: str, name: str) -> Template:
     if not all(isinstance(found.get(key), str | None) for key in ("prompt", "until", "example")):
         raise ConfigError(f"{file}: 'prompt', 'until' and 'example' are texts", REMEDY)
     return Template(**{**found, "examples": tuple(map(str, found.get("examples") or ()))})
+
+
+def check_templates(tasks: Iterable[TaskSettings]) -> None:
+    """Raises ConfigError for the prompt of a task of ours that cannot be read."""
+    for settings in tasks:
+        package, _, module = settings._target_.rpartition(".")[0].rpartition(".")
+        if package == "carerft.tasks" and hasattr(settings, "prompt"):
+            load_template(module, settings.prompt)
 
 
 def filled(text: str, **values: str) -> str:

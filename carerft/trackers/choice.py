@@ -4,23 +4,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from carerft.config.settings import TrackerSettings
 from carerft.trackers.tracker import Tracker
 
 
 def named_tracker(
-    settings: dict[str, Any], directory: Path, description: Callable[[], dict[str, Any]], step: int = 0
+    settings: TrackerSettings, directory: Path, description: Callable[[], dict[str, Any]], step: int = 0
 ) -> list[Tracker]:
-    """One tracker, or none. settings: the configuration's `tracker`.
+    """One tracker, or none.
 
     directory: where it may write. description: gives what W&B is told of the run. step: where the run continues.
     Raises CareError where W&B can't start.
     """
-    if settings["name"] == "wandb":
+    if settings.name == "wandb":
         from carerft.trackers.weights_and_biases import WandbTracker
 
-        target = settings["project"], settings["entity"], settings["mode"]
+        target = settings.project, settings.entity, settings.mode
         return [WandbTracker(directory, *target, description(), step)]
-    if settings["name"] == "tensorboard":
+    if settings.name == "tensorboard":
         from carerft.trackers.tensorboard import TensorboardTracker
 
         return [TensorboardTracker(directory, step)]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from carerft.config.identity import config_hash
+from carerft.config.settings import TrackerSettings
 from carerft.errors import CareError, ConfigError
 from carerft.runs.directory import RunDirectory
 from carerft.trackers.outcome import Outcome
@@ -88,7 +89,7 @@ def _data_in(directory: Path) -> Iterator[None]:
         os.environ.pop(name) if before is None else os.environ.update({name: before})
 
 
-def description(settings: dict[str, Any], run: RunDirectory) -> dict[str, Any]:
+def description(run: RunDirectory) -> dict[str, Any]:
     """What `wandb.init` takes of a run: id, name, group, job_type, tags, config.
 
     The id is the configuration's hash and the moment at which the run directory was begun: continued, a run keeps it;
@@ -97,6 +98,7 @@ def description(settings: dict[str, Any], run: RunDirectory) -> dict[str, Any]:
     from carerft.report.cells import make_cells
     from carerft.runs.reading import Run
 
+    settings = run.manifest["config"]
     names = [settings[group]["name"] for group in ("model", "algorithm", "regularizer") if group in settings]
     command, place = run.manifest["command"], run.path.name
     (cell,) = make_cells([Run(run.path, place, "running", command, config=settings, seed=settings["seed"])])
@@ -125,12 +127,9 @@ def report_description(directory: Path, runs: list[str]) -> dict[str, Any]:
     return {"id": digest, "name": about, "group": group, "job_type": "report", "tags": [], "config": {"runs": runs}}
 
 
-def check_online(tracker: dict[str, Any]) -> None:
-    """For a tracker that sends as it happens, `require_login`: before anything is loaded, and not before it is needed.
-
-    tracker: the configuration's.
-    """
-    if tracker["name"] == "wandb" and tracker["mode"] == "online":
+def check_online(settings: TrackerSettings) -> None:
+    """`require_login` for a tracker that sends as it happens: before anything is loaded, not before it is needed."""
+    if settings.name == "wandb" and settings.mode == "online":
         require_login()
 
 

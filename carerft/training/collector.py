@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from carerft.config.settings import RolloutSettings
 from carerft.errors import ShortageError
 from carerft.objective.algorithms import Algorithm, importance_ratio, informative
 from carerft.rollout import Rollouts, RolloutWorker, Sampling, completion_texts, mixed_seed
@@ -23,19 +24,6 @@ from carerft.tasks.encoding import prompt_tokens
 from carerft.training.learner import Correction, Learner
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How a batch is collected; the fields of the configuration that this needs, mostly `conf/rollout/`."""
-
-    seed: int
-    prompts_per_batch: int
-    max_tokens: int
-    temperature: float = 1.0
-    top_p: float = 1.0
-    importance_correction: str = "none"
-    importance_cap: float = 2.0
 
 
 @dataclass(frozen=True)
@@ -94,13 +82,19 @@ class Collector:
     task: Task
     tokenizer: PreTrainedTokenizerBase
     algorithm: Algorithm
-    plan: Plan
+    settings: RolloutSettings
+    seed: int
     context: int
     drawn: Drawn = field(default_factory=Drawn)
 
+    @property
+    def _max_tokens(self) -> int:
+        assert self.settings.max_tokens is not None, "check_train refuses a training without it"
+        return self.settings.max_tokens
+
     def __post_init__(self) -> None:
         self.problems = self.task.problems()
-        self.prompts = prompt_tokens(self.problems, self.tokenizer, self.plan.max_tokens, self.context)
+        self.prompts = prompt_tokens(self.problems, self.tokenizer, self._max_tokens, self.context)
 
     def next(self, learner: Learner, last: bool) -> Batch:
         """The next batch, sampled from the learner's policy as it is now. last: probably no other will be asked for.
@@ -130,7 +124,7 @@ class Collector:
 
     def sample(self) -> Batch:
         """The next batch, sampled with the weights of the last `sync`; not corrected. Raises ShortageError."""
-        rounds = [self._round(self.plan.prompts_per_batch)]
+        rounds = [self._round(self.settings.prompts_per_batch)]
         while self.algorithm.dynamic_sampling and (missing := self._missing(rounds)) > 0:
             if len(rounds) == self.algorithm.dynamic_rounds:
                 self._accept_shortage(rounds)
@@ -139,13 +133,13 @@ class Collector:
         return self._batch(rounds)
 
     def _round(self, count: int) -> _Round:
-        plan, group, drawn = self.plan, self.algorithm.group_size, self.drawn
-        order = prompt_order(len(self.prompts), plan.seed, drawn.prompts, count)
+        settings, group, drawn = self.settings, self.algorithm.group_size, self.drawn
+        order = prompt_order(len(self.prompts), self.seed, drawn.prompts, count)
         problems = [self.problems[i] for i in order]
         began = time.perf_counter()
-        sampling = Sampling(plan.max_tokens, plan.temperature, plan.top_p)
+        sampling = Sampling(self._max_tokens, settings.temperature, settings.top_p)
         rollouts = self.worker.sample(
-            [self.prompts[i] for i in order], group, sampling, mixed_seed(plan.seed + 1, drawn.rounds)
+            [self.prompts[i] for i in order], group, sampling, mixed_seed(self.seed + 1, drawn.rounds)
         )
         sampled = time.perf_counter()
         texts = completion_texts(rollouts, self.tokenizer)
@@ -156,15 +150,15 @@ class Collector:
         return _Round(rollouts, rewards, grades, ids, sampled - began, time.perf_counter() - sampled)
 
     def _missing(self, rounds: Sequence[_Round]) -> int:
-        return self.plan.prompts_per_batch - _kept(rounds)
+        return self.settings.prompts_per_batch - _kept(rounds)
 
     def _promising(self, rounds: Sequence[_Round], missing: int) -> int:
         """How many prompts probably hold the missing groups, judged by those so far."""
         tried = sum(len(r.problem_ids) for r in rounds)
-        return min(self.plan.prompts_per_batch, math.ceil(missing * tried / max(1, _kept(rounds))))
+        return min(self.settings.prompts_per_batch, math.ceil(missing * tried / max(1, _kept(rounds))))
 
     def _accept_shortage(self, rounds: Sequence[_Round]) -> None:
-        kept, wanted = _kept(rounds), self.plan.prompts_per_batch
+        kept, wanted = _kept(rounds), self.settings.prompts_per_batch
         tried = sum(len(r.problem_ids) for r in rounds)
         what = (
             f"dynamic sampling found {kept} of the {wanted} prompts of a batch in {len(rounds)} rounds: "
@@ -180,12 +174,12 @@ class Collector:
         log.warning("%s; this batch is smaller", what)
 
     def _batch(self, rounds: Sequence[_Round]) -> Batch:
-        algorithm, plan = self.algorithm, self.plan
+        algorithm, settings = self.algorithm, self.settings
         rollouts = Rollouts.concatenate([r.rollouts for r in rounds])
         rewards = torch.cat([r.rewards for r in rounds])
         ids = [problem for r in rounds for problem in r.problem_ids]
         generated, sampling = int(rollouts.lengths.sum()), sum(r.sampling for r in rounds)
-        penalties = algorithm.penalties(rollouts.lengths, plan.max_tokens)
+        penalties = algorithm.penalties(rollouts.lengths, self._max_tokens)
         metrics = {
             **reward_metrics(rewards, [g for r in rounds for g in r.grades], rollouts),
             "reward/overlong_penalty": float(penalties.mean()),
@@ -196,13 +190,13 @@ class Collector:
         }
         advantages = algorithm.advantages(rewards - penalties.view(rewards.shape))
         if algorithm.dynamic_sampling:
-            chosen = torch.nonzero(informative(rewards)).flatten()[: plan.prompts_per_batch]
+            chosen = torch.nonzero(informative(rewards)).flatten()[: settings.prompts_per_batch]
             rollouts, advantages, ids = rollouts.prompts(chosen), advantages[chosen], [ids[i] for i in chosen.tolist()]
         return Batch(rollouts, advantages.flatten(), ids, metrics)
 
     def correct(self, batch: Batch, learner: Learner) -> None:
         """Truncated importance sampling: the learner's own probability over the sampler's, at most `importance_cap`."""
-        level, cap = self.plan.importance_correction, self.plan.importance_cap
+        level, cap = self.settings.correction, self.settings.importance_cap
         if level == "none":
             return
         began = time.perf_counter()

@@ -65,7 +65,7 @@ def joined(device: torch.device, timeout_s: float) -> Iterator[DeviceMesh]:
 def actions(worker: RolloutWorker | None, learner: Learner) -> dict[str, Action]:
     """What the processes do together, each with a learner of its own, and a worker where not only the first has one."""
     known = {name: getattr(learner, name) for name in LedLearner.TOGETHER}
-    known["teacher_forced"] = partial(teacher_forced, learner.policy, dtype=learner.optimization.precision)
+    known["teacher_forced"] = partial(teacher_forced, learner.policy, dtype=learner.settings.precision)
     if worker is not None:
         known["sample"] = lambda prompts, *how: worker.sample(prompts, *how) if prompts else None
         known["log_likelihood"] = lambda prompts, *rest: worker.log_likelihood(prompts, *rest) if prompts else []

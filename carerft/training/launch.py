@@ -12,19 +12,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from carerft.config.settings import LearnerSettings, TrainSettings
 from carerft.errors import CareError, ConfigError
 
 log = logging.getLogger(__name__)
 
 
-def processes(settings: dict[str, Any]) -> int:
+def processes(settings: LearnerSettings) -> int:
     """How many processes learn together. torchrun, where it started this one, knows better than the configuration."""
-    return int(os.environ["WORLD_SIZE"]) if _started() else settings["learner"]["processes"]
+    return int(os.environ["WORLD_SIZE"]) if _started() else settings.processes
 
 
-def to_be_started(settings: dict[str, Any]) -> bool:
+def to_be_started(settings: LearnerSettings) -> bool:
     """Whether this process is to start those that learn, and not to learn itself."""
-    return not _started() and settings["learner"]["processes"] > 1
+    return not _started() and settings.processes > 1
 
 
 def follows() -> bool:
@@ -54,15 +55,14 @@ def recorded(function: Callable[..., int]) -> Callable[..., int]:
     return record(function)  # type: ignore[return-value]
 
 
-def start(settings: dict[str, Any], overrides: Sequence[str], directory: Path) -> None:
+def start(settings: LearnerSettings, overrides: Sequence[str], directory: Path) -> None:
     """Run the processes that learn, to their end. overrides: of the run, in `directory`.
 
     Raises CareError where they fail: the one that failed has then said why; and KeyboardInterrupt where they were
     interrupted, which is handed on to them.
     """
-    chosen = settings["learner"]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={chosen['processes']}", f"--max-restarts={chosen['max_restarts']}"]
+    command += [f"--nproc-per-node={settings.processes}", f"--max-restarts={settings.max_restarts}"]
     path = str(directory.absolute()).replace("\\", "\\\\").replace('"', '\\"')
     command += ["-m", "carerft.commands.train", *overrides, f'hydra.run.dir="{path}"']
     # A session of its own: Ctrl-C reaches it once, through us.
@@ -83,20 +83,17 @@ def start(settings: dict[str, Any], overrides: Sequence[str], directory: Path) -
         raise KeyboardInterrupt
     if status:
         raise CareError(
-            f"one of the {chosen['processes']} processes of the learner failed: see its message above",
+            f"one of the {settings.processes} processes of the learner failed: see its message above",
             "the same command goes on from the last checkpoint; learner.max_restarts=N does so by itself",
         )
 
 
-def check_processes(config: dict[str, Any], multirun: bool) -> None:
-    """Raises ConfigError for what processes cannot do together. config: resolved. multirun: Hydra's -m."""
-    chosen, rollout = config["learner"], config["rollout"]
-    for key, least in {"processes": 1, "max_restarts": 0, "timeout_s": 1}.items():
-        if chosen[key] < least:
-            raise ConfigError(f"learner.{key}={chosen[key]}: must be at least {least}", f"write learner.{key}={least}")
-    count = processes(config)
+def check_processes(settings: TrainSettings, multirun: bool) -> None:
+    """Raises ConfigError for what processes cannot do together. multirun: Hydra's -m."""
+    learner, rollout = settings.learner, settings.rollout
+    count = processes(learner)
     if count == 1:
-        if chosen["reference_offload"]:
+        if learner.reference_offload:
             raise ConfigError(
                 "learner.reference_offload=true with one process: only what is shared out can be kept elsewhere",
                 "write learner.processes=N, or learner.reference_offload=false",
@@ -106,15 +103,15 @@ def check_processes(config: dict[str, Any], multirun: bool) -> None:
         raise ConfigError(
             "several runs (-m) under torchrun", f"write learner.processes={count} without torchrun: it starts each run"
         )
-    if rollout.get("weight_transfer") == "nccl":
+    if getattr(rollout, "weight_transfer", None) == "nccl":
         raise ConfigError(
             f"rollout.weight_transfer=nccl with {count} processes of the learner: it is from one process",
             "write rollout.weight_transfer=reload, or learner.processes=1",
         )
-    kind, _, index = chosen["device"].partition(":")
-    if kind not in ("auto", "cpu", "cuda") or (index and rollout.get("placement") != "dedicated"):
+    kind, _, index = learner.device.partition(":")
+    if kind not in ("auto", "cpu", "cuda") or (index and getattr(rollout, "placement", None) != "dedicated"):
         raise ConfigError(
-            f"learner.device={chosen['device']} with {count} processes of the learner: each has a GPU of its own, from "
+            f"learner.device={learner.device} with {count} processes of the learner: each has a GPU of its own, from "
             "the first on",
             "write learner.device=auto, and choose GPUs by CUDA_VISIBLE_DEVICES",
         )

@@ -17,6 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from transformers import PreTrainedModel
 
+from carerft.config.settings import LearnerSettings
 from carerft.errors import NonFiniteError
 from carerft.model.compilation import compile_layers
 from carerft.model.loading import round_matrices
@@ -29,7 +30,7 @@ from carerft.rollout import Rollouts
 from carerft.training.checkpoint import load_tensors
 from carerft.training.checkpoint_writer import TensorWriter
 from carerft.training.hidden_states import best_layout, completion_states
-from carerft.training.optimizer import Optimization, learning_rate_factor, make_optimizer
+from carerft.training.optimizer import learning_rate_factor, make_optimizer
 from carerft.training.packing import microbatches
 
 
@@ -76,38 +77,41 @@ class Learner:
         policy: PreTrainedModel,
         algorithm: Algorithm,
         regularizer: Regularizer,
-        optimization: Optimization,
+        settings: LearnerSettings,
+        steps: int,
         mesh: DeviceMesh | None = None,
     ):
         """policy: in float32 on its device; the reference is a frozen copy of it as it is, or itself without adapter.
 
+        steps: optimizer steps of the whole run, which schedules need.
+
         mesh: processes that share out each batch's microbatches, the weights, gradients and the optimizer's state. Each
         is given the same policy, and at the same time the same calls, with whole batches. None: this process alone.
         """
-        self.policy, self.algorithm, self.regularizer, self.optimization = policy, algorithm, regularizer, optimization
-        self.mesh = mesh
+        self.policy, self.algorithm, self.regularizer = policy, algorithm, regularizer
+        self.settings, self.steps, self.mesh = settings, steps, mesh
         policy.train()
-        self.layout = best_layout(policy, optimization.share_prompts)
+        self.layout = best_layout(policy, settings.share_prompts)
         self.reference: PreTrainedModel | None = None
-        if regularizer.needs_reference or optimization.monitor_reference:
+        if regularizer.needs_reference or settings.monitor_reference:
             self.reference = reference_of(policy)
         separate = self.reference not in (None, policy)
-        if optimization.compile:
+        if settings.compile:
             for model in (policy, self.reference) if separate else (policy,):
                 compile_layers(model)
         if mesh is not None:
-            shard(policy, mesh, optimization.precision)
+            shard(policy, mesh, settings.precision)
             if separate:
-                shard(self.reference, mesh, optimization.precision, optimization.reference_offload)
-        elif optimization.precision == "bfloat16":
+                shard(self.reference, mesh, settings.precision, settings.reference_offload)
+        elif settings.precision == "bfloat16":
             if separate:
                 round_matrices(self.reference)
             else:  # beside an adapter, with which it is merged when it is saved
                 round_matrices(policy, exactly=True)
-        self.optimizer = make_optimizer([p for p in policy.parameters() if p.requires_grad], optimization)
+        self.optimizer = make_optimizer([p for p in policy.parameters() if p.requires_grad], settings)
         self.writer = TensorWriter(policy, self.optimizer, mesh is not None)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: learning_rate_factor(step, optimization)
+            self.optimizer, lambda step: learning_rate_factor(step, settings, steps)
         )
 
     def step(self, rollouts: Rollouts, advantages: Tensor, correction: Correction | None = None) -> dict[str, float]:
@@ -125,7 +129,7 @@ class Learner:
                 f"the loss is {metrics['loss/total']}, the norm of its gradient {float(norm)}; the step was not taken",
                 "lower learner.learning_rate or learner.max_grad_norm, or use learner.precision=float32",
             )
-        clip_grads_with_norm_(parameters, self.optimization.max_grad_norm, norm)
+        clip_grads_with_norm_(parameters, self.settings.max_grad_norm, norm)
         metrics["learner/grad_norm"] = float(norm)
         metrics["learner/learning_rate"] = self.scheduler.get_last_lr()[0]
         self.optimizer.step()
@@ -162,13 +166,13 @@ class Learner:
     @property
     def progress(self) -> float:
         """0 at the first optimizer step, 1 at the last."""
-        return min(1.0, self.steps_done / max(1, self.optimization.steps - 1))
+        return min(1.0, self.steps_done / max(1, self.steps - 1))
 
     def _turns(self, rollouts: Rollouts) -> list[tuple[Tensor, bool]]:
         """This process's microbatches, True; for each that only others have, some sequence, False: weights are gathered
         by all, or by none."""
         count = 1 if self.mesh is None else self.mesh.size()
-        cut = microbatches(rollouts, self.optimization.tokens_per_microbatch, self.layout, count)
+        cut = microbatches(rollouts, self.settings.tokens_per_microbatch, self.layout, count)
         mine = cut[0 if self.mesh is None else self.mesh.get_rank() :: count]
         return [(index, True) if len(index) else (torch.tensor([0]), False) for index in mine]
 
@@ -264,7 +268,7 @@ class Learner:
             if self.reference is not None and regularizer is not None:
                 with torch.no_grad(), adapter_off(self.reference):
                     reference = within(self.reference, states_and_head)
-            fused = self.optimization.compile
+            fused = self.settings.compile
 
             def statistics(policy: PreTrainedModel) -> TokenStatistics:
                 return token_statistics(*states_and_head(policy), targets, *reference, exact, fused=fused)
@@ -272,7 +276,7 @@ class Learner:
             return within(self.policy, statistics)
 
     def _autocast(self) -> torch.autocast:
-        bfloat16 = self.optimization.precision == "bfloat16"
+        bfloat16 = self.settings.precision == "bfloat16"
         # Rounded copies of all weights are kept until the pass ends, unless its layers will be gone through again.
         keep = not self.policy.is_gradient_checkpointing
         return torch.autocast(self.policy.device.type, torch.bfloat16, enabled=bfloat16, cache_enabled=keep)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from carerft.config.settings import LearnerSettings
 from carerft.errors import EngineError, NonFiniteError, ShortageError
 from carerft.rollout import Rollouts, completion_texts
 from carerft.runs.directory import write_atomically
@@ -21,18 +22,6 @@ from carerft.training import checkpoint
 from carerft.training.checkpoint_writer import Saver
 from carerft.training.collector import Batch
 from carerft.training.learner import Learner
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How much of what; the fields of the configuration that the trainer needs."""
-
-    steps: int
-    updates_per_batch: int
-    epochs: int
-    checkpoint_every: int
-    keep_checkpoints: int
-    async_checkpoints: bool = False
 
 
 @dataclass
@@ -56,7 +45,7 @@ class BatchSupply(Protocol):
 
 @dataclass
 class Trainer:
-    """Samples, grades, learns and saves until `schedule.steps` optimizer steps are done.
+    """Samples, grades, learns and saves until `steps` optimizer steps are done.
 
     directory: the run's. on_step: called with each step's metrics.
     should_stop: asked after each step; True ends the run early, with a checkpoint.
@@ -65,12 +54,13 @@ class Trainer:
     learner: Learner
     supply: BatchSupply
     tokenizer: PreTrainedTokenizerBase
-    schedule: Schedule
+    settings: LearnerSettings
+    steps: int
     directory: Path
     progress: Progress = field(default_factory=Progress)
 
     def __post_init__(self) -> None:
-        self._saver = Saver(self.directory / "checkpoints", self.schedule.async_checkpoints)
+        self._saver = Saver(self.directory / "checkpoints", self.settings.async_checkpoints)
 
     def resume(self) -> int:
         """Continue from the newest intact checkpoint, if there is one. Returns the step that the run is at."""
@@ -91,11 +81,11 @@ class Trainer:
         ends, however it does.
         """
         try:
-            while self.progress.step < self.schedule.steps:
+            while self.progress.step < self.steps:
                 on_step(self._step())
                 stopping = should_stop()
-                due = self.progress.step % self.schedule.checkpoint_every == 0
-                if due or stopping or self.progress.step == self.schedule.steps:
+                due = self.progress.step % self.settings.checkpoint_every == 0
+                if due or stopping or self.progress.step == self.steps:
                     self.save()
                 if stopping:
                     return False
@@ -113,21 +103,21 @@ class Trainer:
             "used": now.used,
             "batch": now.batch and now.batch.state(),
         }
-        self._saver.save(now.step, self._write, state, None if keep_all else self.schedule.keep_checkpoints)
+        self._saver.save(now.step, self._write, state, None if keep_all else self.settings.keep_checkpoints)
 
     def _write(self, path: Path) -> Callable[[], None]:
-        self.learner.save(path, self.schedule.async_checkpoints)
+        self.learner.save(path, self.settings.async_checkpoints)
         return self.learner.saved
 
     def _step(self) -> dict[str, float]:
         """One optimizer step, on a new rollout batch where the last one is used up. Returns its metrics."""
-        now, plan = self.progress, self.schedule
-        fresh = now.batch is None or now.used == len(now.batch.parts(plan.updates_per_batch)) * plan.epochs
+        now, settings = self.progress, self.settings
+        fresh = now.batch is None or now.used == len(now.batch.parts(settings.updates_per_batch)) * settings.epochs
         if fresh:
             now.batch, now.used = self._collect(), 0
         batch = now.batch
         assert batch is not None
-        parts = batch.parts(plan.updates_per_batch)
+        parts = batch.parts(settings.updates_per_batch)
         part = parts[now.used % len(parts)]
         rollouts = batch.rollouts.prompts(part)
         group = rollouts.group_size
@@ -151,8 +141,8 @@ class Trainer:
 
     def _collect(self) -> Batch:
         try:
-            updates = self.schedule.updates_per_batch * self.schedule.epochs
-            return self.supply.next(self.learner, last=self.progress.step + updates >= self.schedule.steps)
+            updates = self.settings.updates_per_batch * self.settings.epochs
+            return self.supply.next(self.learner, last=self.progress.step + updates >= self.steps)
         except (ShortageError, EngineError):
             self.save()  # with what has been drawn, so that the run goes on, after a shortage with other prompts
             raise
