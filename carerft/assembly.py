@@ -19,7 +19,7 @@ from carerft.evaluation.table import table
 from carerft.model.chat import eos_token_ids, uses_chat
 from carerft.model.loading import choose_device, context_length, load_model, model_path
 from carerft.model.lora import add_lora
-from carerft.model.sharding import spread
+from carerft.model.sharding import broadcast_module
 from carerft.objective.algorithms import Algorithm
 from carerft.objective.regularizers import Regularizer
 from carerft.rollout import RolloutWorker
@@ -164,7 +164,7 @@ def rollout_worker(
         return _vllm_worker(settings, precision, ends, context(settings, policy))
     if mesh is not None:
         policy = copy.deepcopy(policy).requires_grad_(False)
-        spread(policy, mesh)
+        broadcast_module(policy, mesh)
     return nullcontext(
         TransformersWorker(
             policy,

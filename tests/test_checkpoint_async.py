@@ -19,7 +19,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from carerft.errors import RunDirectoryError
-from carerft.model.sharding import whole
+from carerft.model.sharding import full_tensor
 from carerft.objective.algorithms import Algorithm
 from carerft.objective.regularizers import SkewReverseKL
 from carerft.training import checkpoint
@@ -172,7 +172,7 @@ def process(rank: int, directory: str) -> None:
     own, moments = learner(init_device_mesh("cpu", (2,))), []
     for step in range(STEPS):
         learn(own)
-        moments.append({name: whole(p.detach()).clone() for name, p in own.policy.named_parameters()})
+        moments.append({name: full_tensor(p.detach()).clone() for name, p in own.policy.named_parameters()})
         own.save(Path(directory) / str(step), True)
     own.saved()
     if rank == 0:

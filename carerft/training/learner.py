@@ -20,8 +20,8 @@ from transformers import PreTrainedModel
 from carerft.errors import NonFiniteError
 from carerft.model.compilation import compile_layers
 from carerft.model.loading import round_matrices
-from carerft.model.lora import adapter_off, adapter_weights, gathered, reference_of
-from carerft.model.sharding import put_away, shard, whole, within
+from carerft.model.lora import adapter_off, adapter_weights, frozen_reference, gather_weights
+from carerft.model.sharding import as_forward, full_tensor, reshard, shard
 from carerft.objective.algorithms import Algorithm
 from carerft.objective.lm_head import TokenStatistics, token_statistics
 from carerft.objective.regularizers import Regularizer, sampled_estimate
@@ -90,7 +90,7 @@ class Learner:
         self.layout = best_layout(policy, optimization.share_prompts)
         self.reference: PreTrainedModel | None = None
         if regularizer.needs_reference or optimization.monitor_reference:
-            self.reference = reference_of(policy)
+            self.reference = frozen_reference(policy)
         separate = self.reference not in (None, policy)
         if optimization.compile:
             for model in (policy, self.reference) if separate else (policy,):
@@ -118,7 +118,7 @@ class Learner:
         """
         metrics = self.gradient(rollouts, advantages, correction)
         parameters = [p for p in self.policy.parameters() if p.grad is not None]
-        norm = whole(get_total_norm([p.grad for p in parameters]))
+        norm = full_tensor(get_total_norm([p.grad for p in parameters]))
         if not (math.isfinite(metrics["loss/total"]) and torch.isfinite(norm)):
             self.optimizer.zero_grad(set_to_none=True)
             raise NonFiniteError(
@@ -147,7 +147,7 @@ class Learner:
             else:
                 (0.0 * self.score(rollouts, index, regularizer).log_prob.sum()).backward()
         if self.reference is not None:
-            put_away(self.reference)
+            reshard(self.reference)
         if self.mesh is not None:
             self._add_up(step)
         losses = {key: step.sums.pop(key) for key in list(step.sums) if key.startswith("loss/")}
@@ -242,7 +242,7 @@ class Learner:
             scored = self.score(rollouts, index).log_prob.float().cpu()
             if mine:
                 found[index] = torch.zeros_like(found[index]).masked_scatter(mask[index], scored)
-        put_away(self.policy)
+        reshard(self.policy)
         if self.mesh is not None:
             dist.all_reduce(found, group=self.mesh.get_group())
         return found
@@ -263,13 +263,13 @@ class Learner:
             reference: tuple[Tensor | None, Tensor | None] = (None, None)
             if self.reference is not None and regularizer is not None:
                 with torch.no_grad(), adapter_off(self.reference):
-                    reference = within(self.reference, states_and_head)
+                    reference = as_forward(self.reference, states_and_head)
             fused = self.optimization.compile
 
             def statistics(policy: PreTrainedModel) -> TokenStatistics:
                 return token_statistics(*states_and_head(policy), targets, *reference, exact, fused=fused)
 
-            return within(self.policy, statistics)
+            return as_forward(self.policy, statistics)
 
     def _autocast(self) -> torch.autocast:
         bfloat16 = self.optimization.precision == "bfloat16"
@@ -282,7 +282,7 @@ class Learner:
 
         precision: to which matrices are rounded, if to any.
         """
-        return gathered(self.policy, self.mesh, precision)
+        return gather_weights(self.policy, self.mesh, precision)
 
     def adapter(self) -> dict[str, Tensor]:
         """The weights of the policy's adapter, alike, by their names in peft's files."""
