@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from carerft.errors import DataError
 from carerft.evaluation.self_report import QUESTION, self_reports
 from carerft.metrics.scores import score
-from carerft.metrics.votes import answered, ballots
+from carerft.metrics.votes import answered, collect_votes
 from carerft.rollout import RolloutWorker, Sampling, completion_texts
 from carerft.runs.directory import write_atomically
 from carerft.tasks import Problem, Task
@@ -149,9 +149,9 @@ def _add_self_reports(
     """Give each record a `self_report`: P(True) at the sample that stands for an answer by majority, else null."""
     for line in lines:
         line["self_report"] = None
-    cast = ballots(lines, [problem.id for problem in problems])
-    owners, samples = answered(cast.answers).nonzero()
-    chosen = [cast.rows[owner][sample] for owner, sample in zip(owners, samples, strict=True)]
+    votes = collect_votes(lines, [problem.id for problem in problems])
+    owners, samples = answered(votes.answers).nonzero()
+    chosen = [votes.rows[owner][sample] for owner, sample in zip(owners, samples, strict=True)]
     asked = [problems[owner] for owner in owners]
     reports = self_reports(worker, tokenizer, asked, [line["extracted"] for line in chosen], context)
     for line, report in zip(chosen, reports, strict=True):
