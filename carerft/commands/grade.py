@@ -5,18 +5,19 @@ JSON lines `{"id", "gold", "text"}` in, `{"id", "verdict", "extracted", "why"}` 
 
 import json
 import os
+import re
+import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-from omegaconf import DictConfig
-
-from carerft.commands.application import application
+from carerft.commands.arguments import argument, read, refuse
 from carerft.errors import ConfigError, DataError
 from carerft.grading.grader import Verdict, grade_answers
 from carerft.grading.mathematics import canonical, final_answer, normalise, number
 from carerft.grading.pool import Pool
-from carerft.tasks.files import read_json_lines
+from carerft.tasks.files import read_rows
 from carerft.tasks.gsm8k import extracted_number
 
 
@@ -54,9 +55,11 @@ def grade_file(
         raise ConfigError(f"benchmark={benchmark} has no grader of texts", f"write one of {', '.join(GRADERS)}")
     find, grade = GRADERS[benchmark]
     names, pairs = [], []
-    for row in read_json_lines(source):
+    for row in read_rows(source):
         if "id" not in row.fields:
-            raise DataError(f"{row.place}: no field 'id'", 'every line must be {"id": ..., "gold": ..., "text": ...}')
+            raise DataError(
+                f"{row.location}: no field 'id'", 'every line must be {"id": ..., "gold": ..., "text": ...}'
+            )
         names.append(row.fields["id"])
         pairs.append((row.text("gold"), find(row.text("text"), extraction != "flexible")))
     verdicts = grade(pairs, pool)
@@ -74,16 +77,31 @@ def grade_file(
     return Counter(verdict.name for verdict in verdicts)
 
 
-@application("grade")
-def main(config: DictConfig) -> None:
-    """Grade a file and say how many of its answers are right, wrong, or without a verdict."""
-    if len(config.benchmark) != 1:
-        raise ConfigError(
-            f"benchmark={list(config.benchmark)}: one at a time", "write benchmark=math or benchmark=gsm8k"
-        )
-    (benchmark,) = config.benchmark
-    extraction = config.benchmark[benchmark].get("extraction", "flexible")
-    counts = grade_file(str(benchmark), Path(config.input), Path(config.output), extraction=extraction)
+ABOUT = """usage: carerft grade benchmark=BENCHMARK input=FILE output=FILE
+
+Grade mathematical answers from any source. A verdict is correct, wrong or none; hostile answers are refused.
+input holds lines {"id", "gold", "text"}; output gets {"id", "verdict", "extracted", "why"} in the same order.
+
+example:
+  carerft grade benchmark=math input=pairs.jsonl output=verdicts.jsonl"""
+
+
+@dataclass
+class Grade:
+    """The keys of `carerft grade`."""
+
+    benchmark: str = argument(f"how answers are found and compared: {' or '.join(GRADERS)}", "math")
+    input: str = argument("file of JSON lines to grade")
+    output: str = argument("file of JSON lines to write")
+    extraction: str = argument("where the answer is: flexible; or boxed (math), strict (gsm8k) alone", "flexible")
+
+
+def main() -> None:
+    """Grade a file and print how many of its answers are right, wrong, or without a verdict."""
+    words = [re.sub(r"^benchmark\.\w+\.extraction=", "extraction=", word) for word in sys.argv[1:]]  # as in `evaluate`
+    settings, others = read(Grade, words, ABOUT)
+    refuse(Grade, others)
+    counts = grade_file(settings.benchmark, Path(settings.input), Path(settings.output), extraction=settings.extraction)
     print(", ".join(f"{counts[verdict]} {verdict}" for verdict in ("correct", "wrong", "none")))
 
 
