@@ -84,7 +84,7 @@ def follow(settings: dict[str, Any]) -> None:
             with assembly.parts(settings, mesh) as own:
                 controller.follow(mesh, controller.actions(own.worker, own.learner))
                 with suppress(RunDirectoryError):  # which the first process says
-                    own.learner.saved()
+                    own.learner.finish_saving()
 
 
 def train(settings: dict[str, Any], run: RunDirectory, leader: "Leader | None" = None) -> None:

@@ -26,8 +26,7 @@ from carerft.objective.algorithms import Algorithm
 from carerft.objective.lm_head import TokenStatistics, token_statistics
 from carerft.objective.regularizers import Regularizer, sampled_estimate
 from carerft.rollout import Rollouts
-from carerft.training.checkpoint import load_tensors
-from carerft.training.checkpoint_writer import TensorWriter
+from carerft.training.checkpoint_tensors import CheckpointTensors
 from carerft.training.hidden_states import best_layout, completion_states
 from carerft.training.optimizer import Optimization, learning_rate_factor, make_optimizer
 from carerft.training.packing import microbatches
@@ -105,7 +104,7 @@ class Learner:
             else:  # beside an adapter, with which it is merged when it is saved
                 round_matrices(policy, exactly=True)
         self.optimizer = make_optimizer([p for p in policy.parameters() if p.requires_grad], optimization)
-        self.writer = TensorWriter(policy, self.optimizer, mesh is not None)
+        self._tensors = CheckpointTensors(policy, self.optimizer, mesh is not None)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: learning_rate_factor(step, optimization)
         )
@@ -288,17 +287,17 @@ class Learner:
         """The weights of the policy's adapter, alike, by their names in peft's files."""
         return adapter_weights(self.policy, self.mesh)
 
-    def save(self, path: Path, aside: bool = False) -> None:
-        """Write weights and the optimizer's state; aside: while all goes on, see `saved`. Raises RunDirectoryError."""
-        self.writer.write(path, aside)
+    def save(self, path: Path, asynchronous: bool = False) -> None:
+        """Write weights and optimizer state, as `CheckpointTensors.save` does. Raises RunDirectoryError."""
+        self._tensors.save(path, asynchronous)
 
-    def saved(self) -> None:
-        """Wait for what is being written aside. Raises RunDirectoryError."""
-        self.writer.finish()
+    def finish_saving(self) -> None:
+        """Wait for what is being written asynchronously. Raises RunDirectoryError."""
+        self._tensors.finish_saving()
 
     def load(self, path: Path) -> None:
-        """Read them, whatever number of processes wrote them."""
-        load_tensors(path, self.policy, self.optimizer, self.mesh is not None)
+        """Read weights and optimizer state, whatever number of processes wrote them."""
+        self._tensors.load(path)
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs beside weights and the optimizer's state."""
