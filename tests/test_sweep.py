@@ -81,6 +81,13 @@ def test_a_base_model_is_measured_as_what_starts_from_it():
     assert list(base.config["benchmark"]) == ["world_truth"]
 
 
+def test_any_model_that_is_not_the_tiny_one_is_trained_as_in_the_paper():
+    base, *trained = cells(experiment("figure2"), ["model=path", "model.path=org/name", "rollout=transformers"])
+    assert (base.command, base.config["model"]["path"], base.config["model"]["name"]) == ("evaluate", "org/name", "name")
+    assert {cell.config["task"]["name"] for cell in trained} == {"math"}
+    assert {(cell.config["steps"], cell.config["model"]["path"]) for cell in trained} == {(180, "org/name")}
+
+
 def test_an_axis_of_one_sweep_is_not_asked_of_another():
     found = cells(experiment("table3"), ["model=tiny", "seed=0", "regularizer.alpha=0.9"])
     trained = [cell.config["regularizer"] for cell in found if cell.command == "train"]

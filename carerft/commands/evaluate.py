@@ -7,8 +7,7 @@ from typing import Any
 from omegaconf import DictConfig
 from rich.console import Console
 
-from carerft.commands.application import application
-from carerft.commands.train import save_composition
+from carerft.commands.application import application, save_composition
 from carerft.config.checks import check_evaluate
 from carerft.config.composition import plain
 from carerft.runs.directory import RunDirectory, open_run

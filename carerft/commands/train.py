@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from carerft.commands.application import application
+from carerft.commands.application import application, save_composition
 from carerft.config.checks import check_train
 from carerft.config.composition import plain
 from carerft.errors import RunDirectoryError
@@ -53,24 +53,14 @@ def main(config: DictConfig) -> None:
         log.info("done: %s\ncompare runs: carerft report %s", run.path, run.path.parent)
 
 
-def save_composition(directory: Path, config: DictConfig) -> None:
-    """Hydra's own record of the run: what it composed and from which overrides."""
-    record = directory / ".hydra"
-    record.mkdir(exist_ok=True)
-    hydra = HydraConfig.get()
-    OmegaConf.save(config, record / "config.yaml")
-    OmegaConf.save(OmegaConf.create({"hydra": hydra}), record / "hydra.yaml")
-    OmegaConf.save(hydra.overrides.task, record / "overrides.yaml")
-
-
 def leading(settings: dict[str, Any]) -> "AbstractContextManager[Leader | None]":
     """The leader of the processes that learn together; None where there is but this one."""
     if launch.processes(settings) == 1:
         return nullcontext()
     from carerft.model.loading import choose_device
-    from carerft.training.controller import led
+    from carerft.training import controller
 
-    return led(choose_device(settings["learner"]["device"]), settings["learner"]["timeout_s"])
+    return controller.leading(choose_device(settings["learner"]["device"]), settings["learner"]["timeout_s"])
 
 
 def follow(settings: dict[str, Any]) -> None:
@@ -79,8 +69,8 @@ def follow(settings: dict[str, Any]) -> None:
     from carerft.model.loading import choose_device
     from carerft.training import controller
 
-    with controller.joined(choose_device(settings["learner"]["device"]), settings["learner"]["timeout_s"]) as mesh:
-        if controller.begins():
+    with controller.process_group(choose_device(settings["learner"]["device"]), settings["learner"]["timeout_s"]) as mesh:
+        if controller.started():
             with assembly.parts(settings, mesh) as own:
                 controller.follow(mesh, controller.actions(own.worker, own.learner))
                 with suppress(RunDirectoryError):  # which the first process says
@@ -98,7 +88,7 @@ def train(settings: dict[str, Any], run: RunDirectory, leader: "Leader | None" =
     from carerft.training.trainer import Trainer
 
     if leader:
-        leader.begin()
+        leader.start()
     with assembly.parts(settings, leader and leader.mesh) as own:
         policy, tokenizer = own.policy, own.tokenizer
         worker, learner = leader.lead(own.worker, own.learner) if leader else (own.worker, own.learner)

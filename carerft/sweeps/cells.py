@@ -113,7 +113,7 @@ def _bases(trained: Sequence[Cell], overrides: Sequence[str], here: bool) -> lis
 
 
 def _base(cell: Cell, given: Sequence[str], here: bool) -> Cell:
-    groups = [text for text in cell.overrides if text.split("=")[0] in ("model", "benchmark", "rollout")]
+    groups = [text for text in cell.overrides if text.split("=")[0] in ("model", "model.path", "benchmark", "rollout")]
     wanted = {key: value for key, value in flatten(cell.config).items() if _measured(key)}
     wanted |= {"name": cell.config["name"], "precision": cell.config["learner"]["precision"]}
     usual = flatten(plain(compose("evaluate", groups)))
