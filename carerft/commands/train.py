@@ -6,7 +6,6 @@ Nothing heavy is imported before the configuration has been checked.
 import logging
 import sys
 from contextlib import AbstractContextManager, nullcontext, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
