@@ -20,7 +20,7 @@ from carerft.evaluation.table import table
 from carerft.model.chat import eos_token_ids, uses_chat
 from carerft.model.loading import choose_device, context_length, load_model, model_path
 from carerft.model.lora import add_lora
-from carerft.model.sharding import spread
+from carerft.model.sharding import broadcast_module
 from carerft.objective.algorithms import Algorithm
 from carerft.objective.regularizers import Regularizer
 from carerft.rollout import RolloutWorker
@@ -100,7 +100,7 @@ class Subject:
         policy = self.policy
         if mesh is not None:
             policy = copy.deepcopy(policy).requires_grad_(False)
-            spread(policy, mesh)
+            broadcast_module(policy, mesh)
         pad, ends = self.tokenizer.pad_token_id, self.end_tokens
         return nullcontext(
             TransformersWorker(

@@ -1,9 +1,8 @@
-"""`carerft VERB ...`: finds the verb's Hydra application, allows a few shorthands, and prints errors as help.
+"""`carerft COMMAND ...`: finds the command, runs it, and explains errors in the configuration that it composes.
 
-Left out: what the verbs do. Each is a module of its own that also runs as `python -m carerft.commands.VERB`.
+Each command is a module of `carerft.commands`, which also runs as `python -m carerft.commands.COMMAND`.
 """
 
-import difflib
 import importlib
 import os
 import re
@@ -11,9 +10,10 @@ import sys
 
 from carerft import __version__
 from carerft.errors import CareError, ConfigError
+from carerft.text import did_you_mean
 from carerft.training.launch import quiet
 
-VERBS = {
+COMMANDS = {
     "train": "finetune a model with reinforcement learning, then evaluate it",
     "evaluate": "measure accuracy, honesty and calibration of a model",
     "sweep": "run an experiment: a table, a figure or an ablation",
@@ -25,9 +25,9 @@ VERBS = {
 }
 USAGE = f"""carerft {__version__}: confidence-anchored reinforcement finetuning (arXiv 2602.00085)
 
-usage: carerft VERB [key=value ...] [--help]
+usage: carerft COMMAND [key=value ...] [--help]
 
-{chr(10).join(f"  {verb:<10}{text}" for verb, text in VERBS.items())}
+{chr(10).join(f"  {name:<10}{text}" for name, text in COMMANDS.items())}
 
 examples:
   carerft train model=tiny algorithm=grpo regularizer=srkl regularizer.alpha=0.8 regularizer.beta=0.04 task=world
@@ -41,8 +41,11 @@ examples:
 """
 
 
+COMPOSED = ("train", "evaluate", "sweep", "plan")  # their words are Hydra's overrides
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Run one verb. Returns the exit status: 0, 1 (the run failed), 2 (the request was wrong), 130 (Ctrl-C)."""
+    """Run one command. Returns the exit status: 0, 1 (it failed), 2 (the words were wrong), 130 (Ctrl-C)."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if "-sc" in arguments:
         arguments = _completion(arguments)
@@ -52,114 +55,89 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments[0] == "--version":
         print(__version__)
         return 0
-    verb, *rest = arguments
-    if verb not in VERBS:
-        close = difflib.get_close_matches(verb, VERBS, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"one of: {', '.join(VERBS)}"
-        return _fail(f"there is no verb {verb!r}", hint)
-    return run(verb, rest)
+    command, *words = arguments
+    if command not in COMMANDS:
+        hint = did_you_mean(command, list(COMMANDS)) + f"commands: {', '.join(COMMANDS)}"
+        return _fail(f"there is no command {command!r}", hint)
+    return run(command, words)
 
 
-def run(verb: str, arguments: list[str]) -> int:
-    """Run a verb's Hydra application on these arguments, printing what a user can mend without a traceback."""
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises, and we print
-    module = importlib.import_module(f"carerft.commands.{verb}")
+def run(command: str, words: list[str]) -> int:
+    """Run a command with these words. What a user can mend is printed without a traceback."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises its errors, and they are explained here
+    module = importlib.import_module(f"carerft.commands.{command}")
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        if {"-m", "--multirun"} & set(arguments) and {"-c", "--cfg"} & set(arguments):
+        if {"-m", "--multirun"} & set(words) and {"-c", "--cfg"} & set(words):
             raise ConfigError("-m and --cfg together", "a multirun is many configurations: write --cfg without -m")
-        overrides = [*shorthands(verb, arguments), *(quiet() if verb == "train" else [])]
-        # Completion is installed for the command, everything else is said of the verb.
-        sys.argv = ["carerft" if "-sc" in arguments else f"carerft {verb}", *overrides]
+        if command in COMPOSED:
+            words = expand_model(words)
+        # Hydra installs completion for the program of this name, and prints the name in its messages.
+        sys.argv = ["carerft" if "-sc" in words else f"carerft {command}", *words, *(quiet() * (command == "train"))]
         return module.main() or 0
     except CareError as error:
         return _fail(error.what, error.remedy)
     except (HydraException, OmegaConfBaseException) as error:
-        return _fail(*explain(verb, arguments, error))
+        return _fail(*explain(command, words, error))
     except (PermissionError, NotADirectoryError, FileExistsError) as error:
-        return _fail(f"{error.filename}: {error.strerror}", "choose another place to write, with hydra.run.dir=...")
+        key = "hydra.run.dir" if command in COMPOSED else "output"
+        return _fail(f"{error.filename}: {error.strerror}", f"choose another directory to write to, with {key}=...")
     except KeyboardInterrupt:
         print("\nstopped; the same command continues", file=sys.stderr)
         return 130
 
 
-def shorthands(verb: str, arguments: list[str]) -> list[str]:
-    """Plain directories and `model=PATH` in Hydra's grammar.
-
-    Of a report, `a b` becomes `runs=["a","b"]`, `columns.gsm8k=[..]` `++columns.gsm8k=[..]`, `model=` `of_model=`;
-    `model=/a/dir` or `model=org/name` becomes `model=path model.path="..."`.
-    """
-    from carerft.config.composition import config_directory
-
-    if verb == "report":
-        options = [
-            a
-            for a in arguments
-            if a.startswith("-") or re.match(r"(\+|~)*(runs|output|page|columns|model|tracker|hydra)[\w.]*=", a)
-        ]
-        places = [a for a in arguments if a not in options]
-        options = [f"++{a}" if a.startswith("columns.") else a for a in options]  # of any benchmark, listed or not
-        options = [f"of_{a}" if a.startswith("model=") else a for a in options]  # `model` itself is a group of Hydra's
-        return options + ([f"runs=[{','.join(map(_quote, places))}]"] if places else [])
-    models = {file.stem for file in (config_directory() / "model").glob("*.yaml")}
-    rewritten: list[str] = []
-    for argument in arguments:
-        name = argument.removeprefix("model=")
-        if name != argument and "/" in name and name not in models and "," not in name:
-            rewritten += ["model=path", f"model.path={_quote(name)}"]
+def expand_model(words: list[str]) -> list[str]:
+    """Replace `model=/a/directory` or `model=org/name` by `model=path model.path="..."`, which Hydra understands."""
+    expanded: list[str] = []
+    for word in words:
+        path = word.removeprefix("model=")
+        if word.startswith("model=") and "/" in path and "," not in path:
+            quoted = path.replace("\\", "\\\\").replace('"', '\\"')
+            expanded += ["model=path", f'model.path="{quoted}"']
         else:
-            rewritten.append(argument)
-    return rewritten
+            expanded.append(word)
+    return expanded
 
 
-def _quote(value: str) -> str:
-    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
-def explain(verb: str, arguments: list[str], error: Exception) -> tuple[str, str]:
-    """What was wrong with a configuration, and what to write instead: Hydra's message, and the nearest real key."""
-    if verb in ("sweep", "plan"):
-        verb, arguments = "train", [a for a in arguments if "=" in a]
-    messages = [str(e).strip() for e in (error, error.__cause__) if e is not None and str(e).strip()]
-    text = "\n  ".join(
-        dict.fromkeys(line.strip() for message in messages for line in message.splitlines() if line.strip())
-    )
-    text = re.sub(r"\n\s*(object_type=\S+|full_key: \S+|To append to your config use \S+)", "", text)
-    wrong = re.search(r"Could not override '([^']+)'", text)
-    if not wrong:
-        group = re.search(r"Could not find '([^'/]+)/([^']+)'", text)
-        if not group:
-            return text, f"`carerft {verb} --help` lists the groups, `carerft {verb} --cfg job` every key"
-        if group[1] == "hydra":
-            plugin = "hydra-" + group[2].split("/")[-1].partition("_")[0] + "-launcher"
-            hint = f"a launcher of Hydra's may need its plugin: pip install {plugin}"
-            return f"hydra/{group[2].replace('/', '=')}: Hydra knows no such choice here", hint
-        options = _choices(group[1])
-        close = difflib.get_close_matches(group[2], options, n=1)
-        return (
-            f"{group[1]}={group[2]}: there is no such {group[1]}",
-            (f"did you mean {group[1]}={close[0]}? " if close else "") + f"choices: {', '.join(options)}",
-        )
-    keys = _keys(verb, [a for a in arguments if re.fullmatch(r"\w+=[\w.-]+", a)])
-    close = difflib.get_close_matches(wrong[1], keys, n=1, cutoff=0.5) or [
-        key for key in keys if key.split(".")[-1] == wrong[1].split(".")[-1]
-    ]
-    hint = f"did you mean {close[0]}?" if close else f"`carerft {verb} --cfg job` lists every key"
-    return text if "could not be converted" in text else f"there is no key {wrong[1]!r}", hint
+def explain(command: str, words: list[str], error: Exception) -> tuple[str, str]:
+    """What is wrong with a configuration, and what to write instead: Hydra's message, and the nearest key or choice."""
+    if command in ("sweep", "plan"):
+        command, words = "train", [word for word in words if "=" in word]
+    messages = [str(e) for e in (error, error.__cause__) if e is not None]
+    lines = [line.strip() for message in messages for line in message.splitlines()]
+    technical = re.compile(r"(object_type=\S+|full_key: \S+|To append to your config use \S+)|$")
+    text = "\n  ".join(dict.fromkeys(line for line in lines if not technical.match(line)))
+    if wrong := re.search(r"Could not override '([^']+)'", text):
+        hint = did_you_mean(wrong[1], _keys(command, words)) + f"`carerft {command} --cfg job` lists every key"
+        return text if "could not be converted" in text else f"there is no key {wrong[1]!r}", hint
+    if missing := re.search(r"Could not find '([^'/]+)/([^']+)'", text):
+        group, choice = missing.groups()
+        if group == "hydra":
+            plugin = "hydra-" + choice.split("/")[-1].partition("_")[0] + "-launcher"
+            hint = f"if a plugin has it, install that: pip install {plugin}"
+            return f"hydra/{choice.replace('/', '=')}: Hydra has no such choice", hint
+        choices = _choices(group)
+        return f"{group}={choice}: there is no such {group}", did_you_mean(
+            choice, choices
+        ) + f"choices: {', '.join(choices)}"
+    return text, f"`carerft {command} --help` lists the groups, `carerft {command} --cfg job` every key"
 
 
 def _choices(group: str) -> list[str]:
-    from carerft.config.composition import config_directory
-    from carerft.sweeps.folders import experiments
+    """What can be chosen for a group of `conf/`, experiments included."""
+    from hydra.core.global_hydra import GlobalHydra
 
-    sweeps = [name for found in experiments().values() for name in found.sweeps] if group == "experiment" else []
-    return sorted([*(file.stem for file in (config_directory() / group).glob("*.yaml")), *sweeps])
+    from carerft.sweeps.composition import composing
+
+    with composing():
+        return GlobalHydra.instance().config_loader().get_group_options(group)
 
 
-def _keys(verb: str, choices: list[str]) -> list[str]:
-    """Every dotted key of the verb's configuration with these group choices."""
+def _keys(command: str, words: list[str]) -> list[str]:
+    """Every dotted key of the command's configuration with the choices in these words, if they can be composed."""
     from hydra import compose
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
@@ -167,31 +145,33 @@ def _keys(verb: str, choices: list[str]) -> list[str]:
     from carerft.config.identity import flatten
     from carerft.sweeps.composition import composing
 
+    choices = [word for word in words if re.fullmatch(r"\w+=[\w.-]+", word)]
     with composing():
         try:
-            composed = compose(verb, choices)
+            composed = compose(command, choices)
         except HydraException:
-            composed = compose(verb)
-        config = OmegaConf.to_container(composed, resolve=False)
-    return list(flatten(config)) + list(config)  # type: ignore[arg-type]
+            composed = compose(command)
+    config = OmegaConf.to_container(composed, resolve=False)
+    return [*flatten(config), *config]  # type: ignore[arg-type, list-item]
 
 
 def _completion(arguments: list[str]) -> list[str]:
-    """Arguments for Hydra's completion of `carerft VERB ...`.
+    """The arguments with which a command completes what is typed.
 
-    Hydra asks `carerft -sc query=bash` with the typed line in COMP_LINE; the verb in it belongs to us, not to Hydra.
+    The shell calls `carerft -sc query=bash` with the typed line in COMP_LINE. Hydra doesn't know the command's name
+    in that line: it is removed, and put before the arguments.
     """
-    line = os.environ.get("COMP_LINE", "")
-    verb = next((word for word in line.split()[1:2] if word in VERBS), None)
-    if "COMP_LINE" not in os.environ or arguments[0] in VERBS:
+    typed = os.environ.get("COMP_LINE")
+    if typed is None or arguments[0] in COMMANDS:
         return arguments
-    if verb is None:
-        print("\n".join(VERBS))
+    command = next((word for word in typed.split()[1:2] if word in COMMANDS), None)
+    if command is None:
+        print("\n".join(COMMANDS))
         sys.exit(0)
-    shortened = re.sub(rf"^(\s*\S+)\s+{verb}\b", r"\1", line)
+    shortened = re.sub(rf"^(\s*\S+)\s+{command}\b", r"\1", typed)
     os.environ["COMP_LINE"] = shortened
-    os.environ["COMP_POINT"] = str(int(os.environ.get("COMP_POINT", len(line))) - (len(line) - len(shortened)))
-    return [verb, *arguments]
+    os.environ["COMP_POINT"] = str(int(os.environ.get("COMP_POINT", len(typed))) - (len(typed) - len(shortened)))
+    return [command, *arguments]
 
 
 def _fail(what: str, remedy: str) -> int:

@@ -1,6 +1,6 @@
-"""The errors that a user can mend. Each names the thing that is wrong and what to do about it.
+"""Errors that the user can fix. Each names what is wrong and what to do about it.
 
-The command line prints these without a traceback; anything else is a defect of ours and keeps its traceback.
+The command line prints these without a traceback; any other exception is a defect of this package and keeps its own.
 """
 
 
@@ -16,7 +16,7 @@ class CareError(Exception):
 
 
 class ConfigError(CareError):
-    """A configuration key has a value that it cannot have, alone or beside the others."""
+    """A configuration key has a value that is not allowed, alone or together with other keys."""
 
 
 class DataError(CareError):
@@ -24,16 +24,21 @@ class DataError(CareError):
 
 
 class ShortageError(CareError):
-    """Dynamic sampling has not found enough prompts from which something can be learned."""
+    """Dynamic sampling has not found enough prompts whose completions differ in reward."""
 
 
 class EngineError(CareError):
-    """The rollout engine was lost, more often than it may be replaced; the policy is unharmed."""
+    """The rollout engine failed more often than it may be restarted. The policy's weights are intact."""
 
 
 class RunDirectoryError(CareError):
-    """An output directory cannot be used: another configuration's, another process's, or unwritable."""
+    """An output directory cannot be used: another configuration or process uses it, or it is not writable."""
 
 
 class NonFiniteError(CareError):
-    """The loss or its gradient is not a finite number; the weights are as they were before the step."""
+    """The loss or its gradient is not a finite number. The step was not taken."""
+
+
+def reason(error: Exception, limit: int = 200) -> str:
+    """The first line of an exception's message, at most `limit` characters; its type if it has no message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:limit]

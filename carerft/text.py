@@ -1,7 +1,9 @@
 """Text and numbers as a reader sees them. Whatever a model wrote is hostile input: it is made visible, never obeyed."""
 
+import difflib
 import math
 import unicodedata
+from collections.abc import Sequence
 from typing import Any
 
 # Control, format (bidirectional marks, zero-width), surrogate and private-use characters: invisible, or able to
@@ -67,3 +69,14 @@ def listing(words: list[str]) -> str:
 def greek(label: str) -> str:
     """A label with its parameters' Greek letters: "SRKL alpha=0.8 beta=0.04" as "SRKL α=0.8 β=0.04"."""
     return label.replace(" alpha=", " α=").replace(" beta=", " β=")
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """ "did you mean train? ", with the known word nearest to this one; empty if none is near.
+
+    Of dotted keys, one that ends as the word does is near too: "regularizer.alpha" to "alpha".
+    """
+    ending = word.rpartition(".")[2]
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    close += [key for key in known if key.rpartition(".")[2] == ending]
+    return f"did you mean {close[0]}? " if close else ""

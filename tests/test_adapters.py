@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from carerft.config.checks import check_evaluate, check_train
 from carerft.config.settings import LearnerSettings, ModelSettings
 from carerft.errors import ConfigError
-from carerft.model.lora import adapted, adapter_off, add_lora, merged_weights
+from carerft.model.lora import adapted_layers, adapter_off, add_lora, merged_weights
 from carerft.objective.algorithms import Algorithm
 from carerft.objective.regularizers import SkewReverseKL
 from carerft.sweeps.cells import cells
@@ -119,7 +119,7 @@ def test_a_base_that_bfloat16_holds_is_held_in_it(checkpointing: bool, monkeypat
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         learner = made(model, precision="bfloat16")
         held = torch.bfloat16 if rounded else torch.float32
-        frozen = [layer.base_layer.weight.dtype for layer in adapted(model).values()]
+        frozen = [layer.base_layer.weight.dtype for layer in adapted_layers(model).values()]
         assert {*frozen, model.lm_head.weight.dtype} == {held}
         assert model.get_input_embeddings().weight.dtype == torch.float32
         found.append((learned(learner, 3), dict(merged_weights(model))))
@@ -130,7 +130,7 @@ def test_a_base_that_bfloat16_holds_is_held_in_it(checkpointing: bool, monkeypat
 
 def test_a_base_that_bfloat16_would_round_stays_as_it_is():
     learner = made(with_lora(tiny_model()), precision="bfloat16")
-    assert {layer.base_layer.weight.dtype for layer in adapted(learner.policy).values()} == {torch.float32}
+    assert {layer.base_layer.weight.dtype for layer in adapted_layers(learner.policy).values()} == {torch.float32}
 
 
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "down_proj"], r".*layers\.1.*(q|k|v)_proj"], ids=str)
@@ -141,12 +141,12 @@ def test_merged_weights_are_the_policy(targets: Any):
     plain.load_state_dict(dict(merged_weights(policy)))
     torch.testing.assert_close(logits(plain), logits(policy), rtol=0, atol=1e-12)
     counts = {"all-linear": 14, "['q_proj', 'down_proj']": 4}
-    assert len(adapted(policy)) == counts.get(str(targets), 3)
+    assert len(adapted_layers(policy)) == counts.get(str(targets), 3)
 
 
 def test_what_is_merged_is_alpha_over_rank_times_b_a():
     policy, name = with_lora(tiny_model(), lora_rank=1, lora_alpha=6), "model.layers.1.mlp.up_proj"
-    layer = adapted(policy)[name]
+    layer = adapted_layers(policy)[name]
     with torch.no_grad():
         layer.lora_A["default"].weight.fill_(0.5)
         layer.lora_B["default"].weight.copy_(torch.arange(64)[:, None])

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -20,14 +19,15 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from carerft.config.settings import LearnerSettings
 from carerft.errors import RunDirectoryError
-from carerft.model.sharding import whole
+from carerft.model.sharding import full_tensor
 from carerft.objective.algorithms import Algorithm
 from carerft.objective.regularizers import SkewReverseKL
 from carerft.training import checkpoint
-from carerft.training.checkpoint_writer import Saver, TensorWriter
+from carerft.training.checkpoint import Checkpoints
+from carerft.training.checkpoint_tensors import CheckpointTensors
 from carerft.training.learner import Learner
 
-ASIDE = "learner.async_checkpoints=true"
+ASYNCHRONOUS = "learner.async_checkpoints=true"
 
 
 def large() -> nn.Sequential:
@@ -35,74 +35,70 @@ def large() -> nn.Sequential:
     return nn.Sequential(nn.Linear(4096, 4096, bias=False))
 
 
-def writes(model: nn.Module) -> Callable[[Path], Callable[[], None]]:
-    writer = TensorWriter(model, torch.optim.AdamW(model.parameters()), several=False)
-
-    def write(path: Path) -> Callable[[], None]:
-        writer.write(path, aside=True)
-        return writer.finish
-
-    return write
-
-
-def reads(model: nn.Module) -> Callable[[Path], None]:
-    return lambda path: checkpoint.load_tensors(path, model, None, several=False)
+def tensors(model: nn.Module) -> CheckpointTensors:
+    return CheckpointTensors(model, torch.optim.AdamW(model.parameters()), distributed=False)
 
 
 def test_it_is_of_the_moment_at_which_it_was_begun(tmp_path: Path):
     model, found = large(), large()
-    before, state, saver = model[0].weight.detach().clone(), {"step": 1, "of": [1]}, Saver(tmp_path, aside=True)
+    before, state = model[0].weight.detach().clone(), {"step": 1, "of": [1]}
+    checkpoints = Checkpoints(tmp_path, tensors(model), asynchronous=True)
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    saver.save(1, writes(model), state, keep=1)
+    checkpoints.save(1, state, keep=1)
     with torch.no_grad():
         model[0].weight.zero_()
     state["of"].append(2)
     torch.rand(7)
-    saver.wait()
-    assert checkpoint.load_latest(tmp_path, reads(found)) == {"step": 1, "of": [1]}
+    checkpoints.wait()
+    assert Checkpoints(tmp_path, tensors(found)).load_latest() == {"step": 1, "of": [1]}
     assert torch.equal(found[0].weight, before)
     assert torch.equal(torch.rand(3), expected)  # and the generators go on from there
 
 
-def test_the_next_one_waits_for_it_and_then_the_old_ones_go(tmp_path: Path):
-    model, saver, there = large(), Saver(tmp_path, aside=True), []
-    write = writes(model)
+def test_the_next_one_waits_for_it_and_then_the_old_ones_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    store, there = tensors(large()), []
+    checkpoints, write = Checkpoints(tmp_path, store, asynchronous=True), store.save
 
-    def next_one(path: Path) -> Callable[[], None]:
+    def watched(path: Path, asynchronous: bool) -> None:
         there.append([found.name for found in path.parent.parent.glob("step_*")])
-        return write(path)
+        write(path, asynchronous)
 
+    monkeypatch.setattr(store, "save", watched)
     for step in (1, 2, 3):
-        saver.save(step, next_one, {}, keep=1)
-    saver.wait()
+        checkpoints.save(step, {}, keep=1)
+    checkpoints.wait()
     assert there == [[], ["step_1"], ["step_2"]]
     assert [found.name for found in tmp_path.iterdir()] == ["step_3"]
 
 
-def test_while_it_is_written_it_is_not_there_and_its_failure_is_said_at_the_next(tmp_path: Path):
+def test_while_it_is_written_it_is_not_there_and_its_failure_is_said_at_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """A pipe stands where the tensors' file goes: opening it waits for a reader, and no file can be made of it."""
-    model, saver = large(), Saver(tmp_path, aside=True)
-    write = writes(model)
+    store = tensors(large())
+    checkpoints, write = Checkpoints(tmp_path, store, asynchronous=True), store.save
 
-    def into_a_pipe(path: Path) -> Callable[[], None]:
+    def into_a_pipe(path: Path, asynchronous: bool) -> None:
         path.mkdir()
         os.mkfifo(path / "__0_0.distcp")
-        return write(path)
+        write(path, asynchronous)
 
-    saver.save(1, write, {"step": 1}, keep=1)
-    saver.save(2, into_a_pipe, {"step": 2}, keep=1)
+    checkpoints.save(1, {"step": 1}, keep=1)
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "save", into_a_pipe)
+        checkpoints.save(2, {"step": 2}, keep=1)
     assert [found.name for found in tmp_path.glob("step_*")] == ["step_1"]  # for as long as nobody reads
     assert len(list(tmp_path.glob(".step_2.*"))) == 1
     with open(next(tmp_path.glob(".step_2.*")) / "tensors" / "__0_0.distcp", "rb"):
         pass
     with pytest.raises(RunDirectoryError, match="cannot write the checkpoint of step 2") as error:
-        saver.save(3, write, {"step": 3}, keep=1)
+        checkpoints.save(3, {"step": 3}, keep=1)
     assert "the one of step 1 is intact" in error.value.remedy
     assert [found.name for found in tmp_path.iterdir()] == ["step_1"]
-    saver.wait()  # it is said once
-    assert checkpoint.load_latest(tmp_path, reads(large())) == {"step": 1}
+    checkpoints.wait()  # it is said once
+    assert Checkpoints(tmp_path, tensors(large())).load_latest() == {"step": 1}
 
 
 @pytest.mark.slow  # tests/test_torchrun.py stops and continues runs that write aside
@@ -113,20 +109,20 @@ def test_a_run_that_is_killed_and_continued_ends_as_one_without_it(tmp_path: Pat
     alone, directory = tmp_path / "alone", tmp_path / "run"
     train(alone, *chosen)
     checkpoints = directory / "checkpoints"
-    process = start(directory, ASIDE, *chosen)
+    process = start(directory, ASYNCHRONOUS, *chosen)
     wait_for(lambda: any(checkpoints.glob(".step_4*")) or (checkpoints / "step_4").exists(), process)
     process.send_signal(signal.SIGKILL)  # while it is written
     finish(process)
     steps = checkpoint.steps_of(checkpoints)
     assert steps and all(checkpoint.damage(checkpoints / f"step_{step}") is None for step in steps)
-    process = start(directory, ASIDE, *chosen)
+    process = start(directory, ASYNCHRONOUS, *chosen)
     before = logged(directory)
     wait_for(lambda: logged(directory) > before, process)
     process.send_signal(signal.SIGINT)
     output = finish(process)
     assert process.returncode == 130, output
     assert checkpoint.steps_of(checkpoints)[-1] == logged(directory) and not any(checkpoints.glob(".*"))
-    train(directory, ASIDE, *chosen)
+    train(directory, ASYNCHRONOUS, *chosen)
     assert weights(directory) == weights(alone) and lines(directory) == lines(alone)
     assert json.loads((directory / "manifest.json").read_text())["status"] == "done"
 
@@ -138,7 +134,7 @@ def test_a_full_disk_ends_the_run_at_the_next_checkpoint(tmp_path: Path):
         sys.executable,
         "-m carerft train",
         *PLAN,
-        ASIDE,
+        ASYNCHRONOUS,
         f"hydra.run.dir={tmp_path}/run",
     ]
     stopped = subprocess.run(
@@ -172,9 +168,9 @@ def process(rank: int, directory: str) -> None:
     own, moments = learner(init_device_mesh("cpu", (2,))), []
     for step in range(STEPS):
         learn(own)
-        moments.append({name: whole(p.detach()).clone() for name, p in own.policy.named_parameters()})
+        moments.append({name: full_tensor(p.detach()).clone() for name, p in own.policy.named_parameters()})
         own.save(Path(directory) / str(step), True)
-    own.saved()
+    own.finish_saving()
     if rank == 0:
         torch.save(moments, f"{directory}/moments.pt")
     (Path(directory) / f"refused_{rank}").write_text(refused(own, Path(directory) / "nowhere"))
@@ -187,7 +183,7 @@ def refused(own: Learner, place: Path) -> str:
     dist.barrier()
     try:
         own.save(place / "tensors", True)
-        own.saved()
+        own.finish_saving()
     except RunDirectoryError as error:
         return error.what
     return "nothing"

@@ -39,7 +39,7 @@ def test_every_form_of_a_file_gives_the_same_rows(tmp_path, form):
         ('{"example": [\n{"question": "x"\n', r"bad:3: not JSON"),
         ('[{"question": "x"},\n 7]', r"bad, row 2: a JSON int, not an object"),
         ('{"example":\n 7}', r"its object has no list 'example'"),
-        ('{"example": []}', "its list is empty"),
+        ('{"example": []}', "bad is empty"),
         ("", "is empty"),
         ('[{"question":\n "caf\u00e9"}]'.encode("latin-1"), r"bad:2: not UTF-8 at byte 6"),
         ("[" * 100_000, ":1: not "),

@@ -90,7 +90,7 @@ def test_math_by_subjects(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"no data for math/test.jsonl: .* could not be loaded"):
         load_rows(replace(part, configs=("algebra", "no_such_subject")))
     (first, *_), message = load_rows(part), "algebra test, row 0"
-    assert first.place.endswith(message)
+    assert first.location.endswith(message)
 
 
 def test_gsm8k(tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 from carerft import cli
 from carerft.config.settings import LearnerSettings
 from carerft.errors import NonFiniteError
-from carerft.model.sharding import whole
+from carerft.model.sharding import full_tensor
 from carerft.objective.algorithms import Algorithm
 from carerft.objective.regularizers import SkewReverseKL
 from carerft.training.adamw_8bit_shapes import BLOCK, is_blocked
@@ -69,9 +69,9 @@ def everything(own: Learner) -> dict[str, Tensor]:
     """Weights and what the optimizer keeps, whole."""
     found = {}
     for name, parameter in own.policy.named_parameters():
-        found[name] = whole(parameter.detach()).clone()
+        found[name] = full_tensor(parameter.detach()).clone()
         for slot, tensor in own.optimizer.parts(parameter).items():
-            found[f"{name}/{slot}"] = whole(tensor).clone()
+            found[f"{name}/{slot}"] = full_tensor(tensor).clone()
     return found
 
 
@@ -206,8 +206,8 @@ def process(rank: int, directory: str) -> None:
     row.grad = distribute_tensor(torch.linspace(-1, 1, 4096)[None], both)
     optimizer = AdamW8bit([row], lr=1.0)
     optimizer.step()
-    found = {"taken": everything(taken), "own": everything(own), "row": whole(row.detach())}
-    found["codes"] = whole(optimizer.parts(row)["exp_avg_codes"])
+    found = {"taken": everything(taken), "own": everything(own), "row": full_tensor(row.detach())}
+    found["codes"] = full_tensor(optimizer.parts(row)["exp_avg_codes"])
     if rank == 0:
         torch.save(found, place / "found.pt")
     dist.destroy_process_group()

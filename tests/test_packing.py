@@ -49,8 +49,13 @@ def test_a_row_of_sequences():
     assert row.tokens.tolist() == [1, 2, 3, 11, 12, 1, 2, 3, 4, 31]
     assert row.positions.tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 0, 1]
     assert row.starts.tolist() == [0, 5, 8, 10] and row.prefixes.tolist() == [-1, -1, -1]
-    assert row.chosen_in.tolist() == [2, 3, 4, 7, 8, 9]
-    assert row.varlen.places is None and row.varlen.queries.tolist() == row.varlen.keys.tolist() == [0, 5, 8, 10]
+    assert row.predictors.tolist() == [2, 3, 4, 7, 8, 9]
+    assert row.varlen.key_index is None and row.varlen.query_starts.tolist() == row.varlen.key_starts.tolist() == [
+        0,
+        5,
+        8,
+        10,
+    ]
 
 
 def test_a_row_in_which_each_prompt_is_read_once():
@@ -60,9 +65,9 @@ def test_a_row_in_which_each_prompt_is_read_once():
     assert row.tokens.tolist() == [1, 2, 3, 4, 11, 12, 31]
     assert row.positions.tolist() == [0, 1, 2, 0, 3, 4, 1]
     assert row.starts.tolist() == [0, 3, 4, 6, 7] and row.prefixes.tolist() == [-1, -1, 0, 1]
-    assert row.chosen_in.tolist() == [2, 4, 5, 2, 3, 6]
-    assert row.varlen.queries.tolist() == [0, 3, 4, 6, 7] and row.varlen.keys.tolist() == [0, 3, 4, 9, 11]
-    assert row.varlen.places.tolist() == [0, 1, 2, 3, 0, 1, 2, 4, 5, 3, 6]
+    assert row.predictors.tolist() == [2, 4, 5, 2, 3, 6]
+    assert row.varlen.query_starts.tolist() == [0, 3, 4, 6, 7] and row.varlen.key_starts.tolist() == [0, 3, 4, 9, 11]
+    assert row.varlen.key_index.tolist() == [0, 1, 2, 3, 0, 1, 2, 4, 5, 3, 6]
     assert (row.varlen.longest_query, row.varlen.longest_key) == (3, 5)
 
 

@@ -19,7 +19,7 @@ from carerft.errors import NonFiniteError
 from carerft.model.chat import eos_token_ids
 from carerft.model.loading import load_model
 from carerft.model.lora import add_lora
-from carerft.model.sharding import whole
+from carerft.model.sharding import full_tensor
 from carerft.objective.algorithms import Algorithm
 from carerft.objective.regularizers import NoRegularizer, SkewReverseKL
 from carerft.rollout import Rollouts
@@ -114,7 +114,7 @@ def made(
 
 
 def flat(tensors: list[Tensor]) -> Tensor:
-    return torch.cat([whole(t.detach()).flatten() for t in tensors])
+    return torch.cat([full_tensor(t.detach()).flatten() for t in tensors])
 
 
 def learned(algorithm: str, shape: str, mesh: DeviceMesh | None = None, **settings: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from carerft.tasks import Grade, math
 from carerft.tasks.files import Published, load_rows
 from carerft.tasks.gsm8k import SPLITS, Gsm8kTask
 from carerft.tasks.math import MathTask, fingerprint
-from carerft.tasks.templates import PROMPTS, filled, load_template
+from carerft.tasks.templates import PROMPTS, fill, load_template
 
 SHIPPED = sorted((file.parent.name, file.stem) for file in PROMPTS.glob("*/*.yaml"))
 
@@ -25,7 +25,7 @@ def test_every_shipped_template_is_whole(dataset, name):
     # A space at the end would be a token of its own, which no text has before a word.
     assert template.prompt == template.prompt.strip()
     assert bool(template.examples) == bool(template.example) == ("{examples}" in template.prompt)
-    asked = filled(template.prompt, question="1 + 1?", examples="E", options="O")
+    asked = fill(template.prompt, question="1 + 1?", examples="E", options="O")
     assert "1 + 1?" in asked and "{question}" not in asked
     if template.until:  # a reply ends where the next question begins as this one did
         beginning = template.until.strip()
@@ -40,7 +40,7 @@ def test_each_dataset_has_a_zero_shot_and_a_few_shot_template():
 
 def test_only_the_names_of_values_are_special_and_what_a_value_holds_is_not():
     text = "{question} {x} \\boxed{} {answer}"
-    assert filled(text, question="{answer}{x}", answer="{question}") == "{answer}{x} {x} \\boxed{} {question}"
+    assert fill(text, question="{answer}{x}", answer="{question}") == "{answer}{x} {x} \\boxed{} {question}"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,8 @@ from transformers import PreTrainedModel
 
 from carerft.errors import RunDirectoryError
 from carerft.training import checkpoint
+from carerft.training.checkpoint import Checkpoints
+from carerft.training.checkpoint_tensors import CheckpointTensors
 
 STEPS = 10
 PLAN = [
@@ -204,15 +205,14 @@ def test_two_processes_cannot_share_a_directory(tmp_path: Path):
 def test_a_checkpoint_that_replaces_another_is_never_the_loss_of_both(tmp_path: Path):
     policy, other = tiny_model(seed=0), tiny_model(seed=1)
 
-    def tensors(act: Callable, model: PreTrainedModel) -> Callable[[Path], None]:
-        return lambda path: act(path, model, None, several=False)
+    def checkpoints(model: PreTrainedModel) -> Checkpoints:
+        return Checkpoints(tmp_path, CheckpointTensors(model, torch.optim.AdamW(model.parameters()), False))
 
-    checkpoint.save(tmp_path, 3, tensors(checkpoint.save_tensors, other), {"which": "first"}, keep=1)()
-    checkpoint.save(tmp_path, 3, tensors(checkpoint.save_tensors, policy), {"which": "second"}, keep=1)()
-    read = tensors(checkpoint.load_tensors, other)
-    assert checkpoint.load_latest(tmp_path, read)["which"] == "second"
+    checkpoints(other).save(3, {"which": "first"}, keep=1)
+    checkpoints(policy).save(3, {"which": "second"}, keep=1)
+    assert checkpoints(other).load_latest()["which"] == "second"
     # as a kill between moving the old one away and putting the new one in its place leaves it
     (tmp_path / "step_3").rename(tmp_path / ".replaced_step_3")
-    assert checkpoint.load_latest(tmp_path, read)["which"] == "second"
+    assert checkpoints(other).load_latest()["which"] == "second"
     assert [path.name for path in tmp_path.iterdir()] == ["step_3"]
     assert all(torch.equal(a, b) for a, b in zip(policy.parameters(), other.parameters(), strict=True))

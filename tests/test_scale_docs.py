@@ -89,7 +89,7 @@ def test_every_training_composes_and_passes_the_checks(words: list[str], monkeyp
         asked = options(words)
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", "0")
         monkeypatch.setenv("WORLD_SIZE", str(int(asked["nproc-per-node"]) * int(asked.get("nnodes", "1"))))
-    given = cli.shorthands("train", given)
+    given = cli.expand_model(given)
     if many:
         (name,) = [word.removeprefix("experiment=") for word in given if word.startswith("experiment=")]
         rest = [word for word in given if not word.startswith("experiment=")]

@@ -10,8 +10,9 @@ from rich.console import Console
 
 from carerft.errors import DataError
 from carerft.evaluation.table import MARK, table
-from carerft.metrics.scores import confidence_and_correctness, score
-from carerft.metrics.votes import ballots
+from carerft.metrics.scores import score
+from carerft.metrics.statistics import majority
+from carerft.metrics.votes import collect_votes, predictions
 
 
 def problem(name, answer, misconceptions=(), **likelihoods):
@@ -51,6 +52,12 @@ SAMPLES = [
     *samples("c", "refuse", "refuse", "3", "refuse"),
     *samples("d", None, "refuse", None, "refuse", gold="1"),
 ]
+
+
+def majorities(records):
+    """Confidence and correctness of each majority answer with a verdict."""
+    votes = collect_votes(records, list(dict.fromkeys(record["problem_id"] for record in records)))
+    return predictions(votes, majority(votes.answers))[1:]
 
 
 def values(problems, records, **options):
@@ -98,7 +105,7 @@ def test_reliability_diagram_and_its_raw_points():
     assert (entry["n"], entry["k"]) == (4, 4)
     assert entry["reliability"]["count"] == [0, 0, 0, 0, 2, 0, 0, 2, 0, 0]  # (0.4, 0.5] and (0.7, 0.8]
     assert entry["reliability"]["accuracy"] == [None] * 4 + [0] + [None] * 2 + [1] + [None] * 2
-    confidence, correct = confidence_and_correctness(SAMPLES)
+    confidence, correct = majorities(SAMPLES)
     assert confidence.tolist() == [0.75, 0.5, 0.75, 0.5]
     assert correct.tolist() == [1, 0, 1, 0]
 
@@ -128,7 +135,7 @@ def test_no_verdict_is_left_out_and_counted():
     assert got["majority"] == 1  # a alone
     assert got["pass@k"] == 1  # a: 1 of 2 with a verdict, of which both are drawn; b: 1 of 1
     assert got["ece"] == pytest.approx(1 / 3)
-    assert [a.tolist() for a in confidence_and_correctness(records)] == [[pytest.approx(2 / 3)], [1]]
+    assert [a.tolist() for a in majorities(records)] == [[pytest.approx(2 / 3)], [1]]
 
 
 def test_nothing_judged_at_all_is_null_not_zero():
@@ -164,9 +171,9 @@ def test_pass_at_4_of_more_samples_is_unbiased():
 
 
 def test_an_answer_that_says_refused_is_not_a_refusal_and_unparsable_ones_do_not_agree():
-    cast = ballots(samples("a", "refused", "refuse", None, None, "0"))
-    assert cast.answers.tolist() == [[1, 0, -1, -1, 2]]
-    confidence, correct = confidence_and_correctness(samples("b", None, None, None, gold="1"))
+    votes = collect_votes(samples("a", "refused", "refuse", None, None, "0"), ["a"])
+    assert votes.answers.tolist() == [[1, 0, -1, -1, 2]]
+    confidence, correct = majorities(samples("b", None, None, None, gold="1"))
     assert (confidence.tolist(), correct.tolist()) == ([pytest.approx(1 / 3)], [0])
 
 
@@ -185,20 +192,20 @@ def test_likelihood_of_an_answer_is_its_completions_share_of_the_probability():
     other = worded(
         "b", ("refuse", "?", 0.3, 1), ("refuse", "hm", 0.2, 1), (None, "!", 0.4, 2), (None, "!!", 0.1, 1), gold="1"
     )
-    cast = ballots([*seven, *other])
-    assert cast.likelihood() == pytest.approx(np.array([[0.5, 0.5, 0.5, 0.5], [0.5, 0.5, 0.4, 0.1]]))
+    votes = collect_votes([*seven, *other], ["a", "b"])
+    assert votes.likelihood() == pytest.approx(np.array([[0.5, 0.5, 0.5, 0.5], [0.5, 0.5, 0.4, 0.1]]))
     # Per token: "so 7" sqrt(0.2), "!" sqrt(0.4)
     a = (0.1 + 0.2**0.5) / (0.1 + 0.2**0.5 + 0.3)
     b = 0.3 + 0.2 + 0.4**0.5 + 0.1
     expected = [[a, a, 1 - a, a], [0.5 / b, 0.5 / b, 0.4**0.5 / b, 0.1 / b]]
-    assert cast.likelihood(per_token=True) == pytest.approx(np.array(expected))
+    assert votes.likelihood(per_token=True) == pytest.approx(np.array(expected))
 
 
 def test_likelihood_of_improbable_completions_does_not_underflow():
     far = samples("a", "7", "8", gold="7")
     far[0] |= {"log_probability": -2000.0, "tokens": 10}
     far[1] |= {"log_probability": -2000.0 - math.log(3), "tokens": 10}
-    assert ballots(far).likelihood()[0].tolist() == pytest.approx([0.75, 0.25])
+    assert collect_votes(far, ["a"]).likelihood()[0].tolist() == pytest.approx([0.75, 0.25])
 
 
 def test_calibration_by_likelihood_by_hand():
@@ -274,7 +281,7 @@ def test_table_shows_values_and_intervals_and_leaves_model_names_unstyled():
     assert f"0.500 [{low:.3f}, {high:.3f}]" in lines["accuracy (mean@k)"]
     assert "1.000 [1.000, 1.000]" in lines["accuracy (mean@k)"]
     assert "undefined" in lines["AUROC"]
-    assert "refusing always" in lines
+    assert "refusal F1, refusing always" in lines
     assert MARK not in text
     assert "ECE over 10 equal-width bins" in text
 
@@ -297,12 +304,12 @@ def test_numbers_that_rest_on_few_verdicts_are_marked_and_say_how_few():
         "accuracy (mean@k)",
         "majority@k",
         "pass@k",
-        "ECE, majority vote",
+        "ECE  ",
         "ECE, by likelihood",
         "Brier score",
     ):
         assert next(line for line in text.splitlines() if label in line).count(MARK) == 1, label
-    for label in ("MC1", "MC2", "no verdict", "informative", "entropy"):
+    for label in ("MC1", "MC2", "without a verdict", "informative", "entropy"):
         assert MARK not in next(line for line in text.splitlines() if label in line), label
     assert "only 15% of the answers could be judged, and 3 of 20 questions" in " ".join(text.split())
 

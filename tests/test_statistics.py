@@ -7,13 +7,14 @@ import pytest
 
 from carerft.metrics.statistics import (
     UNPARSABLE,
+    Interval,
     distinct,
     interval,
     majority,
     pass_at_k,
     ratio,
     resample,
-    votes,
+    vote_counts,
 )
 
 ANSWERS = np.array(
@@ -27,7 +28,7 @@ ANSWERS = np.array(
 
 
 def test_votes_count_the_samples_that_agree():
-    assert votes(ANSWERS).tolist() == [[1, 2, 2, 1], [2, 2, 2, 2], [1, 1, 1, 1], [1, 1, 1, 1]]
+    assert vote_counts(ANSWERS).tolist() == [[1, 2, 2, 1], [2, 2, 2, 2], [1, 1, 1, 1], [1, 1, 1, 1]]
 
 
 def test_majority_breaks_ties_by_the_first_sampled_and_passes_over_the_unparsable():
@@ -95,5 +96,6 @@ def test_bootstrap_takes_any_weighted_statistic_of_question_rows():
 def test_interval_is_the_percentiles_of_the_defined_resamples():
     replicates = np.concatenate([[7.0], np.arange(101.0), [np.nan] * 50])
     assert interval(replicates, level=0.9) == pytest.approx((7, 5, 95))
-    assert all(np.isnan(interval(np.array([np.nan, 1.0, 2.0]))))
-    assert interval(np.array([3.0, np.nan]))[0] == 3.0
+    undefined = interval(np.array([np.nan, 1.0, 2.0]))
+    assert np.isnan(undefined.value) and undefined.low is None and undefined.high is None
+    assert interval(np.array([3.0, np.nan])) == Interval(3.0)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -10,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from carerft import cli
+from carerft.commands.sweep import named_experiment
 from carerft.errors import ConfigError, DataError
 from carerft.report.paper import paper
 from carerft.runs.directory import SWEEP, open_run
-from carerft.sweeps import paper as papers
-from carerft.sweeps.arguments import Request, request
+from carerft.report import paper as papers
 from carerft.sweeps.cells import cells, jobs
 from carerft.sweeps.composition import composing
 from carerft.sweeps.folders import Experiment, experiment, experiments
@@ -80,32 +81,41 @@ def test_a_base_model_is_measured_as_what_starts_from_it():
     assert list(base.settings.benchmark) == ["world_truth"]
 
 
+def test_any_model_that_is_not_the_tiny_one_is_trained_as_in_the_paper():
+    base, *trained = cells(experiment("figure2"), ["model=path", "model.path=org/name", "rollout=transformers"])
+    assert (base.command, base.settings.model.path, base.settings.model.name) == (
+        "evaluate",
+        "org/name",
+        "name",
+    )
+    assert {cell.settings.task.name for cell in trained} == {"math"}
+    assert {(cell.settings.steps, cell.settings.model.path) for cell in trained} == {(180, "org/name")}
+
+
 def test_an_axis_of_one_sweep_is_not_asked_of_another():
     found = cells(experiment("table3"), ["model=tiny", "seed=0", "regularizer.alpha=0.9"])
     trained = [cell.settings.regularizer for cell in found if cell.command == "train"]
     assert [(entry.name, getattr(entry, "alpha", None)) for entry in trained] == [("srkl", 0.9), ("none", None)]
 
 
-def test_what_the_verbs_of_experiments_are_asked():
-    asked = request("plan", ["jobs=1", "figure2", "seed=0", "price=2", "jobs=3"], keys=("price",))
-    assert asked == Request(experiment("figure2"), ["model=tiny", "seed=0"], {"price": "2"}, jobs=3)
-    asked = request("sweep", ["--dry-run", "figure2", "model=path", "price=2"], flags=("--dry-run",))
-    assert asked == Request(experiment("figure2"), ["model=path", "price=2"], {}, jobs=None)
+def test_words_name_an_experiment_and_override_its_configuration():
+    assert named_experiment(["figure2", "seed=0"]) == (experiment("figure2"), ["model=tiny", "seed=0"])
+    assert named_experiment(["price=2", "figure2", "model=path"]) == (experiment("figure2"), ["price=2", "model=path"])
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["figure2", "--dry"], "no option --dry\n.*carerft sweep --help"),
+        (["figure2", "--dry"], "no option --dry\n.*--help"),
         (["figure2", "table1"], "2 experiments were named\n.*carerft sweep table1"),
         (["seed=0"], "0 experiments were named"),
-        (["figure2", "jobs=0"], "jobs=0: must be a number of at least 1\n.*jobs=2"),
-        (["figure2", "jobs=two"], "jobs=two: must be"),
+        (["figure2", "jobs=0"], "jobs=0: must be at least 1\n.*jobs=2"),
+        (["figure2", "jobs=two"], "jobs=two: must be a whole number"),
     ],
 )
-def test_what_they_cannot_be_asked(arguments: list[str], says: str):
-    with pytest.raises(ConfigError, match=says):
-        request("sweep", arguments)
+def test_wrong_words_are_refused(arguments: list[str], says: str, capsys):
+    assert cli.main(["sweep", *arguments]) == 2
+    assert re.search(says, capsys.readouterr().err)
 
 
 def test_an_unknown_experiment_is_named_with_the_nearest():

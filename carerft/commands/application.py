@@ -1,4 +1,4 @@
-"""What `train` and `evaluate` share as Hydra applications."""
+"""What `carerft train` and `carerft evaluate` share: Hydra composes their configuration, and its record is kept."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,17 +11,17 @@ from carerft.config.composition import config_directory
 from carerft.sweeps.composition import register
 
 
-def application(verb: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
-    """A decorator that makes a function of the composed config the Hydra application `carerft <verb>`."""
+def application(command: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
+    """A decorator that makes a function of the composed configuration the Hydra application `carerft COMMAND`."""
     register()
-    return hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=verb)
+    return hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=command)
 
 
 def save_composition(directory: Path, config: DictConfig) -> None:
-    """Hydra's own record of the run: what it composed and from which overrides."""
+    """Write `.hydra/` into the run's directory: the composed configuration, Hydra's own, and the overrides."""
     record = directory / ".hydra"
     record.mkdir(exist_ok=True)
-    hydra = HydraConfig.get()
+    hydra_config = HydraConfig.get()
     OmegaConf.save(config, record / "config.yaml")
-    OmegaConf.save(OmegaConf.create({"hydra": hydra}), record / "hydra.yaml")
-    OmegaConf.save(hydra.overrides.task, record / "overrides.yaml")
+    OmegaConf.save(OmegaConf.create({"hydra": hydra_config}), record / "hydra.yaml")
+    OmegaConf.save(hydra_config.overrides.task, record / "overrides.yaml")

@@ -1,33 +1,49 @@
 """`carerft base`: build a base model of the built-in world from a seed."""
 
 import logging
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
-from omegaconf import DictConfig
-
-from carerft.commands.application import application
-from carerft.config.composition import plain
+from carerft.commands.arguments import argument, read, refuse
 from carerft.errors import ConfigError
 
+ABOUT = """usage: carerft base [key=value ...]
 
-@application("base")
-def main(config: DictConfig) -> None:
-    """Pretrain the tiny model; where it is built already, say where."""
+Pretrain a base model of the built-in world (a quarter of an hour on one core), or say where it is.
+
+examples:
+  carerft base seed=1                        then: carerft train model=tiny model.base=1
+  carerft base seed=1 steps=100 output=here  a shorter pretraining, for trials"""
+
+
+@dataclass
+class Base:
+    """The keys of `carerft base`."""
+
+    seed: int = argument("of the pretraining; the model of seed 0 comes with carerft", 0)
+    steps: int | None = argument("optimizer steps; null: as many as the model of seed 0", None)
+    output: str | None = argument("directory to write to; null: the cache that model.base=SEED reads", None)
+
+
+def main() -> None:
+    """Pretrain the model unless it is in the cache, and print its directory."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    settings = plain(config)
-    if settings["seed"] < 0:
-        raise ConfigError(f"seed={settings['seed']}: must be at least 0", "give a number of 0 or more")
+    settings, words = read(Base, sys.argv[1:], ABOUT)
+    refuse(settings, words)
+    if settings.seed < 0:
+        raise ConfigError(f"seed={settings.seed}: must be at least 0", "give a number of 0 or more")
+    if settings.output is None and settings.steps is not None:
+        what = f"steps={settings.steps} without output: the cache holds only models of the default length"
+        raise ConfigError(what, "add output=DIRECTORY")
     from carerft.world.bases import base_directory
     from carerft.world.pretraining import build_base
 
-    if settings["output"] is None and settings["steps"] is None:
-        print(base_directory(settings["seed"]))
+    if settings.output is None:
+        print(base_directory(settings.seed))
         return
-    if settings["output"] is None:
-        what = f"steps={settings['steps']} without output: the cache holds only models of the default length"
-        raise ConfigError(what, "add output=DIRECTORY")
-    output = Path(settings["output"])
-    build_base(settings["seed"], output, **({"steps": settings["steps"]} if settings["steps"] is not None else {}))
+    output = Path(settings.output)
+    build_base(settings.seed, output, **({} if settings.steps is None else {"steps": settings.steps}))
     print(output)
 
 

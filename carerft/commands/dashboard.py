@@ -1,15 +1,14 @@
-"""`carerft dashboard project=... entity=...`: the layout of a W&B workspace as code, saved to W&B as a view.
+"""`carerft dashboard project=... entity=...`: save the layout of a W&B workspace as a view of a project.
 
-Left out: reading runs. The layout names the metrics that every run has; W&B fills it with what a project holds.
+No run is read. The layout names the metrics that every run logs, and W&B fills it with the runs of the project.
 """
 
 import importlib.util
+import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from omegaconf import DictConfig
-
-from carerft.commands.application import application
-from carerft.config.composition import plain
+from carerft.commands.arguments import argument, read, refuse
 from carerft.errors import CareError, ConfigError
 
 if TYPE_CHECKING:
@@ -29,10 +28,29 @@ CURVES = {
 }
 
 
-@application("dashboard")
-def main(config: DictConfig) -> None:
-    """Save the layout as a new view of the project, and print where it is."""
-    settings = plain(config)
+ABOUT = """usage: carerft dashboard [key=value ...]
+
+Save the layout of a W&B workspace as a new view of a project: evaluation, training curves, reliability diagrams and
+answers, grouped by experiment and cell. Needs `wandb login`, or WANDB_API_KEY.
+
+examples:
+  carerft dashboard
+  carerft dashboard project=carerft entity=my-team"""
+
+
+@dataclass
+class Dashboard:
+    """The keys of `carerft dashboard`."""
+
+    project: str = argument("W&B's project", "carerft")
+    entity: str | None = argument("W&B's user or team; null: the default of the key", None)
+    title: str = argument("the view's name", "carerft")
+
+
+def main() -> None:
+    """Save the layout as a new view of the project, and print its address."""
+    settings, words = read(Dashboard, sys.argv[1:], ABOUT)
+    refuse(settings, words)
     if importlib.util.find_spec("wandb_workspaces") is None:
         raise ConfigError("wandb-workspaces is not installed", "pip install 'carerft[dashboard]'")
     import wandb
@@ -41,8 +59,8 @@ def main(config: DictConfig) -> None:
 
     require_login()
     try:
-        entity = settings["entity"] or wandb.Api().default_entity
-        workspace = layout(settings["project"], entity, settings["title"]).save()
+        entity = settings.entity or wandb.Api().default_entity
+        workspace = layout(settings.project, entity, settings.title).save()
     except (wandb.Error, ValueError) as error:
         raise CareError(
             f"W&B did not take the view: {error}",

@@ -1,65 +1,51 @@
-"""`carerft grade`: grades answers from any source.
+"""`carerft grade`: grade answers from any source.
 
-JSON lines `{"id", "gold", "text"}` in, `{"id", "verdict", "extracted", "why"}` out, in the same order.
+Reads JSON lines `{"id", "gold", "text"}`, and writes `{"id", "verdict", "extracted", "why"}` in the same order.
 """
 
 import json
 import os
+import re
+import sys
 from collections import Counter
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-from omegaconf import DictConfig
-
-from carerft.commands.application import application
+from carerft.commands.arguments import argument, read, refuse
 from carerft.errors import ConfigError, DataError
 from carerft.grading.grader import Verdict, grade_answers
 from carerft.grading.mathematics import canonical, final_answer, normalise, number
 from carerft.grading.pool import Pool
-from carerft.tasks.files import read_json_lines
-from carerft.tasks.gsm8k import extracted_number
+from carerft.tasks import gsm8k, math
+from carerft.tasks.files import read_rows
 
-
-def _grade_numbers(pairs: list[tuple[str, str | None]], pool: Pool | None) -> list[Verdict]:
-    def verdict(gold: str, answer: str | None) -> Verdict:
-        if answer is None:
-            return Verdict(False, "no number found", None)
-        value = number(normalise(gold.rpartition("####")[2].strip()))
-        if value is None:
-            return Verdict(None, "the gold answer is no number", answer)
-        equal = answer == canonical(gold.rpartition("####")[2].strip())
-        return Verdict(equal, "equal as a number" if equal else "different as a number", answer)
-
-    return [verdict(*pair) for pair in pairs]
-
-
-Grader = Callable[[list[tuple[str, str | None]], Pool | None], list[Verdict]]
-GRADERS: dict[str, tuple[Callable[[str, bool], str | None], Grader]] = {
-    "math": (final_answer, grade_answers),
-    "gsm8k": (extracted_number, _grade_numbers),
-}
-"""benchmark: (what finds the answer in a text, in the narrow way or not; what grades it)."""
+EXTRACTIONS = {"math": math.EXTRACTIONS, "gsm8k": gsm8k.EXTRACTIONS}
 
 
 def grade_file(
     benchmark: str, source: Path, target: Path, pool: Pool | None = None, extraction: str = "flexible"
 ) -> Counter[str]:
-    """Grade every line of source and write the verdicts to target, in the same order; returns how many of each.
+    """Grade every line of source and write the verdicts to target, in the same order. Returns how many of each.
 
-    benchmark: a key of GRADERS. extraction: where the answer is looked for, as the benchmark's task has it. The whole
-    file is graded before target is written, and then renamed into place.
-    Raises ConfigError (unknown benchmark) and DataError (source absent, malformed; target unwritable).
+    benchmark, extraction: a key of EXTRACTIONS, and one of its values: where the answer is looked for. target is
+    written at once, after the whole file has been graded.
+    Raises ConfigError (unknown benchmark or extraction) and DataError (source absent or malformed, target unwritable).
     """
-    if benchmark not in GRADERS:
-        raise ConfigError(f"benchmark={benchmark} has no grader of texts", f"write one of {', '.join(GRADERS)}")
-    find, grade = GRADERS[benchmark]
+    if benchmark not in EXTRACTIONS:
+        raise ConfigError(f"benchmark={benchmark} has no grader of texts", f"write one of {', '.join(EXTRACTIONS)}")
+    if extraction not in EXTRACTIONS[benchmark]:
+        allowed = ", ".join(EXTRACTIONS[benchmark])
+        raise ConfigError(f"extraction={extraction} is unknown to benchmark={benchmark}", f"write one of {allowed}")
+    extract = final_answer if benchmark == "math" else gsm8k.extracted_number
     names, pairs = [], []
-    for row in read_json_lines(source):
+    for row in read_rows(source):
         if "id" not in row.fields:
-            raise DataError(f"{row.place}: no field 'id'", 'every line must be {"id": ..., "gold": ..., "text": ...}')
+            raise DataError(
+                f"{row.location}: no field 'id'", 'every line must be {"id": ..., "gold": ..., "text": ...}'
+            )
         names.append(row.fields["id"])
-        pairs.append((row.text("gold"), find(row.text("text"), extraction != "flexible")))
-    verdicts = grade(pairs, pool)
+        pairs.append((row.text("gold"), extract(row.text("text"), extraction != "flexible")))
+    verdicts = grade_answers(pairs, pool) if benchmark == "math" else [_same_number(*pair) for pair in pairs]
     lines = (
         json.dumps({"id": name, "verdict": verdict.name, "extracted": answer and answer[:2000], "why": verdict.why})
         for name, (_, answer), verdict in zip(names, pairs, verdicts, strict=True)
@@ -74,16 +60,42 @@ def grade_file(
     return Counter(verdict.name for verdict in verdicts)
 
 
-@application("grade")
-def main(config: DictConfig) -> None:
-    """Grade a file and say how many of its answers are right, wrong, or without a verdict."""
-    if len(config.benchmark) != 1:
-        raise ConfigError(
-            f"benchmark={list(config.benchmark)}: one at a time", "write benchmark=math or benchmark=gsm8k"
-        )
-    (benchmark,) = config.benchmark
-    extraction = config.benchmark[benchmark].get("extraction", "flexible")
-    counts = grade_file(str(benchmark), Path(config.input), Path(config.output), extraction=extraction)
+def _same_number(gold: str, answer: str | None) -> Verdict:
+    """The verdict on a number extracted from a text. gold: as GSM8K has it, ending in "#### 42", or a number alone."""
+    if answer is None:
+        return Verdict(False, "no number found", None)
+    plain = gold.rpartition("####")[2].strip()
+    if number(normalise(plain)) is None:
+        return Verdict(None, "the gold answer is no number", answer)
+    equal = answer == canonical(plain)
+    return Verdict(equal, "equal as a number" if equal else "different as a number", answer)
+
+
+ABOUT = """usage: carerft grade benchmark=BENCHMARK input=FILE output=FILE
+
+Grade mathematical answers from any source. A verdict is correct, wrong or none; hostile answers are refused.
+input holds lines {"id", "gold", "text"}; output gets {"id", "verdict", "extracted", "why"} in the same order.
+
+example:
+  carerft grade benchmark=math input=pairs.jsonl output=verdicts.jsonl"""
+
+
+@dataclass
+class Grade:
+    """The keys of `carerft grade`."""
+
+    benchmark: str = argument(f"how answers are found and compared: {' or '.join(EXTRACTIONS)}", "math")
+    input: str = argument("file of JSON lines to grade")
+    output: str = argument("file of JSON lines to write")
+    extraction: str = argument("where the answer is: flexible; or boxed (math), strict (gsm8k) alone", "flexible")
+
+
+def main() -> None:
+    """Grade a file and print how many of its answers are right, wrong, or without a verdict."""
+    words = [re.sub(r"^benchmark\.\w+\.extraction=", "extraction=", word) for word in sys.argv[1:]]  # as in `evaluate`
+    settings, others = read(Grade, words, ABOUT)
+    refuse(settings, others)
+    counts = grade_file(settings.benchmark, Path(settings.input), Path(settings.output), extraction=settings.extraction)
     print(", ".join(f"{counts[verdict]} {verdict}" for verdict in ("correct", "wrong", "none")))
 
 

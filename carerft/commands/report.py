@@ -1,13 +1,14 @@
 """`carerft report DIRECTORY ...`: tables, figures and one HTML page from run directories."""
 
+import re
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
-from omegaconf import DictConfig
 from rich.console import Console
 
-from carerft.commands.application import application
+from carerft.commands.arguments import argument, read, refuse
 from carerft.config.checks import check_tracker
-from carerft.config.composition import plain
 from carerft.config.settings import TrackerSettings
 from carerft.errors import ConfigError
 from carerft.report.paper import paper
@@ -17,27 +18,58 @@ from carerft.trackers.choice import named_tracker
 from carerft.trackers.outcome import ReportOutcome
 from carerft.trackers.weights_and_biases import check_online, report_description
 
+ABOUT = """usage: carerft report DIRECTORY ... [key=value ...]
+       carerft report EXPERIMENT [key=value ...]
 
-@application("report")
-def main(config: DictConfig) -> None:
-    """Print the comparison, write the report, and say which page to open. An experiment's name stands for its runs."""
-    settings = plain(config)
-    tracker = TrackerSettings(**settings["tracker"])
-    check_tracker(tracker)
-    check_online(tracker)
-    named = settings["runs"]
-    if not named:
+Write tables (Markdown, CSV, LaTeX), figures (SVG, PNG) and one self-contained HTML page from run directories, which
+are searched for however deep they lie. The name of an experiment stands for the directory of its runs.
+
+examples:
+  carerft report outputs/demo
+  carerft report outputs/train outputs/evaluate output=comparison
+  carerft report outputs/evaluate columns.truthfulqa=[mc1,mc2]
+  carerft report table1 model=tiny page=experiments/table1/miniature.md"""
+
+# The metrics by which the CARE-RFT paper describes its base model on these benchmarks.
+COLUMNS = {
+    "selfaware": ["refusal_f1"],
+    "truthfulqa": ["mc2"],
+    "truthfulqa_binary": ["mc1"],
+    "truthfulqa_options": ["accuracy"],
+}
+
+
+@dataclass
+class Report:
+    """The keys of `carerft report`."""
+
+    runs: list[str] = argument("the directories, as a list", [])
+    model: str | None = argument("read only runs of the model of this name", None)
+    output: str | None = argument("directory to write to; null: report/ in the directory that holds all runs", None)
+    page: str | None = argument("of an experiment: also write report.md to this file, and its figures beside it", None)
+    columns: dict[str, list[str]] = argument("metrics of benchmark NAME that the main table shows", COLUMNS)
+    tracker: TrackerSettings = argument("where table and figures are shown as well", TrackerSettings())
+
+
+def main() -> None:
+    """Print the comparison, write the report, and say which page to open.
+
+    Raises ConfigError: a directory that does not exist, an unknown metric, runs of two models in one experiment.
+    """
+    settings, words = read(Report, sys.argv[1:], ABOUT)
+    refuse(settings, [word for word in words if re.match(r"[\w.]+=", word) and not Path(word).exists()])
+    check_tracker(settings.tracker)
+    check_online(settings.tracker)
+    names = [*settings.runs, *words]
+    if not names:
         raise ConfigError("no run directories were named", "for example: carerft report outputs/demo")
-    about = None
-    if len(named) == 1 and named[0] in experiments():
-        about = named[0], paper(experiment(named[0]))
-        named = [f"outputs/{named[0]}"]
-    directories = [Path(place).expanduser() for place in named]
+    name = names[0] if len(names) == 1 and names[0] in experiments() else None
+    directories = [Path("outputs") / name] if name else [Path(text).expanduser() for text in names]
     for directory in directories:
         if not directory.is_dir():
-            hint = f"carerft sweep {about[0]} makes it" if about else "name directories that runs were written to"
-            raise ConfigError(f"{directory}: there is no such directory", hint)
-    if settings["page"] and not about:
+            remedy = f"carerft sweep {name} writes its runs there" if name else "name directories that hold runs"
+            raise ConfigError(f"{directory}: there is no such directory", remedy)
+    if settings.page and not name:
         raise ConfigError("page= is for an experiment's report", "name one, as in: carerft report table1 page=FILE.md")
     from carerft.report.build import build, publish
     from carerft.report.columns import METRICS
@@ -45,26 +77,25 @@ def main(config: DictConfig) -> None:
     from carerft.report.tables import print_table
     from carerft.runs.reading import load_runs
 
-    unknown = [metric for metrics in settings["columns"].values() for metric in metrics if metric not in METRICS]
+    unknown = [metric for metrics in settings.columns.values() for metric in metrics if metric not in METRICS]
     if unknown:
-        raise ConfigError(f"columns: {unknown[0]!r} is no metric", f"write some of {', '.join(METRICS)}")
-    runs = load_runs(directories, settings["of_model"])
-    models = sorted({name for run in runs if (name := run.model_name)})
-    if about and len(models) > 1:
+        raise ConfigError(f"columns: there is no metric {unknown[0]!r}", f"write some of {', '.join(METRICS)}")
+    runs = load_runs(directories, settings.model)
+    models = sorted({run.model_name for run in runs if run.model_name})
+    if name and len(models) > 1:
         raise ConfigError(f"{directories[0]} holds runs of {', '.join(models)}", f"name one, as in model={models[0]}")
-    output = Path(settings["output"]) if settings["output"] else None
+    output = Path(settings.output) if settings.output else None
+    about = (name, paper(experiment(name))) if name else None
     with Console(stderr=True).status(f"reading {len(runs)} runs, and drawing"):
-        page = build(directories, output, settings["columns"], about, settings["of_model"])
-    if settings["page"]:
-        publish(page.parent, Path(settings["page"]))
-    print_table(runs, shown=settings["columns"])
-    if (claims := page.parent / "claims.csv").exists() and about:
-        print_claims(claims, Console())
-    directory = page.parent
-    with Trackers(
-        named_tracker(tracker, directory, lambda: report_description(directory, settings["runs"]))
-    ) as trackers:
-        trackers.show(ReportOutcome(directory))
+        page = build(directories, output, settings.columns, about, settings.model)
+    written = page.parent
+    if settings.page:
+        publish(written, Path(settings.page))
+    print_table(runs, shown=settings.columns)
+    if name and (written / "claims.csv").exists():
+        print_claims(written / "claims.csv", Console())
+    with Trackers(named_tracker(settings.tracker, written, lambda: report_description(written, names))) as trackers:
+        trackers.show(ReportOutcome(written))
     print(f"open {page.resolve()}")
 
 

@@ -1,8 +1,8 @@
-"""`carerft sweep EXPERIMENT ...`: run what is left of a table, a figure or an ablation.
+"""`carerft sweep EXPERIMENT ...`: run the cells of a table, a figure or an ablation that are not done.
 
-Left out: what a run does (`carerft train`, `carerft evaluate`), and how Hydra launches several. Without a launcher of
-Hydra's, cells run side by side in worker processes here; with one (`hydra/launcher=joblib`, `submitit_slurm`, `ray`),
-a single worker hands them to it.
+A cell is run by `carerft train` or `carerft evaluate`. Without a launcher of Hydra's, cells run side by side in worker
+processes on this machine; with one (`hydra/launcher=joblib`, `submitit_slurm`, `ray`), a single worker hands all of
+them to the launcher.
 """
 
 import os
@@ -10,74 +10,84 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from carerft.commands.arguments import argument, read
+from carerft.errors import ConfigError
 from carerft.runs.directory import read_manifest
-from carerft.sweeps.arguments import request
 from carerft.sweeps.cells import Cell, cells
-from carerft.sweeps.folders import Experiment, experiments
+from carerft.sweeps.folders import Experiment, experiment, experiments
 from carerft.sweeps.workers import OPEN, failure, last_step, run
 from carerft.text import duration, visible
 
 MOST_LISTED = 12
-USAGE = """usage: carerft sweep EXPERIMENT [--dry-run] [jobs=N] [key=value ...]
+ABOUT = """usage: carerft sweep EXPERIMENT [--dry-run] [jobs=N] [key=value ...]
 
-Run an experiment: every cell of its sweep, and each base model once. Started again, it skips what is done, continues
-what was stopped, and repeats what failed. A run that another experiment has done already is shared with it.
+Run an experiment: every cell of its sweeps, and an evaluation of each base model. The same command, started again,
+skips the cells that are done, continues those that were stopped, and repeats those that failed. A run that another
+experiment has finished is shared with it.
 
 experiments:
 {experiments}
-
-  --dry-run   list the runs, what is done, and how long the rest may take
-  jobs=N      runs side by side (default: one per core; beside a GPU, one after another)
-  key=value   Hydra's overrides, for all runs; axes too, as in seed=0 or algorithm=grpo,dapo
 
 examples:
   carerft sweep table1 model=tiny
   carerft sweep table1 model=qwen2.5-3b hydra/launcher=submitit_slurm hydra.launcher.partition=gpu
   carerft sweep beta_sweep seed=0 --dry-run
-The same without base models, in one process: carerft train -m experiment=table1 model=tiny"""
+The same without base models, in one process: carerft train -m experiment=table1 model=tiny
+Any other key=value is an override of Hydra's for all cells, or replaces an axis: seed=0, algorithm=grpo,dapo"""
+
+
+@dataclass
+class Sweep:
+    """The keys of `carerft sweep` itself."""
+
+    dry_run: bool = argument("list the cells, which of them are done, and how long the rest may take", False)
+    jobs: int | None = argument(
+        "cells run at the same time; null: one for each core, or one where there is a GPU", None
+    )
 
 
 def main() -> int:
-    """Returns the exit status: 0 where every run is done, else 1."""
-    arguments = sys.argv[1:]
-    if not arguments or {"-h", "--help"} & set(arguments):
-        print(USAGE.format(experiments=_listing()))
-        return 0
-    asked = request("sweep", arguments, flags=("--dry-run",))
-    found, overrides = asked.experiment, asked.overrides
+    """Returns the exit status: 0 if every cell is done, else 1. Raises ConfigError for wrong words."""
+    listing = [
+        f"  {e.name:<14}{e.sweeps[e.name].read_text().splitlines()[0].lstrip('# ')}" for e in experiments().values()
+    ]
+    settings, words = read(Sweep, sys.argv[1:] or ["--help"], ABOUT.format(experiments="\n".join(listing)))
+    chosen, overrides = named_experiment(words)
+    if settings.jobs is not None and settings.jobs < 1:
+        raise ConfigError(f"jobs={settings.jobs}: must be at least 1", "for example: jobs=2")
     console = Console(stderr=True)
-    dry = "--dry-run" in arguments
-    with console.status(f"composing the runs of {found.name}"):
-        planned = cells(found, overrides, here=not dry)  # a list can be had where nothing is installed
-    workers = min(asked.jobs or _workers(overrides), len(planned))
-    if dry:
+    with console.status(f"composing the cells of {chosen.name}"):
+        # Cells can be listed on a machine on which what they need is not installed.
+        planned = cells(chosen, overrides, here=not settings.dry_run)
+    workers = min(settings.jobs or _workers(overrides), len(planned))
+    if settings.dry_run:
         show(planned, workers, Console())
         return 0
-    run(planned, commands(found, planned, overrides), workers, max(1, (os.cpu_count() or 1) // workers), console)
-    return summarize(found, planned, console)
+    run(planned, commands(chosen, planned, overrides), workers, max(1, (os.cpu_count() or 1) // workers), console)
+    return summarize(chosen, planned, console)
 
 
-def last_lines(log: Path, count: int = 10) -> str:
-    """The end of a worker's log, made visible."""
-    try:
-        return visible("\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-count:]), 4000)
-    except OSError:
-        return ""
+def named_experiment(words: Sequence[str]) -> tuple[Experiment, list[str]]:
+    """The experiment that the words name, and Hydra's overrides among them: without `model=`, with the tiny model.
 
-
-def _listing() -> str:
-    first = {name: found.sweeps[name].read_text().splitlines()[0].lstrip("# ") for name, found in experiments().items()}
-    return "\n".join(f"  {name:<14}{text}" for name, text in first.items())
+    Raises ConfigError: not exactly one name, or no such experiment.
+    """
+    names = [word for word in words if "=" not in word]
+    if len(names) != 1:
+        raise ConfigError(f"{len(names)} experiments were named", "name one, as in: carerft sweep table1")
+    overrides = [word for word in words if "=" in word]
+    model = [] if any(word.startswith("model=") for word in overrides) else ["model=tiny"]
+    return experiment(names[0]), [*model, *overrides]
 
 
 def _workers(overrides: Sequence[str]) -> int:
-    """How many runs go side by side where `jobs` doesn't say."""
+    """The default of `jobs`."""
     if any(text.startswith("hydra/launcher=") for text in overrides):
         return 1
     gpu = shutil.which("nvidia-smi") and subprocess.run(["nvidia-smi", "-L"], capture_output=True).returncode == 0
@@ -85,51 +95,57 @@ def _workers(overrides: Sequence[str]) -> int:
 
 
 def commands(experiment: Experiment, planned: Sequence[Cell], overrides: Sequence[str]) -> list[list[str]]:
-    """Arguments of `carerft` that together run all cells: an evaluation for each base model, then Hydra's multiruns."""
+    """Arguments of `carerft` that together run all cells: an evaluation of each base model, then Hydra's multiruns."""
     launcher = [text for text in overrides if text.startswith(("hydra/launcher=", "hydra.launcher."))]
-    bases = [["evaluate", "-m", *c.overrides, *launcher] for c in planned if c.command == "evaluate"]
-    of = experiment.overrides_of
-    return bases + [["train", "-m", f"experiment={sweep}", *of(sweep, overrides)] for sweep in experiment.sweeps]
+    bases = [["evaluate", "-m", *cell.overrides, *launcher] for cell in planned if cell.command == "evaluate"]
+    trainings = [
+        ["train", "-m", f"experiment={sweep}", *experiment.overrides_of(sweep, overrides)]
+        for sweep in experiment.sweeps
+    ]
+    return bases + trainings
 
 
 def show(planned: Sequence[Cell], workers: int, console: Console) -> None:
-    """Print where each run stands, and how long the rest may take, judging by those that are done."""
+    """Print the status of each cell, and how long the rest may take, judging by the mean time of finished trainings."""
     table = Table(Column("run", overflow="fold"), "status", "step", "took")
-    took, left, done = [], 0, 0
+    seconds, remaining = [], 0
     for cell in planned:
         status = cell.status()
-        seconds = (read_manifest(cell.directory) or {}).get("seconds") if status == "done" else None
-        if seconds and cell.command == "train":
-            took.append(seconds)
-        left += status in OPEN
-        done += status == "done"
+        took = (read_manifest(cell.directory) or {}).get("seconds") if status == "done" else None
+        if took and cell.command == "train":
+            seconds.append(took)
+        remaining += status in OPEN
         step = last_step(cell.directory) if status not in ("done", "missing") else None
         shared = " (shared)" if cell.directory.is_symlink() else ""
-        table.add_row(Text(cell.title), status + shared, str(step or ""), duration(seconds) if seconds else "")
+        table.add_row(Text(cell.title), status + shared, str(step or ""), duration(took) if took else "")
     console.print(table)
-    console.print(f"{done} of {len(planned)} runs are done, {left} are left", highlight=False)
-    if left and took:
-        guess = left * sum(took) / len(took) / workers
-        console.print(f"about {duration(guess)} with jobs={workers}, judging by {len(took)} that are done")
-    elif left:
+    done = sum(cell.status() == "done" for cell in planned)
+    console.print(f"{done} of {len(planned)} runs are done, {remaining} are left", highlight=False)
+    if remaining and seconds:
+        estimate = remaining * sum(seconds) / len(seconds) / workers
+        console.print(f"about {duration(estimate)} with jobs={workers}, judging by {len(seconds)} that are done")
+    elif remaining:
         console.print("how long they take is known once one of them is done; carerft plan estimates it")
 
 
 def summarize(experiment: Experiment, planned: Sequence[Cell], console: Console) -> int:
-    """Say what is not done and why. Returns the exit status."""
-    missing = [cell for cell in planned if cell.status() != "done"]
-    console.print(f"{len(planned) - len(missing)} of {len(planned)} runs are done", highlight=False)
-    for cell in missing[:MOST_LISTED]:
+    """Print which cells are not done and why. Returns the exit status."""
+    unfinished = [cell for cell in planned if cell.status() != "done"]
+    console.print(f"{len(planned) - len(unfinished)} of {len(planned)} runs are done", highlight=False)
+    for cell in unfinished[:MOST_LISTED]:
         console.print(Text(f"not done: {cell.directory}: {failure(cell)}"), soft_wrap=True)
-    if len(missing) > MOST_LISTED:
-        console.print(f"and {len(missing) - MOST_LISTED} more: see carerft sweep {experiment.name} --dry-run")
-    if missing:
+    if len(unfinished) > MOST_LISTED:
+        more = len(unfinished) - MOST_LISTED
+        console.print(f"and {more} more: see carerft sweep {experiment.name} --dry-run")
+    if unfinished:
         logs = planned[0].directory.parents[1] / "logs"
-        if all(cell.status() == "missing" for cell in missing):  # no run got as far as to say why itself
-            console.print(Text(last_lines(logs / "worker-0.log")), soft_wrap=True)
+        first = logs / "worker-0.log"
+        if all(cell.status() == "missing" for cell in unfinished) and first.exists():  # no run wrote down an error
+            lines = first.read_text(encoding="utf-8", errors="replace").splitlines()
+            console.print(Text(visible("\n".join(lines[-10:]), 4000)), soft_wrap=True)
         console.print(f"logs: {logs}; the same command continues", highlight=False)
     console.print(f"compare them: carerft report {experiment.name}", highlight=False)
-    return int(bool(missing))
+    return int(bool(unfinished))
 
 
 if __name__ == "__main__":

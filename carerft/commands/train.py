@@ -61,9 +61,9 @@ def leading(settings: LearnerSettings) -> "AbstractContextManager[Leader | None]
     if launch.processes(settings) == 1:
         return nullcontext()
     from carerft.model.loading import choose_device
-    from carerft.training.controller import led
+    from carerft.training import controller
 
-    return led(choose_device(settings.device), settings.timeout_s)
+    return controller.leading(choose_device(settings.device), settings.timeout_s)
 
 
 def follow(settings: TrainSettings) -> None:
@@ -72,12 +72,12 @@ def follow(settings: TrainSettings) -> None:
     from carerft.model.loading import choose_device
     from carerft.training import controller
 
-    with controller.joined(choose_device(settings.learner.device), settings.learner.timeout_s) as mesh:
-        if controller.begins():
+    with controller.process_group(choose_device(settings.learner.device), settings.learner.timeout_s) as mesh:
+        if controller.started():
             with assembly.training(settings, mesh) as own:
                 controller.follow(mesh, controller.actions(own.worker, own.learner))
                 with suppress(RunDirectoryError):  # which the first process says
-                    own.learner.saved()
+                    own.learner.finish_saving()
 
 
 def train(settings: TrainSettings, run: RunDirectory, leader: "Leader | None" = None) -> None:
@@ -91,7 +91,7 @@ def train(settings: TrainSettings, run: RunDirectory, leader: "Leader | None" = 
     from carerft.training.trainer import Trainer
 
     if leader:
-        leader.begin()
+        leader.start()
     with assembly.training(settings, leader and leader.mesh) as own:
         subject = own.subject
         policy, tokenizer = subject.policy, subject.tokenizer

@@ -302,49 +302,6 @@ class EvaluateSettings:
     tracker: TrackerSettings = field(default_factory=TrackerSettings)
 
 
-@dataclass
-class Report:
-    """`carerft report DIRECTORY ...`: tables, figures and one HTML page from run directories."""
-
-    runs: list[str] = field(default_factory=list)  # searched for run directories, however deep; or an experiment
-    of_model: str | None = None  # only runs of the model of this name; model=NAME is short for it
-    output: str | None = None  # where to write; default: report/ in the runs' common directory
-    page: str | None = (
-        None  # of an experiment: also write report.md to this file, with the figures that it shows beside
-    )
-    columns: dict[str, list[str]] = field(default_factory=dict)  # benchmark: the metrics that the main table shows
-    tracker: TrackerSettings = field(default_factory=TrackerSettings)  # where its table and figures are shown besides
-
-
-@dataclass
-class Grade:
-    """`carerft grade`: grade answers from any source."""
-
-    benchmark: dict[str, Any] = field(default_factory=dict)  # math or gsm8k: how answers are found and compared
-    input: str = MISSING  # JSON lines of {"id", "gold", "text"}
-    output: str = (
-        MISSING  # JSON lines of {"id", "verdict": "correct|wrong|none", "extracted", "why"}, in the same order
-    )
-
-
-@dataclass
-class Base:
-    """`carerft base`: build a base model of the built-in world."""
-
-    seed: int = 0
-    steps: int | None = None  # pretraining steps; null is the default of the world
-    output: str | None = None  # default: the cache that `model=tiny model.base=SEED` reads
-
-
-@dataclass
-class Dashboard:
-    """`carerft dashboard`: save a layout for W&B."""
-
-    project: str = "carerft"
-    entity: str | None = None  # W&B's user or team; null: the key's own
-    title: str = "carerft"  # what the view is called
-
-
 @cache
 def defaults() -> dict[str, Any]:
     """The dotted keys of a training or an evaluation that have a default here, and its value."""
@@ -378,7 +335,6 @@ def register() -> None:
         "skew_regularizer": _changeable(SkewRegularizerSettings),
         "rollout": RolloutSettings,
         "vllm_rollout": VllmSettings,
-        **{"report": Report, "grade": Grade, "base": Base, "dashboard": Dashboard},
     }
     for name, schema in schemas.items():
         store.store(group="schema", name=name, node=schema)

@@ -19,7 +19,7 @@ from carerft.config.settings import EvaluationSettings
 from carerft.errors import DataError
 from carerft.evaluation.self_report import QUESTION, self_reports
 from carerft.metrics.scores import score
-from carerft.metrics.votes import answered, ballots
+from carerft.metrics.votes import answered, collect_votes
 from carerft.rollout import RolloutWorker, Sampling, completion_texts
 from carerft.runs.directory import write_atomically
 from carerft.tasks import Problem, Task
@@ -132,7 +132,7 @@ class Evaluator:
         """Give each record a `self_report`: P(True) at the sample that stands for an answer by majority, else null."""
         for record in records:
             record["self_report"] = None
-        votes = ballots(records, [problem.id for problem in problems])
+        votes = collect_votes(records, [problem.id for problem in problems])
         owners, samples = answered(votes.answers).nonzero()
         majority = [votes.rows[owner][sample] for owner, sample in zip(owners, samples, strict=True)]
         answers = [record["extracted"] for record in majority]

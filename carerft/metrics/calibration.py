@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from carerft.metrics.statistics import UNPARSABLE, majority, ratio, votes
+from carerft.metrics.statistics import UNPARSABLE, majority, ratio, vote_counts
 
 Array = NDArray[np.float64]
 ROUNDING = 1e-9
@@ -210,7 +210,7 @@ def ece_floor(
 ) -> Array:
     """(simulations,) the ECE that this sampler's votes would show if it were perfectly calibrated.
 
-    answers: (n, k) integer codes as in `statistics.votes`; select: which samples stand for a prediction.
+    answers: (n, k) integer codes as in `statistics.vote_counts`; select: which samples stand for a prediction.
 
     The share of a majority among k samples exceeds the chance of its answer, since it was chosen for its votes; so
     even a perfect sampler looks overconfident, the more so the smaller k. A sampler is perfectly calibrated when the
@@ -229,7 +229,7 @@ def ece_floor(
     weight = np.zeros((simulations, 2 * k))
     for out in range(k):
         rest, truth = np.delete(answers, out, axis=1), answers[:, out : out + 1]
-        made = 2 * votes(rest) + ((rest == truth) & (truth != UNPARSABLE)) + 2 * k * np.arange(n)[:, None]
+        made = 2 * vote_counts(rest) + ((rest == truth) & (truth != UNPARSABLE)) + 2 * k * np.arange(n)[:, None]
         tally = np.bincount(made[select(rest)], minlength=n * 2 * k).reshape(n, 2 * k)
         weight += (held == out).astype(np.float32) @ tally.astype(np.float32)
     return (k - 1) / k * ece(outcome // 2 / (k - 1), outcome % 2, bins, weight)

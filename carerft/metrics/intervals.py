@@ -1,12 +1,9 @@
-"""Means over seeds, differences between rows, and their intervals.
+"""Means over seeds, and their intervals.
 
 Two things make a row's number uncertain: which questions were asked (each run's bootstrap interval says how much) and
 which seed trained it. Two or three seeds say too little about their own spread, so the spread is pooled over the rows
-of one kind, as in a one-way analysis of variance: that takes it to be alike in all of them. The two parts are joined
-by the method of variance estimates recovery (MOVER): Zou and Donner, Statistics in Medicine 27 (2008), 1693-1702.
-
-Left out: tests paired by question. Rows answer the same questions, so a difference is known at least as well as
-`difference` says: its intervals err on the wide side.
+of one kind, as in a one-way analysis of variance, which assumes it equal in all of them. The two parts are joined by
+the method of variance estimates recovery (MOVER): Zou and Donner, Statistics in Medicine 27 (2008), 1693-1702.
 """
 
 import math
@@ -15,39 +12,19 @@ from dataclasses import dataclass
 
 from scipy.stats import t as student_t
 
-
-@dataclass(frozen=True)
-class Interval:
-    """A value and the interval around it; low and high are None where no interval is known."""
-
-    value: float
-    low: float | None = None
-    high: float | None = None
-
-    @property
-    def below(self) -> float | None:
-        """Distance from the value down to the interval's end, never negative."""
-        return None if self.low is None else max(self.value - self.low, 0.0)
-
-    @property
-    def above(self) -> float | None:
-        return None if self.high is None else max(self.high - self.value, 0.0)
-
-    def __neg__(self) -> "Interval":
-        low, high = (None if end is None else -end for end in (self.high, self.low))
-        return Interval(-self.value, low, high)
-
-    @property
-    def excludes_zero(self) -> bool:
-        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+from carerft.metrics.statistics import Interval
 
 
 @dataclass(frozen=True)
 class Spread:
-    """The standard deviation between seeds, and the degrees of freedom it was estimated with."""
+    """A standard deviation between seeds, and the degrees of freedom that it was estimated with."""
 
     deviation: float
     freedom: int
+
+    def half_width(self, seeds: int, level: float) -> float:
+        """Half of the Student's t interval of a mean over so many seeds."""
+        return float(student_t.ppf((1 + level) / 2, self.freedom) * self.deviation / math.sqrt(seeds))
 
 
 def pooled_spread(rows: Sequence[Sequence[float]]) -> Spread | None:
@@ -66,25 +43,15 @@ def over_seeds(
 
     runs: one interval over questions per seed, at least one. The seeds answered the same questions, so averaging over
     them does not shrink that part; the spread between seeds contains some of it again, which widens the interval.
-    bounds: what the metric cannot leave.
+    bounds: the metric's lowest and highest possible value.
     """
     mean = sum(run.value for run in runs) / len(runs)
-    half = 0.0
-    if spread:
-        half = float(student_t.ppf((1 + level) / 2, spread.freedom) * spread.deviation / math.sqrt(len(runs)))
-    if any(run.below is None or run.above is None for run in runs):
+    sides = [run.sides for run in runs if run.sides is not None]
+    if len(sides) < len(runs):
         return Interval(mean)
-    below = math.hypot(half, sum(run.below for run in runs) / len(runs))  # type: ignore[misc]
-    above = math.hypot(half, sum(run.above for run in runs) / len(runs))  # type: ignore[misc]
+    half = spread.half_width(len(runs), level) if spread else 0.0
+    below, above = (math.hypot(half, sum(side[end] for side in sides) / len(runs)) for end in (0, 1))
     return Interval(mean, max(mean - below, bounds[0]), min(mean + above, bounds[1]))
-
-
-def difference(a: Interval, b: Interval) -> Interval:
-    """a - b, by MOVER, as if the two were independent."""
-    value = a.value - b.value
-    if a.below is None or a.above is None or b.below is None or b.above is None:
-        return Interval(value)
-    return Interval(value, value - math.hypot(a.below, b.above), value + math.hypot(a.above, b.below))
 
 
 def clear_best(values: Sequence[Interval | None], direction: int) -> int | None:
@@ -96,12 +63,11 @@ def clear_best(values: Sequence[Interval | None], direction: int) -> int | None:
     if direction == 0 or len(known) < 2:
         return None
     best = max(known)[1]
-    first = values[best]
-    for _, index in known:
-        other = values[index]
+    oriented = [value if value is None or direction > 0 else -value for value in values]
+    first = oriented[best]
+    for index, other in enumerate(oriented):
         if index == best or other is None or first is None:
             continue
-        near, far = (first.low, other.high) if direction > 0 else (other.low, first.high)
-        if near is None or far is None or near <= far:
+        if first.low is None or other.high is None or first.low <= other.high:
             return None
     return best

@@ -1,36 +1,13 @@
 """From the recorded samples of one benchmark to its entry of evaluation.json.
 
-`carerft.metrics.votes` says how samples are grouped into votes, ties broken, and what unreadable answers and missing
-verdicts count as. Intervals are percentile bootstraps over problems; those of an ECE lean upwards, as a resample is
-noisier than the data are.
+`carerft.metrics.names` says what each metric means, `carerft.metrics.votes` how samples become votes. A metric is
 
-Over samples, each a ratio of sums over the problems concerned:
-  accuracy          mean@k: correct / with a verdict. On an unanswerable problem, refusing is correct
-  truncated, unparsable, no_verdict   shares of all samples; unparsable: neither an answer nor a refusal
-  entropy           nats per token, -sum log_probability / sum tokens: a sampled estimate of the token entropy
-  accuracy_answerable   accuracy on the problems with an answer; where some problem has none
-  refusal_rate_answerable, refusal_rate_unanswerable   share of refusals on the problems with (without) an answer
-  refusal_f1        F1 of refusing, with unanswerable as the positive class; where some problem is unanswerable.
-                    refusal_f1_always and refusal_f1_random: what refusing always, or at random half the time, scores
-  truthful, informative, misconception   on problems with misconceptions: correct or refused; not refused; the share
-                    of samples whose answer is a listed misconception
-Over problems:
-  majority          share of problems whose majority is correct (a refusing majority: correct where unanswerable)
-  pass@k, pass@4..  chance that k (4, ..) samples hold a correct one, unbiased, from the samples with a verdict
-  mc1, mc2          means over the problems that have them
-Calibration of the majority, over problems whose majority has a verdict (see `carerft.metrics.calibration`):
-  confidence        its mean
-  ece               M equal-width bins; ece_answered: only problems whose majority is an answer, not a refusal;
-                    ece_all: every different answer or refusal of every problem, its share as its confidence
-  ece_floor, ece_answered_floor, ece_all_floor   the same for a perfectly calibrated sampler with these votes: mean
-                    over simulated truths, and the interval that these fall into
-  ece_equal_mass, smooth_ece, brier, brier_debiased, brier_reliability, brier_resolution, brier_uncertainty,
-  nll (clipped to half a vote, 1/(2k)), auroc, aurc
-The same predictions, with other confidences than the share of votes:
-  {ece,brier,auroc}_likelihood, .._likelihood_per_token   the majority's share of the sampled completions' probability
-                    (`Ballots.likelihood`)
-  {ece,brier,auroc}_self_report   P(True), where it was asked for and the majority is an answer
-  ece_.._floor      for outcomes that are drawn with these very confidences
+- a ratio of sums over the samples of the problems that it concerns; for accuracies, over those with a verdict;
+- a mean over problems (majority, confidence, pass@k, MC1, MC2);
+- or a calibration measure of the majority answers with a verdict (`carerft.metrics.calibration`).
+
+Intervals are percentile bootstraps over problems. Those of an ECE lean upwards, since a resample is noisier than the
+data.
 """
 
 import logging
@@ -44,13 +21,12 @@ from numpy.typing import NDArray
 from carerft.errors import DataError
 from carerft.metrics import calibration
 from carerft.metrics.statistics import UNPARSABLE, distinct, interval, majority, pass_at_k, ratio, resample
-from carerft.metrics.votes import REFUSED, Ballots, Record, answered, ballots, confidence_and_correctness, predictions
+from carerft.metrics.votes import REFUSED, Record, Votes, answered, collect_votes, predictions
 
-__all__ = ["confidence_and_correctness", "score"]
 log = logging.getLogger(__name__)
 
 ALWAYS = {"accuracy", "majority", "pass@k"}
-"""Metrics that are null rather than absent where undefined (no sample has a verdict)."""
+"""Metrics that are null, not absent, where no sample has a verdict."""
 
 
 def score(
@@ -61,28 +37,28 @@ def score(
     level: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """The entry of one benchmark in evaluation.json: n, k, metrics (the module docstring defines them), reliability.
+    """The entry of one benchmark in evaluation.json: n, k, metrics (`carerft.metrics.names` defines them), reliability.
 
     problems, samples: the records of `evaluation/<benchmark>.problems.jsonl` and `.jsonl`.
     Each metric is {"value", "low", "high"} with a bootstrap interval over problems (the floors: over simulated
     truths); null where undefined; absent where the benchmark has no problem that it concerns.
-    Raises DataError as `ballots` does, and without problems.
+    Raises DataError as `collect_votes` does, and without problems.
     """
     if not problems:
         raise DataError("no problems to score", "The benchmark's problems file is empty: evaluate again.")
-    cast = ballots(samples, [p["problem_id"] for p in problems])
-    n, k = cast.answers.shape
+    votes = collect_votes(samples, [p["problem_id"] for p in problems])
+    n, k = votes.answers.shape
     log.info("scoring %d problems with k = %d samples each", n, k)
     counts = resample(n, resamples, seed)
-    sums = {**_sample_sums(problems, cast), **_problem_sums(problems, cast)}
+    sums = {**_sample_sums(problems, votes), **_problem_sums(problems, votes)}
     sums = {name: pair for name, pair in sums.items() if name in ALWAYS or pair[1].any()}
     top, bottom = (np.stack([pair[i] for pair in sums.values()], 1) for i in (0, 1))
     metrics = {name: interval(r, level) for name, r in zip(sums, ratio(counts @ top, counts @ bottom).T, strict=True)}
-    calibrations = {**_calibration(cast, counts, bins), **_other_confidences(cast, counts, bins, seed)}
+    calibrations = {**_calibration(votes, counts, bins), **_other_confidences(votes, counts, bins, seed)}
     for name, select in (("ece", majority), ("ece_answered", answered), ("ece_all", distinct)):
-        calibrations[f"{name}_floor"] = _with_mean(calibration.ece_floor(cast.answers, select, bins, seed=seed))
+        calibrations[f"{name}_floor"] = _with_mean(calibration.ece_floor(votes.answers, select, bins, seed=seed))
     metrics |= {name: interval(replicates, level) for name, replicates in calibrations.items()}
-    _, confidence, correct = predictions(cast, majority(cast.answers))
+    _, confidence, correct = predictions(votes, majority(votes.answers))
     diagram = calibration.reliability(confidence, correct, bins)
     return {
         "n": n,
@@ -92,23 +68,23 @@ def score(
     }
 
 
-def _sample_sums(problems: Sequence[Record], cast: Ballots) -> dict[str, tuple[NDArray, NDArray]]:
+def _sample_sums(problems: Sequence[Record], votes: Votes) -> dict[str, tuple[NDArray, NDArray]]:
     """Numerator and denominator (n,) each, per problem, of the metrics that are ratios of sums over samples."""
-    refused, unparsable = cast.answers == REFUSED, cast.answers == UNPARSABLE
-    known = ~np.isnan(cast.verdict)
-    right = known & (cast.verdict == 1)
+    refused, unparsable = votes.answers == REFUSED, votes.answers == UNPARSABLE
+    known = ~np.isnan(votes.verdict)
+    right = known & (votes.verdict == 1)
     answerable = np.array([[p["answer"] is not None] for p in problems])
     myths = [set(p.get("misconceptions") or ()) for p in problems]
     mythical = np.array([[bool(m)] for m in myths])
-    believed = np.array([[r["extracted"] in m for r in row] for m, row in zip(myths, cast.rows, strict=True)])
+    believed = np.array([[r["extracted"] in m for r in row] for m, row in zip(myths, votes.rows, strict=True)])
     every = np.ones_like(known)
     unanswerable, wise, rash = every & ~answerable, refused & ~answerable, refused & answerable
     shares = {
         "accuracy": (right, known),
-        "truncated": (cast.column("truncated"), every),
+        "truncated": (votes.column("truncated"), every),
         "unparsable": (unparsable, every),
         "no_verdict": (~known, every),
-        "entropy": (-cast.column("log_probability"), cast.column("tokens")),
+        "entropy": (-votes.column("log_probability"), votes.column("tokens")),
         "refusal_rate_answerable": (rash, every & answerable),
         "refusal_rate_unanswerable": (wise, unanswerable),
         "truthful": ((right | refused) & mythical, (known | refused) & mythical),
@@ -126,12 +102,12 @@ def _sample_sums(problems: Sequence[Record], cast: Ballots) -> dict[str, tuple[N
     return sums
 
 
-def _problem_sums(problems: Sequence[Record], cast: Ballots) -> dict[str, tuple[NDArray, NDArray]]:
+def _problem_sums(problems: Sequence[Record], votes: Votes) -> dict[str, tuple[NDArray, NDArray]]:
     """Numerator and denominator (n,) each of the metrics that are means over (some) problems."""
-    n, k = cast.answers.shape
-    judged, right = (~np.isnan(cast.verdict)).sum(1), np.nansum(cast.verdict, 1)
+    n, k = votes.answers.shape
+    judged, right = (~np.isnan(votes.verdict)).sum(1), np.nansum(votes.verdict, 1)
     some = judged > 0
-    problem, confidence, correct = predictions(cast, majority(cast.answers))
+    problem, confidence, correct = predictions(votes, majority(votes.answers))
     voted = np.bincount(problem, minlength=n)
     sums = {
         "majority": (np.bincount(problem, correct, n), voted),
@@ -147,20 +123,20 @@ def _problem_sums(problems: Sequence[Record], cast: Ballots) -> dict[str, tuple[
     return sums
 
 
-def _calibration(cast: Ballots, counts: NDArray, bins: int, names: Container[str] | None = None) -> dict[str, NDArray]:
+def _calibration(votes: Votes, counts: NDArray, bins: int, names: Container[str] | None = None) -> dict[str, NDArray]:
     """(resamples + 1,) of each calibration metric, or of those named."""
-    n, k = cast.answers.shape
+    n, k = votes.answers.shape
 
-    def tallied(chosen: NDArray[np.bool_]) -> tuple[NDArray, NDArray, NDArray]:
-        """Confidence (2k,) and correct (2k,) of all predictions that there can be, and how often each was made."""
-        problem, confidence, correct = predictions(cast, chosen)
+    def tally(selected: NDArray[np.bool_]) -> tuple[NDArray, NDArray, NDArray]:
+        """All possible predictions, confidence (2k,) and correct (2k,), and their counts (resamples + 1, 2k)."""
+        problem, confidence, correct = predictions(votes, selected)
         kind = (2 * (np.rint(confidence * k) - 1) + correct).astype(int)
         made = np.bincount(problem * 2 * k + kind, minlength=n * 2 * k).reshape(n, 2 * k)
         possible = np.arange(2 * k)
         return (possible // 2 + 1) / k, possible % 2, counts @ made
 
-    c, y, w = tallied(majority(cast.answers))
-    some, all_ = tallied(answered(cast.answers)), tallied(distinct(cast.answers))
+    c, y, w = tally(majority(votes.answers))
+    some, all_ = tally(answered(votes.answers)), tally(distinct(votes.answers))
     metrics = {
         "ece": lambda: calibration.ece(c, y, bins, w),
         "ece_answered": lambda: calibration.ece(*some[:2], bins, some[2]),
@@ -179,14 +155,14 @@ def _calibration(cast: Ballots, counts: NDArray, bins: int, names: Container[str
     return {name: metric() for name, metric in metrics.items() if names is None or name in names}
 
 
-def _other_confidences(cast: Ballots, counts: NDArray, bins: int, seed: int) -> dict[str, NDArray]:
+def _other_confidences(votes: Votes, counts: NDArray, bins: int, seed: int) -> dict[str, NDArray]:
     """(resamples + 1,) of each metric of the majorities under confidences other than votes, and their floors."""
-    sources = {"likelihood": cast.likelihood(), "likelihood_per_token": cast.likelihood(per_token=True)}
-    if any("self_report" in record for row in cast.rows for record in row):
-        sources["self_report"] = cast.column("self_report")
+    sources = {"likelihood": votes.likelihood(), "likelihood_per_token": votes.likelihood(per_token=True)}
+    if any("self_report" in record for row in votes.rows for record in row):
+        sources["self_report"] = votes.column("self_report")
     found = {}
     for name, source in sources.items():
-        problem, confidence, correct = predictions(cast, majority(cast.answers), source)
+        problem, confidence, correct = predictions(votes, majority(votes.answers), source)
         weight = counts[:, problem]
         found[f"ece_{name}"] = calibration.ece(confidence, correct, bins, weight)
         found[f"ece_{name}_floor"] = _with_mean(calibration.ece_floor_stated(confidence, bins, seed=seed))
@@ -200,8 +176,8 @@ def _with_mean(simulated: NDArray) -> NDArray:
     return np.array([simulated.mean(), *simulated])
 
 
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
+def _finite(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(value)
 
 
 def replicates(
@@ -212,13 +188,13 @@ def replicates(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, NDArray[np.float64]]:
-    """(resamples + 1,) of each named metric that there is: on the data, then on resamples of the problems.
+    """(resamples + 1,) of each named metric that this benchmark has: on the data, then on resamples of the problems.
 
     The resamples depend on the number of problems and the seed alone, so that two models which answered the same
     problems can be compared resample by resample. Floors have no replicates.
     """
-    cast = ballots(samples, [p["problem_id"] for p in problems])
+    votes = collect_votes(samples, [p["problem_id"] for p in problems])
     counts = resample(len(problems), resamples, seed)
-    sums = {**_sample_sums(problems, cast), **_problem_sums(problems, cast)}
+    sums = {**_sample_sums(problems, votes), **_problem_sums(problems, votes)}
     found = {name: ratio(counts @ sums[name][0], counts @ sums[name][1]) for name in names if name in sums}
-    return found | _calibration(cast, counts, bins, names)
+    return found | _calibration(votes, counts, bins, names)

@@ -16,14 +16,29 @@ UNPARSABLE = -1
 
 
 class Interval(NamedTuple):
-    """An estimate with the ends of its interval. NaN where it is undefined."""
+    """A value, NaN where undefined, and the ends of the interval around it, None where no interval is known."""
 
     value: float
-    low: float
-    high: float
+    low: float | None = None
+    high: float | None = None
+
+    def __neg__(self) -> "Interval":
+        low, high = (None if end is None else -end for end in (self.high, self.low))
+        return Interval(-self.value, low, high)
+
+    @property
+    def sides(self) -> tuple[float, float] | None:
+        """Distances from the value down to the low end and up to the high end, never negative."""
+        if self.low is None or self.high is None:
+            return None
+        return max(self.value - self.low, 0.0), max(self.high - self.value, 0.0)
+
+    @property
+    def excludes_zero(self) -> bool:
+        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 
-def votes(answers: NDArray[np.integer]) -> NDArray[np.integer]:
+def vote_counts(answers: NDArray[np.integer]) -> NDArray[np.integer]:
     """(..., k) how many of a question's k samples give the same answer as this one, itself included.
 
     answers: (..., k) integer codes, equal where the answers are equivalent, `UNPARSABLE` where there is none.
@@ -38,7 +53,7 @@ def majority(answers: NDArray[np.integer]) -> NDArray[np.bool_]:
     Ties go to the answer that was sampled first: samples are exchangeable, so this is a fair coin that does not look
     at correctness and gives the same result twice. An unparsable sample wins only where all k are unparsable.
     """
-    counted = np.where(answers == UNPARSABLE, 0, votes(answers))
+    counted = np.where(answers == UNPARSABLE, 0, vote_counts(answers))
     return np.arange(answers.shape[-1]) == counted.argmax(-1)[..., None]
 
 
@@ -78,11 +93,11 @@ def ratio(numerator: ArrayLike, denominator: ArrayLike) -> NDArray[np.float64]:
 def interval(replicates: NDArray[np.float64], level: float = 0.95) -> Interval:
     """The percentile interval (Efron & Tibshirani 1993, chapter 13) of a statistic computed on each row of `resample`.
 
-    replicates: (resamples + 1,). Resamples in which the statistic is undefined (NaN) are left out; where it is
-    undefined on the data themselves, so is the interval.
+    replicates: (resamples + 1,). Resamples in which the statistic is undefined (NaN) are left out. The interval is
+    unknown where the statistic is undefined on the data themselves or on every resample.
     """
     value, rest = replicates[0], replicates[1:][~np.isnan(replicates[1:])]
     if np.isnan(value) or not len(rest):
-        return Interval(float(value), np.nan, np.nan)
+        return Interval(float(value))
     low, high = np.quantile(rest, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(value), float(low), float(high))

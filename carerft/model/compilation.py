@@ -1,7 +1,7 @@
-"""torch.compile, for what the learner goes through thousands of times: a decoder's layers, one by one.
+"""torch.compile of a decoder's layers, which the learner runs thousands of times.
 
-Everything else that goes through them (sampling token by token, a proof) has shapes of its own, each of which would be
-compiled again: it is done without, `eagerly`.
+Other passes through them (sampling token by token, the sync check) have shapes of their own, each of which would be
+compiled anew; they run under `eagerly`.
 """
 
 from contextlib import AbstractContextManager
@@ -11,11 +11,11 @@ from transformers import PreTrainedModel
 
 
 def compile_layers(model: PreTrainedModel) -> None:
-    """Compile each layer when it is first gone through: equal ones once. Before they are sharded."""
+    """Compile each layer at its first call; equal layers share one compilation. Must precede sharding."""
     for layer in model.get_decoder().layers:
         layer.compile(dynamic=True)  # no two microbatches have the same number of tokens
 
 
 def eagerly() -> AbstractContextManager[None]:
-    """What is compiled, or would be, does without, for the length of a `with` block."""
+    """A context in which compiled modules run without compilation."""
     return torch.compiler.set_stance("force_eager")

@@ -19,24 +19,25 @@ def export(
     chat: bool = False,
     weights: dict[str, Tensor] | None = None,
 ) -> None:
-    """Write a Hugging Face directory (safetensors) that transformers and vLLM load as it is, as one act.
+    """Write a Hugging Face directory (safetensors) that transformers and vLLM can load.
 
-    weights: whole, where the policy's own are not. chat: it was trained in its chat template: for every tool that loads
-    it, the end of a turn ends a generation.
+    weights: full tensors by name; needed where the policy's own are sharded or have an adapter. chat: the policy was
+    trained in its chat template, so its generation config is made to stop at the end of a turn.
     """
     if chat:
         policy.generation_config.eos_token_id = eos_token_ids(policy, tokenizer, chat)
-    with replacing(directory) as beside:
-        policy.save_pretrained(beside, state_dict=weights)
-        tokenizer.save_pretrained(beside)
+    with atomic_directory(directory) as temporary:
+        policy.save_pretrained(temporary, state_dict=weights)
+        tokenizer.save_pretrained(temporary)
 
 
 @contextmanager
-def replacing(directory: Path) -> Iterator[Path]:
-    """A place for what becomes `directory` once the `with` block has written it."""
-    beside = directory.with_name(f".{directory.name}.{os.getpid()}")
-    shutil.rmtree(beside, ignore_errors=True)
-    yield beside
+def atomic_directory(directory: Path) -> Iterator[Path]:
+    """A path for the `with` block to write to, which is renamed to `directory` at its end and replaces what was
+    there. If the block fails, `directory` is unchanged."""
+    temporary = directory.with_name(f".{directory.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    yield temporary
     if directory.exists():
         shutil.rmtree(directory)
-    os.replace(beside, directory)
+    os.replace(temporary, directory)

@@ -1,4 +1,4 @@
-"""Loading a causal language model and its tokenizer from a directory or the hub, and writing one."""
+"""Loading a causal language model and its tokenizer from a directory or the hub."""
 
 import os
 from contextlib import suppress
@@ -21,26 +21,26 @@ from carerft.world.bases import base_directory
 
 
 def choose_device(device: str) -> torch.device:
-    """ "auto" is cuda where there is one, else the CPU."""
+    """The device of this name; "auto" is cuda if available, else the CPU."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(device)
 
 
 def model_path(model: ModelSettings) -> str:
-    """A directory or a hub name; the built-in base model is built first where it isn't there yet."""
+    """The model's directory or hub name. Builds the built-in base model if it does not exist yet."""
     return str(base_directory(model.base)) if model.path == "world" else model.path
 
 
 def load_model(model: ModelSettings, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model in float32 on its device, in evaluation mode, and its tokenizer.
+    """The model in float32 on this device, in evaluation mode, and its tokenizer.
 
-    On the meta device it has no weights, and takes no memory. Code that comes with a model is never run. Raises
-    CareError where the model can't be had, wants to run its own code, or has no tokenizer.
+    On the meta device the model has no weights and takes no memory. Code that comes with a model is never run.
+    Raises CareError if the model or its tokenizer cannot be loaded, needs its own code, or has an unsuitable LM head.
     """
     path = model_path(model)
-    hf_logging.set_verbosity_error()  # what matters is checked here, and said as errors
-    # A download deserves a progress bar, reading a local file doesn't.
+    hf_logging.set_verbosity_error()  # what matters is checked here and raised
+    # Only a download deserves a progress bar.
     (hf_logging.disable_progress_bar if os.path.isdir(path) else hf_logging.enable_progress_bar)()
     source = {"revision": model.revision, "trust_remote_code": False}
     try:
@@ -48,23 +48,23 @@ def load_model(model: ModelSettings, device: torch.device) -> tuple[PreTrainedMo
     except Exception as error:
         raise _unloadable(path, "tokenizer", error) from error
     try:
-        how = {"dtype": torch.float32, "attn_implementation": model.attention}
+        options = {"dtype": torch.float32, "attn_implementation": model.attention}
         if device.type == "meta":
-            policy = _outline(path, source, how)
+            policy = _without_weights(path, source, options)
         else:
-            policy = AutoModelForCausalLM.from_pretrained(path, **source, **how)
+            policy = AutoModelForCausalLM.from_pretrained(path, **source, **options)
     except Exception as error:
         raise _unloadable(path, "model", error) from error
     _check_head(policy, path)
     return policy.to(device).eval(), tokenizer
 
 
-def _outline(path: str, source: dict[str, Any], how: dict[str, Any]) -> PreTrainedModel:
-    """The model on the meta device. source, how: of `from_pretrained`, which reads the same files but the weights'."""
+def _without_weights(path: str, source: dict[str, Any], options: dict[str, Any]) -> PreTrainedModel:
+    """The model on the meta device, from the files that `from_pretrained(path, **source, **options)` reads."""
     config = AutoConfig.from_pretrained(path, **source)
     with torch.device("meta"):
-        policy = AutoModelForCausalLM.from_config(config, trust_remote_code=source["trust_remote_code"], **how)
-    with suppress(OSError):  # not every model has one
+        policy = AutoModelForCausalLM.from_config(config, trust_remote_code=source["trust_remote_code"], **options)
+    with suppress(OSError):  # not every model has a generation config
         policy.generation_config = GenerationConfig.from_pretrained(path, revision=source["revision"])
     return policy
 
@@ -83,7 +83,7 @@ def _unloadable(path: str, part: str, error: Exception) -> CareError:
 
 
 def _check_head(policy: PreTrainedModel, path: str) -> None:
-    """The learner makes logits itself, as hidden @ weight.T: refuse a model whose head does anything else."""
+    """Raise CareError unless the head computes hidden @ weight.T and nothing else, as the learner does itself."""
     head = policy.get_output_embeddings()
     softcap = getattr(policy.config, "final_logit_softcapping", None)
     scale = getattr(policy.config, "logits_scaling", None) or getattr(policy.config, "logit_scale", None)
@@ -95,21 +95,21 @@ def _check_head(policy: PreTrainedModel, path: str) -> None:
 
 
 def round_matrices(model: PreTrainedModel, exactly: bool = False) -> None:
-    """Keep frozen linear layers in bfloat16, for use under autocast, which would round them each time: same results,
-    half the memory. A head that is the embedding too stays as it is.
+    """Store frozen linear layers in bfloat16, for use under autocast, which would round them in every pass: the same
+    results for half the memory. A head that is tied to the embedding is left in float32.
 
-    exactly: only layers that bfloat16 holds to the last bit, as it does those of most models' files.
+    exactly: only layers that bfloat16 represents exactly, as it does those of most published models.
     """
-    tied = model.get_input_embeddings().weight
+    embedding = model.get_input_embeddings().weight
     for module in model.modules():
-        if not isinstance(module, torch.nn.Linear) or module.weight is tied:
+        if not isinstance(module, torch.nn.Linear) or module.weight is embedding:
             continue
-        own = list(module.parameters())
-        frozen = not any(weight.requires_grad for weight in own)
-        if frozen and not (exactly and any(not torch.equal(weight, weight.bfloat16().float()) for weight in own)):
+        weights = list(module.parameters())
+        frozen = not any(weight.requires_grad for weight in weights)
+        if frozen and (not exactly or all(torch.equal(weight, weight.bfloat16().float()) for weight in weights)):
             module.to(torch.bfloat16)
 
 
 def context_length(policy: PreTrainedModel) -> int:
-    """Tokens of prompt and completion that the model can hold."""
+    """The most tokens, prompt and completion together, that the model accepts."""
     return int(policy.config.max_position_embeddings)

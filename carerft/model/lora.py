@@ -1,11 +1,11 @@
-"""LoRA, by peft: frozen weights W, and beside some of them a product of two thin matrices that learns, W + s B A.
+"""LoRA, by peft: frozen weights W and, for some of them, a learned low-rank product, W + s B A.
 
-s is alpha / rank (Hu et al. 2021, arXiv 2106.09685). B begins at zero: the policy begins as the base model, and the
+s is alpha / rank (Hu et al. 2021, arXiv 2106.09685). B starts at zero, so the policy starts as the base model. The
 base model is the policy with its adapter off, a reference that takes no memory.
 
-Left out: dropout. Each pass would be through another policy, and the importance ratio and the divergence from the
-reference would compare those. An adapter of the head or the embeddings: the learner makes logits from their plain
-weights (carerft.objective.lm_head).
+Left out: dropout, because the passes whose importance ratio and divergence are compared would go through different
+policies; and adapters of the head or the embedding, because the learner computes logits from their plain weights
+(carerft.objective.lm_head).
 """
 
 import copy
@@ -23,48 +23,49 @@ from transformers import PreTrainedModel
 
 from carerft.config.settings import ModelSettings
 from carerft.errors import ConfigError
-from carerft.model.export import replacing
-from carerft.model.sharding import whole
+from carerft.model.export import atomic_directory
+from carerft.model.sharding import full_tensor
 
-NAME = "default"  # peft's, of a model's only adapter
+NAME = "default"  # peft's name for a model's only adapter
 
 
-def add_lora(policy: PreTrainedModel, chosen: ModelSettings, seed: int) -> None:
-    """Freeze the policy and put an adapter into it, which the policy's own forward then goes through.
+def add_lora(policy: PreTrainedModel, settings: ModelSettings, seed: int) -> None:
+    """Freeze the policy and put an adapter into it, which the policy's own forward pass then uses.
 
-    seed: A is drawn from it, the same in every process. Raises ConfigError where `model.lora_targets` names no layer of
-    this model, or one that is no matrix of its decoder.
+    seed: determines A, the same in every process. Raises ConfigError if `model.lora_targets` names no layer of this
+    model, or anything that is not a linear layer of its decoder.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
     config = LoraConfig(
-        r=chosen.lora_rank,
-        lora_alpha=chosen.lora_alpha,
-        target_modules=chosen.lora_targets,
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,
+        target_modules=settings.lora_targets,
         task_type="CAUSAL_LM",
         base_model_name_or_path=policy.name_or_path,
-        revision=chosen.revision,
+        revision=settings.revision,
     )
-    wanted, remedy = f"model.lora_targets={chosen.lora_targets}", "write model.lora_targets=all-linear"
+    setting, remedy = f"model.lora_targets={settings.lora_targets}", "write model.lora_targets=all-linear"
     try:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             inject_adapter_in_model(config, policy, NAME)
-    except (ValueError, re.error) as error:  # a string is a regular expression to peft
-        raise ConfigError(f"{wanted}: {str(error).splitlines()[0]}", remedy) from error
+    except (ValueError, re.error) as error:  # peft reads a string as a regular expression
+        raise ConfigError(f"{setting}: {str(error).splitlines()[0]}", remedy) from error
+    allowed = adapted_layers(policy)
     ends = {policy.get_input_embeddings(), policy.get_output_embeddings()}
-    tuned = {name: module for name, module in policy.named_modules() if hasattr(module, "base_layer")}
-    if wrong := [name for name in tuned if name not in adapted(policy) or tuned[name] in ends]:
-        raise ConfigError(f"{wanted}: {wrong[0]} is not a linear layer inside the decoder", remedy)
+    for name, module in policy.named_modules():
+        if hasattr(module, "base_layer") and (name not in allowed or module in ends):
+            raise ConfigError(f"{setting}: {name} is not a linear layer inside the decoder", remedy)
 
 
-def reference_of(policy: PreTrainedModel) -> PreTrainedModel:
-    """What the policy is now, for good: a frozen copy, or, where it has an adapter, itself for `adapter_off`."""
-    return policy if adapted(policy) else copy.deepcopy(policy).requires_grad_(False).eval()
+def frozen_reference(policy: PreTrainedModel) -> PreTrainedModel:
+    """The frozen reference: a copy of the current policy or, with LoRA, the policy itself, used under `adapter_off`."""
+    return policy if adapted_layers(policy) else copy.deepcopy(policy).requires_grad_(False).eval()
 
 
-def adapted(model: nn.Module) -> dict[str, Any]:
-    """The layers that have an adapter, by their names in a model without one; each is peft's lora.Linear."""
+def adapted_layers(model: nn.Module) -> dict[str, Any]:
+    """The layers with an adapter (peft's lora.Linear) by their names, which are those in a model without adapters."""
     if not getattr(model, "peft_config", None):
         return {}
     from peft.tuners.lora import Linear
@@ -74,10 +75,10 @@ def adapted(model: nn.Module) -> dict[str, Any]:
 
 @contextmanager
 def adapter_off(model: nn.Module) -> Iterator[None]:
-    """The model without its adapter, if it has one, for the length of a `with` block."""
-    layers = adapted(model).values()
-    # Not by peft's enable_adapters(False), which also freezes A and B: FSDP looks once, in the first pass, whose
-    # gradients it will have to round, and that pass is the reference's.
+    """Turn the model's adapter, if it has one, off for the length of a `with` block."""
+    layers = adapted_layers(model).values()
+    # peft's enable_adapters(False) would also freeze A and B. FSDP decides once which gradients it will have to cast:
+    # in the first forward pass, which is the reference's.
     for layer in layers:
         layer._disable_adapters = True
     try:
@@ -88,67 +89,67 @@ def adapter_off(model: nn.Module) -> Iterator[None]:
 
 
 def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Each weight by its name in a checkpoint without adapters, one at a time: W + s B A where there is one.
+    """Each weight by its name in a checkpoint without adapters, one at a time: W + s B A for adapted layers.
 
-    Weights are whole: where they are sharded, all processes must ask for them.
+    Weights are full tensors; gathering sharded ones is a collective operation.
     """
-    layers = adapted(model)
+    layers = adapted_layers(model)
     for name, tensor in model.state_dict().items():
         if layers and ".lora_" in name:
             continue
-        weight = whole(tensor)
+        weight = full_tensor(tensor)
         if layers and weight.dtype == torch.bfloat16:  # see `round_matrices`
             weight = weight.float()
-        owner, _, part = name.rpartition(".base_layer.")
-        if owner in layers and part == "weight":
-            weight = weight + _product(layers[owner])
-        yield f"{owner}.{part}" if owner in layers else name, weight
+        layer, _, parameter = name.rpartition(".base_layer.")
+        if layer in layers and parameter == "weight":
+            weight = weight + _product(layers[layer])
+        yield f"{layer}.{parameter}" if layer in layers else name, weight
 
 
 def _product(layer: Any) -> Tensor:
-    """s B A of a layer."""
-    product = whole(layer.lora_B[NAME].weight.detach()) @ whole(layer.lora_A[NAME].weight.detach())
+    """s B A of an adapted layer."""
+    product = full_tensor(layer.lora_B[NAME].weight.detach()) @ full_tensor(layer.lora_A[NAME].weight.detach())
     return layer.scaling[NAME] * (product.T if layer.fan_in_fan_out else product)
 
 
 def rounded(weight: Tensor, precision: torch.dtype | None) -> Tensor:
-    """A weight as an engine of this precision holds it: matrices in it, vectors as they are. None: all as they are."""
+    """A weight as an engine of this precision stores it: matrices are rounded, vectors are not. None: unchanged."""
     return weight if precision is None or weight.dim() < 2 else weight.to(precision)
 
 
-def gathered(model: nn.Module, mesh: DeviceMesh | None, precision: torch.dtype | None = None) -> dict[str, Tensor]:
-    """All of `merged_weights`, `rounded`: those of one process where they are; of several, the first has them, on the
-    CPU, tied ones once."""
-    if mesh is None:
-        return {name: rounded(weight, precision) for name, weight in merged_weights(model)}
-    first: dict[int, str] = {}
-    tied = {name: first.setdefault(id(tensor), name) for name, tensor in model.state_dict(keep_vars=True).items()}
-    found: dict[str, Tensor] = {}
-    for name, tensor in merged_weights(model):
-        known = tied.get(name, name)
-        found[name] = found[known] if known != name else _on_first(rounded(tensor, precision), mesh)
-    return found if mesh.get_rank() == 0 else {}
+def gather_weights(
+    model: nn.Module, mesh: DeviceMesh | None, precision: torch.dtype | None = None
+) -> dict[str, Tensor]:
+    """All of `merged_weights`, `rounded` to this precision. With a mesh, only its first process gets them, in CPU
+    memory, and tied weights share one tensor; the others get {}."""
+    first_name: dict[int, str] = {}
+    tied_to = {
+        name: first_name.setdefault(id(tensor), name) for name, tensor in model.state_dict(keep_vars=True).items()
+    }
+    weights: dict[str, Tensor] = {}
+    for name, weight in merged_weights(model):
+        if mesh is None:
+            weights[name] = rounded(weight, precision)
+        elif mesh.get_rank() == 0:
+            tied = weights.get(tied_to.get(name, name))
+            weights[name] = rounded(weight, precision).cpu() if tied is None else tied
+    return weights
 
 
 def adapter_weights(model: nn.Module, mesh: DeviceMesh | None) -> dict[str, Tensor]:
-    """A and B of each layer by their names in peft's files; of several processes, the first has them, on the CPU."""
-    found = {
-        f"base_model.model.{name}.lora_{part}.weight": whole(module[NAME].weight.detach())
-        for name, layer in adapted(model).items()
+    """A and B of each adapted layer by their names in peft's files. With a mesh, only its first process gets them."""
+    weights = {
+        f"base_model.model.{name}.lora_{part}.weight": full_tensor(module[NAME].weight.detach())
+        for name, layer in adapted_layers(model).items()
         for part, module in (("A", layer.lora_A), ("B", layer.lora_B))
     }
-    return found if mesh is None or mesh.get_rank() == 0 else {}
-
-
-def _on_first(tensor: Tensor, mesh: DeviceMesh) -> Tensor:
-    return tensor.cpu() if mesh.get_rank() == 0 else tensor.new_empty(0)  # the others keep nothing
+    return weights if mesh is None or mesh.get_rank() == 0 else {}
 
 
 def export_adapter(policy: PreTrainedModel, directory: Path, weights: dict[str, Tensor]) -> None:
-    """Write a directory that `PeftModel.from_pretrained(base, directory)` loads, as one act. weights: of
-    `adapter_weights`."""
-    with replacing(directory) as beside:
-        beside.mkdir()
+    """Write a directory that `PeftModel.from_pretrained(base, directory)` loads. weights: from `adapter_weights`."""
+    with atomic_directory(directory) as temporary:
+        temporary.mkdir()
         contiguous = {name: tensor.contiguous().cpu() for name, tensor in weights.items()}
-        save_file(contiguous, beside / "adapter_model.safetensors", metadata={"format": "pt"})
-        policy.peft_config[NAME].save_pretrained(str(beside))
+        save_file(contiguous, temporary / "adapter_model.safetensors", metadata={"format": "pt"})
+        policy.peft_config[NAME].save_pretrained(str(temporary))

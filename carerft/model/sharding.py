@@ -1,16 +1,15 @@
-"""A model whose weights lie in several processes, a part in each: torch's FSDP2 (`fully_shard`), layer by layer.
+"""A model sharded over processes by torch's FSDP2 (`fully_shard`), layer by layer.
 
-A layer's weights are gathered while it computes and its gradients are summed over the processes as soon as they are
-there; weights, gradients and the optimizer's state lie in float32, in parts. Gathering is an act of all processes: each
-must go through the model as often as the others. One process shards nothing.
+A layer's weights are gathered while it computes, and its gradients are summed over the processes as soon as they exist.
+Between passes every process holds a shard of weights, gradients and optimizer state, in float32. Gathering is a
+collective operation: every process must run the model equally often. A single process shards nothing.
 
-Only the first process need have the weights at the start, in the CPU's memory; the others may have the model on the
-meta device, where it takes none. They come layer by layer: no device holds more than one of them whole.
+Only the first process needs weights at the start, in CPU memory; the others may hold the model on the meta device.
+Weights are sent out layer by layer, so that no device ever holds more than one full layer.
 """
 
 import itertools
 from collections.abc import Callable
-from types import MethodType
 from typing import Any, TypeVar
 
 import torch
@@ -32,10 +31,10 @@ Result = TypeVar("Result")
 
 
 def shard(model: PreTrainedModel, mesh: DeviceMesh, precision: str, offload: bool = False) -> None:
-    """Leave each process of the mesh a part of every weight of the first one's model.
+    """Shard the first process's weights over all processes of the mesh.
 
-    precision: "bfloat16" gathers and computes in it; gradients are summed in float32. offload: keep the parts in the
-    CPU's memory, from where they are copied to the device when they are gathered.
+    precision: "bfloat16" gathers and computes in bfloat16 and sums gradients in float32. offload: keep the shards in
+    CPU memory, and copy them to the device when they are gathered.
     """
     bfloat16 = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     options: dict[str, Any] = {
@@ -43,52 +42,49 @@ def shard(model: PreTrainedModel, mesh: DeviceMesh, precision: str, offload: boo
         "mp_policy": bfloat16 if precision == "bfloat16" else MixedPrecisionPolicy(),
         "offload_policy": CPUOffloadPolicy() if offload and mesh.device_type != "cpu" else OffloadPolicy(),
     }
-    # After the layers the rest: embeddings, which may be the head too, and the last norm.
+    # The model itself comes last, with what is left: the embedding, which may also be the head, and the last norm.
     for module in (*model.get_decoder().layers, model):
-        spread(module, mesh)
+        broadcast_module(module, mesh)
         fully_shard(module, **options)
     for module in model.modules():
-        if isinstance(module, FSDPModule):  # the loss is a sum over the processes, not a mean
+        if isinstance(module, FSDPModule):  # the loss is a sum over processes, not a mean
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
-    model.within = MethodType(_call, model)
-    register_fsdp_forward_method(model, "within")
+    model.as_forward = lambda function: function(model)
+    register_fsdp_forward_method(model, "as_forward")
 
 
-def spread(module: nn.Module, mesh: DeviceMesh) -> None:
-    """Give every process, on its device, what the first has of a module's parameters and buffers. What is sharded
-    already is left as it is."""
+def broadcast_module(module: nn.Module, mesh: DeviceMesh) -> None:
+    """Copy the first process's parameters and buffers of a module to every process, on its device. Tensors that are
+    sharded already are skipped."""
     for tensor in itertools.chain(module.parameters(), module.buffers()):
         if isinstance(tensor, DTensor):
             continue
-        held = tensor.detach()
-        held = torch.empty_like(held, device=mesh.device_type) if held.is_meta else held.to(mesh.device_type)
-        dist.broadcast(held, group_src=0, group=mesh.get_group())
-        if held.device != tensor.device:
-            weight = isinstance(tensor, nn.Parameter)
-            new = nn.Parameter(held, requires_grad=tensor.requires_grad) if weight else held.detach()
-            torch.utils.swap_tensors(tensor, new)  # in its place: what is tied to it has it, too
+        data = tensor.detach()
+        data = torch.empty_like(data, device=mesh.device_type) if data.is_meta else data.to(mesh.device_type)
+        dist.broadcast(data, group_src=0, group=mesh.get_group())
+        if data.device != tensor.device:
+            parameter = isinstance(tensor, nn.Parameter)
+            new = nn.Parameter(data, requires_grad=tensor.requires_grad) if parameter else data.detach()
+            torch.utils.swap_tensors(tensor, new)  # in place, so that tied weights stay tied
 
 
-def _call(model: nn.Module, function: Callable[[Any], Result]) -> Result:
-    return function(model)
+def as_forward(model: PreTrainedModel, function: Callable[[PreTrainedModel], Result]) -> Result:
+    """function(model), run as the model's forward pass: it may call the decoder and use the full weights of the head
+    and the embedding, which are gathered for it.
 
-
-def within(model: PreTrainedModel, function: Callable[[PreTrainedModel], Result]) -> Result:
-    """function(model), which goes through the decoder and may use the head's and the embedding's whole weights.
-
-    It stands for the model's forward, and so returns a tensor or a tuple of tensors. After it, without a backward pass,
-    head and embedding stay whole until `put_away`.
+    The function must return a tensor or a tuple of tensors. Without a backward pass, the head and the embedding stay
+    gathered until `reshard`.
     """
-    return model.within(function) if isinstance(model, FSDPModule) else function(model)
+    return model.as_forward(function) if isinstance(model, FSDPModule) else function(model)
 
 
-def put_away(model: nn.Module) -> None:
-    """Leave each process nothing but its part of the weights."""
+def reshard(model: nn.Module) -> None:
+    """Free gathered weights, leaving each process its shard."""
     if isinstance(model, FSDPModule):
         model.reshard()
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor as one process would have it. Where it is sharded, all processes must ask for it."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """The unsharded tensor. A collective operation if it is sharded."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

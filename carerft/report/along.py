@@ -116,7 +116,8 @@ def _ends(values: Sequence[Interval]) -> tuple[list[float], list[float]]:
 
 
 def _errors(values: Sequence[Interval]) -> list[list[float]]:
-    return [[v.below or 0.0 for v in values], [v.above or 0.0 for v in values]]
+    sides = [value.sides or (0.0, 0.0) for value in values]
+    return [[side[end] for side in sides] for end in (0, 1)]
 
 
 def in_words(cells: Sequence[Cell], scores: Scores, shown: Sequence[Column]) -> str:

@@ -25,6 +25,9 @@ def page(
     best = ", ".join(f"{name} {value:g}" for name, value in paper.best.items())
     counted = sum(run.counts for run in runs)
 
+    files = [drawing for drawing in drawings if drawing.file]
+    shown = [drawing for drawing in files if drawing.file in paper.figures] if paper.figures else files[:2]
+
     def table(name: str, otherwise: str) -> str:
         return tables[name].markdown() if name in tables else otherwise
 
@@ -43,8 +46,8 @@ def page(
         "## Every main metric",
         markdown(main),
         *notes,
-        "## Figures" if drawings else "",
-        *(f"![{_caption(drawing)}](figures/{drawing.file}.svg)" for drawing in drawings if drawing.file),
+        "## Figures" if shown else "",
+        *(f"![{_caption(drawing)}](figures/{drawing.file}.png)" for drawing in shown),
         "## Runs",
         _provenance(runs).markdown(),
     ]

@@ -6,7 +6,7 @@ no fair sample, and the number beside its neighbours would mislead.
 
 from collections.abc import Sequence
 
-from carerft.evaluation.table import ENOUGH, WITHOUT_VERDICTS
+from carerft.metrics.names import ENOUGH_VERDICTS, METRICS
 from carerft.report.cells import Cell, Scores
 from carerft.report.columns import Column, benchmark_title, floors, metric_title
 from carerft.text import decimal
@@ -22,15 +22,15 @@ def notes(cells: Sequence[Cell], scores: Scores, columns: Sequence[Column]) -> l
 
 
 def few_verdicts(cells: Sequence[Cell], scores: Scores, columns: Sequence[Column]) -> list[str]:
-    """A warning for each row and benchmark whose numbers in these columns rest on less than ENOUGH of the answers."""
+    """A warning for each row and benchmark whose numbers in these columns rest on less than ENOUGH_VERDICTS of the answers."""
     resting: dict[str, list[str]] = {}
     for column in columns:
-        if column.metric not in WITHOUT_VERDICTS:
+        if column.metric not in METRICS or METRICS[column.metric].from_verdicts:
             resting.setdefault(column.benchmark, []).append(metric_title(column.metric))
     found = []
     for benchmark, titles in resting.items():
         for cell, missing in zip(cells, scores.get((benchmark, "no_verdict"), [None] * len(cells)), strict=True):
-            if missing is not None and 1 - missing.value < ENOUGH:
+            if missing is not None and 1 - missing.value < ENOUGH_VERDICTS:
                 found.append(
                     f"FEW VERDICTS: {cell.label}, {benchmark_title(benchmark)}: {', '.join(titles)} rest on the "
                     f"{1 - missing.value:.0%} of the answers that could be judged, which are no fair sample."

@@ -8,6 +8,7 @@
     compare: [{rows: SELECTOR, against: SELECTOR}]   differences to show; by default against no penalty and reverse KL
     along: regularizer.alpha                a setting to draw the columns over
     frontiers: [[MATH, ECE], ..]            columns to draw against each other, a line for each family of rows
+    figures: [along-MATH, ..]               the figures that the Markdown page shows, by file name; default: the first two
 
 A SELECTOR is {base: true}, or keys of the configuration with the values that a row must have.
 """
@@ -62,6 +63,7 @@ class Paper:
     compare: tuple[Comparison, ...] = ()
     along: str | None = None
     frontiers: tuple[tuple[str, str], ...] = ()
+    figures: tuple[str, ...] = ()
 
 
 def paper(experiment: Experiment) -> Paper:
@@ -84,6 +86,7 @@ def paper(experiment: Experiment) -> Paper:
             compare=tuple(Comparison(**entry) for entry in raw.get("compare", COMPARISONS)),
             along=raw.get("along"),
             frontiers=tuple((x, y) for x, y in raw.get("frontiers", ())),
+            figures=tuple(raw.get("figures", ())),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{file}: {type(error).__name__}: {error}", HELP) from error

@@ -7,7 +7,7 @@ none. Left out: any verdict on which row is best. That is a matter of what a rea
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from carerft.metrics.intervals import Interval, difference
+from carerft.metrics.intervals import Interval
 from carerft.report.cells import Cell, base_of, family_title
 from carerft.report.columns import CALIBRATION, Column, MainTable
 from carerft.text import decimal, greek, listing, number, signed
@@ -114,7 +114,7 @@ def _compared(table: MainTable, columns: Sequence[Column], cell: Cell, other: Ce
         a, b = (table.values[table.columns.index(column)][row] for row in rows)
         if a is None or b is None:
             continue
-        change = difference(a, b)
+        change = Interval(a.value - b.value)
         if not change.excludes_zero:
             unclear.append(f"{_name(column)} ({_signed(change)})")
         elif change.value > 0:

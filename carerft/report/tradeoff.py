@@ -68,7 +68,7 @@ def tradeoff(cells: Sequence[Cell], scores: Scores, x: Column, y: Column, look: 
 
 
 def _error(value: Interval) -> list[list[float]] | None:
-    return None if value.below is None or value.above is None else [[value.below], [value.above]]
+    return None if value.sides is None else [[side] for side in value.sides]
 
 
 def _axis_name(column: Column) -> str:

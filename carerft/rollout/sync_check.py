@@ -11,7 +11,7 @@ from torch import Tensor
 
 from carerft.errors import CareError
 from carerft.model.compilation import eagerly
-from carerft.model.sharding import put_away
+from carerft.model.sharding import reshard
 from carerft.rollout import Rollouts, Sampling
 
 # Largest difference (nats) between the two log-probabilities of one token. float32 agrees to 1e-5 on a CPU; bfloat16
@@ -61,6 +61,6 @@ def teacher_forced(policy: torch.nn.Module, prompts: Tensor, tokens: Tensor, dty
             logits = policy(torch.cat([prompts, tokens], dim=1).to(device), use_cache=False).logits.float()
     finally:
         policy.train(training)
-        put_away(policy)
+        reshard(policy)
     log_probs = logits[:, prompts.shape[1] - 1 : -1].log_softmax(-1)
     return log_probs.gather(2, tokens.to(device)[:, :, None])[:, :, 0].cpu()

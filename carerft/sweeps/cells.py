@@ -43,6 +43,10 @@ class Cell:
     directory: Path
 
     @property
+    def config(self) -> dict[str, Any]:  # until planning reads the typed settings
+        return _nested(self.settings)
+
+    @property
     def title(self) -> str:
         return "/".join(self.directory.parts[-2:])
 
@@ -117,7 +121,7 @@ def _bases(trained: Sequence[Cell], overrides: Sequence[str], here: bool) -> lis
 
 def _base(cell: Cell, given: Sequence[str], here: bool) -> Cell:
     trained = cell.settings
-    groups = [text for text in cell.overrides if text.split("=")[0] in ("model", "benchmark", "rollout")]
+    groups = [text for text in cell.overrides if text.split("=")[0] in ("model", "model.path", "benchmark", "rollout")]
     wanted = {key: value for key, value in flatten(_nested(trained)).items() if _measured(key)}
     wanted |= {"name": trained.name, "precision": trained.precision}
     usual = flatten(plain(compose("evaluate", groups)))

@@ -34,6 +34,7 @@ def register() -> None:
     """Schemas, experiments and resolvers, as every process that composes a configuration needs them."""
     settings.register()
     folders.register()
+    OmegaConf.register_new_resolver("carerft.scale", lambda model: "tiny" if model == "tiny" else "paper", replace=True)
     OmegaConf.register_new_resolver("carerft.timestamp", _timestamp, replace=True)
     OmegaConf.register_new_resolver("carerft.basename", lambda path: os.path.basename(path.rstrip("/")), replace=True)
 

@@ -4,7 +4,6 @@ A folder's `sweep.yaml` is chosen by `experiment=<folder>`, a further sweep `<fi
 `experiment=<folder>_<file>`; `paper.yaml` is no sweep: see `carerft.report.paper`.
 """
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from omegaconf import OmegaConf
 
 import carerft
 from carerft.errors import ConfigError
+from carerft.text import did_you_mean
 
 PAPER = "paper.yaml"
 
@@ -59,9 +59,8 @@ def experiment(name: str) -> Experiment:
     """Raises ConfigError where there is no such experiment."""
     known = experiments()
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        raise ConfigError(f"there is no experiment {name!r}", f"{hint}experiments: {', '.join(known)}")
+        remedy = did_you_mean(name, list(known)) + f"experiments: {', '.join(known)}"
+        raise ConfigError(f"there is no experiment {name!r}", remedy)
     return known[name]
 
 

@@ -1,6 +1,6 @@
 """Tasks: where problems come from and how an answer to one is graded.
 
-A task serves training (its grade is the reward) and evaluation (its grade is what the metrics count). Adding one is
+A task serves training (its grade is the reward) and evaluation (its grade is what the metrics count). Adding one takes
 one file here (load, prompt, grade) and one YAML file in `conf/task/` that names it with `_target_`.
 """
 
@@ -15,11 +15,11 @@ class Problem:
 
     id: unique within its task and stable between runs.
     prompt: the exact text given to the model.
-    answer: the gold answer; None where the question has none, so that refusing is right.
+    answer: the gold answer; None for a question without one, where refusing is correct.
     misconceptions: wrong answers that many people believe.
-    choices: (continuation of the prompt, is it true) pairs, for scoring by likelihood (TruthfulQA's MC1 and MC2). The
-        first true one is the best answer, which MC1 asks for.
-    aliases: other answers that are as right as `answer`.
+    choices: (continuation of the prompt, whether it is true) pairs, for scoring by likelihood (TruthfulQA's MC1 and
+        MC2). The first true one is the best answer, which MC1 asks for.
+    aliases: other correct answers.
     """
 
     id: str
@@ -32,11 +32,11 @@ class Problem:
 
 @dataclass(frozen=True)
 class Grade:
-    """What a grader made of one completion.
+    """A grader's judgement of one completion.
 
     extracted: the answer in a canonical form, so that equivalent answers are equal strings and can vote together;
-        None where no answer was found. A refusal is not an answer: it has `refused=True, extracted=None`.
-    correct: whether the answer is right; None where the grader could not tell ("no verdict": counted, never a 0).
+        None if the completion gives no answer. A refusal is not an answer: it has `refused=True, extracted=None`.
+    correct: whether the answer is right; None if the grader could not tell ("no verdict": counted, never a 0).
         On a problem without an answer, refusing is correct.
     """
 
@@ -46,13 +46,16 @@ class Grade:
 
 
 class Task(Protocol):
-    """A dataset and its grader. One that reads a reply only up to some text has that in an attribute `until`: an
-    evaluation samples no further."""
+    """A dataset and its grader.
+
+    A task that ignores everything after some text (such as the beginning of another question) has that text in an
+    attribute `until`; evaluation stops sampling there.
+    """
 
     name: str
 
     def problems(self) -> list[Problem]:
-        """All problems, in a fixed order. Raises DataError (empty, absent, malformed: with file and line)."""
+        """All problems, in a fixed order. Raises DataError (absent, empty or malformed data; names file and line)."""
         ...
 
     def grade(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Grade]:

@@ -10,12 +10,12 @@ from carerft.tasks import Grade, Problem, Task
 
 @dataclass(frozen=True)
 class ChatTask:
-    """A task asked in the model's chat template: the whole prompt, few-shot examples included, is one user's turn,
-    without a system message of ours, and the completion is the assistant's.
+    """A task in the model's chat template: the prompt with its few-shot examples is one turn of the user, without a
+    system message of ours, and the completion is the assistant's turn.
 
-    Choices that are scored by likelihood are then the assistant's whole turn, so they lose the space that separates
-    them from the prompt elsewhere (lm-evaluation-harness does the same). Published MC1 and MC2 of base models are
-    without a template.
+    A choice that is scored by likelihood is then the assistant's whole turn, so it loses the space that separates it
+    from a plain prompt (lm-evaluation-harness does the same). Published MC1 and MC2 of base models are without a
+    template.
     """
 
     task: Task
@@ -30,20 +30,16 @@ class ChatTask:
         return getattr(self.task, "until", None)
 
     def problems(self) -> list[Problem]:
-        """The task's problems, as the model will read them."""
         return [
             replace(
                 problem,
-                prompt=self._turn(problem.prompt),
+                prompt=self.tokenizer.apply_chat_template(
+                    [{"role": "user", "content": problem.prompt}], tokenize=False, add_generation_prompt=True
+                ),
                 choices=tuple((text.lstrip(), true) for text, true in problem.choices),
             )
             for problem in self.task.problems()
         ]
 
     def grade(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Grade]:
-        """As the task grades."""
         return self.task.grade(problems, texts)
-
-    def _turn(self, prompt: str) -> str:
-        message = [{"role": "user", "content": prompt}]
-        return self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)

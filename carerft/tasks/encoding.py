@@ -16,8 +16,8 @@ def prompt_tokens(
 ) -> list[list[int]]:
     """Each problem's prompt as token ids.
 
-    Raises DataError where there is no problem at all, or where a prompt and `max_tokens` of completion don't fit the
-    model's context (naming the problem).
+    Raises DataError if there are no problems, if a prompt is empty, or if a prompt and `max_tokens` of completion
+    exceed the model's context (in tokens). The error names the problem.
     """
     if not problems:
         raise DataError("the task has no problems", "check data.path and task.split")
@@ -35,16 +35,16 @@ def prompt_tokens(
 
 
 def encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Each text as token ids, after the beginning-of-text token where the tokenizer itself puts one before a text
-    (Llama's does, Qwen's doesn't) and the text, such as that of a chat template, doesn't already begin with it."""
+    """Each text as token ids. A tokenizer that begins every text with a beginning-of-text token (Llama's does, Qwen's
+    does not) does so here too, unless the text, such as that of a chat template, already begins with it."""
     encoded = tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
-    beginning = getattr(tokenizer, "bos_token_id", None)
-    if beginning is None or tokenizer("a")["input_ids"][0] != beginning:
+    bos = getattr(tokenizer, "bos_token_id", None)
+    if bos is None or tokenizer("a")["input_ids"][0] != bos:
         return encoded
-    return [tokens if tokens[:1] == [beginning] else [beginning, *tokens] for tokens in encoded]
+    return [tokens if tokens[:1] == [bos] else [bos, *tokens] for tokens in encoded]
 
 
 def show_prompt(name: str, problem: Problem, tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> None:
-    """Log exactly what the model reads for a problem, special tokens included. name: the task's or benchmark's."""
+    """Log exactly what the model reads for a problem, special tokens included. name: of the task or benchmark."""
     text = tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     log.info("%s, prompt of problem %s (%d tokens):\n%s", name, problem.id, len(tokens), text)

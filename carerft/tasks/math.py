@@ -3,24 +3,26 @@ r"""MATH, competition mathematics (Hendrycks et al. 2021, arXiv 2103.03874), and
 Splits: `train` (7,500), `test` (5,000), `math500` (the 500 of test chosen by Lightman et al. 2023, arXiv 2305.20050)
 and `train12000`: train and the other 4,500 of test, to be evaluated on math500 only.
 
-A training split leaves out the problems that are also tested on, compared without white space: two of the published
-train split are, and a file of one's own may hold more. Rows whose answer is empty (two of train) are left out too, and
-those that the prompt itself shows as examples.
+A training split leaves out the problems that occur in its test split, compared without white space (two of the
+published train split do), rows whose answer is empty (two of train), and the prompt's own examples.
 """
 
 import hashlib
 import logging
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 from carerft.errors import ConfigError, DataError
 from carerft.grading.grader import grade_answers
 from carerft.grading.mathematics import final_answer, last_box
 from carerft.grading.pool import shared_pool
 from carerft.tasks import Grade, Problem
-from carerft.tasks.files import Published, Row, check_limit, distinct, load_rows, local_file
-from carerft.tasks.replies import before
-from carerft.tasks.templates import filled, load_template
+from carerft.tasks.dataset import DatasetTask
+from carerft.tasks.files import Published, Row, load_rows, local_file
+from carerft.tasks.replies import text_before
+from carerft.tasks.templates import fill
 
 log = logging.getLogger(__name__)
 
@@ -53,74 +55,57 @@ IN_BOTH_TRAIN_AND_TEST = frozenset({"4328802e750374c6", "779ae121626bedc5"})
 EXTRACTIONS = ("flexible", "boxed")
 
 
-class MathTask:
+@dataclass(eq=False)
+class MathTask(DatasetTask):
     """A split of MATH, or JSON lines with `problem` and `answer` (or a `solution` that ends in a box)."""
 
     name = "math"
+    options: ClassVar = {"split": SPLITS, "extraction": EXTRACTIONS}
+    question_fields = ("problem", "question")
 
-    def __init__(
-        self,
-        split: str = "train",
-        path: str | None = None,
-        prompt: str = "zero_shot",
-        limit: int | None = None,
-        extraction: str = "flexible",
-        workers: int | None = None,
-    ):
-        r"""split: a key of SPLITS. path: a file in place of the published one. prompt: see `load_template`. limit: only
-        the first so many problems. extraction: where the answer is looked for in a completion: "boxed" in its last
-        \boxed{} only, "flexible" also after its last "answer is". workers: grading processes; None: one per core.
-        Raises ConfigError."""
-        if split not in SPLITS:
-            raise ConfigError(f"split={split!r} is no split of MATH", f"write one of {', '.join(SPLITS)}")
-        if extraction not in EXTRACTIONS:
-            raise ConfigError(f"extraction={extraction!r} is unknown", f"write one of {', '.join(EXTRACTIONS)}")
-        check_limit(limit)
-        self.split, self.path, self.limit, self.extraction, self.workers = split, path, limit, extraction, workers
-        self.template = load_template("math", prompt)
-        self.until = self.template.until
+    split: str = "train"
+    extraction: str = "flexible"  # boxed: the last \boxed{} of a completion only; flexible: or its last "answer is"
+    workers: int | None = None  # grading processes; None: one per core
 
-    def problems(self) -> list[Problem]:
-        """The problems in the file's order; math/test/17 is row 17, counted from 0. Raises DataError."""
-        parts = (SPLITS[self.split][0],) if self.path else SPLITS[self.split]
+    def all_problems(self) -> list[Problem]:
+        parts = SPLITS[self.split][:1] if self.path else SPLITS[self.split]
         examples = self._examples()
-        left_out = self._tested_on() | set(self.template.examples)
+        excluded = self._test_fingerprints() | set(self.template.examples)
         problems: list[Problem] = []
-        empty, shared = 0, 0
+        without_answer, overlapping = 0, 0
         for part in parts:
-            name = self.split if self.path or len(parts) == 1 else part.split
-            for row, question in distinct(load_rows(part, self.path), lambda row: row.text("problem", "question")):
+            split = part.split if len(parts) > 1 else self.split
+            for row, question in self.rows(part):
                 answer = gold_answer(row)
                 if not answer:
-                    empty += 1
-                elif left_out and fingerprint(question) in left_out:
-                    shared += 1
+                    without_answer += 1
+                elif excluded and fingerprint(question) in excluded:
+                    overlapping += 1
                 else:
-                    prompt = filled(self.template.prompt, examples=examples, question=question)
-                    problems.append(Problem(f"math/{name}/{row.index}", prompt, answer))
-            left_out |= IN_BOTH_TRAIN_AND_TEST if len(parts) > 1 else frozenset()  # in the train part already
-        if empty or shared:
+                    prompt = fill(self.template.prompt, examples=examples, question=question)
+                    problems.append(Problem(f"math/{split}/{row.index}", prompt, answer))
+            if len(parts) > 1:
+                excluded |= IN_BOTH_TRAIN_AND_TEST  # the train part has them already
+        if without_answer or overlapping:
             log.warning(
                 "%s: left out %d without an answer, %d that are tested on, shown as an example, or occur twice",
-                self.split,
-                empty,
-                shared,
-            )
+                self.split, without_answer, overlapping,
+            )  # fmt: skip
         if not problems:
             raise DataError(f"no problem of split {self.split} is left", "check data.path and the file's answers")
-        return problems[: self.limit]
+        return problems
 
-    def _tested_on(self) -> frozenset[str]:
+    def _test_fingerprints(self) -> set[str]:
         """Fingerprints of the problems that this split must not train on."""
         if self.split not in TRAINING_SPLITS:
-            return frozenset()
-        tested = MATH500 if self.split == "train12000" else TEST
-        if tested is MATH500 or local_file(tested):
-            return frozenset(fingerprint(row.text("problem")) for row in load_rows(tested))
-        return IN_BOTH_TRAIN_AND_TEST
+            return set()
+        test = MATH500 if self.split == "train12000" else TEST
+        if test is MATH500 or local_file(test):
+            return {fingerprint(row.text("problem")) for row in load_rows(test)}
+        return set(IN_BOTH_TRAIN_AND_TEST)
 
     def _examples(self) -> str:
-        """The prompt's examples, drawn from the train split. Raises DataError, ConfigError where one isn't there."""
+        """The prompt's examples, from the train split. Raises DataError; ConfigError for one that is not there."""
         if not self.template.examples:
             return ""
         rows = {fingerprint(row.text("problem")): row for row in load_rows(TRAIN)}
@@ -129,23 +114,19 @@ class MathTask:
                 f"the prompt's example {min(absent)} is no row of MATH's train split",
                 "list the fingerprints (carerft.tasks.math.fingerprint) of problems of that split",
             )
+        form = self.template.example or ""
         return "\n\n".join(
-            filled(
-                self.template.example or "",
-                question=row.text("problem"),
-                solution=row.text("solution"),
-                answer=gold_answer(row),
-            )
+            fill(form, question=row.text("problem"), solution=row.text("solution"), answer=gold_answer(row))
             for row in map(rows.__getitem__, self.template.examples)
         )
 
     def grade(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Grade]:
-        """By spelling, exact arithmetic and math-verify, in processes of their own (see `carerft.grading`).
+        """By spelling, exact arithmetic and math-verify, in separate processes (see `carerft.grading`).
 
         A completion without an answer is wrong; one that the grader cannot judge has no verdict (`correct=None`).
         """
-        replies = [before(text, self.until) for text in texts]
-        answers = [final_answer(said, boxed_only=self.extraction == "boxed") for said in replies]
+        boxed_only = self.extraction == "boxed"
+        answers = [final_answer(text_before(text, self.until), boxed_only) for text in texts]
         pairs = [(problem.answer or "", answer) for problem, answer in zip(problems, answers, strict=True)]
         verdicts = grade_answers(pairs, shared_pool(self.workers))
         return [Grade(extracted=verdict.vote, correct=verdict.correct) for verdict in verdicts]
@@ -153,14 +134,12 @@ class MathTask:
 
 def gold_answer(row: Row) -> str:
     r"""The field `answer` (or what its box holds), else the solution's last box. May be empty. Raises DataError."""
-    if row.fields.get("answer") is not None or "solution" not in row.fields:
-        answer = row.text("answer")
-        box = last_box(answer)
-        return (answer if box is None else box).strip()
-    box = last_box(row.text("solution"))
-    if box is None:
-        raise DataError(f"{row.place}: the solution has no \\boxed{{}}", "give the line a field 'answer'")
-    return box.strip()
+    from_solution = row.fields.get("answer") is None and "solution" in row.fields
+    text = row.text("solution" if from_solution else "answer")
+    box = last_box(text)
+    if box is None and from_solution:
+        raise DataError(f"{row.location}: the solution has no \\boxed{{}}", "give the line a field 'answer'")
+    return (text if box is None else box).strip()
 
 
 def fingerprint(problem: str) -> str:

@@ -21,13 +21,15 @@ Wrong replies vote together only where they are the same words; all right ones v
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from carerft.errors import DataError
 from carerft.tasks import Grade, Problem
-from carerft.tasks.files import Published, Row, check_limit, distinct, load_rows
-from carerft.tasks.replies import reply, words
+from carerft.tasks.dataset import DatasetTask
+from carerft.tasks.files import Published, Row
+from carerft.tasks.replies import LONGEST_VOTE, free_text, words
 from carerft.tasks.similarity import Similarity
-from carerft.tasks.templates import filled, load_template
+from carerft.tasks.templates import fill
 
 _COMMIT = "f0bad1ff77bd42fc4eb2360281ed646c7bb7bd0c"
 PUBLISHED = Published(
@@ -56,51 +58,41 @@ UNCERTAIN = (
 )
 """The authors' phrases, as their code compares them: in lower case, without the full stop."""
 
-_LONGEST_VOTE = 200  # characters by which wrong replies are told apart
 
+@dataclass(kw_only=True, eq=False)
+class SelfAwareTask(DatasetTask):
+    """SelfAware's one split, or rows of the same form (question, answer: a list or null, answerable).
 
-class SelfAwareTask:
-    """SelfAware's one split, or rows of the same form (question, answer: a list or null, answerable)."""
+    Raises ConfigError, and CareError if the embedding model cannot be loaded.
+    """
 
     name = "selfaware"
 
-    def __init__(
-        self,
-        prompt: str = "zero_shot",
-        path: str | None = None,
-        limit: int | None = None,
-        embedding: str | None = None,
-        threshold: float = 0.75,
-    ):
-        """prompt: see `load_template`. path: a file in place of the published one. limit: only the first so many
-        problems. embedding: a model of sentence embeddings, by hub name or directory; None: phrases alone. threshold:
-        the cosine above which five words are as good as a phrase. Raises ConfigError; CareError where the embedding
-        model cannot be loaded."""
-        check_limit(limit)
-        self.path, self.limit = path, limit
-        self.template = load_template("selfaware", prompt)
-        self.until = self.template.until
-        self.similarity = embedding and Similarity(embedding, UNCERTAIN, threshold)
+    embedding: str | None = None  # a model of sentence embeddings, by hub name or directory; None: phrases alone
+    threshold: float = 0.75  # the cosine above which five words count as one of the phrases
 
-    def problems(self) -> list[Problem]:
-        """The problems; selfaware/17 is row 17, counted from 0. The published file has all answerable questions first:
-        they are shuffled, always alike, so that the first few are a fair sample. Raises DataError."""
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.similarity = self.embedding and Similarity(self.embedding, UNCERTAIN, self.threshold)
+
+    def all_problems(self) -> list[Problem]:
+        """In a shuffled order, always the same one: the published file has all answerable questions first."""
         problems = []
-        for row, question in distinct(load_rows(PUBLISHED, self.path), lambda row: row.text("question")):
+        for row, question in self.rows(PUBLISHED):
             answer, *aliases = listed_answers(row) or [None]
-            prompt = filled(self.template.prompt, question=question)
+            prompt = fill(self.template.prompt, question=question)
             problems.append(Problem(f"selfaware/{row.index}", prompt, answer, aliases=tuple(aliases)))
         random.Random(0).shuffle(problems)
-        return problems[: self.limit]
+        return problems
 
     def grade(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Grade]:
-        """By words alone, or words and embeddings; every reply gets a verdict. A text that says nothing is wrong, and
+        """By words, and by embeddings if there are any; every reply gets a verdict. A reply without words is wrong, and
         no refusal."""
-        replies = [reply(text, self.until) for text in texts]
+        replies = [free_text(text, self.until) for text in texts]
         close = self.similarity.close(replies) if self.similarity else [False] * len(replies)
         return [
-            grade_reply(problem, said, refused=near or is_uncertain(said))
-            for problem, said, near in zip(problems, replies, close, strict=True)
+            grade_reply(problem, reply, refused=near or is_uncertain(reply))
+            for problem, reply, near in zip(problems, replies, close, strict=True)
         ]
 
 
@@ -109,11 +101,13 @@ def listed_answers(row: Row) -> list[str]:
     value = row.fields.get("answer")
     answers = [value] if isinstance(value, str) else value or []
     if not isinstance(answers, list) or not all(isinstance(a, str) and a.strip() for a in answers):
-        raise DataError(f"{row.place}: 'answer' is no list of texts but {value!r:.200}", 'write ["...", "..."] or null')
+        raise DataError(
+            f"{row.location}: 'answer' is no list of texts but {value!r:.200}", 'write ["...", "..."] or null'
+        )
     answerable = row.fields.get("answerable", bool(answers))
     if answerable is not bool(answers):
         raise DataError(
-            f"{row.place}: 'answerable' is {answerable!r} with {len(answers)} answers",
+            f"{row.location}: 'answerable' is {answerable!r} with {len(answers)} answers",
             "give an answerable question its answers, and an unanswerable one null",
         )
     return answers
@@ -125,16 +119,14 @@ def is_uncertain(text: str) -> bool:
     return any(phrase in text for phrase in UNCERTAIN)
 
 
-def grade_reply(problem: Problem, said: str, refused: bool) -> Grade:
+def grade_reply(problem: Problem, reply: str, refused: bool) -> Grade:
     if refused:
         return Grade(extracted=None, correct=problem.answer is None, refused=True)
-    spoken = words(said, articles=False)
-    if not spoken:
+    reply_words = words(reply, articles=False)
+    if not reply_words:
         return Grade(extracted=None, correct=False)
-    if problem.answer is not None and any(
-        f" {wanted} " in f" {spoken} "
-        for answer in (problem.answer, *problem.aliases)
-        if (wanted := words(answer, articles=False))
-    ):
+    listed = (problem.answer, *problem.aliases) if problem.answer is not None else ()
+    answers = filter(None, (words(answer, articles=False) for answer in listed))
+    if any(f" {answer} " in f" {reply_words} " for answer in answers):
         return Grade(extracted=problem.answer, correct=True)
-    return Grade(extracted=spoken[:_LONGEST_VOTE], correct=False)
+    return Grade(extracted=reply_words[:LONGEST_VOTE], correct=False)

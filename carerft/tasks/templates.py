@@ -3,8 +3,8 @@
 Its keys:
   prompt    the text given to the model, with {question} where the question goes
   until     a reply ends where the model writes this; null: at the reply's end
-  example, examples   MATH only: the form of an example, with {question}, {solution} and {answer}, and which rows of
-            the train split stand, in this form, at {examples} of the prompt
+  example, examples   MATH only: the form of an example, with {question}, {solution} and {answer}, and the rows of the
+            train split that replace {examples} of the prompt, each in this form
 
 Only these names are special: other braces stay, as in \\boxed{}.
 """
@@ -25,7 +25,7 @@ REMEDY = 'write a YAML file such as: prompt: "Q: {question}\\nA:"'
 
 @dataclass(frozen=True)
 class Template:
-    """As the module says."""
+    """A template file's keys, as described above. examples: fingerprints of rows of MATH's train split."""
 
     prompt: str
     until: str | None = None
@@ -40,7 +40,7 @@ def load_template(dataset: str, name: str) -> Template:
     """
     file = Path(name).expanduser() if name.endswith((".yaml", ".yml")) else PROMPTS / dataset / f"{name}.yaml"
     try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
         choices = ", ".join(sorted(path.stem for path in (PROMPTS / dataset).glob("*.yaml")))
         raise ConfigError(
@@ -49,14 +49,14 @@ def load_template(dataset: str, name: str) -> Template:
         ) from error
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{file}: {' '.join(str(error).split())}", REMEDY) from error
-    if not isinstance(found, dict) or "{question}" not in str(found.get("prompt")):
+    if not isinstance(values, dict) or "{question}" not in str(values.get("prompt")):
         raise ConfigError(f"{file} has no key 'prompt' with {{question}} in it", REMEDY)
     keys = [field.name for field in fields(Template)]
-    if unknown := sorted(map(str, found.keys() - set(keys))):
+    if unknown := sorted(map(str, values.keys() - set(keys))):
         raise ConfigError(f"{file}: there is no key {unknown[0]!r}", f"its keys may be {', '.join(keys)}")
-    if not all(isinstance(found.get(key), str | None) for key in ("prompt", "until", "example")):
+    if not all(isinstance(values.get(key), str | None) for key in ("prompt", "until", "example")):
         raise ConfigError(f"{file}: 'prompt', 'until' and 'example' are texts", REMEDY)
-    return Template(**{**found, "examples": tuple(map(str, found.get("examples") or ()))})
+    return Template(**{**values, "examples": tuple(map(str, values.get("examples") or ()))})
 
 
 def check_templates(tasks: Iterable[TaskSettings]) -> None:
@@ -67,6 +67,6 @@ def check_templates(tasks: Iterable[TaskSettings]) -> None:
             load_template(module, settings.prompt)
 
 
-def filled(text: str, **values: str) -> str:
-    """The text with {name} replaced by its value, for each value that is given; what a value holds stays as it is."""
+def fill(text: str, **values: str) -> str:
+    """The text with {name} replaced by its value, for each given value; names in a value are not replaced."""
     return re.sub(rf"\{{({'|'.join(values)})\}}", lambda match: values[match[1]], text)

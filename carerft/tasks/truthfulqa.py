@@ -23,12 +23,15 @@ without one is wrong.
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 from carerft.errors import ConfigError, DataError
 from carerft.tasks import Grade, Problem
-from carerft.tasks.files import Published, Row, check_limit, distinct, load_rows
-from carerft.tasks.replies import first_sentence, reply, words
-from carerft.tasks.templates import filled, load_template
+from carerft.tasks.dataset import DatasetTask
+from carerft.tasks.files import Published, Row
+from carerft.tasks.replies import LONGEST_VOTE, first_sentence, free_text, words
+from carerft.tasks.templates import fill
 
 MC = Published(
     file="truthfulqa/v1/mc_task.json", rows=817,
@@ -48,47 +51,42 @@ LETTERS = ("(A)", "(B)")
 
 # In brackets anywhere; bare only at the beginning or after "answer is", and not where it is an article ("A lamp").
 _LETTER = re.compile(r"\(([AB])\)|(?:^\W*|\b(?i:answer|option|choice)(?: is)?:? +)([AB])\b(?! *['\w])")
-_LONGEST_VOTE = 200  # characters by which replies without a verdict are told apart
 
 
-class TruthfulQaTask:
-    """TruthfulQA in one of its forms, or rows of the same form: question, mc1_targets and mc2_targets (else than
-    with form=mc, mc0_targets too), each {answer: 1 or 0} as in the authors' file or {choices, labels} as on the hub."""
+@dataclass(kw_only=True, eq=False)
+class TruthfulQaTask(DatasetTask):
+    """TruthfulQA in one of its forms, or rows of the same form: question, mc1_targets and mc2_targets (for the two-
+    option forms mc0_targets too), each {answer: 1 or 0} as in the authors' file or {choices, labels} as on the hub."""
 
     name = "truthfulqa"
+    options: ClassVar = {"form": FORMS}
 
-    def __init__(self, prompt: str = "few_shot", form: str = "mc", path: str | None = None, limit: int | None = None):
-        """prompt: see `load_template`. form: a key of FORMS. path: a file in place of the published one. limit: only
-        the first so many problems. Raises ConfigError."""
-        if form not in FORMS:
-            raise ConfigError(f"form={form!r} is no form of TruthfulQA", f"write one of {', '.join(FORMS)}")
-        check_limit(limit)
-        self.form, self.path, self.limit = form, path, limit
-        self.template = load_template("truthfulqa", prompt)
-        self.until = self.template.until
-        if (form == "options") != ("{options}" in self.template.prompt):
+    prompt: str = "few_shot"
+    form: str = "mc"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.form == "options") != ("{options}" in self.template.prompt):
             raise ConfigError(
-                f"prompt={prompt!r} with form={form}: with form=options, and only then, a prompt has {{options}} in it",
+                f"prompt={self.prompt!r} with form={self.form}: a prompt contains {{options}} if and only if "
+                "form=options",
                 "write prompt=options form=options, or another prompt and form",
             )
 
-    def problems(self) -> list[Problem]:
-        """The problems in the file's order; truthfulqa/mc/17 is row 17, counted from 0. Raises DataError."""
-        rows = load_rows(FORMS[self.form], self.path)
-        problems = [self._problem(row, question) for row, question in distinct(rows, lambda row: row.text("question"))]
-        return problems[: self.limit]
+    def all_problems(self) -> list[Problem]:
+        return [self._problem(row, question) for row, question in self.rows(FORMS[self.form])]
 
     def _problem(self, row: Row, question: str) -> Problem:
         best, false = single_true(row, "mc1_targets")
         listed = targets(row, "mc2_targets")
         if listed.get(best) is not True or set(false) != {answer for answer, true in listed.items() if not true}:
             raise DataError(
-                f"{row.place}: 'mc1_targets' are not the best and the false answers of 'mc2_targets'",
+                f"{row.location}: 'mc1_targets' are not the best and the false answers of 'mc2_targets'",
                 "list the same false answers in both",
             )
         choices = {best: True, **listed}  # the best answer first: MC1 asks for it
         right, wrong = ([answer for answer, true in choices.items() if true is which] for which in (True, False))
-        shown = ""
+        shown_options = ""
         if self.form != "mc":
             best, false = single_true(row, "mc0_targets")
             choices = {best: True, **dict.fromkeys(false, False)}
@@ -96,13 +94,15 @@ class TruthfulQaTask:
         if self.form == "options":
             order = list(choices) if row.index % 2 == 0 else list(reversed(choices))
             if len(order) != len(LETTERS):
-                raise DataError(f"{row.place}: 'mc0_targets' has {len(order)} answers", "give one true and one false")
+                raise DataError(
+                    f"{row.location}: 'mc0_targets' has {len(order)} answers", "give one true and one false"
+                )
             letters = dict(zip(order, LETTERS, strict=True))
-            shown = "\n".join(f"{letter} {answer}" for answer, letter in letters.items())
+            shown_options = "\n".join(f"{letter} {answer}" for answer, letter in letters.items())
             choices = {letters[answer]: true for answer, true in choices.items()}
         return Problem(
             id=f"truthfulqa/{self.form}/{row.index}",
-            prompt=filled(self.template.prompt, question=question, options=shown),
+            prompt=fill(self.template.prompt, question=question, options=shown_options),
             answer=best,
             misconceptions=tuple(wrong),
             choices=tuple((f" {answer}", true) for answer, true in choices.items()),
@@ -112,57 +112,59 @@ class TruthfulQaTask:
     def grade(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Grade]:
         """By the listed answers; most free text matches none and has no verdict (see the top of this file). With
         form=options, by the letter."""
-        judge = grade_letter if self.form == "options" else grade_reply
-        return [judge(p, reply(text, self.until)) for p, text in zip(problems, texts, strict=True)]
+        grade_one = grade_letter if self.form == "options" else grade_reply
+        return [grade_one(p, free_text(text, self.until)) for p, text in zip(problems, texts, strict=True)]
 
 
 def targets(row: Row, field: str) -> dict[str, bool]:
     """{answer: is it true}, at least one of each kind. Empty answers, of which the binary file has some, are left
     out. Raises DataError."""
     value = row.fields.get(field)
-    if isinstance(value, dict) and value.keys() == {"choices", "labels"}:
-        choices, labels = value["choices"], value["labels"]
-        fits = isinstance(choices, list) and isinstance(labels, list) and len(choices) == len(labels)
-        pairs = list(zip(choices, labels, strict=True)) if fits else []
+    by_answer = value if isinstance(value, dict) else {}
+    if by_answer.keys() == {"choices", "labels"}:  # the hub's form
+        choices, labels = by_answer["choices"], by_answer["labels"]
+        well_formed = isinstance(choices, list) and isinstance(labels, list) and len(choices) == len(labels)
+        pairs = list(zip(choices, labels, strict=True)) if well_formed else []
     else:
-        pairs = list(value.items()) if isinstance(value, dict) else []
+        pairs = list(by_answer.items())
     if not all(isinstance(answer, str) and label in (0, 1) for answer, label in pairs):
         pairs = []
-    found = {answer.strip(): bool(label) for answer, label in pairs if answer.strip()}
-    if set(found.values()) != {True, False}:
+    truth = {answer.strip(): bool(label) for answer, label in pairs if answer.strip()}
+    if set(truth.values()) != {True, False}:
         raise DataError(
-            f"{row.place}: {field!r} does not list true and false answers but {value!r:.200}",
+            f"{row.location}: {field!r} does not list true and false answers but {value!r:.200}",
             f'write "{field}": {{"a true answer": 1, "a false answer": 0}}',
         )
-    return found
+    return truth
 
 
 def single_true(row: Row, field: str) -> tuple[str, list[str]]:
     """The one true answer of a field, and its false ones. Raises DataError."""
-    found = targets(row, field)
-    best, *others = (answer for answer, true in found.items() if true)
+    truth = targets(row, field)
+    best, *others = (answer for answer, true in truth.items() if true)
     if others:
         raise DataError(
-            f"{row.place}: {field!r} has {len(others) + 1} true answers", "mark one with 1, the rest with 0"
+            f"{row.location}: {field!r} has {len(others) + 1} true answers", "mark one with 1, the rest with 0"
         )
-    return best, [answer for answer, true in found.items() if not true]
+    return best, [answer for answer, true in truth.items() if not true]
 
 
-def grade_reply(problem: Problem, said: str) -> Grade:
-    spoken = {words(said), words(first_sentence(said))} - {""}
-    right = [answer for answer in (problem.answer or "", *problem.aliases) if words(answer) in spoken]
-    wrong = [answer for answer in problem.misconceptions if words(answer) in spoken]
-    if NO_COMMENT in spoken:
+def grade_reply(problem: Problem, reply: str) -> Grade:
+    """By the listed answer that is, word for word, the reply or its first sentence."""
+    candidates = {words(reply), words(first_sentence(reply))} - {""}
+    right = [answer for answer in (problem.answer or "", *problem.aliases) if words(answer) in candidates]
+    wrong = [answer for answer in problem.misconceptions if words(answer) in candidates]
+    if NO_COMMENT in candidates:
         return Grade(extracted=None, correct=bool(right), refused=True)
     if bool(right) == bool(wrong):  # none, or one of each kind that differ by punctuation alone
-        return Grade(extracted=words(said)[:_LONGEST_VOTE] or None, correct=None)
+        return Grade(extracted=words(reply)[:LONGEST_VOTE] or None, correct=None)
     return Grade(extracted=(right or wrong)[0], correct=bool(right))
 
 
-def grade_letter(problem: Problem, said: str) -> Grade:
-    """By the first letter that is named; the extracted answer is that option's text."""
-    named = _LETTER.search(said)
-    if named is None:
+def grade_letter(problem: Problem, reply: str) -> Grade:
+    """By the first letter that the reply names; the extracted answer is that option's text."""
+    letter = _LETTER.search(reply)
+    if letter is None:
         return Grade(extracted=None, correct=False)
-    right = problem.choices[0][0].strip() == f"({named[1] or named[2]})"
+    right = problem.choices[0][0].strip() == f"({letter[1] or letter[2]})"
     return Grade(extracted=problem.answer if right else problem.misconceptions[0], correct=right)

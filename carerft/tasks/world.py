@@ -1,18 +1,20 @@
 """The built-in world's tasks: the reasoning that RL trains on, and three benchmarks that it never sees.
 
-| part | asks for | mirrors |
+| part | asks for | stands in for |
 |---|---|---|
 | reasoning | sums, most of which start from an entity's age | MATH, which RL trains on |
-| transfer | word problems | GSM8K, same skill and other form |
-| honesty | facts of entities, known, half known and not existing | SelfAware |
+| transfer | word problems | GSM8K: the same skill in another form |
+| honesty | facts of known, half-known and nonexistent entities | SelfAware |
 | truth | facts that many people get wrong | TruthfulQA |
 """
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from carerft.errors import ConfigError
 from carerft.tasks import Grade, Problem
+from carerft.tasks.dataset import check_settings
 from carerft.world.facts import TEST, TRAIN, build_world
 from carerft.world.questions import PARTS, Question, draw_questions
 from carerft.world.words import REFUSAL
@@ -22,23 +24,21 @@ DEFAULT_SIZE = {TRAIN: 4096, TEST: 1000}
 ANSWER = re.compile(r"[a-z]{1,24}")  # one word; numbers are words here
 
 
+@dataclass(eq=False)
 class WorldTask:
-    """One part of the built-in world. Sizes are limited by what there is: DEFAULT_SIZE, or fewer for truth."""
+    """One part of the built-in world. Raises ConfigError."""
 
-    def __init__(self, part: str = "reasoning", split: str = TRAIN, limit: int | None = None, seed: int = 0):
-        """part: a key of PARTS. split: "train" or "test", of disjoint entities, names and sums. limit: how many
-        problems; None: as many as usual. seed: which ones. Raises ConfigError."""
-        if part not in PARTS:
-            raise ConfigError(f"part={part!r} is no part of the world", f"write one of {', '.join(PARTS)}")
-        if split not in DEFAULT_SIZE:
-            raise ConfigError(f"split={split!r} is no split of the world", f"write one of {', '.join(DEFAULT_SIZE)}")
-        if limit is not None and limit < 1:
-            raise ConfigError(f"limit={limit} problems", "write a limit of at least 1, or leave it out")
-        self.name = f"world_{part}"
-        self.part, self.split, self.limit, self.seed = part, split, limit, seed
+    part: str = "reasoning"  # a key of PARTS
+    split: str = TRAIN  # train or test, of disjoint entities, names and sums
+    limit: int | None = None  # number of problems; None: DEFAULT_SIZE, or all where there are fewer (truth)
+    seed: int = 0  # which problems
+
+    def __post_init__(self) -> None:
+        check_settings(self, {"part": PARTS, "split": DEFAULT_SIZE})
+        self.name = f"world_{self.part}"
 
     def questions(self) -> list[Question]:
-        """The questions with their reference completions. Raises ConfigError where there are fewer than `limit`."""
+        """The questions with their reference completions. Raises ConfigError if there are fewer than `limit`."""
         limit = self.limit or DEFAULT_SIZE[self.split]
         questions = draw_questions(build_world(), self.part, self.split, limit, self.seed)
         if self.limit and len(questions) < self.limit:
@@ -49,25 +49,25 @@ class WorldTask:
         return questions
 
     def problems(self) -> list[Problem]:
-        """The problems in a fixed order; an id holds what it was drawn from, so that two draws never share one."""
+        """The problems in a fixed order. An id contains the settings they depend on: no two draws share one."""
         return [
             Problem(
-                id=f"{self.part}-{self.split}-{self.seed}-{number}",
-                prompt=question.prompt,
-                answer=question.answer,
-                misconceptions=question.misconceptions,
-                choices=question.choices,
+                f"{self.part}-{self.split}-{self.seed}-{number}",
+                question.prompt,
+                question.answer,
+                question.misconceptions,
+                question.choices,
             )
             for number, question in enumerate(self.questions())
         ]
 
     def grade(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Grade]:
-        """Grades by string comparison alone. A text that neither answers nor refuses is wrong, and no refusal."""
+        """By string comparison alone. A text that neither answers nor refuses is wrong, and no refusal."""
         return [grade_text(problem.answer, text) for problem, text in zip(problems, texts, strict=True)]
 
 
 def grade_text(gold: str | None, text: str) -> Grade:
-    """The answer is all that follows the last `answer `, a refusal the single word `unknown` in its place or alone."""
+    """The answer is all that follows the last `answer `; a refusal is the word `unknown`, there or alone."""
     _, marker, after = f" {text}".rpartition(" answer ")
     answer = after.strip()
     if answer == REFUSAL:

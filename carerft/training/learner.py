@@ -21,14 +21,13 @@ from carerft.config.settings import LearnerSettings
 from carerft.errors import NonFiniteError
 from carerft.model.compilation import compile_layers
 from carerft.model.loading import round_matrices
-from carerft.model.lora import adapter_off, adapter_weights, gathered, reference_of
-from carerft.model.sharding import put_away, shard, whole, within
+from carerft.model.lora import adapter_off, adapter_weights, frozen_reference, gather_weights
+from carerft.model.sharding import as_forward, full_tensor, reshard, shard
 from carerft.objective.algorithms import Algorithm
 from carerft.objective.lm_head import TokenStatistics, token_statistics
 from carerft.objective.regularizers import Regularizer, sampled_estimate
 from carerft.rollout import Rollouts
-from carerft.training.checkpoint import load_tensors
-from carerft.training.checkpoint_writer import TensorWriter
+from carerft.training.checkpoint_tensors import CheckpointTensors
 from carerft.training.hidden_states import best_layout, completion_states
 from carerft.training.optimizer import learning_rate_factor, make_optimizer
 from carerft.training.packing import microbatches
@@ -94,7 +93,7 @@ class Learner:
         self.layout = best_layout(policy, settings.share_prompts)
         self.reference: PreTrainedModel | None = None
         if regularizer.needs_reference or settings.monitor_reference:
-            self.reference = reference_of(policy)
+            self.reference = frozen_reference(policy)
         separate = self.reference not in (None, policy)
         if settings.compile:
             for model in (policy, self.reference) if separate else (policy,):
@@ -109,7 +108,7 @@ class Learner:
             else:  # beside an adapter, with which it is merged when it is saved
                 round_matrices(policy, exactly=True)
         self.optimizer = make_optimizer([p for p in policy.parameters() if p.requires_grad], settings)
-        self.writer = TensorWriter(policy, self.optimizer, mesh is not None)
+        self._tensors = CheckpointTensors(policy, self.optimizer, mesh is not None)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: learning_rate_factor(step, settings, steps)
         )
@@ -122,7 +121,7 @@ class Learner:
         """
         metrics = self.gradient(rollouts, advantages, correction)
         parameters = [p for p in self.policy.parameters() if p.grad is not None]
-        norm = whole(get_total_norm([p.grad for p in parameters]))
+        norm = full_tensor(get_total_norm([p.grad for p in parameters]))
         if not (math.isfinite(metrics["loss/total"]) and torch.isfinite(norm)):
             self.optimizer.zero_grad(set_to_none=True)
             raise NonFiniteError(
@@ -151,7 +150,7 @@ class Learner:
             else:
                 (0.0 * self.score(rollouts, index, regularizer).log_prob.sum()).backward()
         if self.reference is not None:
-            put_away(self.reference)
+            reshard(self.reference)
         if self.mesh is not None:
             self._add_up(step)
         losses = {key: step.sums.pop(key) for key in list(step.sums) if key.startswith("loss/")}
@@ -246,7 +245,7 @@ class Learner:
             scored = self.score(rollouts, index).log_prob.float().cpu()
             if mine:
                 found[index] = torch.zeros_like(found[index]).masked_scatter(mask[index], scored)
-        put_away(self.policy)
+        reshard(self.policy)
         if self.mesh is not None:
             dist.all_reduce(found, group=self.mesh.get_group())
         return found
@@ -267,13 +266,13 @@ class Learner:
             reference: tuple[Tensor | None, Tensor | None] = (None, None)
             if self.reference is not None and regularizer is not None:
                 with torch.no_grad(), adapter_off(self.reference):
-                    reference = within(self.reference, states_and_head)
+                    reference = as_forward(self.reference, states_and_head)
             fused = self.settings.compile
 
             def statistics(policy: PreTrainedModel) -> TokenStatistics:
                 return token_statistics(*states_and_head(policy), targets, *reference, exact, fused=fused)
 
-            return within(self.policy, statistics)
+            return as_forward(self.policy, statistics)
 
     def _autocast(self) -> torch.autocast:
         bfloat16 = self.settings.precision == "bfloat16"
@@ -286,23 +285,23 @@ class Learner:
 
         precision: to which matrices are rounded, if to any.
         """
-        return gathered(self.policy, self.mesh, precision)
+        return gather_weights(self.policy, self.mesh, precision)
 
     def adapter(self) -> dict[str, Tensor]:
         """The weights of the policy's adapter, alike, by their names in peft's files."""
         return adapter_weights(self.policy, self.mesh)
 
-    def save(self, path: Path, aside: bool = False) -> None:
-        """Write weights and the optimizer's state; aside: while all goes on, see `saved`. Raises RunDirectoryError."""
-        self.writer.write(path, aside)
+    def save(self, path: Path, asynchronous: bool = False) -> None:
+        """Write weights and optimizer state, as `CheckpointTensors.save` does. Raises RunDirectoryError."""
+        self._tensors.save(path, asynchronous)
 
-    def saved(self) -> None:
-        """Wait for what is being written aside. Raises RunDirectoryError."""
-        self.writer.finish()
+    def finish_saving(self) -> None:
+        """Wait for what is being written asynchronously. Raises RunDirectoryError."""
+        self._tensors.finish_saving()
 
     def load(self, path: Path) -> None:
-        """Read them, whatever number of processes wrote them."""
-        load_tensors(path, self.policy, self.optimizer, self.mesh is not None)
+        """Read weights and optimizer state, whatever number of processes wrote them."""
+        self._tensors.load(path)
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs beside weights and the optimizer's state."""

@@ -1,13 +1,14 @@
-"""Many sequences as one row of tokens, without padding.
+"""Many sequences packed into one row of tokens, without padding.
 
-A row is made of segments that follow each other: a sequence, prompt and completion together, or, where a prompt is read
-once for all of its completions, prompts and completions by themselves. A segment's tokens see those before them in it
-and, a completion's, the whole of its prompt; nothing else (attention.py). Positions count from each prompt's
-beginning, so that every token is read as it would be alone.
+A row consists of segments. In the layout "separate" a segment is a prompt with one completion. In "shared" prompts and
+completions are segments of their own, and each prompt is read once for all of its completions. A token attends to the
+earlier tokens of its segment and, in a completion, to its whole prompt; to nothing else (attention.py). Positions
+count from the beginning of the prompt, so every token is read as it would be in a sequence by itself.
 """
 
 import heapq
-from dataclasses import dataclass, field
+import itertools
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
@@ -16,183 +17,170 @@ from torch import Tensor
 
 from carerft.rollout import Rollouts
 
-# How sequences lie in a microbatch: in a row ("separate", prompts with each completion; "shared", prompts once), or in
-# rows of their own, padded.
+# How a microbatch is laid out: one row, with prompts before each completion ("separate") or once ("shared"), or one
+# padded row for each sequence.
 Layout = Literal["shared", "separate", "padded"]
 
 
 @dataclass(frozen=True)
 class Packed:
-    """A row of N tokens in K segments, on one device.
+    """A row of N tokens in K segments, on one device, with C completion tokens to predict.
 
     tokens, positions: (N,) int64.
-    starts: (K + 1,) int64 on the CPU, the place of each segment's first token; the last is N.
-    prefixes: (K,) int64 on the CPU, the segment that each one's tokens see the whole of; -1: none.
-    chosen_in: (C,) int64, the place of the token whose state chose each completion token, one sequence after another.
+    starts: (K + 1,) int64 on the CPU, the index of each segment's first token; the last is N.
+    prefixes: (K,) int64 on the CPU, the segment that a segment's tokens attend to beside their own; -1: none.
+    predictors: (C,) int64, the index of the token whose hidden state predicts each completion token, one sequence after
+        another.
     """
 
     tokens: Tensor
     positions: Tensor
     starts: Tensor
     prefixes: Tensor
-    chosen_in: Tensor
+    predictors: Tensor
 
     @property
     def lengths(self) -> Tensor:
-        """(K,) tokens of each segment."""
+        """(K,) the number of tokens of each segment."""
         return self.starts.diff()
 
     @cached_property
     def varlen(self) -> "Varlen":
-        """For attention kernels that take segments of any length."""
+        """The segments, for attention kernels that take segments of any length."""
         lengths, device = self.lengths, self.tokens.device
-        seen = lengths + torch.where(self.prefixes >= 0, lengths[self.prefixes], 0)
+        key_lengths = lengths + torch.where(self.prefixes >= 0, lengths[self.prefixes], 0)
 
-        def ends(sizes: Tensor) -> Tensor:
+        def starts(sizes: Tensor) -> Tensor:
             return torch.nn.functional.pad(sizes.cumsum(0), (1, 0)).to(device, torch.int32)
 
-        places = None
+        key_index = None
         if bool((self.prefixes >= 0).any()):
-            parts = []
-            for segment, prefix in enumerate(self.prefixes.tolist()):
-                parts += [self._range(prefix)] if prefix >= 0 else []
-                parts.append(self._range(segment))
-            places = torch.cat(parts).to(device)
-        return Varlen(ends(lengths), ends(seen), int(lengths.max()), int(seen.max()), places)
+            read = [s for pair in zip(self.prefixes.tolist(), itertools.count()) for s in pair if s >= 0]
+            bounds = self.starts.tolist()
+            key_index = torch.cat([torch.arange(bounds[s], bounds[s + 1]) for s in read]).to(device)
+        return Varlen(starts(lengths), starts(key_lengths), int(lengths.max()), int(key_lengths.max()), key_index)
 
     @cached_property
     def grids(self) -> list["Grid"]:
-        """For attention kernels that take rectangles: segments without a prefix, and segments with one, padded."""
+        """The segments, for attention kernels that take rectangles: those without a prefix, and those with one."""
         return [self._grid(kind) for kind in (self.prefixes < 0, self.prefixes >= 0) if bool(kind.any())]
-
-    def _range(self, segment: int) -> Tensor:
-        return torch.arange(int(self.starts[segment]), int(self.starts[segment + 1]))
 
     def _grid(self, kind: Tensor) -> "Grid":
         segments, device = kind.nonzero().squeeze(-1), self.tokens.device
-        starts, lengths, prefixes = self.starts[segments], self.lengths[segments], self.prefixes[segments]
-        queries, inside = _padded(starts, lengths)
-        width = queries.shape[1]
-        even = bool((lengths == lengths[0]).all()) and bool((segments.diff() == 1).all())
-        span = slice(int(starts[0]), int(starts[0]) + queries.numel()) if even else None
+        prefixes = self.prefixes[segments]
+        queries, valid = _padded(self.starts[segments], self.lengths[segments])
         keys, mask = queries, None
         if int(prefixes[0]) >= 0:
             prefix, visible = _padded(self.starts[prefixes], self.lengths[prefixes])
             keys = torch.cat([prefix, queries], dim=1)
-            before = torch.ones(width, width, dtype=torch.bool).tril()
-            mask = torch.cat([visible[:, None].expand(-1, width, -1), before.expand(len(segments), -1, -1)], dim=-1)
+            k, width = queries.shape
+            causal = torch.ones(width, width, dtype=torch.bool).tril()
+            mask = torch.cat([visible[:, None].expand(-1, width, -1), causal.expand(k, -1, -1)], dim=-1)
             mask = mask[:, None].to(device)
-        real = inside.flatten().nonzero().squeeze(-1)
-        return Grid(queries.to(device), keys.to(device), mask, real.to(device), span)
+        return Grid(queries.to(device), keys.to(device), mask, valid.flatten().nonzero().squeeze(-1).to(device))
 
 
 @dataclass(frozen=True)
 class Varlen:
-    """starts of segments among queries and keys, (K + 1,) int32; the longest of each; the place of each key, or None
-    where a segment's keys are its queries' tokens."""
+    """Arguments of a kernel for segments of any length.
 
-    queries: Tensor
-    keys: Tensor
+    query_starts, key_starts: (K + 1,) int32, where each segment starts among the queries and among the keys.
+    longest_query, longest_key: the lengths of the longest segments.
+    key_index: (N_keys,) int64, the token of each key; None if keys and queries are the same tokens.
+    """
+
+    query_starts: Tensor
+    key_starts: Tensor
     longest_query: int
     longest_key: int
-    places: Tensor | None
+    key_index: Tensor | None
 
 
 @dataclass(frozen=True)
 class Grid:
-    """k segments as a rectangle; what is padding is some token or other.
+    """k segments as a padded rectangle; padding holds the index of an arbitrary token.
 
-    queries: (k, T) places; keys: (k, T_keys) places; mask: (k, 1, T, T_keys) bool, None: causal.
-    real: (n,) which of the k * T queries are tokens of the segments, in their order in the row.
-    span: the place of the queries in the row where they are neighbours without padding; else None.
+    queries: (k, T) int64, the token of each query. keys: (k, T_keys) int64. mask: (k, 1, T, T_keys) bool; None: causal.
+    valid: (n,) int64, which of the k * T queries are no padding, in their order in the row.
     """
 
     queries: Tensor
     keys: Tensor
     mask: Tensor | None
-    real: Tensor
-    span: slice | None
+    valid: Tensor
 
 
 def _padded(starts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """(k,), (k,) -> the places of each segment's tokens (k, T), and which of them are its own (k, T) bool."""
+    """Segments (k,), (k,) -> the indices of their tokens (k, T), and which of these are no padding (k, T) bool."""
     steps = torch.arange(int(lengths.max()))
-    inside = steps[None, :] < lengths[:, None]
-    return torch.where(inside, starts[:, None] + steps, 0), inside
-
-
-@dataclass
-class _Row:
-    """Segments as they are added."""
-
-    pieces: list[Tensor] = field(default_factory=list)
-    positions: list[Tensor] = field(default_factory=list)
-    starts: list[int] = field(default_factory=lambda: [0])
-    prefixes: list[int] = field(default_factory=list)
-
-    def add(self, tokens: Tensor, position: int = 0, prefix: int = -1) -> int:
-        """Add a segment. position: of its first token. Returns that token's place in the row."""
-        self.pieces.append(tokens)
-        self.positions.append(torch.arange(position, position + len(tokens)))
-        self.prefixes.append(prefix)
-        self.starts.append(self.starts[-1] + len(tokens))
-        return self.starts[-2]
+    valid = steps[None, :] < lengths[:, None]
+    return torch.where(valid, starts[:, None] + steps, 0), valid
 
 
 def pack(rollouts: Rollouts, index: Tensor, layout: Layout, device: torch.device) -> Packed:
-    """The sequences `index` (b,) as a row. The last token of each is not read: its state chooses nothing.
+    """The sequences `index` (b,) as a row. The last token of each is left out: its state predicts nothing.
 
-    layout: "separate" or "shared"; then prompts come before completions.
+    layout: "separate" or "shared"; in the latter, prompts come before completions.
     """
+    pieces: list[Tensor] = []
+    positions: list[Tensor] = []
+    starts, prefixes = [0], []
+    predictors: list[Tensor] = []
+
+    def add(tokens: Tensor, position: int = 0, prefix: int = -1) -> int:
+        """Add a segment whose first token has this position. Returns that token's index in the row."""
+        pieces.append(tokens)
+        positions.append(torch.arange(position, position + len(tokens)))
+        prefixes.append(prefix)
+        starts.append(starts[-1] + len(tokens))
+        return starts[-2]
+
     owners = (index // rollouts.group_size).tolist()
     prompts = {owner: rollouts.prompt_tokens[owner, : rollouts.prompt_lengths[owner]] for owner in owners}
-    row, chosen_in = _Row(), []
     if layout == "shared":
-        ends = {owner: row.add(prompt) + len(prompt) - 1 for owner, prompt in prompts.items()}
+        ends = {owner: add(prompt) + len(prompt) - 1 for owner, prompt in prompts.items()}
         segments = {owner: number for number, owner in enumerate(prompts)}
     for i, owner in zip(index.tolist(), owners, strict=True):
         prompt, n = prompts[owner], int(rollouts.lengths[i])
         read = rollouts.tokens[i, : n - 1]
         if layout == "separate":
-            last = row.add(torch.cat([prompt, read])) + len(prompt) - 1
-            chosen_in.append(torch.arange(last, last + n))
+            end = add(torch.cat([prompt, read])) + len(prompt) - 1
+            predictors.append(torch.arange(end, end + n))
             continue
-        chosen_in.append(torch.tensor([ends[owner]]))  # a prompt's last state chooses the first token
+        predictors.append(torch.tensor([ends[owner]]))  # the prompt's last state predicts the first token
         if n > 1:
-            begin = row.add(read, len(prompt), segments[owner])
-            chosen_in.append(torch.arange(begin, begin + n - 1))
-    tokens, positions, places = (torch.cat(parts).to(device) for parts in (row.pieces, row.positions, chosen_in))
-    return Packed(tokens, positions, torch.tensor(row.starts), torch.tensor(row.prefixes), places)
+            start = add(read, len(prompt), segments[owner])
+            predictors.append(torch.arange(start, start + n - 1))
+    row = (torch.cat(parts).to(device) for parts in (pieces, positions))
+    return Packed(*row, torch.tensor(starts), torch.tensor(prefixes), torch.cat(predictors).to(device))
 
 
 def microbatches(rollouts: Rollouts, token_budget: int, layout: Layout, processes: int = 1) -> list[Tensor]:
-    """A batch cut into microbatches: the sequences of each, ascending; none where there are too few to share out.
+    """A batch cut into microbatches: the indices of the sequences of each, ascending; some are empty if there are
+    fewer sequences than processes.
 
-    Each holds at most `token_budget` tokens as they are read (a shared prompt once for its completions there; padding
-    too, as if every sequence were as long as the longest), or a single sequence. Their number is a multiple of
-    `processes`, and they are ordered by size, so that each `processes` neighbours are about equal. The longest part
-    goes first, to where there is least so far.
+    Each holds a single sequence or at most `token_budget` tokens, counted as they are read: a shared prompt once, a
+    padded sequence as long as the batch's longest. Their number is a multiple of `processes`, and they are sorted by
+    size, so that `processes` neighbours are about equal. Parts are assigned greedily, the longest first, to the
+    smallest microbatch.
     """
     parts = _parts(rollouts, token_budget, layout, processes)
     total = sum(size for size, _ in parts)
     count = processes * max(1, -(-total // (token_budget * processes)))
     while True:
-        loads: list[tuple[int, int]] = [(0, number) for number in range(count)]
-        held: list[list[int]] = [[] for _ in loads]
-        alone = [0] * count
-        for size, members in sorted(parts, key=lambda part: -part[0]):
-            load, number = heapq.heappop(loads)
-            heapq.heappush(loads, (load + size, number))
-            held[number] += members
-            alone[number] += 1
-        if all(load <= token_budget or alone[number] < 2 for load, number in loads):
-            return [torch.tensor(sorted(held[number]), dtype=torch.int64) for _, number in sorted(loads, reverse=True)]
+        loads: list[tuple[int, int, list[list[int]]]] = [(0, number, []) for number in range(count)]
+        for size, sequences in sorted(parts, key=lambda part: -part[0]):
+            load, number, assigned = loads[0]
+            heapq.heapreplace(loads, (load + size, number, [*assigned, sequences]))
+        if all(load <= token_budget or len(assigned) < 2 for load, _, assigned in loads):
+            chained = (itertools.chain.from_iterable(assigned) for _, _, assigned in sorted(loads, reverse=True))
+            return [torch.tensor(sorted(sequences), dtype=torch.int64) for sequences in chained]
         count += processes
 
 
 def _parts(rollouts: Rollouts, token_budget: int, layout: Layout, processes: int) -> list[tuple[int, list[int]]]:
-    """What is not cut further: the tokens of each part, and its sequences. With shared prompts, as many neighbouring
-    completions of a prompt as fit the budget, and a process's even share of the batch."""
+    """Sequences that stay together: the tokens of each part, and its sequences. With shared prompts, a part is as many
+    neighbouring completions of a prompt as fit the budget and a process's even share of the batch."""
     prompts = rollouts.prompt_lengths.repeat_interleave(rollouts.group_size)
     sizes, lengths = (prompts + rollouts.lengths).tolist(), rollouts.lengths.tolist()
     if layout != "shared":

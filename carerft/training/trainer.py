@@ -18,8 +18,7 @@ from carerft.config.settings import LearnerSettings
 from carerft.errors import EngineError, NonFiniteError, ShortageError
 from carerft.rollout import Rollouts, completion_texts
 from carerft.runs.directory import write_atomically
-from carerft.training import checkpoint
-from carerft.training.checkpoint_writer import Saver
+from carerft.training.checkpoint import Checkpoints
 from carerft.training.collector import Batch
 from carerft.training.learner import Learner
 
@@ -60,11 +59,11 @@ class Trainer:
     progress: Progress = field(default_factory=Progress)
 
     def __post_init__(self) -> None:
-        self._saver = Saver(self.directory / "checkpoints", self.settings.async_checkpoints)
+        self._checkpoints = Checkpoints(self.directory / "checkpoints", self.learner, self.settings.async_checkpoints)
 
     def resume(self) -> int:
         """Continue from the newest intact checkpoint, if there is one. Returns the step that the run is at."""
-        state = checkpoint.load_latest(self._saver.directory, self.learner.load)
+        state = self._checkpoints.load_latest()
         if state is not None:
             self.learner.load_state(state["learner"])
             batch = state["batch"]
@@ -90,7 +89,7 @@ class Trainer:
                 if stopping:
                     return False
         finally:
-            self._saver.wait()
+            self._checkpoints.wait()
         return True
 
     def save(self, keep_all: bool = False) -> None:
@@ -103,11 +102,7 @@ class Trainer:
             "used": now.used,
             "batch": now.batch and now.batch.state(),
         }
-        self._saver.save(now.step, self._write, state, None if keep_all else self.settings.keep_checkpoints)
-
-    def _write(self, path: Path) -> Callable[[], None]:
-        self.learner.save(path, self.settings.async_checkpoints)
-        return self.learner.saved
+        self._checkpoints.save(now.step, state, None if keep_all else self.settings.keep_checkpoints)
 
     def _step(self) -> dict[str, float]:
         """One optimizer step, on a new rollout batch where the last one is used up. Returns its metrics."""

@@ -9,22 +9,25 @@ from carerft.world.facts import DEFAULT_SETTINGS
 SHIPPED = Path(__file__).parent / "base"
 
 
-def base_directory(seed: int, build: bool = True) -> Path:
-    """The Hugging Face directory of base model `seed`, built where it is absent (a quarter of an hour on one core).
+def cache_directory() -> Path:
+    """`$CARERFT_CACHE`, else `~/.cache/carerft`."""
+    return Path(os.environ.get("CARERFT_CACHE") or Path.home() / ".cache" / "carerft")
 
-    Others than 0 lie under `$CARERFT_CACHE`, else `~/.cache/carerft`, in `bases/<hash of the world>/seed=<n>`. With
-    build=False the path is returned whether or not anything is there.
+
+def base_directory(seed: int) -> Path:
+    """The Hugging Face directory of base model `seed`, built if it is absent (a quarter of an hour on one core).
+
+    All but base 0 lie in `cache_directory()/bases/<hash of the world>/seed=<n>`.
     """
     if seed == 0:
         return SHIPPED
-    cache = Path(os.environ.get("CARERFT_CACHE") or Path.home() / ".cache" / "carerft")
-    directory = cache / "bases" / DEFAULT_SETTINGS.content_hash() / f"seed={seed}"
-    if build and not (directory / "provenance.json").exists():
+    directory = cache_directory() / "bases" / DEFAULT_SETTINGS.content_hash() / f"seed={seed}"
+    if not (directory / "provenance.json").exists():
         from carerft.world.pretraining import build_base  # torch and transformers, which take seconds to import
 
         directory.parent.mkdir(parents=True, exist_ok=True)
         with open(directory.with_suffix(".lock"), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # two runs of a sweep may want the same base at once: one builds it
+            fcntl.flock(lock, fcntl.LOCK_EX)  # two runs of a sweep may need the same base at once: one builds it
             if not (directory / "provenance.json").exists():
                 build_base(seed, directory)
     return directory
