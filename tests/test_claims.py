@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from carerft.report.cells import make_cells
+from helpers.synthetic_runs import make_demo, manifest, write_run
 from scipy.stats import t as student_t
-from synthetic_runs import make_demo, manifest, write_run
 
 from carerft import cli
 from carerft.metrics import scores
 from carerft.metrics.intervals import Interval
-from carerft.report.cells import make_cells
 from carerft.report.claims import FAILS, HOLDS, NO_RUNS, ONE_SEED, UNCLEAR, dominance, judge, verdict
 from carerft.report.paired import Paired, block_spread, matches, nearest, partners, seed_pairs
 from carerft.report.paper import Claim, paper

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import random_rollouts, tiny_model
+from helpers.models import random_rollouts, tiny_model
 from scipy.optimize import brentq
 
 from carerft.errors import NonFiniteError

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import random_rollouts, tiny_model
-from test_config import composed
+from carerft.planning.estimate import wall
+from helpers.configurations import composed
+from helpers.models import random_rollouts, tiny_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -20,7 +21,6 @@ from carerft.objective.algorithms import Algorithm
 from carerft.objective.regularizers import ReverseKL
 from carerft.planning import memory as planned_memory
 from carerft.planning.assumptions import GIB, Hardware, assumptions, hardware
-from carerft.planning.estimate import wall
 from carerft.planning.job import Job, job
 from carerft.planning.memory import activations, engine, memory, resident, wanting
 from carerft.planning.seconds import decoding, learning, learning_flops, seconds

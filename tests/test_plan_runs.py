@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from carerft.planning.estimate import Machine, calibrated, computed
+from carerft.planning.rehearsal import rehearse
+from carerft.planning.remedies import changed, options, remedies
 
 from carerft import cli
 from carerft.errors import ConfigError
 from carerft.planning.assumptions import assumptions, hardware
-from carerft.planning.estimate import Machine, calibrated, computed
 from carerft.planning.job import job
 from carerft.planning.measured import finished, read, with_lengths
 from carerft.planning.memory import memory
-from carerft.planning.rehearsal import rehearse
-from carerft.planning.remedies import changed, options, remedies
 from carerft.planning.shapes import shape_of
 from carerft.sweeps.cells import cells
 from carerft.sweeps.folders import experiment

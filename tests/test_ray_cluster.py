@@ -6,7 +6,7 @@ import os
 
 import pytest
 import torch
-from test_config import composed
+from helpers.configurations import composed
 
 from carerft.config.engine_checks import check_engine
 from carerft.errors import CareError, ConfigError

@@ -12,12 +12,12 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from synthetic_runs import make_demo, manifest, write_json, write_lines, write_run, write_training
+from carerft.report.cells import make_cells, scores
+from carerft.report.reliability import pooled_reliability
+from helpers.synthetic_runs import make_demo, manifest, write_json, write_lines, write_run, write_training
 
 from carerft.errors import DataError, RunDirectoryError
 from carerft.report.build import build
-from carerft.report.cells import make_cells, scores
-from carerft.report.reliability import pooled_reliability
 from carerft.runs.reading import load_runs
 
 OUTPUTS = ("index.html", "table.md", "table.csv", "table.tex")

@@ -9,9 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from carerft.report.cells import base_of, make_cells, scores
+from carerft.report.curves import smooth
+from carerft.report.labels import label_points
+from carerft.report.notes import few_verdicts, notes
+from carerft.report.reliability import pooled_reliability
+from carerft.report.summary import findings, strength_note
+from helpers.synthetic_runs import make_demo, manifest, write_json, write_lines, write_run, write_training
 from matplotlib.figure import Figure
 from rich.console import Console
-from synthetic_runs import make_demo, manifest, write_json, write_lines, write_run, write_training
 
 from carerft.metrics.intervals import (
     Interval,
@@ -21,14 +27,8 @@ from carerft.metrics.intervals import (
     over_seeds,
     pooled_spread,
 )
-from carerft.report.cells import base_of, make_cells, scores
 from carerft.report.columns import main_table
-from carerft.report.curves import smooth
-from carerft.report.labels import label_points
-from carerft.report.notes import few_verdicts, notes
 from carerft.report.questions import choose
-from carerft.report.reliability import pooled_reliability
-from carerft.report.summary import findings, strength_note
 from carerft.report.tables import latex, print_table
 from carerft.runs.reading import load_runs
 from carerft.text import decimal, signed, visible

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from conftest import VOCABULARY, tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -18,6 +17,7 @@ from carerft.training.collector import Collector, Plan, prompt_order
 from carerft.training.learner import Learner
 from carerft.training.optimizer import Optimization
 from carerft.training.trainer import Schedule, Trainer
+from helpers.models import VOCABULARY, tiny_model
 
 SEED, PROMPTS, GROUP, MAX_TOKENS = 3, 4, 4, 8
 
