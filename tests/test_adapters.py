@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import random_rollouts, tiny_model
-from engines import needs_vllm, options, save_model
+from helpers.configurations import refused, settings
+from helpers.engines import needs_vllm, options, save_model
+from helpers.models import random_rollouts, tiny_model
+from helpers.runs import TWO, check_equal, finish, lines, logged, start, train, wait_for
 from peft import PeftModel
 from safetensors.torch import load_file
-from test_config import refused, settings
-from test_resume import finish, lines, logged, start, train, wait_for
-from test_torchrun import TWO, check_equal
 from torch.distributed.checkpoint import FileSystemReader
 from transformers import AutoModelForCausalLM, PreTrainedModel
 

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from engines import needs_vllm
-from invented_rows import MOON, document
-from test_tasks import LOSS, SUM, write
-from test_train import read_lines, run
+from helpers.engines import needs_vllm
+from helpers.invented_rows import LOSS, MOON, SUM, document, write
+from helpers.runs import read_lines, run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from carerft.errors import ConfigError

@@ -12,8 +12,8 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from conftest import random_rollouts, tiny_model
-from test_resume import ENVIRONMENT, PLAN, finish, lines, logged, start, train, wait_for, weights
+from helpers.models import random_rollouts, tiny_model
+from helpers.runs import ENVIRONMENT, PLAN, finish, lines, logged, start, train, wait_for, weights
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.synthetic_runs import make_demo, manifest, write_run
 from scipy.stats import t as student_t
-from synthetic_runs import make_demo, manifest, write_run
 
 from carerft import cli
 from carerft.metrics import scores

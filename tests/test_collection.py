@@ -7,7 +7,7 @@ from statistics import mean, stdev
 
 import pytest
 import torch
-from collecting import (
+from helpers.collecting import (
     GROUP,
     PROMPTS,
     Imprecise,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import compile_by, random_rollouts, tiny_model
+from helpers.models import compile_by, random_rollouts, tiny_model
 
 from carerft import cli
 from carerft.config.settings import LearnerSettings, ModelSettings

@@ -56,7 +56,7 @@ def test_without_a_key_nothing_is_begun(arguments: list[str], tmp_path: Path):
 
 
 def test_what_is_not_installed_is_said_with_its_command(monkeypatch, tmp_path: Path, capsys):
-    from test_config import settings
+    from helpers.configurations import settings
 
     from carerft import cli
 

@@ -16,8 +16,9 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from engines import EOS, letters, needs_ray, options, perturb, save_model
-from test_rollout import PROMPTS, completions, equal, teacher_forced
+from helpers.engines import EOS, letters, needs_ray, options, perturb, save_model
+from helpers.runs import assert_gone
+from helpers.sampling import PROMPTS, completions, equal, teacher_forced
 from transformers import PreTrainedModel
 
 from carerft.errors import CareError, EngineError
@@ -56,19 +57,6 @@ def worker(policy, directory):
         worker.sync(policy)
         yield worker
     keeping.close()
-
-
-def assert_gone(pids: list[int], seconds: float = 20) -> None:
-    def alive(pid: int) -> bool:
-        try:
-            return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return False
-
-    end = time.monotonic() + seconds
-    while left := [pid for pid in pids if alive(pid)]:
-        assert time.monotonic() < end, f"left behind: {[psutil.Process(pid).name() for pid in left]}"
-        time.sleep(0.1)
 
 
 def disturbed(worker, number: signal.Signals, after: float = 0.5) -> Rollouts:

@@ -5,8 +5,8 @@ import os
 from pathlib import Path
 
 import pytest
-from engines import needs_ray
-from test_resume import finish, lines, start
+from helpers.engines import needs_ray
+from helpers.runs import finish, lines, start
 
 from carerft.rollout.local_ray import environment_of_engines
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from engines import needs_vllm, options, save_model
-from test_rollout import PROMPTS, completions, teacher_forced
+from helpers.engines import needs_vllm, options, save_model
+from helpers.sampling import PROMPTS, completions, teacher_forced
 from transformers import AutoModelForCausalLM
 
 from carerft.rollout import Sampling, keeping

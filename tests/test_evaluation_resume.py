@@ -9,9 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from engines import needs_vllm
-from test_resume import ENVIRONMENT
-from test_train import read_lines
+from helpers.engines import needs_vllm
+from helpers.runs import ENVIRONMENT, read_lines
 
 SAMPLES, QUESTIONS = 2, 150
 NAME = "world_transfer"

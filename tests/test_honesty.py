@@ -5,9 +5,8 @@ import time
 from math import exp, log
 
 import pytest
-from invented_rows import FALSE, KNOWN, MOON, UNKNOWABLE, configured, document
-from test_tasks import real_files
-from test_train import run
+from helpers.invented_rows import FALSE, KNOWN, MOON, UNKNOWABLE, configured, document, real_files
+from helpers.runs import run
 
 from carerft.errors import DataError
 from carerft.evaluation.evaluate import _problem_records, multiple_choice

@@ -5,8 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from invented_rows import FALSE, KNOWN, MOON, UNKNOWABLE, configured, document
-from test_tasks import write
+from helpers.invented_rows import FALSE, KNOWN, MOON, UNKNOWABLE, configured, document, write
 
 from carerft.errors import ConfigError, DataError
 from carerft.tasks import files

@@ -10,8 +10,7 @@ from itertools import groupby
 from pathlib import Path
 
 import pytest
-from invented_rows import MOON, configured, document
-from test_tasks import LOSS, SUM, real_files, write
+from helpers.invented_rows import LOSS, MOON, SUM, configured, document, real_files, write
 
 from carerft.errors import DataError
 from carerft.tasks import gsm8k, math, truthfulqa

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import random_rollouts, tiny_model
+from helpers.models import random_rollouts, tiny_model
 from scipy.optimize import brentq
 
 from carerft.config.settings import LearnerSettings

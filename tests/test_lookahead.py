@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from collecting import algorithm, collection, trainer
+from helpers.collecting import algorithm, collection, trainer
 from torch import nn
 
 from carerft.errors import ShortageError

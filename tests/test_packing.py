@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import VOCABULARY, random_rollouts, tiny_model
+from helpers.models import VOCABULARY, random_rollouts, tiny_model
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 from transformers import (

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import random_rollouts, tiny_model
-from test_config import composed
+from helpers.configurations import composed
+from helpers.models import random_rollouts, tiny_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2Config, Qwen2ForCausalLM
 

@@ -4,9 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from invented_rows import MOON, configured, document
-from test_tasks import LOSS, SUM, real_files, write
-from test_train import run
+from helpers.invented_rows import LOSS, MOON, SUM, configured, document, real_files, write
+from helpers.runs import run
 
 from carerft.errors import ConfigError
 from carerft.tasks import Grade, math

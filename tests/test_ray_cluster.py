@@ -3,10 +3,11 @@
 import gc
 import importlib.util
 import os
+from dataclasses import replace
 
 import pytest
 import torch
-from test_config import composed
+from helpers.configurations import settings
 
 from carerft.config.engine_checks import check_engine
 from carerft.errors import CareError, ConfigError
@@ -79,13 +80,13 @@ def test_a_failed_start_leaves_no_handle_to_the_next_ray(cluster, monkeypatch):
 
 
 def test_in_a_cluster_the_learner_may_have_its_machines_first_gpu(monkeypatch: pytest.MonkeyPatch):
-    config = composed(*APART, "learner.device=cuda:0")
+    config = settings(*APART).rollout
     with pytest.raises(ConfigError, match=r"learner\.device=cuda:2"):
-        check_engine(config, here=False)
+        check_engine(config, "cuda:0", here=False)
     monkeypatch.setenv("RAY_ADDRESS", "learner:6379")
-    check_engine(config, here=False)
+    check_engine(config, "cuda:0", here=False)
     with pytest.raises(ConfigError, match="between the GPUs of one machine"):
-        check_engine(composed(*APART, "rollout.weight_transfer=nccl", "rollout.max_restarts=0"), here=False)
+        check_engine(replace(config, weight_transfer="nccl", max_restarts=0), "cuda:0", here=False)
     monkeypatch.setenv("RAY_ADDRESS", "")
     with pytest.raises(ConfigError, match=r"learner\.device=cuda:2"):
-        check_engine(config, here=False)
+        check_engine(config, "cuda:0", here=False)

@@ -12,7 +12,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from synthetic_runs import make_demo, manifest, write_json, write_lines, write_run, write_training
+from helpers.synthetic_runs import make_demo, manifest, write_json, write_lines, write_run, write_training
 
 from carerft.errors import DataError, RunDirectoryError
 from carerft.report.build import build

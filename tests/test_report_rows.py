@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from helpers.synthetic_runs import make_demo, manifest, write_json, write_lines, write_run, write_training
 from matplotlib.figure import Figure
 from rich.console import Console
-from synthetic_runs import make_demo, manifest, write_json, write_lines, write_run, write_training
 
 from carerft.metrics.intervals import (
     Interval,

@@ -5,74 +5,21 @@ checkpoint, in the middle of a rollout batch, and while a checkpoint is being wr
 """
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_model
+from helpers.models import tiny_model
+from helpers.runs import ENVIRONMENT, PLAN, STEPS, finish, lines, logged, start, train, wait_for, weights
 from transformers import PreTrainedModel
 
 from carerft.errors import RunDirectoryError
 from carerft.training import checkpoint
 from carerft.training.checkpoint import Checkpoints
 from carerft.training.checkpoint_tensors import CheckpointTensors
-
-STEPS = 10
-PLAN = [
-    "model=tiny", f"steps={STEPS}", "rollout.prompts_per_batch=8", "algorithm.group_size=4",
-    "learner.updates_per_batch=4", "learner.checkpoint_every=2", "learner.schedule=cosine", "learner.warmup_steps=2",
-    "benchmark=none", "tracker=none",
-]  # fmt: skip
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-
-
-def start(directory: Path, *overrides: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "carerft", "train", *PLAN, *overrides, f'hydra.run.dir="{directory}"']
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT, cwd=directory.parent
-    )
-
-
-def finish(process: subprocess.Popen) -> str:
-    output, _ = process.communicate(timeout=240)
-    return output
-
-
-def train(directory: Path, *overrides: str) -> str:
-    process = start(directory, *overrides)
-    output = finish(process)
-    assert process.returncode == 0, output
-    return output
-
-
-def wait_for(condition, process: subprocess.Popen) -> None:
-    """Until the condition holds; fails if the process ends before it does."""
-    deadline = time.monotonic() + 240
-    while not condition():
-        assert process.poll() is None, "ended before it could be interrupted:\n" + process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-
-
-def lines(directory: Path) -> list[dict]:
-    """metrics.jsonl without what depends on the clock."""
-    path = directory / "metrics.jsonl"
-    found = [json.loads(line) for line in path.read_text().splitlines()]
-    return [{k: v for k, v in line.items() if not k.startswith(("time/", "throughput/"))} for line in found]
-
-
-def logged(directory: Path) -> int:
-    path = directory / "metrics.jsonl"
-    return path.read_text().count("\n") if path.exists() else 0
-
-
-def weights(directory: Path) -> bytes:
-    return (directory / "model" / "model.safetensors").read_bytes()
 
 
 @pytest.fixture(scope="module")

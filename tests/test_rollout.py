@@ -1,9 +1,8 @@
 """The transformers rollout worker: the contract of `Rollouts`, exact probabilities, exact distributions, seeds."""
 
-import math
-
 import pytest
 import torch
+from helpers.sampling import PROMPTS, completions, equal, exact_distribution, randomized, teacher_forced
 from scipy.stats import chisquare
 from transformers import (
     GPT2Config,
@@ -18,14 +17,13 @@ from transformers import (
 )
 
 from carerft.errors import ConfigError, DataError, NonFiniteError
-from carerft.rollout import Rollouts, Sampling
+from carerft.rollout import Sampling
 from carerft.rollout import decoding as decoding_module
 from carerft.rollout import transformers as transformers_module
 from carerft.rollout.decoding import Decoder, LeanDecoder, decoder_for
 from carerft.rollout.transformers import TransformersWorker, draw, nucleus
 
 VOCABULARY, EOS, OTHER_EOS, CONTEXT = 24, 3, 7, 400
-PROMPTS = [[5, 6, 9, 2, 11], [8], [9, 1, 4, 4, 13, 12, 2, 10, 1], [6, 6, 9, 2, 11]]
 SHAPE = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
@@ -35,16 +33,6 @@ SHAPE = {
     "intermediate_size": 48,
     "max_position_embeddings": CONTEXT,
 }
-
-
-def randomized(model: PreTrainedModel) -> PreTrainedModel:
-    """Weights so large that position, padding, biases and norms all show in the probabilities; always the same."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            norm = parameter.ndim == 1 and not name.endswith("bias")
-            parameter.copy_(norm + 0.15 * torch.randn(parameter.shape, generator=generator))
-    return model
 
 
 def qwen2(**changes) -> PreTrainedModel:
@@ -71,21 +59,6 @@ def model() -> PreTrainedModel:
 @pytest.fixture
 def worker(model: PreTrainedModel) -> TransformersWorker:
     return TransformersWorker(model, [EOS, OTHER_EOS], pad_token_id=0)
-
-
-def teacher_forced(model: PreTrainedModel, prompt: list[int], completion: list[int]) -> torch.Tensor:
-    """(T,) log-probabilities of the completion's tokens, from one forward pass over all of it."""
-    with torch.no_grad():
-        logits = model.eval()(torch.tensor([prompt + completion]), use_cache=False).logits[0]
-    return logits.log_softmax(-1)[len(prompt) - 1 : -1].gather(1, torch.tensor(completion)[:, None])[:, 0]
-
-
-def completions(rollouts: Rollouts) -> list[list[int]]:
-    return [row[:length].tolist() for row, length in zip(rollouts.tokens, rollouts.lengths, strict=True)]
-
-
-def equal(a: Rollouts, b: Rollouts) -> bool:
-    return completions(a) == completions(b)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -192,20 +165,6 @@ def test_a_prompts_samples_do_not_depend_on_what_is_sampled_beside_them(model, w
         assert completions(alone) == completions(together)[6 * i : 6 * i + 2]
     shorter = worker.sample(PROMPTS[::-1], 6, Sampling(5), seed=3).prompts(torch.arange(3, -1, -1))
     assert completions(shorter) == [tokens[:5] for tokens in completions(together)]
-
-
-def exact_distribution(model: PreTrainedModel, prompt: list[int], temperature: float, top_p: float) -> list[float]:
-    """The first token's distribution, by the definitions of temperature and nucleus, in plain Python."""
-    logits = model.eval()(torch.tensor([prompt])).logits[0, -1].tolist()
-    weights = [math.exp(logit / temperature) for logit in logits]
-    probs = [weight / sum(weights) for weight in weights]
-    kept, total = set(), 0.0
-    for token in sorted(range(len(probs)), key=lambda t: -probs[t]):
-        if total >= top_p:
-            break
-        kept.add(token)
-        total += probs[token]
-    return [p / total if token in kept else 0.0 for token, p in enumerate(probs)]
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.6, 1.0), (1.7, 1.0), (1.0, 0.7), (0.8, 0.9)])

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from engines import CONTEXT, EOS, OTHER_EOS, VOCABULARY, letters, needs_vllm, options, perturb, save_model
+from helpers.engines import CONTEXT, EOS, OTHER_EOS, VOCABULARY, letters, needs_vllm, options, perturb, save_model
+from helpers.sampling import PROMPTS, completions, equal, exact_distribution, teacher_forced
 from scipy.stats import chisquare
-from test_rollout import PROMPTS, completions, equal, exact_distribution, teacher_forced
 from transformers import PreTrainedModel
 
 from carerft.errors import CareError, ConfigError, DataError, NonFiniteError

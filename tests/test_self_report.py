@@ -4,9 +4,9 @@ import json
 from math import exp
 
 import pytest
+from helpers.configurations import composed
+from helpers.sampling import teacher_forced
 from rich.console import Console
-from test_config import composed
-from test_rollout import teacher_forced
 
 from carerft.config.checks import check_evaluate, check_train
 from carerft.config.composition import evaluate_settings, train_settings

@@ -4,8 +4,8 @@ from itertools import pairwise
 
 import pytest
 import torch
-from invented_rows import KNOWN, UNKNOWABLE, configured, document
-from test_train import read_lines, run
+from helpers.invented_rows import KNOWN, UNKNOWABLE, configured, document
+from helpers.runs import read_lines, run
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast

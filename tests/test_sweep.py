@@ -13,13 +13,13 @@ import pytest
 from carerft import cli
 from carerft.commands.sweep import named_experiment
 from carerft.errors import ConfigError, DataError
+from carerft.report import paper as papers
 from carerft.report.paper import paper
 from carerft.runs.directory import SWEEP, open_run
-from carerft.report import paper as papers
 from carerft.sweeps.cells import cells, jobs
 from carerft.sweeps.composition import composing
 from carerft.sweeps.folders import Experiment, experiment, experiments
-from carerft.sweeps.sharing import passed_over, take_over
+from carerft.sweeps.sharing import link_finished_run, reason_to_skip
 from carerft.sweeps.workers import last_step
 
 SMALL = [
@@ -151,16 +151,16 @@ def test_only_a_finished_run_of_the_same_configuration_is_shared(tmp_path: Path)
         with open_run(tmp_path / place, "train", {**config, "steps": steps}) as run:
             run.update(status=status)
     new = tmp_path / "c" / "x" / "seed=0"
-    assert take_over(new, "train", config, tmp_path) is None and not new.exists()
+    assert link_finished_run(new, "train", config, tmp_path) is None and not new.exists()
     with open_run(tmp_path / "a/x/seed=0", "train", config) as run:
         run.update(status="done")
-    assert take_over(new, "evaluate", config, tmp_path) is None
-    assert take_over(new, "train", config, tmp_path) == tmp_path / "a/x/seed=0"
+    assert link_finished_run(new, "evaluate", config, tmp_path) is None
+    assert link_finished_run(new, "train", config, tmp_path) == tmp_path / "a/x/seed=0"
     assert json.loads((new / "manifest.json").read_text())["config"] == config
     kept = tmp_path / "d" / "x" / "seed=0"  # a run that has begun is never replaced by a link
     kept.mkdir(parents=True)
     (kept / "metrics.jsonl").write_text("{}\n")
-    assert take_over(kept, "train", config, tmp_path) is None
+    assert link_finished_run(kept, "train", config, tmp_path) is None
 
 
 def test_many_that_share_a_run_at_once_leave_it_whole(tmp_path: Path):
@@ -178,7 +178,7 @@ def test_many_that_share_a_run_at_once_leave_it_whole(tmp_path: Path):
         place.mkdir(parents=True, exist_ok=True)  # as Hydra does before it calls us
         (place / "train.log").touch()
         try:
-            outcomes.append(take_over(place, "train", config, tmp_path))
+            outcomes.append(link_finished_run(place, "train", config, tmp_path))
         except Exception as error:
             outcomes.append(error)
 
@@ -197,18 +197,18 @@ def test_many_that_share_a_run_at_once_leave_it_whole(tmp_path: Path):
 def test_processes_of_a_sweep_leave_alone_what_another_has_or_has_failed_at(tmp_path, monkeypatch):
     config = {"name": "a", "seed": 0}
     monkeypatch.setenv(SWEEP, "this")
-    assert passed_over(tmp_path) is None
+    assert reason_to_skip(tmp_path) is None
     with open_run(tmp_path, "train", config) as run:
         run.update(status="running", sweep="this")
-        assert passed_over(tmp_path) == "another process is at it"
-    assert passed_over(tmp_path) == "the process that ran it died"
+        assert reason_to_skip(tmp_path) == "another process is running it"
+    assert reason_to_skip(tmp_path) == "the process that ran it died"
     with open_run(tmp_path, "train", config) as run, pytest.raises(ValueError), run.recording():
         raise ValueError("no")
-    assert passed_over(tmp_path) == "it failed in this sweep"
+    assert reason_to_skip(tmp_path) == "it failed in this sweep"
     monkeypatch.setenv(SWEEP, "the next")
-    assert passed_over(tmp_path) is None
+    assert reason_to_skip(tmp_path) is None
     monkeypatch.delenv(SWEEP)
-    assert passed_over(tmp_path) is None
+    assert reason_to_skip(tmp_path) is None
 
 
 HOSTILE = """

@@ -4,31 +4,15 @@ import json
 import logging
 import os
 from collections import Counter
-from pathlib import Path
 
 import pytest
+from helpers.invented_rows import LOSS, SUM, real_files, write
 
 from carerft.errors import ConfigError, DataError
 from carerft.tasks import Grade, gsm8k, math
 from carerft.tasks.files import Published, Row, load_rows
 from carerft.tasks.gsm8k import Gsm8kTask, extracted_number
 from carerft.tasks.math import MathTask, fingerprint
-
-SUM = {
-    "question": "Ann has 2 pears and buys 1,078. How many?",
-    "answer": "2 + 1,078 = <<2+1078=1080>>1,080\n#### 1,080",
-}
-LOSS = {"question": "Bob had $3 and spent $13. What is left?", "answer": "3 - 13 = -10\n#### -10"}
-
-real_files = pytest.mark.skipif(
-    not os.environ.get("CARERFT_DATA"), reason="set CARERFT_DATA to the real files' directory"
-)
-
-
-def write(file: Path, *rows: object) -> str:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(file)
 
 
 def test_gsm8k_rows_become_problems(tmp_path):

@@ -8,14 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
-from test_resume import ENVIRONMENT, STEPS, finish, lines, logged, start, train, wait_for
+from helpers.runs import ASIDE, ENVIRONMENT, STEPS, TWO, check_equal, finish, logged, start, train, wait_for
 
 from carerft import cli
 from carerft.runs.directory import open_run
 from carerft.training import checkpoint
 
-TWO, ASIDE = "learner.processes=2", "learner.async_checkpoints=true"
 # An epsilon beside which rounding is small: Adam otherwise makes a full step out of a gradient that is nothing else.
 MEASURED = ["learner.adam_eps=1e-3", "benchmark=world", "evaluation.limit=6", "samples=2"]
 
@@ -30,18 +28,6 @@ def process_of(directory: Path, rank: int) -> int:
         if str(directory).encode() in command and f"RANK={rank}".encode() in environment.split(b"\0"):
             return int(path.name)
     raise AssertionError(f"no process of rank {rank} works in {directory}")
-
-
-def check_equal(directory: Path, alone: Path) -> None:
-    """The same samples and rewards, and weights and losses within float32's rounding."""
-    expected, found = (load_file(place / "model" / "model.safetensors") for place in (alone, directory))
-    assert found.keys() == expected.keys()
-    assert max(float((found[name] - expected[name]).abs().max()) for name in expected) < 1e-5
-    for line, right in zip(lines(directory), lines(alone), strict=True):
-        assert line.keys() == right.keys()
-        for key in right:
-            exact = key.startswith("reward/") or key in ("step", "rollout/length_mean", "learner/learning_rate")
-            assert line[key] == (right[key] if exact else pytest.approx(right[key], rel=1e-3, abs=1e-5)), key
 
 
 @pytest.fixture(scope="module")

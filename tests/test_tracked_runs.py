@@ -14,8 +14,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from synthetic_runs import make_demo
-from wandb_records import offline_run, offline_runs
+from helpers.synthetic_runs import make_demo
+from helpers.wandb_records import offline_run, offline_runs
 
 from carerft.commands.dashboard import CURVES
 from carerft.trackers.outcome import COLUMNS

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from synthetic_runs import make_demo
-from wandb_records import offline_run
+from helpers.synthetic_runs import make_demo
+from helpers.wandb_records import offline_run
 
 from carerft.trackers import MetricsFile, Trackers
 from carerft.trackers.outcome import COLUMNS, LONG_TEXT, QUESTIONS, SAMPLES, SHORT_TEXT, EvaluationOutcome

@@ -6,28 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.runs import SMALL, read_lines, run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from carerft import cli
 from carerft.world.bases import SHIPPED
-
-SMALL = [
-    "model=tiny", "steps=2", "samples=2", "rollout.prompts_per_batch=4", "algorithm.group_size=2", "tracker=none",
-    "evaluation.limit=6", "evaluation.bootstrap=20",
-]  # fmt: skip
-
-
-def run(directory: Path, *overrides: str, verb: str = "train") -> int:
-    small = (
-        SMALL
-        if verb == "train"
-        else [o for o in SMALL if o.split("=")[0].split(".")[0] in ("model", "samples", "tracker", "evaluation")]
-    )
-    return cli.main([verb, *small, *overrides, f'hydra.run.dir="{directory}"'])
-
-
-def read_lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")

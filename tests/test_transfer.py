@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from queue import Queue
 
 import torch
-from engines import needs_vllm, options, perturb, save_model
-from test_rollout import PROMPTS, teacher_forced
+from helpers.engines import needs_vllm, options, perturb, save_model
+from helpers.sampling import PROMPTS, teacher_forced
 
 from carerft.rollout import Sampling
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from engines import needs_ray, needs_vllm
-from test_dedicated import assert_gone
+from helpers.engines import needs_ray, needs_vllm
+from helpers.runs import assert_gone
 
 from carerft import cli
 from carerft.rollout import engine, keeping, vllm

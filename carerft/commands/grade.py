@@ -4,7 +4,6 @@ Reads JSON lines `{"id", "gold", "text"}`, and writes `{"id", "verdict", "extrac
 """
 
 import json
-import os
 import re
 import sys
 from collections import Counter
@@ -16,6 +15,7 @@ from carerft.errors import ConfigError, DataError
 from carerft.grading.grader import Verdict, grade_answers
 from carerft.grading.mathematics import canonical, final_answer, normalise, number
 from carerft.grading.pool import Pool
+from carerft.runs.directory import write_atomically
 from carerft.tasks import gsm8k, math
 from carerft.tasks.files import read_rows
 
@@ -27,8 +27,8 @@ def grade_file(
 ) -> Counter[str]:
     """Grade every line of source and write the verdicts to target, in the same order. Returns how many of each.
 
-    benchmark, extraction: a key of EXTRACTIONS, and one of its values: where the answer is looked for. target is
-    written at once, after the whole file has been graded.
+    benchmark: a key of EXTRACTIONS. extraction: one of its values, where in the text the answer is looked for. target
+    is replaced at once, after the whole file has been graded.
     Raises ConfigError (unknown benchmark or extraction) and DataError (source absent or malformed, target unwritable).
     """
     if benchmark not in EXTRACTIONS:
@@ -50,12 +50,9 @@ def grade_file(
         json.dumps({"id": name, "verdict": verdict.name, "extracted": answer and answer[:2000], "why": verdict.why})
         for name, (_, answer), verdict in zip(names, pairs, verdicts, strict=True)
     )
-    partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
     try:
-        partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        partial.replace(target)
+        write_atomically(target, "".join(f"{line}\n" for line in lines))
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise DataError(f"output={target}: {error.strerror}", "give a path that can be written to") from error
     return Counter(verdict.name for verdict in verdicts)
 

@@ -1,4 +1,4 @@
-"""Hydra's composition from `conf/` and `experiments/`: schemas, experiments and resolvers."""
+"""Composition by Hydra from `conf/` and `experiments/`: the schemas, experiments and resolvers that it needs."""
 
 import os
 from collections.abc import Iterator
@@ -18,9 +18,9 @@ from carerft.runs.directory import unfinished_run
 from carerft.sweeps import folders
 
 
-@cache  # Hydra asks several times, and must be told the same
+@cache  # Hydra resolves the name more than once, and must get the same each time
 def _run_name(name: str, identity: str) -> str:
-    """The name of a single run's directory: that of an unfinished run of this very configuration, or the time."""
+    """The name of a single run's directory: that of an unfinished run of the same configuration, or the time."""
     previous = unfinished_run(Path("outputs") / name, identity)
     return previous.name if previous else datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
 
@@ -31,7 +31,7 @@ def _timestamp(_root_: DictConfig) -> str:
 
 
 def register() -> None:
-    """Schemas, experiments and resolvers, as every process that composes a configuration needs them."""
+    """Register schemas, experiments and resolvers, once in every process that composes a configuration."""
     settings.register()
     folders.register()
     OmegaConf.register_new_resolver("carerft.scale", lambda model: "tiny" if model == "tiny" else "paper", replace=True)
@@ -41,7 +41,7 @@ def register() -> None:
 
 @contextmanager
 def composing() -> Iterator[None]:
-    """Inside it, `hydra.compose` composes from `conf/`, whatever Hydra was at before."""
+    """In this context, `hydra.compose` reads `conf/`. An earlier initialization of Hydra's in the process ends."""
     register()
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):

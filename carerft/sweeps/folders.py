@@ -1,7 +1,7 @@
-"""The folders of `experiments/`: one per result, with its sweeps and with what the paper says of it.
+"""The folders of `experiments/`: one for each result, with its sweeps and the paper's numbers and claims.
 
-A folder's `sweep.yaml` is chosen by `experiment=<folder>`, a further sweep `<file>.yaml` by
-`experiment=<folder>_<file>`; `paper.yaml` is no sweep: see `carerft.report.paper`.
+`experiment=<folder>` chooses a folder's `sweep.yaml`, `experiment=<folder>_<file>` another sweep `<file>.yaml` in it.
+`paper.yaml` is not a sweep: `carerft.report.paper` reads it.
 """
 
 from collections.abc import Sequence
@@ -20,20 +20,20 @@ PAPER = "paper.yaml"
 
 @dataclass(frozen=True)
 class Experiment:
-    """One folder: its name, and the sweeps that it consists of by the name that `experiment=` knows them by."""
+    """One folder. sweeps: the file of each sweep, by the name that `experiment=` takes."""
 
     name: str
     folder: Path
     sweeps: dict[str, Path]
 
     def overrides_of(self, sweep: str, overrides: Sequence[str]) -> list[str]:
-        """What of these overrides concerns one of its sweeps: an axis of another one may not exist there."""
-        elsewhere = set().union(*(axes(file) for file in self.sweeps.values())) - axes(self.sweeps[sweep])
-        return [text for text in overrides if text.split("=")[0] not in elsewhere]
+        """The overrides for one of its sweeps: without those of other sweeps' axes, which may not exist in this one."""
+        other_axes = set().union(*map(axes, self.sweeps.values())) - axes(self.sweeps[sweep])
+        return [text for text in overrides if text.split("=")[0] not in other_axes]
 
 
 def axes(file: Path) -> set[str]:
-    """The keys that a sweep goes through."""
+    """The keys that take several values in a sweep."""
     return set(OmegaConf.select(OmegaConf.load(file), "hydra.sweeper.params") or {})
 
 
@@ -46,17 +46,17 @@ def experiments_directory() -> Path:
 
 def experiments() -> dict[str, Experiment]:
     """Every experiment by name."""
-    found = {}
-    for main in sorted(experiments_directory().glob("*/sweep.yaml")):
-        folder = main.parent
-        others = [file for file in sorted(folder.glob("*.yaml")) if file.name not in (main.name, PAPER)]
-        sweeps = {folder.name: main} | {f"{folder.name}_{file.stem}": file for file in others}
-        found[folder.name] = Experiment(folder.name, folder, sweeps)
-    return found
+    folders = [file.parent for file in sorted(experiments_directory().glob("*/sweep.yaml"))]
+    return {folder.name: Experiment(folder.name, folder, _sweeps(folder)) for folder in folders}
+
+
+def _sweeps(folder: Path) -> dict[str, Path]:
+    others = [file for file in sorted(folder.glob("*.yaml")) if file.name not in ("sweep.yaml", PAPER)]
+    return {folder.name: folder / "sweep.yaml"} | {f"{folder.name}_{file.stem}": file for file in others}
 
 
 def experiment(name: str) -> Experiment:
-    """Raises ConfigError where there is no such experiment."""
+    """The experiment of this name. Raises ConfigError, with the nearest name, if there is none."""
     known = experiments()
     if name not in known:
         remedy = did_you_mean(name, list(known)) + f"experiments: {', '.join(known)}"
@@ -67,6 +67,6 @@ def experiment(name: str) -> Experiment:
 def register() -> None:
     """Make every sweep a choice of Hydra's group `experiment`."""
     store = ConfigStore.instance()
-    for found in experiments().values():
-        for name, file in found.sweeps.items():
+    for each in experiments().values():
+        for name, file in each.sweeps.items():
             store.store(group="experiment", name=name, node=OmegaConf.load(file), package="_global_")

@@ -1,7 +1,7 @@
-"""How the runs of sweeps keep out of each other's way: a finished run serves every experiment that has it.
+"""Which runs of a sweep a process takes: none that another process has, and none that is finished elsewhere.
 
-Several processes may go through the same sweep at once. Each takes the runs that nobody else holds; what one of them
-failed at, or died of, the others leave alone until the sweep is started again.
+Several processes may go through the same sweep at once. A run that failed, or whose process died, is left alone by all
+of them until the sweep is started again. A finished run serves every experiment that contains its configuration.
 """
 
 import fcntl
@@ -23,67 +23,67 @@ log = logging.getLogger(__name__)
 
 
 def job_directory(command: str, config: Mapping[str, Any]) -> Path | None:
-    """The directory of the run that Hydra has started; None where this process has nothing to do there.
+    """The directory of the run that Hydra has started, or None if this process must not run it.
 
-    In a multirun, a run that another experiment has finished already becomes a link to it.
+    In a multirun, a run that another experiment has finished becomes a link to it.
     """
     hydra = HydraConfig.get()
     directory = Path(hydra.runtime.output_dir)
     if hydra.mode != RunMode.MULTIRUN:
         return directory
-    if reason := passed_over(directory):
+    if reason := reason_to_skip(directory):
         log.info("%s is left alone: %s", directory, reason)
         return None
-    if found := take_over(directory, command, config, Path(hydra.sweep.dir).absolute().parent):
-        log.info("%s is done already, as %s: nothing to do", directory, found)
+    if finished := link_finished_run(directory, command, config, Path(hydra.sweep.dir).absolute().parent):
+        log.info("%s is done already, as %s: nothing to do", directory, finished)
         return None
     return directory
 
 
-def take_over(directory: Path, command: str, config: Mapping[str, Any], outputs: Path) -> Path | None:
+def link_finished_run(directory: Path, command: str, config: Mapping[str, Any], outputs: Path) -> Path | None:
     """Make `directory` a link to a finished run of the same command and configuration in `outputs`.
 
-    Returns the run that it now links to; None where there is none, or where the directory holds something already.
-    Nothing is ever deleted through a link: the directory is moved aside first, and holds nothing but a log.
+    Returns that run; None if there is none, or if the directory holds anything but a log. Nothing is ever deleted
+    through a link: the directory is renamed before it is deleted.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
     with open(directory.parent / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # of two processes, the second must see the first's link, and leave it alone
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of two processes, the second must see the first's link
         if directory.is_symlink() or any(file.name not in LOGS for file in directory.glob("*")):
             return None
-        found = finished_run(outputs, command, config_hash(config))
-        if found is None:
+        finished = finished_run(outputs, command, config_hash(config))
+        if finished is None:
             return None
-        if directory.exists():  # moved as it is: whatever turns up in it meanwhile goes with it
-            aside = directory.with_name(f".{directory.name}.{os.getpid()}")
-            directory.rename(aside)
-            shutil.rmtree(aside)
+        if directory.exists():  # a file that is written into it meanwhile moves along
+            renamed = directory.with_name(f".{directory.name}.{os.getpid()}")
+            directory.rename(renamed)
+            shutil.rmtree(renamed)
         try:
-            directory.symlink_to(os.path.relpath(found, directory.parent))
-        except FileExistsError:  # another process has begun there just now
+            directory.symlink_to(os.path.relpath(finished, directory.parent))
+        except FileExistsError:  # another process has just begun a run there
             return None
-        return found
+        return finished
 
 
 def finished_run(outputs: Path, command: str, identity: str) -> Path | None:
-    """A finished run with this config hash among `outputs/<experiment>/<cell>/seed=<n>`; the first by path."""
-    own = (place for place in sorted(outputs.glob("*/*/seed=*")) if not place.is_symlink())
-    for place, manifest in manifests(own):
+    """The first finished run, by path, with this configuration hash among `outputs/<experiment>/<cell>/seed=<n>`."""
+    directories = (path for path in sorted(outputs.glob("*/*/seed=*")) if not path.is_symlink())
+    for directory, manifest in manifests(directories):
         if (manifest.get("status"), manifest.get("command")) != ("done", command):
             continue
-        if config_hash(manifest["config"]) == identity:  # not the hash it was written with: its rules may have changed
-            return place
+        if config_hash(manifest["config"]) == identity:  # computed anew: the stored hash may follow older rules
+            return directory
     return None
 
 
-def passed_over(directory: Path) -> str | None:
-    """Why a process of a sweep leaves this run alone, in words; None where it may take it, or belongs to no sweep."""
+def reason_to_skip(directory: Path) -> str | None:
+    """Why a process of a sweep leaves this run alone; None if it may run it, or if the process belongs to no sweep."""
     sweep = os.environ.get(SWEEP)
     manifest = read_manifest(directory) if sweep else None
     if manifest is None or manifest["status"] == "done":
         return None
     if locked(directory):
-        return "another process is at it"
+        return "another process is running it"
     if manifest.get("sweep") == sweep:
         return "it failed in this sweep" if manifest["status"] == "failed" else "the process that ran it died"
     return None

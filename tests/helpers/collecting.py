@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from conftest import VOCABULARY, tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -19,6 +18,7 @@ from carerft.tasks import Grade, Problem
 from carerft.training.collector import Collector, prompt_order
 from carerft.training.learner import Learner
 from carerft.training.trainer import Trainer
+from helpers.models import VOCABULARY, tiny_model
 
 SEED, PROMPTS, GROUP, MAX_TOKENS = 3, 4, 4, 8
 

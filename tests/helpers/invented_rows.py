@@ -1,14 +1,16 @@
 """Rows of SelfAware's and TruthfulQA's form, about a town that does not exist, and the tasks as they are configured."""
 
 import json
+import os
 from pathlib import Path
 
+import pytest
 import yaml
 
 from carerft.tasks.selfaware import SelfAwareTask
 from carerft.tasks.truthfulqa import TruthfulQaTask
 
-CONF = Path(__file__).parents[1] / "conf" / "benchmark"
+CONF = Path(__file__).parents[2] / "conf" / "benchmark"
 
 KNOWN = {
     "question_id": 1,
@@ -43,4 +45,20 @@ def configured(name: str, **arguments):
 def document(file: Path, value: object) -> str:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
+    return str(file)
+
+
+SUM = {
+    "question": "Ann has 2 pears and buys 1,078. How many?",
+    "answer": "2 + 1,078 = <<2+1078=1080>>1,080\n#### 1,080",
+}
+LOSS = {"question": "Bob had $3 and spent $13. What is left?", "answer": "3 - 13 = -10\n#### -10"}
+real_files = pytest.mark.skipif(
+    not os.environ.get("CARERFT_DATA"), reason="set CARERFT_DATA to the real files' directory"
+)
+
+
+def write(file: Path, *rows: object) -> str:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return str(file)

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_rollout import randomized
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from carerft.rollout.engine import EngineOptions
+from helpers.sampling import randomized
 
 VOCABULARY, EOS, OTHER_EOS, CONTEXT = 24, 3, 7, 400
 

@@ -1,0 +1,1 @@
+"""What several test modules share: tiny models and rollouts, settings, run directories, and how processes start."""

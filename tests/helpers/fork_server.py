@@ -1,0 +1,153 @@
+"""The server behind `processes.py`: imports what a run imports, and forks itself for each command.
+
+Started as `python -m helpers.fork_server DIRECTORY DESCRIPTOR`, of a socket that listens at DIRECTORY/socket. It has
+one thread, as a process that forks must, and ends with its standard input.
+"""
+
+import atexit
+import contextlib
+import gc
+import importlib
+import json
+import multiprocessing.process
+import os
+import runpy
+import selectors
+import signal
+import socket
+import sys
+import threading
+import traceback
+from pathlib import Path
+from typing import Any
+
+from helpers import processes
+
+PRELOADED = """
+    carerft.assembly carerft.cli carerft.commands.evaluate carerft.commands.report carerft.commands.sweep
+    carerft.commands.train carerft.tasks.world carerft.training.lookahead
+    antlr4.LL1Analyzer matplotlib.figure omegaconf._impl peft rich.logging torch._dynamo torch.distributed.run
+    torch.distributed.tensor transformers.models.qwen2.modeling_qwen2 transformers.models.qwen2.tokenization_qwen2 wandb
+""".split()
+
+
+def preload() -> None:
+    """Import what a run imports, and let Hydra and transformers build the tables that every run would build."""
+    for name in PRELOADED:
+        with contextlib.suppress(ImportError):  # the command says so itself
+            importlib.import_module(name)
+    importlib.import_module("hydra.core.plugins").Plugins.instance()
+    importlib.import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("qwen2")
+    gc.collect()
+    gc.freeze()  # the collector of a fork would touch, and with it copy, every page
+
+
+class Server:
+    """Forks for each request that arrives at a socket, and reports the exit status of each fork."""
+
+    def __init__(self, directory: Path, listener: socket.socket):
+        self.directory, self.listener = directory, listener
+        self.selector = selectors.DefaultSelector()
+        self.selector.register(0, selectors.EVENT_READ)
+        self.selector.register(listener, selectors.EVENT_READ)
+        self.loaded = False
+
+    def serve(self) -> dict[str, Any] | None:
+        """Serve until standard input ends. Returns None in the server, and in each fork its request."""
+        while True:
+            for key, _ in self.selector.select():
+                if key.fd == 0:
+                    return None
+                if key.fileobj is not self.listener:
+                    self.report(key)
+                elif request := self.fork():
+                    return request
+
+    def fork(self) -> dict[str, Any] | None:
+        """Fork for the next request, and answer with the pid. Returns the request in the fork, None in the server."""
+        connection, _ = self.listener.accept()
+        if not self.loaded:
+            preload()
+            self.loaded = True
+        with connection, connection.makefile("rw") as stream:
+            _, descriptors, _, _ = socket.recv_fds(connection, 1, 4)
+            *streams, status = descriptors
+            request = json.loads(stream.readline())
+            pid = os.fork()
+            if pid == 0:
+                self.close()
+                os.close(status)
+                for number, descriptor in enumerate(streams):
+                    os.dup2(descriptor, number)
+                    os.close(descriptor)
+                return request
+            (self.directory / str(pid)).write_text(json.dumps(request))
+            stream.write(f"{pid}\n")
+        for descriptor in streams:
+            os.close(descriptor)
+        self.selector.register(os.pidfd_open(pid), selectors.EVENT_READ, (pid, status))
+        return None
+
+    def report(self, ended: selectors.SelectorKey) -> None:
+        """Write the exit status of a fork that has ended, as os.waitpid returns it."""
+        self.selector.unregister(ended.fd)
+        os.close(ended.fd)
+        pid, descriptor = ended.data
+        _, status = os.waitpid(pid, 0)
+        with contextlib.suppress(BrokenPipeError):  # nobody waits for it
+            os.write(descriptor, str(status).encode())
+        os.close(descriptor)
+        (self.directory / str(pid)).unlink()
+
+    def close(self) -> None:
+        """Close what a fork has inherited of the server."""
+        for key in self.selector.get_map().values():
+            if key.data:
+                os.close(key.data[1])
+                os.close(key.fd)
+        self.selector.close()
+        self.listener.close()
+
+
+def become(request: dict[str, Any]) -> None:
+    """Give this fork what a new interpreter would have, started by this request."""
+    if request["session"]:
+        os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.chdir(request["directory"])
+    multiprocessing.process.ORIGINAL_DIR = os.getcwd()  # where the processes that it spawns begin
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    places = [os.path.abspath(place) for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place]
+    sys.path[:] = [os.getcwd(), *places, *sys.path[1:]]
+    importlib.invalidate_caches()
+    sys.argv = [request["module"], *request["arguments"]]
+
+
+def run(module: str) -> int:
+    """Run a module as `python -m` does, and what an interpreter does at its exit. Returns the exit status."""
+    status = 0
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    return status
+
+
+if __name__ == "__main__":
+    processes.install(sys.argv[1])  # before torchrun's modules are imported, which take Popen by name
+    request, status = Server(Path(sys.argv[1]), socket.socket(fileno=int(sys.argv[2]))).serve(), 0
+    if request is not None:
+        become(request)
+        status = run(request["module"])
+    os._exit(status)  # an ordinary exit would spend a second on taking all those modules down
