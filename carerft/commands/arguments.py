@@ -25,7 +25,7 @@ def argument(text: str, default: Any = MISSING) -> Any:
     return field(default_factory=lambda: copy.copy(default), metadata={"help": text})
 
 
-def read(kind: type[T], words: Sequence[str], about: str) -> tuple[T, list[str]]:
+def read(kind: type[T], words: Sequence[str], about: str | None) -> tuple[T, list[str]]:
     """Read a command's words into its dataclass. Also returns the words that set no key, in their order.
 
     A text is converted to its field's type: str, int, float, bool, or one of them or None, written `null`; a list is
@@ -36,7 +36,7 @@ def read(kind: type[T], words: Sequence[str], about: str) -> tuple[T, list[str]]
     """
     settings = kind()
     if {"-h", "--help"} & set(words):
-        print(f"{about}\n\nkeys, with their defaults:\n" + "\n".join(_help(settings)))
+        print(f"{(about or '').strip()}\n\nkeys, with their defaults:\n" + "\n".join(_help(settings)))
         sys.exit(0)
     if "-sc" in words:  # the shell asks for completions
         print("\n".join(f"{key}=" for key in vars(settings)))
@@ -46,11 +46,10 @@ def read(kind: type[T], words: Sequence[str], about: str) -> tuple[T, list[str]]
     for word in words:
         key, equals, text = word.partition("=")
         if word.startswith("-"):
-            key, text = word.removeprefix("--").replace("-", "_"), "true"
+            key, equals, text = word.removeprefix("--").replace("-", "_"), "=", "true"
             if not isinstance(vars(settings).get(key), bool):
                 raise ConfigError(f"there is no option {word}", "--help lists every option")
-            texts[key] = text
-        elif equals and key.split(".")[0] in vars(settings):
+        if equals and key.split(".")[0] in vars(settings):
             texts[key] = text
         else:
             others.append(word)
