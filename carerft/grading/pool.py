@@ -32,7 +32,7 @@ Outcome = tuple[bool | None, str]
 """Equal or not, None for no verdict; and why."""
 
 
-class Pool:
+class Pool(contextlib.AbstractContextManager["Pool"]):
     """Worker processes, started when first needed and ended by `close`, by leaving a `with`, or with this process.
 
     May be used from any thread (calls take turns). In a process forked from this one it starts workers of its own.
@@ -54,9 +54,6 @@ class Pool:
         self._running: list[_Worker] = []
         os.register_at_fork(after_in_child=self._running.clear)
         atexit.register(self.close)
-
-    def __enter__(self) -> "Pool":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

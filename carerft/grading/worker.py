@@ -92,7 +92,7 @@ def prepare() -> None:
     """Import math-verify with sympy's evaluator replaced by `number_only`, and fill the parser's tables."""
     logging.disable(logging.CRITICAL)  # it logs answers
     import sympy.parsing.sympy_parser
-    import sympy.physics.units  # simplify does so later, and it sympifies strings of its own
+    import sympy.physics.units  # simplify imports it later, and it sympifies strings
 
     sympy.parsing.sympy_parser.parse_expr = sympy.parsing.parse_expr = number_only
     import math_verify.grader
@@ -109,7 +109,7 @@ def prepare() -> None:
 
 
 class GaveUp(BaseException):
-    """Out of memory or of stack; no Exception, since math-verify takes those for "not equal"."""
+    """Out of memory or of stack. Not an Exception, because math-verify treats those as "not equal"."""
 
 
 def _not_swallowed(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -127,9 +127,9 @@ _NUMBER = re.compile(r"[+-]?(?:[0-9]{1,50}(?:\.[0-9]{0,50})?|\.[0-9]{1,50})(?:[e
 
 
 def number_only(text: str, *_: Any, **__: Any) -> Any:
-    """In place of sympy's parse_expr, which runs its argument as Python code. Raises ValueError for all but numbers.
+    """Replaces sympy's parse_expr, which runs its argument as Python code. Raises ValueError for all but numbers.
 
-    math-verify comes here, by way of sympify, with every number in an answer: what its grammar takes for one.
+    math-verify calls it, through sympify, with every number that its grammar recognises in an answer.
     """
     from sympy import Float, Integer
 
@@ -140,7 +140,7 @@ def number_only(text: str, *_: Any, **__: Any) -> Any:
 
 @lru_cache(maxsize=2048)
 def _parsed(latex: str) -> tuple[Any, ...]:
-    """The expression, if there is one, and the text that math-verify made of it. The box is ours, so there is one."""
+    """The expression, if the text is one, and the text as math-verify extracted it from the box added here."""
     from math_verify import LatexExtractionConfig, parse
 
     boxes = [LatexExtractionConfig(boxed_match_priority=0)]
@@ -148,7 +148,7 @@ def _parsed(latex: str) -> tuple[Any, ...]:
 
 
 def compare(gold: str, answer: str) -> tuple[bool | None, str]:
-    """Whether math-verify holds the two (cleaned, unboxed) for equal, and why; None where it cannot tell."""
+    """Whether math-verify considers the two (cleaned, unboxed) answers equal, and why; None if it cannot tell."""
     from math_verify import verify
 
     try:
@@ -173,8 +173,8 @@ def compare(gold: str, answer: str) -> tuple[bool | None, str]:
 def surely_different(right: Any, given: Any) -> bool:
     """Whether two expressions differ at one point, well beyond rounding: then no simplification makes them equal.
 
-    This spares math-verify its slowest step for most wrong answers. Symbols alone, and what math-verify reads leniently
-    (percentages), are left to it.
+    This avoids math-verify's slowest step for most wrong answers. It does not apply to single symbols and to
+    percentages, which math-verify compares leniently.
     """
     from sympy import Expr, Symbol, UnevaluatedExpr
 
@@ -186,7 +186,7 @@ def surely_different(right: Any, given: Any) -> bool:
     point = {name: 0.6180339887 + 0.1415926535 * i for i, name in enumerate(names)}
     try:
         values = [complex(e.evalf(15, subs={s: point[s.name] for s in e.free_symbols})) for e in (right, given)]
-    except (TypeError, ValueError, AttributeError, ArithmeticError):  # it has no value as a number
+    except (TypeError, ValueError, AttributeError, ArithmeticError):  # without a numeric value
         return False
     return all(map(cmath.isfinite, values)) and abs(values[0] - values[1]) > 1e-5 * max(1.0, *map(abs, values))
 

@@ -60,10 +60,8 @@ class Row:
         """The first of these fields that is present, as text (a number is converted). Raises DataError."""
         for name in names:
             value = self.fields.get(name)
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
+            if isinstance(value, str | int | float) and not isinstance(value, bool):
                 return str(value)
-            if isinstance(value, str):
-                return value
             if value is not None:
                 raise DataError(f"{self.location}: the field {name!r} is no text but {value!r}", "write it as a string")
         wanted = " or ".join(repr(name) for name in names)

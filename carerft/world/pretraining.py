@@ -39,8 +39,8 @@ PADDING = {"tokens": 0, "targets": IGNORED, "positions": 0, "documents": 0}
 def build_base(seed: int, directory: Path, steps: int = STEPS, progress: bool = True) -> None:
     """Pretrain base model `seed` and write it to `directory` in Hugging Face format, with `provenance.json`.
 
-    The seed and the steps determine the weights. Work in progress is in `<directory>.partial`, beside the target; the finished
-    model is renamed into place and only then replaces an existing one.
+    The seed and the steps determine the weights. Work in progress is in `<directory>.partial`; the finished model is
+    renamed into place and only then replaces an existing one.
     """
     partial = directory.with_name(directory.name + ".partial")
     partial.mkdir(parents=True, exist_ok=True)

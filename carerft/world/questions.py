@@ -77,8 +77,8 @@ def draw_steps(rng: Random, start: int, largest: int, count: int) -> Steps:
 
 
 def sum_question(world: World, rng: Random, subject: Entity | str | None) -> Question:
-    """A sum of one or two steps. It starts from a number (subject None), from an entity's age, or from the age of an
-    absent name, in which case it has no answer."""
+    """A sum of one or two steps that starts from a number (subject None), from an entity's age or, without an
+    answer, from the age of an absent name."""
     settings = world.settings
     start = subject.age if isinstance(subject, Entity) else rng.randint(1, settings.largest_age)
     steps = draw_steps(rng, start, settings.largest_operand, rng.choice((1, 2)))
