@@ -110,8 +110,6 @@ def explain(command: str, error: Exception) -> tuple[str, str]:
 
     from carerft.config.identity import flatten
 
-    composed = "evaluate" if command == "evaluate" else "train"
-    cause = error.__cause__
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         if group == "hydra/launcher":
@@ -120,15 +118,21 @@ def explain(command: str, error: Exception) -> tuple[str, str]:
         options = error.options or []
         hint = did_you_mean(choice, options) + f"choices: {', '.join(options)}"
         return f"{group}={choice}: there is no such {group}", hint
-    if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.parent_node is not None:
-        config = OmegaConf.to_container(cause.parent_node._get_root(), resolve=False)
-        keys = [*flatten(config), *config]  # type: ignore[arg-type, list-item]
-        hint = did_you_mean(str(cause.full_key), keys) + f"`carerft {composed} --cfg job` lists every key"
-        return f"there is no key {cause.full_key!r}", hint
-    lines = [line.strip() for part in (error, cause) if part for line in str(part).splitlines()]
-    technical = re.compile(r"$|object_type=|full_key: |To append to your config")
+    if command in COMPOSED:
+        listing = f"`carerft {'evaluate' if command == 'evaluate' else 'train'} --cfg job` lists every key"
+    else:
+        listing = f"`carerft {command} --help` lists every key"
+    errors = [each for each in (error, error.__cause__) if each is not None]
+    for each in errors:
+        if isinstance(each, ConfigAttributeError | ConfigKeyError) and each.parent_node is not None:
+            config = OmegaConf.to_container(each.parent_node._get_root(), resolve=False)
+            keys = [*flatten(config), *config]  # type: ignore[arg-type, list-item]
+            return f"there is no key {each.full_key!r}", did_you_mean(str(each.full_key), keys) + listing
+    technical = re.compile(r"$|object_type=|reference_type=|full_key: |To append to your config")
+    lines = [line.strip() for each in errors for line in str(each).splitlines()]
     text = "\n  ".join(dict.fromkeys(line for line in lines if not technical.match(line)))
-    return text, f"`carerft {composed} --help` lists the groups, `carerft {composed} --cfg job` every key"
+    key = getattr(error, "full_key", None)
+    return f"{key}: {text}" if key else text, listing
 
 
 def _completion(arguments: list[str]) -> list[str]:
