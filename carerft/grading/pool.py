@@ -17,7 +17,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import cache
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
@@ -152,7 +152,7 @@ class _Worker:
             process.wait()
 
 
-@lru_cache(maxsize=4)
-def shared_pool(workers: int | None = None) -> Pool:
+@cache
+def shared_pool() -> Pool:
     """The pool that all tasks of a process share."""
-    return Pool(workers)
+    return Pool()
