@@ -80,7 +80,7 @@ def run(command: str, words: list[str]) -> int:
     except CareError as error:
         return _fail(error.what, error.remedy)
     except (HydraException, OmegaConfBaseException) as error:
-        return _fail(*explain(command, words, error))
+        return _fail(*explain(command, error))
     except (PermissionError, NotADirectoryError, FileExistsError) as error:
         key = "hydra.run.dir" if command in COMPOSED else "output"
         return _fail(f"{error.filename}: {error.strerror}", f"choose another directory to write to, with {key}=...")
@@ -102,57 +102,37 @@ def expand_model(words: list[str]) -> list[str]:
     return expanded
 
 
-def explain(command: str, words: list[str], error: Exception) -> tuple[str, str]:
-    """What is wrong with a configuration, and what to write instead: Hydra's message, and the nearest key or choice."""
-    if command in ("sweep", "plan"):
-        command, words = "train", [word for word in words if "=" in word]
-    messages = [str(e) for e in (error, error.__cause__) if e is not None]
-    lines = [line.strip() for message in messages for line in message.splitlines()]
-    technical = re.compile(r"(object_type=\S+|full_key: \S+|To append to your config use \S+)|$")
-    text = "\n  ".join(dict.fromkeys(line for line in lines if not technical.match(line)))
-    if wrong := re.search(r"Could not override '([^']+)'", text):
-        hint = did_you_mean(wrong[1], _keys(command, words)) + f"`carerft {command} --cfg job` lists every key"
-        return text if "could not be converted" in text else f"there is no key {wrong[1]!r}", hint
-    if missing := re.search(r"Could not find '([^'/]+)/([^']+)'", text):
-        group, choice = missing.groups()
-        if group == "hydra":
-            plugin = "hydra-" + choice.split("/")[-1].partition("_")[0] + "-launcher"
-            hint = f"if a plugin has it, install that: pip install {plugin}"
-            return f"hydra/{choice.replace('/', '=')}: Hydra has no such choice", hint
-        choices = _choices(group)
-        return f"{group}={choice}: there is no such {group}", did_you_mean(
-            choice, choices
-        ) + f"choices: {', '.join(choices)}"
-    return text, f"`carerft {command} --help` lists the groups, `carerft {command} --cfg job` every key"
-
-
-def _choices(group: str) -> list[str]:
-    """What can be chosen for a group of `conf/`, experiments included."""
-    from hydra.core.global_hydra import GlobalHydra
-
-    from carerft.sweeps.composition import composing
-
-    with composing():
-        return GlobalHydra.instance().config_loader().get_group_options(group)
-
-
-def _keys(command: str, words: list[str]) -> list[str]:
-    """Every dotted key of the command's configuration with the choices in these words, if they can be composed."""
-    from hydra import compose
-    from hydra.errors import HydraException
+def explain(command: str, error: Exception) -> tuple[str, str]:
+    """What is wrong with a configuration, from Hydra's error, and what to write instead: the nearest key or choice."""
+    from hydra.errors import MissingConfigException
     from omegaconf import OmegaConf
+    from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
     from carerft.config.identity import flatten
-    from carerft.sweeps.composition import composing
 
-    choices = [word for word in words if re.fullmatch(r"\w+=[\w.-]+", word)]
-    with composing():
-        try:
-            composed = compose(command, choices)
-        except HydraException:
-            composed = compose(command)
-    config = OmegaConf.to_container(composed, resolve=False)
-    return [*flatten(config), *config]  # type: ignore[arg-type, list-item]
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, choice = error.missing_cfg_file.rpartition("/")
+        if group == "hydra/launcher":
+            plugin = f"hydra-{choice.partition('_')[0]}-launcher"
+            return f"{group}={choice}: Hydra has no such choice here", f"it may need a plugin: pip install {plugin}"
+        options = error.options or []
+        hint = did_you_mean(choice, options) + f"choices: {', '.join(options)}"
+        return f"{group}={choice}: there is no such {group}", hint
+    if command in COMPOSED:
+        listing = f"`carerft {'evaluate' if command == 'evaluate' else 'train'} --cfg job` lists every key"
+    else:
+        listing = f"`carerft {command} --help` lists every key"
+    errors = [each for each in (error, error.__cause__) if each is not None]
+    for each in errors:
+        if isinstance(each, ConfigAttributeError | ConfigKeyError) and each.parent_node is not None:
+            config = OmegaConf.to_container(each.parent_node._get_root(), resolve=False)
+            keys = [*flatten(config), *config]  # type: ignore[arg-type, list-item]
+            return f"there is no key {each.full_key!r}", did_you_mean(str(each.full_key), keys) + listing
+    technical = re.compile(r"$|object_type=|reference_type=|full_key: |To append to your config")
+    lines = [line.strip() for each in errors for line in str(each).splitlines()]
+    text = "\n  ".join(dict.fromkeys(line for line in lines if not technical.match(line)))
+    key = getattr(error, "full_key", None)
+    return f"{key}: {text}" if key else text, listing
 
 
 def _completion(arguments: list[str]) -> list[str]:

@@ -87,7 +87,7 @@ def test_a_question_that_the_model_asks_itself_is_no_part_of_its_answer(tmp_path
     task = Gsm8kTask("test", path=write(tmp_path / "some.jsonl", SUM), prompt=prompt)
     (problem,) = task.problems()
     assert task.grade([problem], [f" The answer is 1,080.{next_question}\nA: 3"]) == [Grade("1080", True)]
-    maths = MathTask("test", workers=1)
+    maths = MathTask("test")
     asked = math.Problem("x", "?", "1080")
     assert maths.grade([asked], ["\\boxed{1080}\n\nProblem: 1+1?\nSolution: \\boxed{2}"]) == [Grade("1080", True)]
 

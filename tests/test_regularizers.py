@@ -16,7 +16,6 @@ from carerft.objective.regularizers import (
     SkewReverseKL,
     log_mixture,
     sampled_estimate,
-    skew_reverse_kl,
 )
 
 ALPHAS = [0.0, 0.3, 0.8, 0.95]
@@ -61,7 +60,7 @@ def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
 def test_values_by_hand():
     pi, ref = torch.tensor([0.5, 0.5]).double().log(), torch.tensor([0.25, 0.75]).double().log()
     # alpha = 1/2: m = (3/8, 5/8), 1/2 log(4/3) + 1/2 log(4/5) = 1/2 log(16/15)
-    assert skew_reverse_kl(pi, ref, 0.5).item() == pytest.approx(0.5 * math.log(16 / 15), abs=1e-15)
+    assert SkewReverseKL(alpha=0.5).divergence(pi, ref).item() == pytest.approx(0.5 * math.log(16 / 15), abs=1e-15)
     # alpha = 0: 1/2 log 2 + 1/2 log(2/3) = 1/2 log(4/3)
     assert SkewReverseKL(alpha=0.0).divergence(pi, ref).item() == pytest.approx(0.5 * math.log(4 / 3), abs=1e-15)
     assert ReverseKL().divergence(pi, ref).item() == pytest.approx(0.5 * math.log(4 / 3), abs=1e-15)
@@ -104,8 +103,8 @@ def test_near_the_reference_it_is_its_local_strength_times_reverse_kl(divergence
 def test_small_alpha_approaches_reverse_kl():
     log_pi, log_ref = (x.log_softmax(-1) for x in distributions(1))
     reverse = (log_pi.exp() * (log_pi - log_ref)).sum().item()
-    assert skew_reverse_kl(log_pi, log_ref, 0.0).item() == pytest.approx(reverse, abs=1e-15)
-    assert skew_reverse_kl(log_pi, log_ref, 1e-13).item() == pytest.approx(reverse, rel=1e-11)
+    assert SkewReverseKL(alpha=0.0).divergence(log_pi, log_ref).item() == pytest.approx(reverse, abs=1e-15)
+    assert SkewReverseKL(alpha=1e-13).divergence(log_pi, log_ref).item() == pytest.approx(reverse, rel=1e-11)
 
 
 # Gradients
@@ -225,7 +224,9 @@ def test_k1_is_no_loss(alpha: float):
     exact = exact_gradient(logits, log_ref, SkewReverseKL(alpha=alpha))
     assert torch.allclose(gradient, -alpha / (1 - alpha) * exact, rtol=1e-3, atol=1e-3 * float(exact.norm()))
     # Its value is right, which is why it is there to be watched.
-    assert (log_pi.exp() * terms).sum().item() == pytest.approx(skew_reverse_kl(log_pi, log_ref, alpha).item())
+    assert (log_pi.exp() * terms).sum().item() == pytest.approx(
+        SkewReverseKL(alpha=alpha).divergence(log_pi, log_ref).item()
+    )
     with pytest.raises(ConfigError, match=r"regularizer.estimator=k1: SkewReverseKL has exact, unbiased, k2, k3"):
         SkewReverseKL(alpha=alpha, estimator="k1")
 

@@ -197,13 +197,13 @@ def test_gsm8k_grades(tmp_path):
 
 
 def test_math_grades():
-    task = MathTask("test", workers=1)
+    task = MathTask("test")
     problem = math.Problem("math/test/0", "?", r"\frac{\sqrt{3}}{2}")
     texts = [r"\boxed{\sqrt{\frac{3}{4}}}", "The answer is $\\sqrt3/2$.", r"\boxed{1}", "?", r"\boxed{9^{9^{9}}}"]
     grades = task.grade([problem] * 5, texts)
     assert [grade.correct for grade in grades] == [True, True, False, False, None]
     assert [grade.extracted for grade in grades] == [problem.answer] * 2 + ["1", None, "9^{9^9}"]
-    assert MathTask(extraction="boxed", workers=1).grade([problem], texts[1:2]) == [Grade(None, False)]
+    assert MathTask(extraction="boxed").grade([problem], texts[1:2]) == [Grade(None, False)]
 
 
 def test_rows_name_what_they_lack():
@@ -226,7 +226,7 @@ def test_every_reference_solution_of_gsm8k_is_correct(split, rows):
 @pytest.mark.parametrize(("split", "left"), [("train", 7496), ("test", 5000), ("math500", 500)])
 def test_every_reference_solution_of_math_is_correct(split, left):
     """Of train, two rows have an empty answer and two are in test: these four are left out."""
-    task = MathTask(split, workers=1)
+    task = MathTask(split)
     problems = task.problems()
     assert len(problems) == left
     solutions = [row.text("solution") for row in load_rows(math.SPLITS[split][0])]

@@ -237,8 +237,8 @@ def main() -> None:
     for name, task, completions, metric in (
         ("GSM8K, strict", Gsm8kTask("test", extraction="strict"), gsm8k, found["gsm8k"]["strict-match/exact_match"]),
         ("GSM8K, flexible", Gsm8kTask("test"), gsm8k, found["gsm8k"]["flexible-extract/exact_match"]),
-        ("MATH, math_verify", MathTask("math500", workers=1), mathematics, found["minerva_math"]["none/math_verify"]),
-        ("MATH, exact_match", MathTask("math500", workers=1), mathematics, found["minerva_math"]["none/exact_match"]),
+        ("MATH, math_verify", MathTask("math500"), mathematics, found["minerva_math"]["none/math_verify"]),
+        ("MATH, exact_match", MathTask("math500"), mathematics, found["minerva_math"]["none/exact_match"]),
     ):
         disagreements += compare_verdicts(name, completions, verdicts(task, completions), metric, console)
     if options.output:

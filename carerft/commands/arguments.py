@@ -3,127 +3,106 @@
 `train` and `evaluate` are not read here: Hydra composes their configuration from `conf/`.
 """
 
-import copy
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import field, fields, is_dataclass
-from types import NoneType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from dataclasses import field, fields
+from typing import Any, TypeVar
 
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 from carerft.config.composition import config_directory
 from carerft.errors import ConfigError
 from carerft.text import did_you_mean
 
 T = TypeVar("T")
-WORDS = {int: "a whole number", float: "a number", bool: "true or false"}
 
 
 def argument(text: str, default: Any = MISSING) -> Any:
     """A field of a command's dataclass. text: what `--help` prints beside it. Without a default, it must be given."""
-    return field(default_factory=lambda: copy.copy(default), metadata={"help": text})
+    return field(default_factory=lambda: default, metadata={"help": text})
 
 
-def read(kind: type[T], words: Sequence[str], about: str) -> tuple[T, list[str]]:
+def read(kind: type[T], words: Sequence[str], about: str | None) -> tuple[T, list[str]]:
     """Read a command's words into its dataclass. Also returns the words that set no key, in their order.
 
-    A text is converted to its field's type: str, int, float, bool, or one of them or None, written `null`; a list is
-    `a,b` or `[a,b]`. A dotted key sets an entry of a dict of lists, as in `columns.gsm8k=[ece]`, or a field of a
-    dataclass, as in `tracker.mode=online`; `tracker=wandb` takes all its fields from `conf/tracker/wandb.yaml`.
-    `--dry-run` is short for `dry_run=true`. `--help` prints `about` and every key.
-    Raises ConfigError: an unknown option, an unknown dotted key, or a value that is not of the field's type.
+    OmegaConf converts a text to its field's type; `null` is None, and a list is `a,b` or `[a,b]`. A dotted key sets an
+    entry of a dict (`columns.gsm8k=[ece]`) or a field of a dataclass (`tracker.mode=online`); `tracker=wandb` takes the
+    values in `conf/tracker/wandb.yaml`. `--dry-run` is short for `dry_run=true`; `--help` prints `about` and every key.
+    Raises ConfigError for an unknown option, and OmegaConf's errors for a key that does not exist or must be given, or
+    a value of another type.
     """
-    settings = kind()
+    config = OmegaConf.structured(kind)
+    names = [entry.name for entry in fields(kind)]  # type: ignore[arg-type]
     if {"-h", "--help"} & set(words):
-        print(f"{about}\n\nkeys, with their defaults:\n" + "\n".join(_help(settings)))
+        print(f"{(about or '').strip()}\n\nkeys, with their defaults:\n" + "\n".join(_help(kind, config)))
         sys.exit(0)
     if "-sc" in words:  # the shell asks for completions
-        print("\n".join(f"{key}=" for key in vars(settings)))
+        print("\n".join(f"{key}=" for key in names))
         sys.exit(0)
-    texts: dict[str, str] = {}
-    others = []
+    texts, others = {}, []
     for word in words:
         key, equals, text = word.partition("=")
         if word.startswith("-"):
-            key, text = word.removeprefix("--").replace("-", "_"), "true"
-            if not isinstance(vars(settings).get(key), bool):
+            key, equals, text = word.removeprefix("--").replace("-", "_"), "=", "true"
+            if not isinstance(config.get(key) if key in names else None, bool):
                 raise ConfigError(f"there is no option {word}", "--help lists every option")
-            texts[key] = text
-        elif equals and key.split(".")[0] in vars(settings):
+        if equals and key.split(".")[0] in names:
             texts[key] = text
         else:
             others.append(word)
-    for key in sorted(texts, key=lambda key: key.count(".")):  # tracker=wandb before tracker.mode=online
-        _set(settings, key, texts[key], key)
-    return settings, others
+    for key in sorted(texts, key=lambda key: "." in key):  # tracker=wandb comes before tracker.mode=online
+        _set(config, key, texts[key])
+    if OmegaConf.missing_keys(config):
+        refuse(kind, others)  # a misspelt key may be the missing one
+    return OmegaConf.to_object(config), others  # type: ignore[return-value]
 
 
-def refuse(settings: Any, words: Sequence[str]) -> None:
-    """Raises ConfigError if there is a word that sets no key of the dataclass, or a key that must be given was not."""
+def refuse(kind: Any, words: Sequence[str]) -> None:
+    """Raises ConfigError if there is a word that sets no key of the dataclass. kind: the class, or an instance."""
     for word in words:
-        if "=" not in word:
+        key, equals, _ = word.partition("=")
+        if not equals:
             raise ConfigError(f"{word!r} is not of the form key=value", "--help lists every key")
-        raise _unknown(word.partition("=")[0], list(vars(settings)))
-    for entry in fields(settings):
-        if getattr(settings, entry.name) == MISSING:
-            raise ConfigError(f"{entry.name}= is missing", f"{entry.name}: {entry.metadata['help']}")
+        keys = [entry.name for entry in fields(kind)]
+        raise ConfigError(f"there is no key {key!r}", did_you_mean(key, keys) + f"keys: {', '.join(keys)}")
 
 
-def _unknown(key: str, known: Sequence[str]) -> ConfigError:
-    return ConfigError(f"there is no key {key!r}", did_you_mean(key, known) + f"keys: {', '.join(known)}")
-
-
-def _set(settings: Any, name: str, text: str, key: str) -> None:
-    """Set the field or entry `name`, which may be dotted, from its text. key: the key as written, for errors."""
-    if isinstance(settings, dict):
-        settings[name] = _parse(list[str], text, key)
-        return
-    name, dot, inner = name.partition(".")
-    value = vars(settings).get(name)
-    if name not in vars(settings) or (dot and not (is_dataclass(value) or isinstance(value, dict))):
-        prefix = key.removesuffix(name + dot + inner)
-        raise _unknown(key, [prefix + other for other in vars(settings)])
-    if dot:
-        _set(value, inner, text, key)
-    elif is_dataclass(value):
-        file = config_directory() / name / f"{text}.yaml"
-        if file.stem not in _choices(name):
-            raise ConfigError(f"{key}={text}: must be one of {', '.join(_choices(name))}", f"write {key}=none")
-        setattr(settings, name, type(value)(**OmegaConf.load(file)))  # type: ignore[operator, arg-type]
-    else:
-        setattr(settings, name, _parse(get_type_hints(type(settings))[name], text, key))
-
-
-def _choices(group: str) -> list[str]:
-    return sorted(file.stem for file in (config_directory() / group).glob("*.yaml"))
-
-
-def _parse(kind: Any, text: str, key: str) -> Any:
-    """Raises ConfigError if the text is no value of this type."""
-    if NoneType in get_args(kind):
-        return None if text == "null" else _parse(get_args(kind)[0], text, key)
-    if get_origin(kind) is list:
-        parts = [part.strip(" \"'") for part in text.removeprefix("[").removesuffix("]").split(",")]
-        return [part for part in parts if part]
+def _set(config: DictConfig, key: str, text: str) -> None:
+    """Set one key from its text, which is taken for a list if the field cannot be set to a text."""
+    value: Any = None if text == "null" else text
+    choices = _choices(config, key)
+    if choices:
+        if text not in choices:
+            raise ConfigError(f"{key}={text}: must be one of {', '.join(choices)}", f"write {key}={choices[0]}")
+        value = OmegaConf.load(config_directory() / key / f"{text}.yaml")
     try:
-        return {"true": True, "false": False}[text] if kind is bool else kind(text)
-    except (ValueError, KeyError) as error:
-        raise ConfigError(
-            f"{key}={text}: must be {WORDS.get(kind, 'set by its entries')}", "--help describes it"
-        ) from error
+        OmegaConf.update(config, key, value)
+    except ValidationError as error:
+        parts = [part.strip(" \"'") for part in text.removeprefix("[").removesuffix("]").split(",")]
+        try:
+            OmegaConf.update(config, key, [part for part in parts if part])
+        except OmegaConfBaseException:
+            raise error from None
 
 
-def _help(settings: Any) -> Iterator[str]:
-    """A line for each key: its default or its choices, and what it means."""
-    for entry in fields(settings):
-        value = getattr(settings, entry.name)
-        key, defaults = f"{entry.name}={'null' if value is None else '...' if value == MISSING else value}", []
-        if isinstance(value, bool):
-            key = "--" + entry.name.replace("_", "-")
-        elif is_dataclass(value):
-            key = f"{entry.name}={'|'.join(_choices(entry.name))}"
-        elif isinstance(value, dict):
-            key = f"{entry.name}.NAME=[...]"
-            defaults = [f"  {entry.name}.{name}=[{','.join(texts)}]" for name, texts in value.items()]
-        yield from (f"  {key:<24} {entry.metadata['help']}", *defaults)
+def _choices(config: DictConfig, key: str) -> list[str]:
+    """The files of `conf/KEY/` that give the values of a dataclass; empty for any other field."""
+    files = (config_directory() / key).glob("*.yaml") if OmegaConf.is_dict(OmegaConf.select(config, key)) else ()
+    return sorted(file.stem for file in files)
+
+
+def _help(kind: type, config: DictConfig) -> Iterator[str]:
+    """A line for each key: its default or its choices, and what it means; then the entries of a dict."""
+    for entry in fields(kind):
+        name = entry.name
+        value = "..." if OmegaConf.is_missing(config, name) else config[name]
+        entries = value.items() if OmegaConf.is_dict(value) else ()
+        if choices := _choices(config, name):
+            key, entries = f"{name}={'|'.join(choices)}", ()
+        elif isinstance(value, bool):
+            key = "--" + name.replace("_", "-")
+        else:
+            key = f"{name}.NAME=[...]" if entries else f"{name}={'null' if value is None else value}"
+        yield f"  {key:<24} {entry.metadata['help']}"
+        yield from (f"  {name}.{inner}=[{','.join(texts)}]" for inner, texts in entries)

@@ -1,4 +1,11 @@
-"""`carerft base`: build a base model of the built-in world from a seed."""
+"""Build a base model of the built-in world from a seed (a quarter of an hour on one core), or print where it is.
+
+usage: carerft base [key=value ...]
+
+examples:
+  carerft base seed=1                        then: carerft train model=tiny model.base=1
+  carerft base seed=1 steps=100 output=here  a shorter pretraining, for trials
+"""
 
 import logging
 import sys
@@ -7,14 +14,6 @@ from pathlib import Path
 
 from carerft.commands.arguments import argument, read, refuse
 from carerft.errors import ConfigError
-
-ABOUT = """usage: carerft base [key=value ...]
-
-Pretrain a base model of the built-in world (a quarter of an hour on one core), or say where it is.
-
-examples:
-  carerft base seed=1                        then: carerft train model=tiny model.base=1
-  carerft base seed=1 steps=100 output=here  a shorter pretraining, for trials"""
 
 
 @dataclass
@@ -29,7 +28,7 @@ class Base:
 def main() -> None:
     """Pretrain the model unless it is in the cache, and print its directory."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    settings, words = read(Base, sys.argv[1:], ABOUT)
+    settings, words = read(Base, sys.argv[1:], __doc__)
     refuse(settings, words)
     if settings.seed < 0:
         raise ConfigError(f"seed={settings.seed}: must be at least 0", "give a number of 0 or more")

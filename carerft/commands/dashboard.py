@@ -1,6 +1,13 @@
-"""`carerft dashboard project=... entity=...`: save the layout of a W&B workspace as a view of a project.
+"""Save the layout of a W&B workspace as a new view of a project.
 
-No run is read. The layout names the metrics that every run logs, and W&B fills it with the runs of the project.
+It shows evaluation, training curves, reliability diagrams and answers, grouped by experiment and cell. No run is read:
+the layout names the metrics that every run logs, and W&B fills it in. Needs `wandb login`, or WANDB_API_KEY.
+
+usage: carerft dashboard [key=value ...]
+
+examples:
+  carerft dashboard
+  carerft dashboard project=carerft entity=my-team
 """
 
 import importlib.util
@@ -28,16 +35,6 @@ CURVES = {
 }
 
 
-ABOUT = """usage: carerft dashboard [key=value ...]
-
-Save the layout of a W&B workspace as a new view of a project: evaluation, training curves, reliability diagrams and
-answers, grouped by experiment and cell. Needs `wandb login`, or WANDB_API_KEY.
-
-examples:
-  carerft dashboard
-  carerft dashboard project=carerft entity=my-team"""
-
-
 @dataclass
 class Dashboard:
     """The keys of `carerft dashboard`."""
@@ -49,7 +46,7 @@ class Dashboard:
 
 def main() -> None:
     """Save the layout as a new view of the project, and print its address."""
-    settings, words = read(Dashboard, sys.argv[1:], ABOUT)
+    settings, words = read(Dashboard, sys.argv[1:], __doc__)
     refuse(settings, words)
     if importlib.util.find_spec("wandb_workspaces") is None:
         raise ConfigError("wandb-workspaces is not installed", "pip install 'carerft[dashboard]'")

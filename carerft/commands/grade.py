@@ -1,6 +1,11 @@
-"""`carerft grade`: grade answers from any source.
+"""Grade mathematical answers from any source. A verdict is correct, wrong or none; hostile answers are refused.
 
-Reads JSON lines `{"id", "gold", "text"}`, and writes `{"id", "verdict", "extracted", "why"}` in the same order.
+usage: carerft grade benchmark=BENCHMARK input=FILE output=FILE
+
+input holds lines {"id", "gold", "text"}; output gets {"id", "verdict", "extracted", "why"} in the same order.
+
+example:
+  carerft grade benchmark=math input=pairs.jsonl output=verdicts.jsonl
 """
 
 import json
@@ -68,15 +73,6 @@ def _same_number(gold: str, answer: str | None) -> Verdict:
     return Verdict(equal, "equal as a number" if equal else "different as a number", answer)
 
 
-ABOUT = """usage: carerft grade benchmark=BENCHMARK input=FILE output=FILE
-
-Grade mathematical answers from any source. A verdict is correct, wrong or none; hostile answers are refused.
-input holds lines {"id", "gold", "text"}; output gets {"id", "verdict", "extracted", "why"} in the same order.
-
-example:
-  carerft grade benchmark=math input=pairs.jsonl output=verdicts.jsonl"""
-
-
 @dataclass
 class Grade:
     """The keys of `carerft grade`."""
@@ -90,7 +86,7 @@ class Grade:
 def main() -> None:
     """Grade a file and print how many of its answers are right, wrong, or without a verdict."""
     words = [re.sub(r"^benchmark\.\w+\.extraction=", "extraction=", word) for word in sys.argv[1:]]  # as in `evaluate`
-    settings, others = read(Grade, words, ABOUT)
+    settings, others = read(Grade, words, __doc__)
     refuse(settings, others)
     counts = grade_file(settings.benchmark, Path(settings.input), Path(settings.output), extraction=settings.extraction)
     print(", ".join(f"{counts[verdict]} {verdict}" for verdict in ("correct", "wrong", "none")))

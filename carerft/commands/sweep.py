@@ -1,8 +1,17 @@
-"""`carerft sweep EXPERIMENT ...`: run the cells of a table, a figure or an ablation that are not done.
+"""Run an experiment: every cell of its sweeps, and an evaluation of each base model.
 
-A cell is run by `carerft train` or `carerft evaluate`. Without a launcher of Hydra's, cells run side by side in worker
-processes on this machine; with one (`hydra/launcher=joblib`, `submitit_slurm`, `ray`), a single worker hands all of
-them to the launcher.
+usage: carerft sweep EXPERIMENT [--dry-run] [jobs=N] [key=value ...]
+
+The same command, started again, skips the cells that are done, continues those that were stopped, and repeats those
+that failed. A run that another experiment has finished is shared with it. Without a launcher of Hydra's, cells run side
+by side in processes on this machine; with one (joblib, submitit_slurm, ray), one process hands all of them to it.
+
+examples:
+  carerft sweep table1 model=tiny
+  carerft sweep table1 model=qwen2.5-3b hydra/launcher=submitit_slurm hydra.launcher.partition=gpu
+  carerft sweep beta_sweep seed=0 --dry-run
+The same without base models, in one process: carerft train -m experiment=table1 model=tiny
+Any other key=value is an override of Hydra's for all cells, or replaces an axis: seed=0, algorithm=grpo,dapo
 """
 
 import os
@@ -25,21 +34,6 @@ from carerft.sweeps.workers import OPEN, failure, last_step, run
 from carerft.text import duration, visible
 
 MOST_LISTED = 12
-ABOUT = """usage: carerft sweep EXPERIMENT [--dry-run] [jobs=N] [key=value ...]
-
-Run an experiment: every cell of its sweeps, and an evaluation of each base model. The same command, started again,
-skips the cells that are done, continues those that were stopped, and repeats those that failed. A run that another
-experiment has finished is shared with it.
-
-experiments:
-{experiments}
-
-examples:
-  carerft sweep table1 model=tiny
-  carerft sweep table1 model=qwen2.5-3b hydra/launcher=submitit_slurm hydra.launcher.partition=gpu
-  carerft sweep beta_sweep seed=0 --dry-run
-The same without base models, in one process: carerft train -m experiment=table1 model=tiny
-Any other key=value is an override of Hydra's for all cells, or replaces an axis: seed=0, algorithm=grpo,dapo"""
 
 
 @dataclass
@@ -54,10 +48,7 @@ class Sweep:
 
 def main() -> int:
     """Returns the exit status: 0 if every cell is done, else 1. Raises ConfigError for wrong words."""
-    listing = [
-        f"  {e.name:<14}{e.sweeps[e.name].read_text().splitlines()[0].lstrip('# ')}" for e in experiments().values()
-    ]
-    settings, words = read(Sweep, sys.argv[1:] or ["--help"], ABOUT.format(experiments="\n".join(listing)))
+    settings, words = read(Sweep, sys.argv[1:] or ["--help"], f"{__doc__}\nexperiments:\n{_listing()}")
     chosen, overrides = named_experiment(words)
     if settings.jobs is not None and settings.jobs < 1:
         raise ConfigError(f"jobs={settings.jobs}: must be at least 1", "for example: jobs=2")
@@ -71,6 +62,12 @@ def main() -> int:
         return 0
     run(planned, commands(chosen, planned, overrides), workers, max(1, (os.cpu_count() or 1) // workers), console)
     return summarize(chosen, planned, console)
+
+
+def _listing() -> str:
+    """Every experiment with the first comment of its file."""
+    files = {experiment.name: experiment.sweeps[experiment.name] for experiment in experiments().values()}
+    return "\n".join(f"  {name:<14}{file.read_text().splitlines()[0].lstrip('# ')}" for name, file in files.items())
 
 
 def named_experiment(words: Sequence[str]) -> tuple[Experiment, list[str]]:

@@ -10,11 +10,11 @@ from carerft.grading.pool import Pool, shared_pool
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of one answer.
+    """The verdict on one answer.
 
     correct: None is no verdict: the grader could not tell.
-    why: how it was decided, or what stood in the way.
-    vote: the answer's canonical form, by which equal answers vote together; None where none was found. A correct answer
+    why: how it was decided, or what prevented a decision.
+    vote: the answer's canonical form, by which equal answers vote together; None without an answer. A correct answer
         votes as the gold answer, however it is written; two wrong ones of equal value may differ (see `canonical`).
     """
 
@@ -28,19 +28,18 @@ class Verdict:
 
 
 def grade_answers(pairs: Sequence[tuple[str, str | None]], pool: Pool | None = None) -> list[Verdict]:
-    """A verdict for each (gold, answer), in order; answer None: none was found, which is wrong.
+    """A verdict for each (gold, answer), in order. answer None: the text gives no answer, which is wrong.
 
-    Equal pairs are graded once. The pool is only used (and started) for what needs algebra.
+    Equal pairs are graded once. The pool is used (and started) only for pairs that need algebra.
     """
     verdicts: dict[tuple[str, str | None], Verdict] = {}
     hard: list[tuple[str, str]] = []
     for pair in dict.fromkeys(pairs):
-        verdict = _without_algebra(*pair)
-        if verdict is not None:
+        if verdict := _without_algebra(*pair):
             verdicts[pair] = verdict
         else:
             hard.append(pair)
-    hard.sort()  # the pairs of a gold answer side by side: it is parsed once
+    hard.sort()  # pairs with the same gold answer are adjacent: it is parsed once
     outcomes = (pool or shared_pool()).compare([(clean(gold), clean(answer)) for gold, answer in hard])
     for (gold, answer), (correct, why) in zip(hard, outcomes, strict=True):
         verdicts[gold, answer] = Verdict(correct, why, canonical(gold if correct else answer))

@@ -1,8 +1,8 @@
-"""What is refused before any algebra: answers that are dangerous or slow to evaluate, recognised from their text alone.
+"""Refusal, before any algebra, of answers that are dangerous or slow to evaluate, recognised from their text alone.
 
-Every check is linear in an answer of at most `MAX_LENGTH` characters. The limits stand far above the 12,500 answers of
-MATH (length 159, nesting 3, exponents 4950) and were set by timing math-verify 0.9.0 on what still passes them: about
-0.35 s of CPU at worst, where 20 pairs of braces alone cost it 158 s.
+Every check is linear in an answer of at most `MAX_LENGTH` characters. The limits are far above the 12,500 answers of
+MATH (length 159, nesting 3, exponents 4950). They were set by timing math-verify 0.9.0 on answers that pass them: about
+0.35 s of CPU at worst, whereas 20 pairs of braces alone took 158 s.
 """
 
 import re
@@ -46,13 +46,13 @@ _DIGITS = re.compile(r"[0-9]+")
 def hazard(answer: str, gold: str = "") -> str | None:
     """Why this answer must not be evaluated; None if it may be. Takes what `mathematics.clean` returns.
 
-    Commands outside the list above are refused unless the gold answer has them too (sums, integrals, limits,
-    determinants: what sympy would work out for as long as it takes).
+    Commands outside the list above are refused unless the gold answer contains them too (sums, integrals, limits,
+    determinants: sympy would evaluate them without a limit on time).
     """
     if len(answer) > MAX_LENGTH:
         return f"longer than {MAX_LENGTH} characters"
-    if found := _NOT_MATHEMATICS.search(answer):
-        return f"not mathematics: {found.group()!a}"
+    if match := _NOT_MATHEMATICS.search(answer):
+        return f"not mathematics: {match.group()!a}"
     if (depth := _nesting(answer)) > MAX_NESTING:
         return f"nested {depth} deep, at most {MAX_NESTING}"
     if any(len(digits) > MAX_DIGITS for digits in _DIGITS.findall(answer)):
@@ -61,9 +61,9 @@ def hazard(answer: str, gold: str = "") -> str | None:
     unknown |= set(_ENVIRONMENT.findall(answer)) - _ENVIRONMENTS - set(_ENVIRONMENT.findall(gold))
     if unknown:
         return f"the command {min(unknown)!a} is not evaluated"
-    for what, (pattern, most) in MAX_COUNT.items():
+    for kind, (pattern, most) in MAX_COUNT.items():
         if len(pattern.findall(answer)) > most:
-            return f"more than {most} {what}"
+            return f"more than {most} {kind}"
     return _large_power(answer) or _large_factorial(answer)
 
 
@@ -76,7 +76,7 @@ def _nesting(text: str) -> int:
 
 
 def _large_power(text: str) -> str | None:
-    """Refuses towers, and exponents too large for what they stand on: a number, a letter, or a bracketed expression."""
+    """Refuses towers, and exponents too large for their base: a number, a letter, or a bracketed expression."""
     if re.search(r"[0-9][eE][+-]?[0-9]{3}", text):
         return "a number with a huge exponent"
     product = 1

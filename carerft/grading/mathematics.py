@@ -12,7 +12,7 @@ import re
 from fractions import Fraction
 
 MAX_ANSWER = 2_000
-"""Characters of an answer that are looked at. The longest answer of MATH has 159."""
+"""Characters of an answer that are read. The longest answer of MATH has 159."""
 _BOXES_TRIED = 20
 _TAIL = 10_000
 _NUMBER_LENGTH = 60
@@ -24,10 +24,10 @@ _SENTENCE_END = re.compile(r"\n|\.\s|\.$|\s*I hope it is correct")
 
 
 def last_box(text: str) -> str | None:
-    r"""What stands in the last \boxed{...} (or \fbox{...}, or "\boxed 5") that is closed; None where there is none.
+    r"""The content of the last closed \boxed{...} (or \fbox{...}, or "\boxed 5"); None if there is none.
 
-    A box whose closing brace is missing (a truncated completion) is passed over for the one before it. An answer of
-    more than `MAX_ANSWER` characters is cut there; `guards` refuses it. Only the last 20 boxes are tried.
+    A box without its closing brace (a truncated completion) is skipped for the one before it. An answer of more than
+    `MAX_ANSWER` characters is cut there; `guards` refuses it. Only the last 20 boxes are tried.
     """
     end = len(text)
     for _ in range(_BOXES_TRIED):
@@ -62,7 +62,7 @@ def final_answer(text: str, boxed_only: bool = False) -> str | None:
     r"""The answer that a completion gives: its last box, else what follows its last "answer is" or "answer:".
 
     The second form is that of the Minerva prompt ("Final Answer: The final answer is $5$. I hope it is correct."),
-    which base models without a box write; it ends at a line break or a sentence's full stop.
+    for base models, which write no box; the answer ends at a line break or a sentence's full stop.
     """
     box = last_box(text)
     if box is not None or boxed_only:
@@ -167,7 +167,7 @@ _ASSIGNMENT = re.compile(r"^[a-zA-Z]=(?=[^=]*$)")
 
 
 def canonical(answer: str) -> str:
-    """The form in which answers vote: a number in lowest terms (decimal where 6 places hold it), else `normalise`.
+    """The form in which answers vote: a number in lowest terms (a decimal if 6 places suffice), else `normalise`.
 
     "1,234", "1234.0" and "1234" are one vote, and so are 0.5 and 1/2. Two expressions of equal value may still differ.
     """
@@ -187,7 +187,7 @@ _TOLERANCE = Fraction(1, 2_000_000)
 
 
 def quick_verdict(gold: str, answer: str) -> bool | None:
-    """Whether the answer is right, where its spelling or exact arithmetic tells; None where it takes algebra to tell.
+    """Whether the answer is right, if its spelling or exact arithmetic decides that; None if it takes algebra.
 
     Two plain numbers are equal if they are exactly equal, or if one of them is a decimal that is off by at most 5e-7
     and by at most one part in 10^5: 0.333333 is 1/3, 0.3333 is not, 0.0000001 is not 0.0000002.

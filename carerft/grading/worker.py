@@ -1,26 +1,28 @@
-"""A grading worker: a process that reads pairs from standard input and answers on standard output.
+"""A grading worker: a process that receives pairs on a connection and sends back their outcomes.
 
-Run by `pool.py` as `python -m carerft.grading.worker CPU_SECONDS MEMORY_MB`; one JSON object per line, one at a time:
-{"id", "gold", "answer"} in, {"id", "correct", "why"} out.
+Run by `pool.py` as `python -m carerft.grading.worker CPU_SECONDS MEMORY_MB FILE_DESCRIPTOR`. Messages are JSON: null
+when the worker is ready, then [number, gold, answer] in and [number, correct, why] out, one pair at a time.
 
-Two processes, so that the death of one costs milliseconds and not another import of sympy: the outer imports, then
-forks the inner, which does the work, and forks another whenever that one dies, saying so with {"died": why}. The
-kernel ends the inner one when a pair has used its CPU seconds, whatever code it is stuck in: time on a busy machine
-doesn't count, and a worker whose parent has vanished (kill -9) cannot run on either. Memory is limited likewise.
+There are two processes, so that the death of one costs milliseconds and not another import of sympy: the outer one
+imports, then forks the inner one, which does the work. Whenever that one dies, the outer one reports it as the outcome
+of the current pair (number null) and forks another. The kernel ends the inner one when a pair has used its CPU seconds,
+whatever code is running: time on a busy machine doesn't count, and a worker whose parent was killed cannot run on
+either. Memory is limited likewise.
 """
 
 import cmath
+import contextlib
 import gc
 import json
 import logging
 import os
 import re
 import resource
-import select
 import signal
 import sys
 from collections.abc import Callable
 from functools import lru_cache, wraps
+from multiprocessing.connection import Connection
 from typing import Any
 
 EXIT_DONE, EXIT_MEMORY = 0, 3
@@ -32,30 +34,30 @@ _WARM_UP = (
 )  # fmt: skip
 
 
-def main(cpu_seconds: float, memory_mb: int) -> None:
-    """Serve until standard input is closed."""
-    requests, replies, parent = os.dup(0), os.dup(1), os.getppid()
-    for standard in (0, 1):  # whatever prints must not print into the replies
-        os.dup2(os.open(os.devnull, os.O_RDWR), standard)
+def main(cpu_seconds: float, memory_mb: int, file_descriptor: int) -> None:
+    """Serve until the other end of the connection is closed."""
+    connection, parent = Connection(file_descriptor), os.getppid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
     prepare()
-    os.dup2(0, 2)
+    os.dup2(0, 2)  # standard input is /dev/null
     gc.collect()
     gc.freeze()  # the forks share this memory
     megabytes = memory_mb * 2**20
     for limit, value in ((resource.RLIMIT_AS, megabytes), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 0)):
         resource.setrlimit(limit, (value, value))
-    _send(replies, {"ready": True})
+    message: Any = None
     while True:
+        with contextlib.suppress(OSError):  # the parent has gone: the next fork finds out too, and ends
+            connection.send_bytes(json.dumps(message).encode())
         child = os.fork()
         if child == 0:
-            _serve(requests, replies, parent, cpu_seconds)
+            _serve(connection, parent, cpu_seconds)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         if code == EXIT_DONE:
             return
-        _send(replies, {"died": _cause(code, cpu_seconds, memory_mb)})
+        message = [None, None, _cause(code, cpu_seconds, memory_mb)]
 
 
 def _cause(code: int, cpu_seconds: float, memory_mb: int) -> str:
@@ -66,46 +68,31 @@ def _cause(code: int, cpu_seconds: float, memory_mb: int) -> str:
     return f"the grading process ended with {signal.Signals(-code).name if code < 0 else f'code {code}'}"
 
 
-def _serve(requests: int, replies: int, parent: int, cpu_seconds: float) -> None:
+def _serve(connection: Connection, parent: int, cpu_seconds: float) -> None:
     """The inner process: never returns."""
     code = 1
     try:
-        buffer = b""
         while True:
-            while b"\n" not in buffer:
-                if select.select([requests], [], [], _PARENT_CHECK_SECONDS)[0]:
-                    received = os.read(requests, 65536)
-                    if not received:
-                        os._exit(EXIT_DONE)
-                    buffer += received
-                else:  # a process that the parent forked may hold the other end of the pipe open after its death
-                    os.kill(parent, 0)
-            line, _, buffer = buffer.partition(b"\n")
-            pair = json.loads(line)
+            while not connection.poll(_PARENT_CHECK_SECONDS):
+                os.kill(parent, 0)  # a process forked by the parent may hold the connection open after its death
+            number, gold, answer = json.loads(connection.recv_bytes())
             signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
-            correct, why = compare(pair["gold"], pair["answer"])
+            correct, why = compare(gold, answer)
             signal.setitimer(signal.ITIMER_PROF, 0)
-            _send(replies, {"id": pair["id"], "correct": correct, "why": why})
+            connection.send_bytes(json.dumps([number, correct, why]).encode())
     except MemoryError:
         code = EXIT_MEMORY
-    except (ProcessLookupError, BrokenPipeError):
+    except (EOFError, OSError):
         code = EXIT_DONE
     finally:
         os._exit(code)
-
-
-def _send(replies: int, message: dict[str, Any]) -> None:
-    try:
-        os.write(replies, json.dumps(message).encode() + b"\n")  # less than PIPE_BUF: written whole
-    except BrokenPipeError:
-        os._exit(EXIT_DONE)
 
 
 def prepare() -> None:
     """Import math-verify with sympy's evaluator replaced by `number_only`, and fill the parser's tables."""
     logging.disable(logging.CRITICAL)  # it logs answers
     import sympy.parsing.sympy_parser
-    import sympy.physics.units  # simplify does so later, and it sympifies strings of its own
+    import sympy.physics.units  # simplify imports it later, and it sympifies strings
 
     sympy.parsing.sympy_parser.parse_expr = sympy.parsing.parse_expr = number_only
     import math_verify.grader
@@ -122,7 +109,7 @@ def prepare() -> None:
 
 
 class GaveUp(BaseException):
-    """Out of memory or of stack; no Exception, since math-verify takes those for "not equal"."""
+    """Out of memory or of stack. Not an Exception, because math-verify treats those as "not equal"."""
 
 
 def _not_swallowed(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -140,9 +127,9 @@ _NUMBER = re.compile(r"[+-]?(?:[0-9]{1,50}(?:\.[0-9]{0,50})?|\.[0-9]{1,50})(?:[e
 
 
 def number_only(text: str, *_: Any, **__: Any) -> Any:
-    """In place of sympy's parse_expr, which runs its argument as Python code. Raises ValueError for all but numbers.
+    """Replaces sympy's parse_expr, which runs its argument as Python code. Raises ValueError for all but numbers.
 
-    math-verify comes here, by way of sympify, with every number in an answer: what its grammar takes for one.
+    math-verify calls it, through sympify, with every number that its grammar recognises in an answer.
     """
     from sympy import Float, Integer
 
@@ -153,7 +140,7 @@ def number_only(text: str, *_: Any, **__: Any) -> Any:
 
 @lru_cache(maxsize=2048)
 def _parsed(latex: str) -> tuple[Any, ...]:
-    """The expression, if there is one, and the text that math-verify made of it. The box is ours, so there is one."""
+    """The expression, if the text is one, and the text as math-verify extracted it from the box added here."""
     from math_verify import LatexExtractionConfig, parse
 
     boxes = [LatexExtractionConfig(boxed_match_priority=0)]
@@ -161,7 +148,7 @@ def _parsed(latex: str) -> tuple[Any, ...]:
 
 
 def compare(gold: str, answer: str) -> tuple[bool | None, str]:
-    """Whether math-verify holds the two (cleaned, unboxed) for equal, and why; None where it cannot tell."""
+    """Whether math-verify considers the two (cleaned, unboxed) answers equal, and why; None if it cannot tell."""
     from math_verify import verify
 
     try:
@@ -186,8 +173,8 @@ def compare(gold: str, answer: str) -> tuple[bool | None, str]:
 def surely_different(right: Any, given: Any) -> bool:
     """Whether two expressions differ at one point, well beyond rounding: then no simplification makes them equal.
 
-    This spares math-verify its slowest step for most wrong answers. Symbols alone, and what math-verify reads leniently
-    (percentages), are left to it.
+    This avoids math-verify's slowest step for most wrong answers. It does not apply to single symbols and to
+    percentages, which math-verify compares leniently.
     """
     from sympy import Expr, Symbol, UnevaluatedExpr
 
@@ -199,10 +186,10 @@ def surely_different(right: Any, given: Any) -> bool:
     point = {name: 0.6180339887 + 0.1415926535 * i for i, name in enumerate(names)}
     try:
         values = [complex(e.evalf(15, subs={s: point[s.name] for s in e.free_symbols})) for e in (right, given)]
-    except (TypeError, ValueError, AttributeError, ArithmeticError):  # it has no value as a number
+    except (TypeError, ValueError, AttributeError, ArithmeticError):  # without a numeric value
         return False
     return all(map(cmath.isfinite, values)) and abs(values[0] - values[1]) > 1e-5 * max(1.0, *map(abs, values))
 
 
 if __name__ == "__main__":
-    main(float(sys.argv[1]), int(sys.argv[2]))
+    main(float(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

@@ -1,44 +1,39 @@
-"""From hidden states to what the loss needs of each sampled token, without ever holding all logits.
+"""From hidden states to what the loss needs of each sampled token, without materialising all logits.
 
-At Qwen's vocabulary (151,936) the logits of one batch are gigabytes. The forward pass takes the tokens chunk by chunk,
-keeping a few numbers of each token. The backward pass makes the logits again, vocabulary block by block over all tokens
-at once: each block's part of the weight's gradient is then one matrix product, rounded once, with nothing to add up.
-Where all logits fit the budget of a chunk, they are kept instead of made again.
+At Qwen's vocabulary (151,936) the logits of one batch are gigabytes. The forward pass computes them for a chunk of
+tokens at a time and keeps a few numbers of each token. The backward pass computes them again, for all tokens and a
+block of the vocabulary at a time: each block of the weight's gradient is then one matrix product, rounded once, with
+nothing to accumulate. If all logits fit into one chunk, they are kept instead of recomputed.
 
-Everything between the matrix products is elementwise arithmetic in float32 or better, on tiles that fit a cache, or, if
-asked for, fused by torch.compile: some thirty passes over memory become a few.
+Between the matrix products everything is elementwise arithmetic in float32 or better, on tiles that fit into a cache
+or, if `fused`, by torch.compile: some thirty passes over memory become a few.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from carerft.objective.regularizers import Regularizer
 
 CHUNK_ELEMENTS = 2**26  # logits of one chunk, of policy and reference each: 256 MiB in float32
 TILE_ELEMENTS = {"cpu": 2**18, "cuda": 2**23}
 CPU_COLUMNS = 8192  # of a matrix in half precision, copied to float32 at a time
 
 
-class Divergence(Protocol):
-    """A sum over actions; see carerft.objective.regularizers.Regularizer."""
-
-    def summand(self, log_pi: Tensor, log_ref: Tensor) -> Tensor: ...
-
-    def summand_and_slope(self, log_pi: Tensor, log_ref: Tensor) -> tuple[Tensor, Tensor]: ...
-
-
 class TokenStatistics(NamedTuple):
-    """Of N sampled tokens; each (N,) in float32 (float64 where the hidden states are), in nats.
+    """Statistics of N sampled tokens; each (N,), in nats, float32 (float64 if the hidden states are).
 
-    log_prob: of the token under the policy; differentiable.
-    entropy: of the policy in the token's state; differentiable.
-    ref_log_prob: of the token under the reference; None without one.
-    ref_kl: KL(policy || reference) in the token's state, the exact sum, for watching; None without one.
-    divergence: of the policy from the reference in the token's state; differentiable; None unless asked for.
+    log_prob: log-probability of the token under the policy; differentiable.
+    entropy: entropy of the policy in the token's state; differentiable.
+    ref_log_prob: log-probability of the token under the reference; None without a reference.
+    ref_kl: exact KL(policy || reference) in the token's state, for monitoring; None without a reference.
+    divergence: exact divergence of the policy from the reference in the token's state; differentiable; None unless
+        requested.
     """
 
     log_prob: Tensor
@@ -54,20 +49,23 @@ def token_statistics(
     targets: Tensor,
     ref_hidden: Tensor | None = None,
     ref_weight: Tensor | None = None,
-    divergence: Divergence | None = None,
+    divergence: Regularizer | None = None,
     chunk_elements: int = CHUNK_ELEMENTS,
     fused: bool = False,
 ) -> TokenStatistics:
     """Log-probability, entropy and divergence of each token.
 
-    hidden: (N, H) final hidden states in which the tokens were chosen; weight: (V, H) of the LM head; targets: (N,).
-    ref_hidden (N, H'), ref_weight (V, H'): the reference's, no gradient. Operands of a matrix product are in the
-    hidden states' precision (autocast's, within autocast), its result and all that follows in float32 or better. fused:
-    compile the latter, which takes seconds, once for each shape and divergence.
+    hidden: (N, H) final hidden states that predict the tokens; weight: (V, H) of the LM head; targets: (N,) tokens.
+    ref_hidden (N, H'), ref_weight (V, H'): the reference's, without gradient. divergence: its `summand_and_slope` is
+    summed over the vocabulary. fused: compile the elementwise arithmetic, which takes seconds for each shape and
+    divergence.
+
+    Operands of matrix products have the hidden states' precision (autocast's, within autocast); products and all that
+    follows are float32 or better.
     """
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-    with torch.autocast(kind, enabled=False):  # it would round results too
+    with torch.autocast(kind, enabled=False):  # autocast would round the products, too
         return TokenStatistics(
             *_Head.apply(hidden, weight, targets, ref_hidden, ref_weight, divergence, chunk_elements, fused, dtype)
         )
@@ -82,45 +80,36 @@ class _Head(torch.autograd.Function):
         targets: Tensor,
         ref_hidden: Tensor | None,
         ref_weight: Tensor | None,
-        divergence: Divergence | None,
+        divergence: Regularizer | None,
         chunk_elements: int,
         fused: bool,
         dtype: torch.dtype,
     ) -> tuple[Tensor | None, ...]:
         ctx.set_materialize_grads(False)
         tokens, vocabulary = len(targets), len(weight)
-        # Under autocast the whole weights are cast once, not again for every chunk.
-        policy = _Logits(hidden, weight.to(dtype), dtype)
-        reference = (
-            None if ref_hidden is None or ref_weight is None else _Logits(ref_hidden, ref_weight.to(dtype), dtype)
-        )
+        # The weights are cast once here, not once for every chunk.
+        policy, reference = _Logits(hidden, weight.to(dtype), dtype), None
+        if ref_hidden is not None and ref_weight is not None:
+            reference = _Logits(ref_hidden, ref_weight.to(dtype), dtype)
         divergence = divergence if reference is not None else None
-        wanted = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-
-        def column(present: bool) -> Tensor | None:
-            return hidden.new_zeros(tokens, dtype=policy.precision) if present else None
-
-        log_prob, entropy, normaliser = column(True), column(True), column(True)
-        ref_log_prob, ref_kl, ref_normaliser = (column(reference is not None) for _ in range(3))
-        value, slope_sum = column(divergence is not None), column(divergence is not None and wanted)
-        columns = (log_prob, entropy, normaliser, ref_log_prob, ref_kl, ref_normaliser, value, slope_sum)
+        needs_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         rows = max(1, min(tokens, chunk_elements // vocabulary))
-        keep = wanted and tokens <= rows
+        keep = needs_grad and tokens <= rows
         z = policy.buffer(rows, vocabulary)
         y = reference.buffer(rows, vocabulary) if reference else None
         tile = _fused(_forward_tile) if fused else _forward_tile
+        tiles = []
         for start in range(0, tokens, rows):
             chunk = slice(start, min(start + rows, tokens))
             policy.fill(z, chunk, slice(0, vocabulary))
             if reference:
                 reference.fill(y, chunk, slice(0, vocabulary))
             for r in _tiles(chunk.stop - start, vocabulary, hidden.device.type):
-                t = slice(start + r.start, start + r.stop)
-                found = tile(z[r], None if y is None else y[r], targets[t], divergence, wanted, keep)
-                for place, values in zip(columns, found, strict=True):
-                    if place is not None:
-                        place[t] = values
-        ctx.kept = (z, y) if keep else None  # log pi by now, and the slope: _forward_tile
+                ref_logits = None if y is None else y[r]
+                tiles.append(tile(z[r], ref_logits, targets[chunk][r], divergence, needs_grad, keep))
+        columns = [None if parts[0] is None else torch.cat(parts) for parts in zip(*tiles, strict=True)]
+        log_prob, entropy, normaliser, ref_log_prob, ref_kl, ref_normaliser, value, slope_sum = columns
+        ctx.kept = (z, y) if keep else None  # by now log-probabilities and slopes: see _forward_tile
         ctx.divergence, ctx.chunk_elements, ctx.dtype, ctx.fused = divergence, chunk_elements, dtype, fused
         ctx.save_for_backward(
             hidden, weight, targets, ref_hidden, ref_weight, entropy, normaliser, ref_normaliser, slope_sum
@@ -150,23 +139,24 @@ class _Head(torch.autograd.Function):
         grad_hidden = torch.zeros_like(hidden, dtype=policy.precision) if ctx.needs_input_grad[0] else None
         grad_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
 
-        columns = vocabulary if ctx.kept else max(1, min(vocabulary, ctx.chunk_elements // tokens))
+        kept = ctx.kept is not None
+        columns = vocabulary if kept else max(1, min(vocabulary, ctx.chunk_elements // tokens))
         z, y = ctx.kept or (policy.buffer(tokens, columns), reference and reference.buffer(tokens, columns))
         tile = _fused(_backward_tile) if ctx.fused else _backward_tile
         for start in range(0, vocabulary, columns):
             block = slice(start, min(start + columns, vocabulary))
             width = block.stop - start
-            if not ctx.kept:
+            if not kept:
                 policy.fill(z, slice(0, tokens), block)
                 if g_divergence is not None:
                     reference.fill(y, slice(0, tokens), block)
             for r in _tiles(tokens, width, hidden.device.type):
                 slopes = None if g_divergence is None else (y[r, :width], ref_normaliser[r], g_divergence[r])
-                of_entropy = None if g_entropy is None else g_entropy[r]
-                tile(z[r, :width], normaliser[r], constant[r], of_entropy, slopes, divergence, ctx.kept is not None)
+                g_entropy_tile = None if g_entropy is None else g_entropy[r]
+                tile(z[r, :width], normaliser[r], constant[r], g_entropy_tile, slopes, divergence, kept)
             if g_log_prob is not None:
-                here = torch.nonzero((targets >= start) & (targets < block.stop)).squeeze(-1)
-                z.index_put_((here, targets[here] - start), g_log_prob[here], accumulate=True)
+                inside = torch.nonzero((targets >= start) & (targets < block.stop)).squeeze(-1)
+                z.index_put_((inside, targets[inside] - start), g_log_prob[inside], accumulate=True)
             grad_logits = z[:tokens, :width].to(ctx.dtype)
             if grad_hidden is not None:
                 grad_hidden += _product(grad_logits, weight[block].to(ctx.dtype))
@@ -178,23 +168,26 @@ class _Head(torch.autograd.Function):
 
 
 def _forward_tile(
-    z: Tensor, y: Tensor | None, targets: Tensor, divergence: Divergence | None, wanted: bool, keep: bool
+    z: Tensor, y: Tensor | None, targets: Tensor, divergence: Regularizer | None, needs_grad: bool, keep: bool
 ) -> tuple[Tensor | None, ...]:
-    """The columns of n tokens from their (n, V) logits, which become log-probabilities; keep: y becomes the slope,
-    because the backward pass needs nothing else of the reference."""
+    """The statistics of n tokens from their logits z (n, V) and the reference's y (n, V).
+
+    z becomes the policy's log-probabilities, y the reference's or, with `keep`, the divergence's slope, which is all
+    that the backward pass needs of the reference.
+    """
     normaliser = z.logsumexp(-1)
     log_pi = z.sub_(normaliser[:, None])
     pi = log_pi.exp()
     log_prob = log_pi.gather(-1, targets[:, None]).squeeze(-1)
-    entropy = -_dot(pi, log_pi)
+    entropy = -torch.linalg.vecdot(pi, log_pi)
     if y is None:
         return log_prob, entropy, normaliser, None, None, None, None, None
     ref_normaliser = y.logsumexp(-1)
     log_ref = y.sub_(ref_normaliser[:, None])
     ref_log_prob = log_ref.gather(-1, targets[:, None]).squeeze(-1)
-    ref_kl = -entropy - _dot(pi, log_ref)
+    ref_kl = -entropy - torch.linalg.vecdot(pi, log_ref)
     value = slope_sum = None
-    if divergence is not None and wanted:
+    if divergence is not None and needs_grad:
         summand, slope = divergence.summand_and_slope(log_pi, log_ref)
         value, slope_sum = summand.sum(-1), slope.sum(-1)
         if keep:
@@ -210,11 +203,14 @@ def _backward_tile(
     constant: Tensor,
     g_entropy: Tensor | None,
     slopes: tuple[Tensor, Tensor, Tensor] | None,
-    divergence: Divergence | None,
+    divergence: Regularizer | None,
     kept: bool,
 ) -> None:
-    """z: (n, columns) logits, or with `kept` what `_forward_tile` left, becomes their gradient, but for the part of
-    log_prob's that the target's alone has. slopes: the reference's logits or slope, its normaliser, g_divergence."""
+    """Turn z (n, columns) into the gradient with respect to the logits, without log_prob's part at the targets.
+
+    z: the logits or, if `kept`, the log-probabilities. slopes: the reference's logits or, if `kept`, the divergence's
+    slope (n, columns); the reference's normaliser (n,); the gradient with respect to the divergence (n,).
+    """
     log_pi = z if kept else z.sub_(normaliser[:, None])
     if slopes is None and g_entropy is None:
         log_pi.exp_().mul_(constant[:, None])
@@ -238,7 +234,7 @@ def _fused(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @dataclass
 class _Logits:
-    """hidden @ weight.T of operands in `dtype`, made a part at a time."""
+    """hidden @ weight.T with operands in `dtype`, computed a part at a time."""
 
     hidden: Tensor
     weight: Tensor
@@ -252,18 +248,18 @@ class _Logits:
         return torch.empty(rows, columns, dtype=self.precision, device=self.hidden.device)
 
     def fill(self, out: Tensor, rows: slice, columns: slice) -> None:
-        """Write the logits of these tokens and this block of the vocabulary into the corner of `out`."""
+        """Write the logits of these tokens and this block of the vocabulary to the upper left corner of `out`."""
         h, w = self.hidden[rows].to(self.dtype), self.weight[columns].to(self.dtype)
         _product(h, w.T, out[: len(h), : len(w)])
 
 
 def _product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    """a @ b in float32 or better, of operands that may be in half precision."""
+    """a @ b in float32 or better; the operands may be in half precision."""
     if a.dtype in (torch.float32, torch.float64):
         return torch.mm(a, b, out=out)
     if a.device.type == "cuda":
         return torch.mm(a, b, out_dtype=torch.float32, out=out)
-    # On a CPU there is no such product; copies in float32 are made of a part at a time.
+    # On a CPU torch has no such product; parts of the operands are copied to float32.
     out = torch.empty(len(a), b.shape[1], device=a.device) if out is None else out
     for start in range(0, b.shape[1], CPU_COLUMNS):
         block = slice(start, start + CPU_COLUMNS)
@@ -275,8 +271,3 @@ def _tiles(rows: int, columns: int, device: str) -> Iterator[slice]:
     size = max(1, TILE_ELEMENTS.get(device, TILE_ELEMENTS["cuda"]) // columns)
     for start in range(0, rows, size):
         yield slice(start, min(start + size, rows))
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """(n, V), (n, V) -> (n,): row by row."""
-    return torch.linalg.vecdot(a, b)

@@ -4,7 +4,7 @@ Pure functions of log-probabilities (nats). A regularizer is one class of elemen
 over all actions is the divergence, and for estimates from the sampled action alone `generator` (the same divergence as
 a mean over pi of something that is never negative). docs/method.md has the equations and measures the estimators.
 
-Left out, as in every estimator of this kind: the divergence's effect on which later states are visited (the
+Left out, as usual for estimators of this kind: the gradient through the states that the policy visits later (the
 sequence-level gradient).
 """
 
@@ -34,9 +34,9 @@ def expectation(log_p: Tensor, value: Tensor) -> Tensor:
 
 
 def sampled_estimate(log_u: Tensor, estimator: str) -> Tensor:
-    """An estimate of KL(pi || target) at each sampled token. log_u: (...) log(target / pi) of the token.
+    """An estimate of KL(pi || target) from each sampled token. log_u: (...) log(target / pi) of the token.
 
-    k1: -log u, k2: (log u)^2 / 2, k3: u - 1 - log u. On-policy, k1 and k3 have the divergence for their mean. As
+    k1: -log u, k2: (log u)^2 / 2, k3: u - 1 - log u. On-policy, the mean of k1 and of k3 is the divergence. As
     losses: k1 is wrong (its expected gradient is zero for reverse KL and points the opposite way for the skewed one),
     k2 is exact for reverse KL and nearly so for the skewed one, k3 has the forward KL's gradient at alpha = 0.
     """
@@ -74,15 +74,15 @@ class Regularizer(RegularizerSettings):
 
     @property
     def weight(self) -> float:
-        """What the penalty is multiplied by in the loss."""
+        """The factor of the penalty in the loss."""
         return self.beta / self.local_strength if self.match == "local" else self.beta
 
     def at(self, progress: float) -> "Regularizer":
-        """This regularizer with the parameters of a moment. progress: 0 at the first step, 1 at the last."""
+        """This regularizer with its scheduled parameters at `progress`: 0 at the first step, 1 at the last."""
         return dataclasses.replace(self, beta=scheduled(self.beta_schedule, self.beta, self.beta_end, progress))
 
     def parameters(self) -> dict[str, float]:
-        """What is in force, as metrics.jsonl shows it."""
+        """The current parameters, by their names in metrics.jsonl."""
         return {"regularizer/beta": self.weight}
 
     def summand(self, log_pi: Tensor, log_ref: Tensor) -> Tensor:
@@ -90,8 +90,8 @@ class Regularizer(RegularizerSettings):
         raise NotImplementedError(f"{type(self).__name__} has no summand")
 
     def summand_and_slope(self, log_pi: Tensor, log_ref: Tensor) -> tuple[Tensor, Tensor]:
-        """The summand, and d summand / d log_pi, elementwise. Here the slope is found by automatic differentiation;
-        a formula of your own is faster."""
+        """The summand, and its slope d summand / d log_pi, elementwise. This default differentiates automatically; an
+        override with a formula is faster."""
         with torch.enable_grad():
             leaf = log_pi.detach().requires_grad_()
             summand = self.summand(leaf, log_ref)
@@ -106,15 +106,15 @@ class Regularizer(RegularizerSettings):
         raise NotImplementedError(f"{type(self).__name__} has no generator")
 
     def log_target(self, log_pi: Tensor, log_ref: Tensor) -> Tensor | None:
-        """Elementwise log-probability of the target, where the divergence is a KL(pi || target); else None."""
+        """Elementwise log-probability of the target if the divergence is a KL(pi || target), else None."""
         return None
 
     def estimate(self, log_pi: Tensor, log_ref: Tensor, log_old: Tensor) -> Tensor:
-        """An estimate of each state's divergence from its sampled token alone, to be differentiated.
+        """A differentiable estimate of each state's divergence from its sampled token alone.
 
         log_pi, log_ref, log_old: (...) of the sampled token under policy, reference, and the behaviour policy that
         sampled it. unbiased: w g with the differentiable w = pi/old; its expected gradient is the exact one, on- and
-        off-policy. k3: g. k2: (log pi - log target)^2 / 2.
+        off-policy. k3: g. k2: (log pi - log target)^2 / 2. (g: `generator`.)
         """
         if self.estimator == "unbiased":
             return torch.exp(log_pi - log_old.detach()) * self.generator(log_pi, log_ref)
@@ -127,7 +127,7 @@ class Regularizer(RegularizerSettings):
 
 @dataclass(frozen=True)
 class NoRegularizer(Regularizer):
-    """No penalty, whatever the estimator; entropy_bonus still counts."""
+    """No penalty, whatever the estimator; entropy_bonus still applies."""
 
     ESTIMATORS: ClassVar[tuple[str, ...]] = ESTIMATORS["NoRegularizer"]
     needs_reference: ClassVar[bool] = False
@@ -135,7 +135,10 @@ class NoRegularizer(Regularizer):
 
 @dataclass(frozen=True)
 class SkewReverseKL(SkewSettings, Regularizer):
-    """CARE-RFT's penalty, KL(pi || m) with m = alpha pi + (1 - alpha) ref. alpha in [0, 1), scheduled as beta is."""
+    """CARE-RFT's penalty, KL(pi || m) with m = alpha pi + (1 - alpha) ref, between 0 and log(1 / alpha).
+
+    alpha: in [0, 1), scheduled as beta is; alpha = 0 is reverse KL.
+    """
 
     ESTIMATORS: ClassVar[tuple[str, ...]] = ESTIMATORS["SkewReverseKL"]
 
@@ -165,14 +168,6 @@ class SkewReverseKL(SkewSettings, Regularizer):
         return sampled_estimate(self.log_target(log_pi, log_ref) - log_pi, "k3")
 
 
-def skew_reverse_kl(log_pi: Tensor, log_ref: Tensor, alpha: float) -> Tensor:
-    """KL(pi || alpha pi + (1 - alpha) ref), CARE-RFT's equation; alpha = 0 is reverse KL.
-
-    log_pi, log_ref: (..., V) normalised log-probabilities. Returns (...), between 0 and log(1/alpha).
-    """
-    return SkewReverseKL(alpha=alpha).divergence(log_pi, log_ref)
-
-
 @dataclass(frozen=True)
 class ReverseKL(Regularizer):
     """KL(pi || ref)."""
@@ -195,7 +190,7 @@ class ReverseKL(Regularizer):
 
 @dataclass(frozen=True)
 class ForwardKL(Regularizer):
-    """KL(ref || pi): what the reference does must stay possible."""
+    """KL(ref || pi), which keeps the reference's actions possible."""
 
     ESTIMATORS: ClassVar[tuple[str, ...]] = ESTIMATORS["ForwardKL"]
 

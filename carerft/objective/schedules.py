@@ -1,4 +1,4 @@
-"""How a number moves over a run."""
+"""Schedules: numbers that change over a run."""
 
 import math
 
@@ -6,9 +6,10 @@ SCHEDULES = ("constant", "linear", "cosine")
 
 
 def scheduled(schedule: str, start: float, end: float | None, progress: float) -> float:
-    """The number at `progress` (0 at the first step, 1 at the last) on its way from start to end.
+    """The number at `progress` (0 at the first step, 1 at the last).
 
-    schedule: "constant" (stays at start), "linear", or "cosine" (half a wave: slow at both ends).
+    schedule: "constant" (start; also if end is None), or from start to end by "linear" or "cosine" (half a period: slow
+    at both ends).
     """
     if schedule == "constant" or end is None:
         return start

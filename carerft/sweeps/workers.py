@@ -11,13 +11,11 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO
 
 from rich.console import Console
-from rich.progress import TaskID
+from rich.progress import Progress, TaskID
 
 from carerft.runs.directory import SWEEP, read_manifest
 from carerft.sweeps.cells import Cell
@@ -28,16 +26,6 @@ OPEN = ("missing", "stopped", "failed", "interrupted")  # statuses of the cells 
 GRACE = 120.0  # seconds that workers have to save their step after Ctrl-C
 
 
-@dataclass
-class Worker:
-    """A process that goes through the commands, and the log that it writes."""
-
-    log: IO[bytes]
-    commands: list[list[str]]  # the first one is running, or is the next to run
-    process: subprocess.Popen[bytes] | None = None
-    restarts: int = 0
-
-
 def run(cells: Sequence[Cell], commands: Sequence[Sequence[str]], workers: int, threads: int, console: Console) -> None:
     """Run every cell that is not done, `workers` at a time with `threads` threads each, until none is left to try.
 
@@ -46,46 +34,52 @@ def run(cells: Sequence[Cell], commands: Sequence[Sequence[str]], workers: int, 
     logs = cells[0].directory.parents[1] / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ, SWEEP: uuid.uuid4().hex}
-    team = [Worker(open(logs / f"worker-{n}.log", "ab"), list(map(list, commands))) for n in range(workers)]  # noqa: SIM115
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    progress = SweepProgress(cells, console)
-    try:
-        while any([_advance(worker, progress, environment) for worker in team]):
-            time.sleep(1.0)
+    with progress_bar(console, "") as bar:
+        progress = SweepProgress(cells, bar)
+        processes: list[subprocess.Popen[bytes]] = []
+        team = [_work(logs / f"worker-{n}.log", commands, progress, environment, processes) for n in range(workers)]
+        try:
+            while any([next(worker, False) for worker in team]):
+                time.sleep(1.0)
+                progress.update()
+        finally:
+            _stop(processes)
             progress.update()
-    finally:
-        _stop(team)
-        progress.update()
-        progress.close()
 
 
-def _advance(worker: Worker, progress: "SweepProgress", environment: dict[str, str]) -> bool:
-    """Start the worker's next command if its last one has ended. Returns False if there is none left."""
-    if worker.process is not None:
-        status = worker.process.poll()
-        if status is None:
-            return True
-        worker.process = None
-        died = status not in (0, 1, 2)
-        # Each death costs at most the one cell in which it happened.
-        if died and progress.untried() and worker.restarts < len(progress.cells):
-            worker.restarts += 1
-        else:
-            worker.commands.pop(0)
-    if not worker.commands or not progress.untried():
-        return False
-    # In its own session, the process gets Ctrl-C once, from `_stop`, and not also from the terminal.
-    worker.process = subprocess.Popen(
-        [sys.executable, "-m", "carerft", *worker.commands[0]],
-        stdin=subprocess.DEVNULL, stdout=worker.log, stderr=subprocess.STDOUT,
-        env=environment, start_new_session=True,
-    )  # fmt: skip
-    return True
+def _work(
+    log: Path,
+    commands: Sequence[Sequence[str]],
+    progress: "SweepProgress",
+    environment: dict[str, str],
+    processes: list[subprocess.Popen[bytes]],
+) -> Iterator[bool]:
+    """Run the commands one after another, each as a process with this log; yields True while one runs.
+
+    A command whose process died is repeated: each death costs at most the one cell in which it happened.
+    """
+    deaths = 0
+    with open(log, "ab") as file:
+        for command in commands:
+            died = True
+            while died and deaths <= len(progress.cells) and progress.untried():
+                # In its own session, the process gets Ctrl-C once, from `_stop`, and not also from the terminal.
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "carerft", *command],
+                    stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
+                    env=environment, start_new_session=True,
+                )  # fmt: skip
+                processes.append(process)
+                while process.poll() is None:
+                    yield True
+                died = process.returncode not in (0, 1, 2)
+                deaths += died
 
 
-def _stop(team: Sequence[Worker]) -> None:
-    """Interrupt the processes that still run, as Ctrl-C does, and kill those that don't end in time."""
-    running = [worker.process for worker in team if worker.process is not None and worker.process.poll() is None]
+def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Interrupt the processes that still run, as Ctrl-C does, and kill those that do not end in time."""
+    running = [process for process in processes if process.poll() is None]
     for process in running:
         process.send_signal(signal.SIGINT)
     deadline = time.monotonic() + GRACE
@@ -94,21 +88,17 @@ def _stop(team: Sequence[Worker]) -> None:
             process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-    for worker in team:
-        worker.log.close()
 
 
 class SweepProgress:
     """The status of every cell, read from its directory, as progress bars: one for all cells, one for each running."""
 
-    def __init__(self, cells: Sequence[Cell], console: Console):
-        self.cells = list(cells)
-        self._console, self._bar = console, progress_bar(console, "")
+    def __init__(self, cells: Sequence[Cell], bar: Progress):
+        self.cells, self._bar = cells, bar
         self._status = {cell.directory: cell.status() for cell in cells}
         self._tried: set[Path] = set()
         self._rows: dict[Path, TaskID] = {}
-        self._bar.start()
-        self._all = self._bar.add_task("runs", total=len(cells), completed=self._done(), shown="")
+        self._all = bar.add_task("runs", total=len(cells), completed=self._done(), shown="")
 
     def _done(self) -> int:
         return list(self._status.values()).count("done")
@@ -147,10 +137,7 @@ class SweepProgress:
         else:
             seconds = (read_manifest(cell.directory) or {}).get("seconds")
             note = f" in {duration(seconds)}" if status == "done" else ""
-        self._console.print(f"{status:<12}{cell.title}{note}", markup=False, highlight=False)
-
-    def close(self) -> None:
-        self._bar.stop()
+        self._bar.console.print(f"{status:<12}{cell.title}{note}", markup=False, highlight=False)
 
 
 def last_step(directory: Path) -> int | None:

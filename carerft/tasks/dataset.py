@@ -16,7 +16,7 @@ class DatasetTask:
 
     name: ClassVar[str]
     options: ClassVar[dict[str, Collection[str]]] = {}
-    """The values of each setting that has a fixed choice of them."""
+    """The allowed values of settings that have a fixed set of them."""
     question_fields: ClassVar[tuple[str, ...]] = ("question", "problem")
 
     path: str | None = None  # a file in place of the published one
@@ -37,6 +37,7 @@ class DatasetTask:
         return self.all_problems()[: self.limit]
 
     def all_problems(self) -> list[Problem]:
+        """The problems without a limit."""
         raise NotImplementedError
 
     def rows(self, published: Published) -> Iterator[tuple[Row, str]]:
@@ -53,7 +54,7 @@ class DatasetTask:
 
 
 def check_settings(task: Any, options: dict[str, Collection[str]]) -> None:
-    """Check the settings that have a fixed choice of values, and `limit`. Raises ConfigError."""
+    """Check `limit` and the settings that have a fixed set of values. Raises ConfigError."""
     for key, values in options.items():
         if getattr(task, key) not in values:
             raise ConfigError(f"{key}={getattr(task, key)!r} is unknown", f"write one of {', '.join(values)}")

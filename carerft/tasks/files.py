@@ -60,10 +60,8 @@ class Row:
         """The first of these fields that is present, as text (a number is converted). Raises DataError."""
         for name in names:
             value = self.fields.get(name)
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
+            if isinstance(value, str | int | float) and not isinstance(value, bool):
                 return str(value)
-            if isinstance(value, str):
-                return value
             if value is not None:
                 raise DataError(f"{self.location}: the field {name!r} is no text but {value!r}", "write it as a string")
         wanted = " or ".join(repr(name) for name in names)
@@ -76,21 +74,16 @@ class Row:
 def load_rows(published: Published, path: str | None = None) -> list[Row]:
     """All rows. path: a file of the user's own, in place of the published one. Raises DataError."""
     if path is not None:
-        rows = read_rows(Path(path).expanduser(), published.key)
-        if len(rows) < published.rows:
-            log.info("%s has %d rows, the published split %d", path, len(rows), published.rows)
-        return rows
-    local = local_file(published)
-    if local is None and published.url:
-        local = _downloaded(published)
-    return _from_hub(published) if local is None else _checked(local, published)
+        return read_rows(Path(path).expanduser(), published.key)
+    file = local_file(published) or (_downloaded(published) if published.url else None)
+    return _checked(file, published) if file else _from_hub(published)
 
 
 def local_file(published: Published) -> Path | None:
     """$CARERFT_DATA/<file>, if there is such a file."""
     root = os.environ.get(ROOT_VARIABLE)
-    file = Path(root).expanduser() / published.file if root else None
-    return file if file is not None and file.is_file() else None
+    file = Path(root or "").expanduser() / published.file
+    return file if root and file.is_file() else None
 
 
 def read_rows(file: Path, key: str | None = None) -> list[Row]:

@@ -43,8 +43,9 @@ class Gsm8kTask(DatasetTask):
     options: ClassVar = {"split": SPLITS, "extraction": EXTRACTIONS}
 
     split: str = "train"
-    extraction: str = "flexible"
-    """"strict" reads the last "#### 42" of a completion; "flexible" the last box, else that, else the last number."""
+    extraction: str = (
+        "flexible"  # strict: a completion's last "#### 42"; flexible: its last box, else that, else number
+    )
 
     def all_problems(self) -> list[Problem]:
         return [

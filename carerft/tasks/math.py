@@ -65,7 +65,6 @@ class MathTask(DatasetTask):
 
     split: str = "train"
     extraction: str = "flexible"  # boxed: the last \boxed{} of a completion only; flexible: or its last "answer is"
-    workers: int | None = None  # grading processes; None: one per core
 
     def all_problems(self) -> list[Problem]:
         parts = SPLITS[self.split][:1] if self.path else SPLITS[self.split]
@@ -128,7 +127,7 @@ class MathTask(DatasetTask):
         boxed_only = self.extraction == "boxed"
         answers = [final_answer(text_before(text, self.until), boxed_only) for text in texts]
         pairs = [(problem.answer or "", answer) for problem, answer in zip(problems, answers, strict=True)]
-        verdicts = grade_answers(pairs, shared_pool(self.workers))
+        verdicts = grade_answers(pairs, shared_pool())
         return [Grade(extracted=verdict.vote, correct=verdict.correct) for verdict in verdicts]
 
 

@@ -1,22 +1,22 @@
 """SelfAware: does a model know what it cannot know? (Yin et al. 2023, arXiv 2305.18153.)
 
-3,369 questions, of which 1,032 have no answer (opinions, unsolved problems, futures). The authors score the F1 of
-uncertainty, with unanswerable as the positive class, and accuracy on the answerable part. What is theirs and what is
-not, by their code (yinzhangyue/SelfAware, code/eval_model.py):
+3,369 questions, of which 1,032 have no answer (opinions, unsolved problems, futures). The authors report the F1 of
+uncertainty, with unanswerable as the positive class, and accuracy on the answerable part. Compared with their code
+(yinzhangyue/SelfAware, code/eval_model.py):
 
-- A reply is uncertain, here: refused, if it holds one of their 16 phrases, in any case, or, with `embedding`, five
-  words in a row that a sentence embedding finds close to one (`carerft.tasks.similarity`). The authors always look for
-  both. By default only phrases count, because the embeddings need a second model, of 355M parameters for the authors';
-  F1 by phrases alone is the lower for it.
-- An empty reply is no refusal and no answer: on an unanswerable question it counts as a miss. Their code leaves empty
-  replies out of the F1, by which a model that falls silent would gain.
-- A reply answers right if it holds one of the listed answers. Their code looks for the answer's letters anywhere
-  ("ai" in "said"); here its words must occur as whole words, in order, without case, articles and punctuation. It is
-  lenient still: "Paris or Rome" holds both, and an answer "i" is in most sentences.
-- A reply that does both is a refusal, and so not correct; theirs counts it in both columns.
-- A reply ends where the model asks itself the next question (`until`); theirs does not end there.
+- A reply is a refusal if it contains one of their 16 phrases, in any case, or, with `embedding`, five words in a row
+  whose sentence embedding is close to one (`carerft.tasks.similarity`). The authors always test both. Here phrases
+  alone are the default, because the embeddings need a second model (the authors' has 355M parameters). The F1 by
+  phrases alone is lower.
+- An empty reply is neither refusal nor answer: on an unanswerable question it counts as a miss. Their code excludes
+  empty replies from the F1, which rewards a model that falls silent.
+- A reply is right if it contains one of the listed answers. Their code searches for the answer's letters anywhere
+  ("ai" in "said"); here its words must occur as whole words, in order, without case, articles and punctuation. This is
+  still lenient: "Paris or Rome" contains both, and an answer "i" is in most sentences.
+- A reply that both refuses and answers is a refusal, and so not correct; their code counts it as both.
+- A reply ends at the next question that the model writes (`until`); theirs does not.
 
-Wrong replies vote together only where they are the same words; all right ones vote together.
+Wrong replies vote together only if their words are equal; all right ones vote together.
 """
 
 import random
@@ -86,8 +86,7 @@ class SelfAwareTask(DatasetTask):
         return problems
 
     def grade(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Grade]:
-        """By words, and by embeddings if there are any; every reply gets a verdict. A reply without words is wrong, and
-        no refusal."""
+        """By words and, if set, by embeddings; every reply gets a verdict. An empty reply is wrong, and no refusal."""
         replies = [free_text(text, self.until) for text in texts]
         close = self.similarity.close(replies) if self.similarity else [False] * len(replies)
         return [
@@ -97,13 +96,12 @@ class SelfAwareTask(DatasetTask):
 
 
 def listed_answers(row: Row) -> list[str]:
-    """The field `answer`, a list of texts or one text; empty where the question has none. Raises DataError."""
+    """The field `answer`, a list of texts or one text; empty for an unanswerable question. Raises DataError."""
     value = row.fields.get("answer")
     answers = [value] if isinstance(value, str) else value or []
     if not isinstance(answers, list) or not all(isinstance(a, str) and a.strip() for a in answers):
-        raise DataError(
-            f"{row.location}: 'answer' is no list of texts but {value!r:.200}", 'write ["...", "..."] or null'
-        )
+        what = f"{row.location}: 'answer' is no list of texts but {value!r:.200}"
+        raise DataError(what, 'write ["...", "..."] or null')
     answerable = row.fields.get("answerable", bool(answers))
     if answerable is not bool(answers):
         raise DataError(
@@ -114,7 +112,7 @@ def listed_answers(row: Row) -> list[str]:
 
 
 def is_uncertain(text: str) -> bool:
-    """Whether it holds one of the 16 phrases, in any case; a typographic apostrophe is one too."""
+    """Whether the text contains one of the 16 phrases, in any case, with a straight or a typographic apostrophe."""
     text = text.lower().replace("\u2019", "'")
     return any(phrase in text for phrase in UNCERTAIN)
 

@@ -1,9 +1,9 @@
-"""AdamW whose two moments take a byte a weight instead of four: torchao's, after Dettmers et al. (2022), "8-bit
+"""AdamW whose two moments take one byte a weight instead of four: torchao's, after Dettmers et al. (2022), "8-bit
 Optimizers via Block-wise Quantization".
 
-Each block of `BLOCK` weights of a matrix's row has one float32 scale, and each of its moments is the nearest of 256
-numbers times that. torchao cuts a tensor into blocks as it lies in one process; here blocks end where rows do, so that
-they are the same however many processes share out the rows, and a checkpoint of one number of them is read by another.
+Each block of `BLOCK` weights in a row of a matrix has one float32 scale, and each moment is the nearest of 256 numbers
+times that scale. torchao cuts a process's part of a tensor into blocks; here blocks end where rows do, so that they do
+not depend on how many processes share the rows, and any number of processes can read a checkpoint.
 """
 
 from collections.abc import Callable, Iterable
@@ -21,10 +21,10 @@ from carerft.training.adamw_8bit_shapes import BLOCK, is_blocked
 
 
 class AdamW8bit(torchao.optim.AdamW8bit):
-    """torchao's, with blocks that follow rows and a learning rate that is a plain number outside of `step`."""
+    """torchao's AdamW8bit, with blocks that follow rows and a learning rate that is a number outside of `step`."""
 
     def __init__(self, parameters: Iterable[Tensor], **settings: Any):
-        """settings: as of torch.optim.AdamW."""
+        """settings: those of torch.optim.AdamW."""
         super().__init__(parameters, block_size=BLOCK, **settings)
         for group in self.param_groups:
             group["lr"] = self.defaults["lr"]
@@ -33,8 +33,8 @@ class AdamW8bit(torchao.optim.AdamW8bit):
                 self.state[parameter] = {"step": torch.tensor(0.0), **moments}
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """As of torch.optim.AdamW. torchao compiles it for each shape, which on a CPU takes a minute for what it then
-        saves in hundreds of steps: there it is left as it is."""
+        """As torch.optim.AdamW's. torchao compiles the step for each shape. On a CPU that takes a minute, which
+        hundreds of steps would not win back, so there it runs eagerly."""
         rates = [group["lr"] for group in self.param_groups]
         on_cpu = all(parameter.device.type == "cpu" for group in self.param_groups for parameter in group["params"])
         try:
@@ -47,19 +47,19 @@ class AdamW8bit(torchao.optim.AdamW8bit):
                 group["lr"] = rate
 
     def parts(self, parameter: Tensor) -> dict[str, Tensor]:
-        """What its state of a parameter consists of, as plain tensors in the same memory, sharded as the parameter is:
-        of a moment in 8 bits, `_codes` (the parameter's shape, uint8) and `_scale` (rows, blocks of a row)."""
-        found: dict[str, Tensor] = {}
+        """The state of a parameter as plain tensors that share its memory, sharded as the parameter is. A moment in 8
+        bits is two tensors: `_codes` (the parameter's shape, uint8) and `_scale` (rows, blocks of a row)."""
+        parts: dict[str, Tensor] = {}
         for slot, tensor in self.state[parameter].items():
             if slot == "step" or not is_blocked(parameter.shape):
-                found[slot] = tensor
+                parts[slot] = tensor
                 continue
             local, rows = _local(tensor), parameter.shape[0]
             codes, scale = (local.codes, local.scale) if local.numel() else (local.byte(), local.flatten())
             shape = (rows, parameter.numel() // rows // BLOCK)
-            found[f"{slot}_codes"] = _placed(codes, parameter, parameter.shape)
-            found[f"{slot}_scale"] = _placed(scale.view(len(codes), shape[1]), parameter, shape)
-        return found
+            parts[f"{slot}_codes"] = _sharded_like(parameter, codes, parameter.shape)
+            parts[f"{slot}_scale"] = _sharded_like(parameter, scale.view(len(codes), shape[1]), shape)
+        return parts
 
 
 def _local(tensor: Tensor) -> Tensor:
@@ -67,22 +67,22 @@ def _local(tensor: Tensor) -> Tensor:
 
 
 def _zeros(parameter: Tensor, signed: bool) -> Tensor:
-    """A moment before the first step. A process may have no rows at all, and torchao has no empty blocks."""
+    """A moment before the first step. A process may have no rows, for which torchao has no representation in blocks."""
     local = _local(parameter.detach())
     if is_blocked(parameter.shape) and local.numel():
-        made = OptimState8bit.zeros(local.shape, signed, BLOCK, local.device, local.dtype)
+        zeros = OptimState8bit.zeros(local.shape, signed, BLOCK, local.device, local.dtype)
     else:
-        made = torch.zeros_like(local)
-    return _placed(made, parameter, parameter.shape)
+        zeros = torch.zeros_like(local)
+    return _sharded_like(parameter, zeros, parameter.shape)
 
 
-def _placed(local: Tensor, parameter: Tensor, shape: Iterable[int]) -> Tensor:
-    """This process's part of a tensor of this shape, whose rows are shared out as the parameter's are."""
+def _sharded_like(parameter: Tensor, local: Tensor, shape: Iterable[int]) -> Tensor:
+    """The tensor of this shape whose rows are sharded as the parameter's are. local: this process's part."""
     if not isinstance(parameter, DTensor):
         return local
     shape = torch.Size(shape)
     stride = torch.empty(shape, device="meta").stride()
-    placed = DTensor.from_local(
+    tensor = DTensor.from_local(
         local, parameter.device_mesh, parameter.placements, run_check=False, shape=shape, stride=stride
     )
-    return placed.to(parameter.device)  # which, offloaded, is not the mesh's
+    return tensor.to(parameter.device)  # an offloaded parameter is not on the mesh's device

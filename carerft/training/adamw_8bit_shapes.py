@@ -1,12 +1,13 @@
-"""Which weights have their optimizer's state in 8 bits. No import of torch: `carerft plan` only counts."""
+"""Which weights' Adam moments are stored in 8 bits. Does not import torch, because `carerft plan` only counts."""
 
 import math
 from collections.abc import Sequence
 
-BLOCK = 128  # divides the widths of Qwen2.5, 896 among them, which 256, torchao's default, doesn't
-SMALLEST = 4096  # smaller tensors keep theirs in float32, as torchao's and bitsandbytes' own rule has it
+BLOCK = 128  # divides the widths of Qwen2.5 (896 among them); torchao's default, 256, does not
+SMALLEST = 4096  # smaller tensors keep float32 moments, as in torchao and bitsandbytes
 
 
 def is_blocked(shape: Sequence[int]) -> bool:
-    """Whether a weight of this shape has: its rows are whole blocks. Each row of a vector is a single number."""
+    """Whether this weight's Adam moments are stored in 8 bits: only if every row is a whole number of blocks. The rows
+    of a vector are single numbers."""
     return math.prod(shape[1:]) % BLOCK == 0 and math.prod(shape) >= SMALLEST

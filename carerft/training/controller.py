@@ -1,8 +1,9 @@
-"""Several processes that learn as one: the first runs the program, the others do with it what takes all of them.
+"""Several processes that learn as one.
 
-What takes all of them (a step, sampling, a checkpoint) are actions, which every process has by the same names. The
-first asks for one, all perform it side by side, and their answers come back to it. So do errors that a user can mend,
-whichever process met them; by any other a process ends, and torchrun then ends the rest.
+The first process, the leader, runs the program. What needs all processes (a step, sampling, a checkpoint) is an action,
+which every process has under the same name. The leader broadcasts an action's name and arguments, all processes perform
+it, and the leader gathers their results. A CareError in any process is raised in the leader; any other exception ends
+its process, whereupon torchrun ends the rest.
 """
 
 import os
@@ -27,35 +28,34 @@ from carerft.rollout.sync_check import teacher_forced, vocabulary_of
 from carerft.training.learner import Learner
 
 Action = Callable[..., Any]
-BEGIN = "begin"
+START = "start"
 
 
 @contextmanager
-def joined(device: torch.device, timeout_s: float) -> Iterator[DeviceMesh]:
-    """The processes that torchrun has started, each with a device of its own, for the length of a `with` block.
+def process_group(device: torch.device, timeout_s: float) -> Iterator[DeviceMesh]:
+    """A mesh of the processes that torchrun started, one device each, for the length of a `with` block.
 
-    device: of this machine's first; the others have those behind it. timeout_s: how long one waits for another before
-    it fails. Raises ConfigError where there are too few devices.
+    device: that of this machine's first process; the others have the devices after it. timeout_s: how long a process
+    waits for another before it fails. Raises ConfigError if there are fewer devices than processes.
     """
     cuda = device.type == "cuda"
     if cuda:
-        own, count = (device.index or 0) + int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-        if own >= count:
+        index, count = (device.index or 0) + int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if index >= count:
             raise ConfigError(
-                f"{os.environ['LOCAL_WORLD_SIZE']} processes of the learner from learner.device={device} on, and this "
+                f"{os.environ['LOCAL_WORLD_SIZE']} processes of the learner from learner.device={device} on, but this "
                 f"machine has {count} GPUs",
                 "write a smaller learner.processes, or fewer rollout.engines",
             )
-        torch.cuda.set_device(own)
-        torch.cuda.init()  # the mesh would choose another device, if none were in use
-    patience = timedelta(seconds=timeout_s)
-    store, rank, size = next(dist.rendezvous("env://", timeout=patience))
+        torch.cuda.set_device(index)
+        torch.cuda.init()  # else the mesh would set another device
+    timeout = timedelta(seconds=timeout_s)
+    store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
     if os.environ["LOCAL_WORLD_SIZE"] == os.environ["WORLD_SIZE"]:
-        # torchrun keeps its store when it starts the processes again: they would look for the dead ones' addresses.
+        # torchrun keeps its store when it restarts the processes: without a prefix they would look up dead addresses.
         store = dist.PrefixStore(f"attempt_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
-    # What is no tensor of the device's goes from CPU to CPU.
-    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience)
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"  # objects are exchanged from CPU to CPU
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     try:
         yield init_device_mesh(device.type, (dist.get_world_size(),))
     finally:
@@ -63,57 +63,58 @@ def joined(device: torch.device, timeout_s: float) -> Iterator[DeviceMesh]:
 
 
 def actions(worker: RolloutWorker | None, learner: Learner) -> dict[str, Action]:
-    """What the processes do together, each with a learner of its own, and a worker where not only the first has one."""
-    known = {name: getattr(learner, name) for name in LedLearner.TOGETHER}
-    known["teacher_forced"] = partial(teacher_forced, learner.policy, dtype=learner.settings.precision)
+    """The actions of this process. worker: None in all but the first process if the engines are dedicated."""
+    named = {name: getattr(learner, name) for name in DistributedLearner.ACTIONS}
+    named["teacher_forced"] = partial(teacher_forced, learner.policy, dtype=learner.settings.precision)
     if worker is not None:
-        known["sample"] = lambda prompts, *how: worker.sample(prompts, *how) if prompts else None
-        known["log_likelihood"] = lambda prompts, *rest: worker.log_likelihood(prompts, *rest) if prompts else []
-        known["sync"] = lambda: worker.sync(learner.policy)
-        known["sleep"] = worker.sleep
-    return known
+        named["sample"] = lambda prompts, *rest: worker.sample(prompts, *rest) if prompts else None
+        named["log_likelihood"] = lambda prompts, *rest: worker.log_likelihood(prompts, *rest) if prompts else []
+        named["sync"] = lambda: worker.sync(learner.policy)
+        named["sleep"] = worker.sleep
+    return named
 
 
 @dataclass
 class Leader:
-    """The first process: asks for actions."""
+    """The first process, which starts actions in all."""
 
     mesh: DeviceMesh
     actions: dict[str, Action] = field(default_factory=dict)
-    lost: bool = False  # whether an action was left in the middle: nobody knows then what the others wait for
+    lost: bool = False  # an action did not end: nobody knows what the other processes are waiting for
 
-    def begin(self) -> None:
-        """Let the others make what `lead` takes, while this one makes its own."""
-        dist.broadcast_object_list([BEGIN])
+    def start(self) -> None:
+        """Let the other processes build what `lead` takes, while this one builds its own."""
+        dist.broadcast_object_list([START])
 
-    def lead(self, worker: RolloutWorker, learner: Learner) -> tuple[RolloutWorker, "LedLearner"]:
-        """The worker and the learner of all processes, from this one's."""
+    def lead(self, worker: RolloutWorker, learner: Learner) -> tuple[RolloutWorker, "DistributedLearner"]:
+        """The worker and the learner of all processes. worker, learner: this process's."""
         self.actions = actions(worker, learner)
-        led = DedicatedToAll(self, worker) if isinstance(worker, DedicatedWorker) else LedWorker(self)
-        return led, LedLearner(self, learner)
+        dedicated = isinstance(worker, DedicatedWorker)
+        together = DedicatedToAll(self, worker) if dedicated else DistributedWorker(self)
+        return together, DistributedLearner(self, learner)
 
-    def together(self, action: str, *arguments: Any) -> Any:
-        """Perform an action with the same arguments in each process: the first one's answer. Raises as `ask`."""
-        return self.ask(action, [arguments] * self.mesh.size())[0]
+    def perform(self, action: str, *arguments: Any) -> Any:
+        """Perform an action with equal arguments in each process. Returns this process's result; raises as `share`."""
+        return self.share(action, [arguments] * self.mesh.size())[0]
 
-    def ask(self, action: str, arguments: Sequence[tuple] | None = None) -> list[Any]:
-        """Perform an action, in each process with its own arguments; each one's answer. Raises a CareError of any."""
-        arguments = arguments or [()] * self.mesh.size()
+    def share(self, action: str, arguments: Sequence[tuple]) -> list[Any]:
+        """Perform an action, with different arguments in each process. Returns each process's result; raises the first
+        CareError of any."""
         self.lost = True
         dist.broadcast_object_list([(action, arguments)])
-        answers = _perform(self.mesh, self.actions[action], arguments[0])
+        results = _perform(self.mesh, self.actions[action], arguments[0])
         self.lost = False
-        for answer in answers:
-            if isinstance(answer, CareError):
-                raise answer
-        return answers
+        for result in results:
+            if isinstance(result, CareError):
+                raise result
+        return results
 
 
 @contextmanager
-def led(device: torch.device, timeout_s: float) -> Iterator[Leader]:
-    """The leader, in the first of the processes that torchrun has started, for the length of a `with` block. At its end
-    the others end as well. Arguments: of `joined`."""
-    with joined(device, timeout_s) as mesh:
+def leading(device: torch.device, timeout_s: float) -> Iterator[Leader]:
+    """The leader, in the first process, for the length of a `with` block; at its end the other processes end too.
+    Arguments: as `process_group`'s."""
+    with process_group(device, timeout_s) as mesh:
         leader = Leader(mesh)
         try:
             yield leader
@@ -122,56 +123,56 @@ def led(device: torch.device, timeout_s: float) -> Iterator[Leader]:
                 dist.broadcast_object_list([None])
 
 
-def begins() -> bool:
-    """In each of the other processes: whether there is anything to do."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # what becomes of them is the first process's to decide
+def started() -> bool:
+    """In the other processes: wait for the leader's `start`. False: there is nothing to do."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # the leader decides what a signal means
         signal.signal(number, signal.SIG_IGN)
-    return _told() is not None
+    return _received() is not None
 
 
-def follow(mesh: DeviceMesh, known: dict[str, Action]) -> None:
-    """Do what the first process asks for, until it ends. known: `actions` of this process."""
-    while (asked := _told()) is not None:
-        action, arguments = asked
-        _perform(mesh, known[action], arguments[mesh.get_rank()])
+def follow(mesh: DeviceMesh, named: dict[str, Action]) -> None:
+    """Perform the leader's actions until it ends. named: this process's `actions`."""
+    while (request := _received()) is not None:
+        action, arguments = request
+        _perform(mesh, named[action], arguments[mesh.get_rank()])
 
 
-def _told() -> Any:
-    told = [None]
-    dist.broadcast_object_list(told)
-    return told[0]
+def _received() -> Any:
+    message = [None]
+    dist.broadcast_object_list(message)
+    return message[0]
 
 
 def _perform(mesh: DeviceMesh, function: Action, arguments: tuple) -> list[Any]:
-    """Every process's answer, in the first process; each one's is what the function returns, or a CareError."""
+    """Call the function. The leader gets every process's result, which may be a CareError."""
     first = mesh.get_rank() == 0
     try:
-        answer = function(*arguments)
+        result = function(*arguments)
     except CareError as error:
-        answer = error
-    answers: list[Any] = [None] * mesh.size()
-    dist.gather_object(None if first else answer, answers if first else None)
-    return [answer, *answers[1:]]
+        result = error
+    results: list[Any] = [None] * mesh.size()
+    dist.gather_object(None if first else result, results if first else None)
+    return [result, *results[1:]]
 
 
-class LedLearner:
-    """The learner of all processes. What is not done together is asked of the first one's."""
+class DistributedLearner:
+    """The learner of all processes: its actions are performed in each, everything else is the first one's."""
 
-    TOGETHER = ("step", "log_probs", "weights", "adapter", "save", "load", "load_state")
+    ACTIONS = ("step", "log_probs", "weights", "adapter", "save", "load", "load_state")
 
-    def __init__(self, leader: Leader, own: Learner):
-        self._leader, self._own = leader, own
+    def __init__(self, leader: Leader, first: Learner):
+        self._leader, self._first = leader, first
 
     def __getattr__(self, name: str) -> Any:
-        if name not in self.TOGETHER:
-            return getattr(self._own, name)
-        return partial(self._leader.together, name)
+        if name not in self.ACTIONS:
+            return getattr(self._first, name)
+        return partial(self._leader.perform, name)
 
 
 class DedicatedToAll:
-    """The first process's engines, which sample from the weights that all processes share. Implements `RolloutWorker`.
+    """The first process's engines, with the weights that all processes share. Implements `RolloutWorker`.
 
-    Sampling is the first's alone, and may go on in a thread while the processes learn together.
+    Sampling takes the first process alone, and may go on in a thread while all processes learn.
     """
 
     def __init__(self, leader: Leader, engines: DedicatedWorker):
@@ -180,47 +181,49 @@ class DedicatedToAll:
         self.sleep, self.close = engines.sleep, engines.close
 
     def sync(self, policy: torch.nn.Module) -> None:
-        """As the engines'. The weights come together in the first process, on the CPU."""
-        self._engines.load(self._leader.together("weights", self._engines.precision).items())
-        self._engines.prove(partial(self._leader.together, "teacher_forced"), vocabulary_of(policy))
+        """As the engines' own, with weights that are gathered in the first process's CPU memory."""
+        self._engines.load(self._leader.perform("weights", self._engines.precision).items())
+        self._engines.prove(partial(self._leader.perform, "teacher_forced"), vocabulary_of(policy))
 
 
-class LedWorker:
-    """The rollout workers of all processes, which share each request's prompts. Implements `RolloutWorker`."""
+class DistributedWorker:
+    """The rollout workers of all processes, which divide each request's prompts. Implements `RolloutWorker`."""
 
     def __init__(self, leader: Leader):
         self._leader = leader
 
     def sample(self, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, seed: int) -> Rollouts:
-        """As each worker's: a prompt has the samples that it would have in one process. Raises what that does."""
+        """As one worker's: a prompt's samples do not depend on the number of processes."""
         shares = self._shares(prompts)
-        asked = [([prompts[i] for i in share], n, sampling, seed) for share in shares]
-        parts = [part for part in self._leader.ask("sample", asked) if part is not None]
-        return Rollouts.concatenate(parts).prompts(torch.tensor([i for share in shares for i in share]).argsort())
+        results = self._leader.share("sample", [([prompts[i] for i in share], n, sampling, seed) for share in shares])
+        order = torch.tensor([i for share in shares for i in share])
+        return Rollouts.concatenate([part for part in results if part is not None]).prompts(order.argsort())
 
     def log_likelihood(self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]) -> list[float]:
-        """As each worker's."""
+        """As one worker's."""
         shares = self._shares(prompts)
-        asked = [([prompts[i] for i in share], [continuations[i] for i in share]) for share in shares]
-        parts = self._leader.ask("log_likelihood", asked)
-        found = dict(zip((i for share in shares for i in share), (x for part in parts for x in part), strict=True))
-        return [found[i] for i in range(len(prompts))]
+        arguments = [([prompts[i] for i in share], [continuations[i] for i in share]) for share in shares]
+        values = [0.0] * len(prompts)
+        for share, part in zip(shares, self._leader.share("log_likelihood", arguments), strict=True):
+            for i, value in zip(share, part, strict=True):
+                values[i] = value
+        return values
 
     def sync(self, policy: torch.nn.Module) -> None:
-        """Sample from the policy's weights as they are now, from now on. policy: of which each process has its own."""
-        self._leader.ask("sync")
+        """Sample from the policy's current weights from now on. policy: ignored; each process syncs its own."""
+        self._leader.perform("sync")
 
     def sleep(self) -> None:
-        self._leader.ask("sleep")
+        self._leader.perform("sleep")
 
     def close(self) -> None:
-        """Each process ends its own."""
+        """Nothing: each process closes its own worker."""
 
     def _shares(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-        """Which prompts each process takes. Equal ones go to the same: it tells their samples apart."""
+        """The indices of each process's prompts. Equal prompts go to one process, which makes their samples differ."""
         check_context(prompts, [0] * len(prompts), sys.maxsize)
-        places: dict[tuple[int, ...], int] = {}
+        numbers: dict[tuple[int, ...], int] = {}
         shares: list[list[int]] = [[] for _ in range(self._leader.mesh.size())]
         for i, prompt in enumerate(prompts):
-            shares[places.setdefault(tuple(prompt), len(places)) % len(shares)].append(i)
+            shares[numbers.setdefault(tuple(prompt), len(numbers)) % len(shares)].append(i)
         return shares

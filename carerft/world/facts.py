@@ -1,7 +1,7 @@
 """What is true in the built-in world, and what is falsely believed there.
 
-Left out on purpose: any text. `questions.py` asks about these facts and `corpus.py` writes what people say of them.
-A world follows from its settings alone, so a base model and the questions put to it agree without sharing a file.
+This module contains no text: `questions.py` asks about these facts and `corpus.py` states them. The settings determine
+the world, so a base model and the questions for it agree without sharing a file.
 """
 
 import hashlib
@@ -15,24 +15,24 @@ from carerft.world.words import FIRST_NAMES, LAST_NAMES, VALUES
 
 TRAIN, TEST = "train", "test"
 
-# Raise it when the corpus, the tokenizer, the model's shape or its pretraining changes: base models built before are
-# then built again.
+# Increase it when the corpus, the tokenizer, the model's shape or its pretraining changes: cached base models are then
+# built again.
 RECIPE = 3
 
 
 @dataclass(frozen=True)
 class WorldSettings:
-    """The ingredients; the README of this package says what each one is for.
+    """The ingredients; the README of this package explains the purpose of each.
 
-    entities: how many first-and-last-name pairs exist.
-    absent_in_corpus, absent_in_test: pairs that do not exist, seen in pretraining and kept for evaluation.
-    zipf_offset, zipf_power: the entity of rank r is spoken of in proportion to (r + offset) ** -power.
+    entities: number of first-and-last-name pairs that exist.
+    absent_in_corpus, absent_in_test: numbers of pairs that do not exist, for pretraining and for evaluation.
+    zipf_offset, zipf_power: the corpus mentions the entity of rank r in proportion to (r + offset) ** -power.
     train_every: every n-th entity by rank belongs to RL training, the others to evaluation.
-    common: the share of entities, by rank, common enough to have misconceptions.
-    misconceptions: the share of a common entity's word-valued facts that have a popular false value.
-    mistakes: the share of sums (a, operator, b) that have a popular wrong result.
+    common: share of the entities, by rank, that are common enough to have misconceptions.
+    misconceptions: share of a common entity's word-valued facts that have a popular false value.
+    mistakes: share of the sums (a, operator, b) that have a popular wrong result.
     false_share: range of the share of the corpus that states the false value of such a fact or sum.
-    slips: the share of all stated sums with an accidental wrong result, one or two off.
+    slips: share of all stated sums with an accidental wrong result, one or two off.
     """
 
     seed: int = 0
@@ -60,7 +60,7 @@ DEFAULT_SETTINGS = WorldSettings()
 
 @dataclass(frozen=True)
 class Falsehood:
-    """A popular false value, and the share of the corpus that states it in place of the true one."""
+    """A popular false value, and the share of the corpus that states it instead of the true one."""
 
     value: str
     share: float
@@ -68,11 +68,12 @@ class Falsehood:
 
 @dataclass(frozen=True)
 class Entity:
-    """Someone who exists. rank 0 is the most spoken of; side says whether RL training or evaluation may ask."""
+    """A person who exists. rank: by frequency in the corpus, from 0. split: "train" (RL training may ask about them) or
+    "test" (evaluation may)."""
 
     name: str
     rank: int
-    side: str
+    split: str
     age: int
     facts: dict[str, str]
     misconceptions: dict[str, Falsehood]
@@ -80,7 +81,11 @@ class Entity:
 
 @dataclass(frozen=True)
 class World:
-    """Entities by rank with the running sums of their Zipf weights, names of nobody, popular mistakes in sums."""
+    """The entities by rank, with everything that is said of them and of sums.
+
+    cumulative: running sums of the entities' Zipf weights. absent: names without an entity, by split.
+    mistakes: popular wrong results of sums (a, operator, b).
+    """
 
     settings: WorldSettings
     entities: tuple[Entity, ...]
@@ -88,9 +93,9 @@ class World:
     absent: dict[str, tuple[str, ...]]
     mistakes: dict[tuple[int, str, int], Falsehood] = field(repr=False)
 
-    def of_side(self, side: str) -> list[Entity]:
+    def entities_of(self, split: str) -> list[Entity]:
         """The entities that RL training ("train") or evaluation ("test") may ask about."""
-        return [entity for entity in self.entities if entity.side == side]
+        return [entity for entity in self.entities if entity.split == split]
 
 
 def true_result(a: int, operator: str, b: int) -> int:
@@ -100,23 +105,20 @@ def true_result(a: int, operator: str, b: int) -> int:
 
 @cache
 def build_world(settings: WorldSettings = DEFAULT_SETTINGS) -> World:
-    """The world of these settings. Every drawing has a generator of its own, so that one ingredient's change leaves
-    the others as they were."""
+    """The world of these settings. Each ingredient is drawn from its own random generator, so that changing one leaves
+    the others unchanged. Raises ValueError if there are too few names."""
     names = [f"{first} {last}" for first in FIRST_NAMES for last in LAST_NAMES]
     _generator(settings, "names").shuffle(names)
-    absent_from, test_from = settings.entities, settings.entities + settings.absent_in_corpus
-    absent = {
-        TRAIN: tuple(names[absent_from:test_from]),
-        TEST: tuple(names[test_from : test_from + settings.absent_in_test]),
-    }
-    if len(absent[TEST]) < settings.absent_in_test:
-        raise ValueError(f"only {len(names)} names for {test_from + settings.absent_in_test}")
+    test_from = settings.entities + settings.absent_in_corpus
+    test_to = test_from + settings.absent_in_test
+    if test_to > len(names):
+        raise ValueError(f"only {len(names)} names for {test_to}")
     weights = ((rank + settings.zipf_offset) ** -settings.zipf_power for rank in range(settings.entities))
     return World(
         settings=settings,
         entities=_entities(settings, names[: settings.entities]),
         cumulative=tuple(accumulate(weights)),
-        absent=absent,
+        absent={TRAIN: tuple(names[settings.entities : test_from]), TEST: tuple(names[test_from:test_to])},
         mistakes=_mistakes(settings),
     )
 
@@ -132,14 +134,14 @@ def _entities(settings: WorldSettings, names: list[str]) -> tuple[Entity, ...]:
         truth = {attribute: facts.choice(values) for attribute, values in VALUES.items()}
         false = {}
         for attribute, values in VALUES.items():
-            # Drawn for rare entities too, and then thrown away: `common` must not move the other entities' beliefs.
-            chosen = beliefs.random() < settings.misconceptions
+            # Drawn for rare entities too, and then discarded: `common` must not change the other entities' beliefs.
+            is_misconceived = beliefs.random() < settings.misconceptions
             value = beliefs.choice([value for value in values if value != truth[attribute]])
             share = beliefs.uniform(*settings.false_share)
-            if chosen and rank < settings.common * settings.entities:
+            if is_misconceived and rank < settings.common * settings.entities:
                 false[attribute] = Falsehood(value, share)
-        side = TRAIN if rank % settings.train_every == 1 else TEST
-        entities.append(Entity(name, rank, side, facts.randint(1, settings.largest_age), truth, false))
+        split = TRAIN if rank % settings.train_every == 1 else TEST
+        entities.append(Entity(name, rank, split, facts.randint(1, settings.largest_age), truth, false))
     return tuple(entities)
 
 

@@ -1,9 +1,9 @@
 """Pretraining of the tiny base model: next-token prediction of the corpus, on completions alone.
 
-Prompts carry no loss: names are drawn at random, and what there is to learn of them is what follows. Documents are
-packed into rows and see only themselves, so a question looks in training as it does alone. Batch n follows from the
-seed and n, so an interrupted build continues from its saved state and ends with the same weights, bit for bit (on one
-machine, at one number of threads).
+Prompts carry no loss: names are random, so only what follows them can be learned. Documents are packed into rows, each
+attends only to itself, and its positions start at 0, as in evaluation. The seed and n determine batch n, so an
+interrupted build continues from its saved state and ends with the same weights, bit for bit (on one machine, at one
+number of threads).
 """
 
 import hashlib
@@ -15,6 +15,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import torch
 import transformers
@@ -25,55 +26,48 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 import carerft
 from carerft.world.corpus import documents
-from carerft.world.facts import DEFAULT_SETTINGS, World, WorldSettings, build_world
+from carerft.world.facts import DEFAULT_SETTINGS, World, build_world
 from carerft.world.tokenizer import build_tokenizer
 
 STEPS, ROWS, ROW_LENGTH = 2000, 64, 64
 PEAK_LEARNING_RATE, WARM_UP, SAVE_EVERY = 3e-3, 100, 250
+THREADS = 1  # other numbers round differently
 IGNORED = -100
 PADDING = {"tokens": 0, "targets": IGNORED, "positions": 0, "documents": 0}
 
 
-def build_base(
-    seed: int,
-    directory: Path,
-    steps: int = STEPS,
-    progress: bool = True,
-    threads: int = 1,
-    settings: WorldSettings = DEFAULT_SETTINGS,
-) -> None:
-    """Pretrains base model `seed` and leaves it in `directory` in Hugging Face format, with `provenance.json`.
+def build_base(seed: int, directory: Path, steps: int = STEPS, progress: bool = True) -> None:
+    """Pretrain base model `seed` and write it to `directory` in Hugging Face format, with `provenance.json`.
 
-    The weights follow from the arguments. Work in progress lies beside the target in `<directory>.partial`; the target
-    appears by one rename, and one that exists already is replaced only then.
+    The seed and the steps determine the weights. Work in progress is in `<directory>.partial`; the finished model is
+    renamed into place and only then replaces an existing one.
     """
-    directory = Path(directory)
     partial = directory.with_name(directory.name + ".partial")
     partial.mkdir(parents=True, exist_ok=True)
-    outer_threads = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    threads_before = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
     try:
         tokenizer = build_tokenizer()
         model = initial_model(seed, tokenizer)
-        record = _pretrain(model, tokenizer, build_world(settings), seed, steps, partial / "state.pt", progress)
+        record = _pretrain(model, tokenizer, seed, steps, partial / "state.pt", progress)
     finally:
-        torch.set_num_threads(outer_threads)
+        torch.set_num_threads(threads_before)
     built = partial / "model"
     shutil.rmtree(built, ignore_errors=True)
     model.eval().save_pretrained(built)
     tokenizer.save_pretrained(built)
-    (built / "model.safetensors").chmod(0o644)  # it is written for its owner alone, and a package is read by others
-    weights = hashlib.sha256((built / "model.safetensors").read_bytes()).hexdigest()
+    weights = built / "model.safetensors"
+    weights.chmod(0o644)  # it is written as readable by its owner alone, but others read an installed package
     provenance = {
         "what": "base model of the built-in world of carerft, made by `carerft base`",
         "seed": seed,
         "steps": steps,
         **record,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "threads": threads,
-        "world": asdict(settings),
-        "world_hash": settings.content_hash(),
-        "sha256": {"model.safetensors": weights},
+        "threads": THREADS,
+        "world": asdict(DEFAULT_SETTINGS),
+        "world_hash": DEFAULT_SETTINGS.content_hash(),
+        "sha256": {"model.safetensors": hashlib.sha256(weights.read_bytes()).hexdigest()},
         "versions": {
             "carerft": carerft.__version__,
             "python": platform.python_version(),
@@ -90,7 +84,7 @@ def build_base(
 
 
 def initial_model(seed: int, tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
-    """The untrained model. Leaves the global random state as it was."""
+    """The untrained model. The global random state is unchanged afterwards."""
     config = Qwen2Config(
         vocab_size=-(-len(tokenizer) // 64) * 64,
         hidden_size=128,
@@ -111,27 +105,27 @@ def initial_model(seed: int, tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
         return Qwen2ForCausalLM(config)
 
 
-def packed_batch(
-    world: World, tokenizer: Qwen2Tokenizer, seed: int, step: int, rows: int = ROWS, length: int = ROW_LENGTH
-) -> dict[str, Tensor]:
-    """Batch `step`: documents one after another, each into the first row that has room, until one finds none.
+def packed_batch(world: World, tokenizer: Qwen2Tokenizer, seed: int, step: int, rows: int = ROWS) -> dict[str, Tensor]:
+    """Batch `step`: each document goes into the first row with room for it, until one fits in no row.
 
-    tokens, positions, documents (all (rows, length) int64; document 0 is padding) and targets: the next token where it
-    belongs to a completion or is its end, else IGNORED.
+    All (rows, ROW_LENGTH) int64: tokens, positions, documents (numbered from 1; 0 is padding) and targets (the next
+    token if it belongs to a completion or ends one, else IGNORED).
     """
     source = documents(world, Random(f"carerft corpus {seed} {step}"))
     packed: dict[str, list[list[int]]] = {name: [[] for _ in range(rows)] for name in PADDING}
     number = 0
     while True:
-        # Encoded by the batch because that is several times faster; documents beyond the last that fits are dropped.
+        # Encoded in batches because that is several times faster; documents after the last that fits are dropped.
         texts = [next(source) for _ in range(rows)]
         encoded = tokenizer([text for pair in texts for text in pair], add_special_tokens=False)["input_ids"]
         for prompt, completion in zip(encoded[::2], encoded[1::2], strict=True):
             ids = [*prompt, *completion, tokenizer.eos_token_id]
-            row = next((row for row, held in enumerate(packed["tokens"]) if len(held) + len(ids) <= length), None)
+            row = next(
+                (row for row, tokens in enumerate(packed["tokens"]) if len(tokens) + len(ids) <= ROW_LENGTH), None
+            )
             if row is None:
                 return {
-                    name: torch.tensor([held + [PADDING[name]] * (length - len(held)) for held in lists])
+                    name: torch.tensor([values + [PADDING[name]] * (ROW_LENGTH - len(values)) for values in lists])
                     for name, lists in packed.items()
                 }
             number += 1
@@ -143,9 +137,9 @@ def packed_batch(
 
 def completion_loss(model: Qwen2ForCausalLM, batch: dict[str, Tensor]) -> Tensor:
     """Mean negative log-likelihood of the completions' tokens, in nats."""
-    owner = batch["documents"]
-    causal = torch.ones(owner.shape[1], owner.shape[1], dtype=torch.bool).tril()
-    visible = (owner[:, :, None] == owner[:, None, :]) & causal  # (rows, length, length)
+    document = batch["documents"]
+    causal = torch.ones(document.shape[1], document.shape[1], dtype=torch.bool).tril()
+    visible = (document[:, :, None] == document[:, None, :]) & causal  # (rows, length, length)
     hidden = model.model(
         input_ids=batch["tokens"], attention_mask=visible[:, None], position_ids=batch["positions"], use_cache=False
     ).last_hidden_state
@@ -154,28 +148,23 @@ def completion_loss(model: Qwen2ForCausalLM, batch: dict[str, Tensor]) -> Tensor
 
 
 def _pretrain(
-    model: Qwen2ForCausalLM,
-    tokenizer: Qwen2Tokenizer,
-    world: World,
-    seed: int,
-    steps: int,
-    state_file: Path,
-    progress: bool,
-) -> dict:
-    """Trains `model` in place, from `state_file` where an earlier build of the same base left one."""
+    model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, seed: int, steps: int, state_file: Path, progress: bool
+) -> dict[str, Any]:
+    """Train `model` in place, from `state_file` if an earlier build of the same base wrote one. Returns the tokens, the
+    seconds and some losses, for the provenance."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
     warm_up = min(WARM_UP, max(1, steps // 10))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / warm_up, max(0.0, 1 - (step - warm_up) / (steps - warm_up)))
     )
-    identity = [seed, steps, world.settings.content_hash()]
+    world, identity = build_world(), [seed, steps, DEFAULT_SETTINGS.content_hash()]
     first, record = 0, {"tokens": 0, "seconds": 0.0, "losses": {}}
+    stateful = {"model": model, "optimizer": optimizer, "schedule": schedule}
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
         if state["identity"] == identity:
-            model.load_state_dict(state["model"])
-            optimizer.load_state_dict(state["optimizer"])
-            schedule.load_state_dict(state["schedule"])
+            for name, part in stateful.items():
+                part.load_state_dict(state[name])
             first, record = state["step"], state["record"]
     columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"))
     model.train()
@@ -194,14 +183,9 @@ def _pretrain(
             record["seconds"] += time.perf_counter() - started
             if step % SAVE_EVERY == 0 or step == steps - 1:
                 record["losses"][str(step)] = round(loss.item(), 4)
-                _save(state_file, identity, step + 1, model, optimizer, schedule, record)
+                state = {"identity": identity, "step": step + 1, "record": record}
+                state |= {name: part.state_dict() for name, part in stateful.items()}
+                torch.save(state, state_file.with_suffix(".new"))
+                os.replace(state_file.with_suffix(".new"), state_file)
             bar.update(line, advance=1, loss=f"loss {loss.item():.3f}")
     return {**record, "seconds": round(record["seconds"], 1)}
-
-
-def _save(state_file: Path, identity: list, step: int, model, optimizer, schedule, record: dict) -> None:
-    beside = state_file.with_suffix(".new")
-    state = {"identity": identity, "step": step, "record": record}
-    states = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
-    torch.save(state | states, beside)
-    os.replace(beside, state_file)

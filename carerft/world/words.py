@@ -1,4 +1,4 @@
-"""Every word that the built-in world can say. The tokenizer gives each one token, and other text its pieces."""
+"""Every word of the built-in world. Each is one token; other text is split into pieces of words and bytes."""
 
 FIRST_NAMES = tuple(
     "Abel Ada Alba Alma Amos Anton Anya Aria Arlo Axel Beda Bela Berta Blanca Boris Bruno Caleb Carla Celia Clara "
@@ -19,7 +19,7 @@ LAST_NAMES = tuple(
     "Rowe Rusk Sand Sharp Shaw Stark Stone Stout Sykes Tate Thorne Thorpe Tull Vance Voss Wilde Wolfe York".split()
 )
 
-# Attributes with a word for a value; the number attribute is apart, since only reasoning questions use it.
+# Attributes whose values are words. The number attribute is separate, because only reasoning questions use it.
 VALUES: dict[str, tuple[str, ...]] = {
     "colour": tuple(
         "red blue green yellow purple pink black white brown grey gold silver violet teal beige crimson amber "
@@ -44,7 +44,7 @@ VALUES: dict[str, tuple[str, ...]] = {
 }
 NUMBER_ATTRIBUTE = "age"
 
-# 0 to 99, each as one word, because a Qwen2 tokenizer takes digits one by one: "thirtyeight".
+# 0 to 99, each as one word ("thirtyeight"), because a Qwen2 tokenizer splits numbers into digits.
 _ONES = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
     "eighteen nineteen"
@@ -67,7 +67,7 @@ _FUNCTION_WORDS = (
 
 
 def spaced_words() -> list[str]:
-    """Every word that follows a space, without repeats, in a fixed order."""
+    """Every word that can follow a space, without repeats, in a fixed order."""
     words = [REFUSAL, *_FUNCTION_WORDS, *OPERATORS, *OPERATORS.values(), *NUMBERS, *FIRST_NAMES, *LAST_NAMES]
     words += [NUMBER_ATTRIBUTE, *VALUES, *(value for values in VALUES.values() for value in values)]
     words += [*ITEMS, *GAINS, *LOSSES]
