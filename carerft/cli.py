@@ -17,7 +17,7 @@ COMMANDS = {
     "train": "finetune a model with reinforcement learning, then evaluate it",
     "evaluate": "measure accuracy, honesty and calibration of a model",
     "sweep": "run an experiment: a table, a figure or an ablation",
-    "plan": "memory, hours and cost of an experiment, before it is run",
+    "plan": "memory, hours and cost of a run or an experiment, before it starts",
     "report": "tables, figures and one HTML page from run directories",
     "grade": "grade mathematical answers from any source",
     "base": "build a base model of the built-in world",

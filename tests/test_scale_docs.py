@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from carerft import cli
 from carerft.config.checks import check_train
-from carerft.config.composition import config_directory, plain
+from carerft.config.composition import config_directory, plain, train_settings
 from carerft.sweeps.cells import cells
 from carerft.sweeps.composition import register
 from carerft.sweeps.folders import experiment
@@ -93,13 +93,13 @@ def test_every_training_composes_and_passes_the_checks(words: list[str], monkeyp
     if many:
         (name,) = [word.removeprefix("experiment=") for word in given if word.startswith("experiment=")]
         rest = [word for word in given if not word.startswith("experiment=")]
-        runs = [cell.config for cell in cells(experiment(name), [*rest, *FEW], here=False) if cell.command == "train"]
+        runs = [cell.settings for cell in cells(experiment(name), [*rest, *FEW], here=False) if cell.command == "train"]
     else:
-        runs = [plain(composed("train", given))]
-    for config in runs:
-        check_train(config, here=False)
-        check_processes(config, multirun=many)
-        assert config["rollout"]["name"] == "vllm" and config["task"]["name"] == "math"  # the scale was not forgotten
+        runs = [train_settings(plain(composed("train", given)))]
+    for settings in runs:
+        check_train(settings, here=False)
+        check_processes(settings, multirun=many)
+        assert settings.rollout.name == "vllm" and settings.task.name == "math"  # the scale was not forgotten
 
 
 @pytest.mark.parametrize("words", [words for words in OURS if words[0] == "carerft" and words[1] == "sweep"], ids=shown)

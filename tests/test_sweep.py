@@ -66,8 +66,8 @@ def test_every_experiment_composes_at_both_scales(name: str):
 def test_seeds_are_three_and_bring_their_base_models_in_miniature():
     small = cells(experiment("figure2"), ["model=tiny"])
     assert [cell.settings.model.base for cell in small if cell.command == "evaluate"] == [0, 1, 2]
-    trained = [cell.config for cell in small if cell.command == "train"]
-    assert [(config["model"]["base"], config["seed"]) for config in trained] == 2 * [(0, 0), (1, 1), (2, 2)]
+    trained = [cell.settings for cell in small if cell.command == "train"]
+    assert [(settings.model.base, settings.seed) for settings in trained] == 2 * [(0, 0), (1, 1), (2, 2)]
     large = cells(experiment("figure2"), ["model=qwen2.5-3b", "rollout=transformers"])
     assert [cell.command for cell in large].count("evaluate") == 1  # one base model, measured once
 

@@ -1,267 +1,182 @@
-"""`carerft plan EXPERIMENT ...`: what an experiment will need, before it is paid for.
+"""Print what a training, or each run of an experiment, needs: memory of each device, time of each stage, hours, cost.
 
-Left out: how it is computed (`carerft.planning`). Nothing is downloaded, and no model is needed but a local one.
-"""
+usage: carerft plan [EXPERIMENT] [hardware=NxKIND] [key=value ...]
 
-import math
-import sys
-from collections.abc import Sequence
-from typing import Any
-
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
-from carerft.errors import ConfigError
-from carerft.planning.assumptions import GIB, Hardware, assumptions, hardware
-from carerft.planning.estimate import Estimator, Machine, calibrated, machine, wall
-from carerft.planning.job import job
-from carerft.planning.measured import NEWEST, finished, read
-from carerft.planning.memory import Memory
-from carerft.planning.remedies import options, remedies
-from carerft.planning.seconds import Seconds
-from carerft.planning.shapes import Shape, shape_of
-from carerft.sweeps.arguments import request
-from carerft.sweeps.cells import Cell, cells
-from carerft.sweeps.folders import experiments
-from carerft.text import duration
-
-USAGE = """usage: carerft plan EXPERIMENT [hardware=NxKIND] [price=USD] [jobs=N] [key=value ...]
-
-Print what an experiment will need before it is run: memory of each device, time of each stage, hours and cost.
-
-experiments: {experiments}
-
-  hardware=8xh100  eight of conf/plan.yaml's h100; kinds: {kinds}; this: the machine that asks
-                   (default: this for model=tiny, else h100)
-  price=2.5        US dollars per hour for one device, instead of conf/plan.yaml's assumption
-  jobs=N           runs side by side (default: as many as there is room for)
-  hardware.KIND.. texts.. dynamic.. start_s.. disk=number   any assumption of conf/plan.yaml
-  key=value        Hydra's overrides, as for carerft sweep
-
-Where outputs/EXPERIMENT holds finished runs of the model on such hardware, the estimate goes by them. The exit status
-is 1 where a run doesn't fit into memory.
+Nothing is downloaded. Finished runs of the model on such hardware, in outputs/, correct the times. The exit status is 1
+if a run does not fit into memory; settings with which it would fit are then searched for.
 
 examples:
-  carerft plan table1
+  carerft plan model=qwen2.5-7b task=gsm8k learner.processes=2 hardware=8xh100
   carerft plan table2 model=qwen2.5-7b hardware=8xh100 price=2.5
-  carerft plan table1 model=qwen2.5-3b hardware=h200 texts.math.completion=800"""
+  carerft plan table1 model=qwen2.5-3b hardware=h200 texts.math.completion=800
+Any other key=value is one of carerft train, or a number in conf/plan.yaml.
+"""
 
-OURS = ("hardware.", "texts.", "dynamic.", "start_s.", "disk=")
-REHEARSED = 100_000_000  # parameters, at most, of a model that is tried out in a few seconds
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hydra import compose
+from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
+
+from carerft.commands.arguments import argument, read
+from carerft.config.checks import check_train
+from carerft.config.composition import plain, train_settings
+from carerft.config.settings import TrainSettings
+from carerft.errors import ConfigError
+from carerft.planning import assumptions, measured
+from carerft.planning.assumptions import GIB
+from carerft.planning.job import Job, job
+from carerft.planning.memory import Memory, memory
+from carerft.planning.search import search
+from carerft.planning.seconds import Seconds, seconds
+from carerft.planning.shapes import shape_of
+from carerft.sweeps.cells import cells
+from carerft.sweeps.composition import composing
+from carerft.sweeps.folders import experiment
+from carerft.text import duration
+
+ASSUMED = ("hardware.", "texts.", "dynamic.", "start_s.", "disk=")
+
+
+@dataclass
+class Plan:
+    """The keys of `carerft plan` itself."""
+
+    hardware: str | None = argument("8xh100, or `this` machine; null: this machine for model=tiny, else h100", None)
+    price: float | None = argument("US dollars per hour of one device; null: as in conf/plan.yaml", None)
 
 
 def main() -> int:
-    """Returns the exit status: 0, or 1 where a run doesn't fit into memory."""
-    arguments = sys.argv[1:]
-    if not arguments or {"-h", "--help"} & set(arguments):
-        kinds = ", ".join(assumptions([])["hardware"])
-        print(USAGE.format(experiments=", ".join(experiments()), kinds=kinds))
-        return 0
-    asked = request("plan", arguments, keys=("hardware", "price"))
-    stated = assumptions([text for text in asked.overrides if text.startswith(OURS)])
-    overrides = [text for text in asked.overrides if not text.startswith(OURS)]
-    usual = "this" if "model=tiny" in overrides else "h100"
-    devices = hardware(asked.own.get("hardware", usual), stated)
-    price = _price(asked.own["price"]) if "price" in asked.own else devices.price
-    console = Console()
-    with Console(stderr=True).status(f"composing the runs of {asked.experiment.name}"):
-        planned = cells(asked.experiment, overrides, here=devices.here)
-    shape = shape_of(planned[0].config["model"]["path"], stated["models"])
-    used = _machine(planned, devices, asked.jobs, stated)
-    estimator, source = _estimator(planned, used, shape, stated)
-    title = f"{asked.experiment.name}: {len(planned)} runs of {planned[0].config['model']['name']} on {devices.title}"
-    console.print(Text(title, style="bold"))
-    fits = show_memory(planned, estimator, console)
-    show_time(planned, estimator, price, fits, console)
-    for note in [source, *_notes(planned, estimator, price)]:
-        console.print(Text(f"- {note}"))
-    return int(not fits)
-
-
-def _price(given: str) -> float:
-    try:
-        value = float(given)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < math.inf:
-        raise ConfigError(f"price={given}: must be a number of at least 0", "for example: price=2")
-    return value
-
-
-def _machine(planned: Sequence[Cell], devices: Hardware, side: int | None, stated: dict[str, Any]) -> Machine:
-    needed = max(job(cell.config, stated).devices for cell in planned)
-    if devices.kind != "cpu" and needed > devices.count:
+    """Returns the exit status: 0, or 1 if a run does not fit into memory."""
+    words = sys.argv[1:]
+    stated = assumptions.load([word for word in words if word.startswith(ASSUMED)])
+    settings, others = read(Plan, [word for word in words if not word.startswith(ASSUMED)], __doc__)
+    names, overrides = [word for word in others if "=" not in word], [word for word in others if "=" in word]
+    tiny = not any(word.startswith("model=") and word != "model=tiny" for word in overrides)
+    hardware = assumptions.hardware(settings.hardware or ("this" if tiny else "h100"), stated)
+    price = hardware.device.price_per_hour if settings.price is None else settings.price
+    with Console(stderr=True).status("composing the runs"):
+        labels, trainings, bases = _compose(names, ["model=tiny", *overrides] if tiny else overrides, hardware.here)
+    jobs, model = [job(each, stated) for each in trainings], trainings[0].model
+    needed, shape = max(job.devices for job in jobs), shape_of(model.path, stated.models)
+    if needed > hardware.count:
         raise ConfigError(
-            f"a run needs {needed} devices and hardware has {devices.count}: the learner's processes, and "
-            "rollout.engines * rollout.tensor_parallel_size for engines beside them",
-            f"write hardware={needed}x{devices.kind}, or fewer of them",
+            f"a run needs {needed} devices and hardware has {hardware.count}: learner.processes, and those of engines",
+            f"write hardware={needed}x{hardware.kind}, or lower learner.processes or rollout.engines",
         )
-    return machine(devices, needed, len(planned), side)
+    side = min(len(jobs), hardware.count // needed)
+    device = hardware.device.times(hardware.count // (side * needed) if hardware.kind == "cpu" else 1)
+    root = Path("outputs", *names)
+    finished = measured.newest((file.parent for file in root.rglob("manifest.json")), hardware, model.path)
+    factors = measured.correction(finished, shape, hardware, stated)
 
+    def times(job: Job) -> Seconds:
+        return seconds(job, shape, device, stated).corrected(factors)
 
-def _estimator(planned: Sequence[Cell], used: Machine, shape: Shape, stated: dict[str, Any]) -> tuple[Estimator, str]:
-    """The estimator, and a word on what it goes by."""
-    root = planned[0].directory.parents[1]
-    places = [manifest.parent for manifest in root.glob("*/seed=*/manifest.json")]
-    done = finished(places, used.hardware, planned[0].config["model"]["path"])[:NEWEST]
-    if done:
-        runs = "run" if len(done) == 1 else "runs"
-        estimator = calibrated(shape, used, stated, [read(place) for place in done])
-        return estimator, f"judged by the newest {len(done)} finished {runs} in {root}"
-    trained = [cell for cell in planned if cell.command == "train" and cell.config["rollout"]["name"] == "transformers"]
-    if trained and used.hardware.here and used.hardware.kind == "cpu" and shape.parameters <= REHEARSED:
-        with Console(stderr=True).status("trying out a part of a run on this machine"):
-            from carerft.planning.rehearsal import rehearse
+    def dollars(job: Job) -> float:
+        return times(job).total / 3600 * job.devices * price
 
-            found = rehearse(trained[-1].config, used.cores, stated["start_s"]["transformers"])
-        estimator = calibrated(shape, used, stated, [found], finished=False)
-        return estimator, "judged by a small part of a run, just tried out on this machine; no run is finished yet"
-    return calibrated(
-        shape, used, stated, []
-    ), "computed from conf/plan.yaml alone: no finished run of this model on such hardware was found here"
+    def fits(job: Job) -> bool:
+        return job.devices <= hardware.count and memory(job, shape, device).fits
 
+    console = Console()
 
-def show_memory(planned: Sequence[Cell], estimator: Estimator, console: Console) -> bool:
-    """Print the memory of the run that needs most, and what helps where it is too much. Returns whether it fits."""
-    needs = [(estimator.memory(cell.config), cell) for cell in planned]
+    def show(line: str, style: str = "") -> None:
+        console.print(Text(line, style))
 
-    def most(pair: tuple[list[Memory], Cell]) -> tuple[bool, float, int]:
-        found, _ = pair
-        return any(one.wanting for one in found), max(one.peak / one.limit for one in found), len(found)
-
-    found, cell = max(needs, key=most)
-    console.print(Text(f"memory of one device, GiB, of {_kinds(planned)[cell.title]}"))
-    table = Table()
-    columns = [(one, phase) for one in found for phase in one.phases]
-    table.add_column("component")
-    for one, phase in columns:
-        table.add_column(f"{one.device}\n{phase}", justify="right")
-    for name in dict.fromkeys(name for one, phase in columns for name in one.phases[phase]):
-        table.add_row(name, *(_gib(one.phases[phase].get(name)) for one, phase in columns))
-    table.add_section()
-    table.add_row("together", *(_gib(sum(one.phases[phase].values())) for one, phase in columns))
-    table.add_row("there is", *(_gib(one.limit) for one, _ in columns))
-    console.print(table)
-    if all(one.fits for one in found):
-        console.print("[green]it fits[/green]" + (", tightly" if any(m.peak > 0.93 * m.limit for m in found) else ""))
-        return True
-    for line in _shortage(cell, found, estimator):
-        console.print(Text(line, style="red" if line.startswith("does not") else ""))
-    return False
-
-
-def _shortage(cell: Cell, found: Sequence[Memory], estimator: Estimator) -> list[str]:
-    lines = []
-    for one in found:
-        if one.wanting:
-            lines.append(
-                f"does not fit: the engine lacks {_gib(one.wanting)} GiB of its share of the {one.device}'s device: it "
-                "starts only if its cache can hold one sequence of the whole context"
-            )
-        if one.peak > one.limit:
-            lines.append(f"does not fit: the {one.device}'s device lacks {_gib(one.peak - one.limit)} GiB")
-    hardware = estimator.machine.hardware
-
-    def fits(config: dict[str, Any]) -> bool:
-        enough = hardware.kind == "cpu" or estimator.job(config).devices <= hardware.count
-        return enough and all(one.fits for one in estimator.memory(config))
-
-    helpful = remedies(cell.config, list(options(estimator.job(cell.config), hardware)), fits)
-    for option in helpful:
-        lines.append("it would fit with " + " ".join(f"{k}={str(v).lower()}" for k, v in option.items()))
-    beyond = ["no setting of carerft's makes it fit here: take devices with more memory, or a smaller model"]
-    return lines + ([] if helpful else beyond)
-
-
-def show_time(planned: Sequence[Cell], estimator: Estimator, price: float, fits: bool, console: Console) -> None:
-    """Print the stages of each kind of run, and hours and cost of all."""
-    console.print("time, of one run of each kind" + ("" if fits else ", if it did fit"))
-    table = Table()
-    table.add_column("run", overflow="fold")
-    for column in ("runs", "rollouts\na batch", "learning\na step", "training", "evaluation,\nthe rest", "together"):
-        table.add_column(column, justify="right", no_wrap=True)
-    took: list[float] = []
-    names = _kinds(planned)
-    kinds: dict[str, tuple[int, Seconds]] = {}
-    for cell in planned:
-        found = estimator.seconds(cell.config)
-        kind = names[cell.title]
-        kinds[kind] = kinds.get(kind, (0, found))[0] + 1, found
-        took.append(found.total)
-    for kind, (runs, found) in kinds.items():
-        training = (found.sampling, found.learning, found.training)
-        stages = [_short(seconds) if found.steps else "" for seconds in training]
-        table.add_row(Text(kind), str(runs), *stages, _short(found.rest), _short(found.total))
-    console.print(table)
-    machine, places = estimator.machine, {estimator.machine.side: "side by side"}
-    if machine.side > 1 and machine.hardware.kind != "cpu":
-        places = {1: "one after another", **places}
-    for side, words in places.items():
-        length = wall(took, side) / 3600
-        cost = length * machine.hardware.count * price
-        how = f"{side} {words}" if side > 1 else "one after another"
-        console.print(
-            Text(
-                f"all {len(planned)} runs, {how}: {duration(length * 3600)}, about {cost:,.2f} US dollars", style="bold"
-            )
-        )
-
-
-def _notes(planned: Sequence[Cell], estimator: Estimator, price: float) -> list[str]:
-    hardware, machine = estimator.machine.hardware, estimator.machine
-    notes = [
-        f"{price:g} US dollars per hour for each of {hardware.count} devices is an assumption: price=... changes it"
-    ]
-    done = sum(cell.status() == "done" for cell in planned)
-    if done:
-        notes.append(f"{done} of the {len(planned)} runs are done already; time and cost are those of all")
+    show(f"{' '.join(names) or 'carerft train'}: {model.name} on {hardware.count} x {hardware.kind}", "bold")
+    needs = [memory(job, shape, device) for job in jobs]
+    worst = max(range(len(jobs)), key=lambda i: (not needs[i].fits, needs[i].peak))
+    need = needs[worst]
+    show(f"memory of one device, GiB, of {labels[worst]}")
+    console.print(memory_table(need))
+    if need.fits:
+        show("it fits" + (", tightly" if need.peak > 0.93 * need.limit else ""), "green")
+    else:
+        if need.peak > need.limit:
+            show(f"does not fit: a device lacks {_gib(need.peak - need.limit)} GiB", "red")
+        if need.shortage:
+            show(f"does not fit: an engine's cache lacks {_gib(need.shortage)} GiB for one sequence", "red")
+        solutions = search(jobs[worst], fits, dollars)
+        for effect, changes in solutions.items():
+            text = " ".join(f"{key}={str(value).lower()}" for key, value in changes.items())
+            cost = dollars(jobs[worst].with_settings(changes))
+            show(f"it would fit, with {effect}, for about {cost:,.2f} US dollars a run: {text}")
+        if not solutions:
+            show("no settings make it fit: take devices with more memory, or a smaller model")
+    show("time of one run of each kind" + ("" if need.fits else ", if it did fit"))
+    base = times(replace(jobs[0].with_settings({"learner.processes": 1}), steps=0)).rest
+    console.print(time_table(list(zip(labels, map(times, jobs), strict=True)), base, bases))
+    totals = [base] * bases + [times(job).total for job in jobs]
+    for places in dict.fromkeys((1, side) if hardware.kind != "cpu" else (side,)):
+        total = max(max(totals), sum(totals) / places)
+        how = f"{places} at the same time" if places > 1 else "one after another"
+        cost = total / 3600 * hardware.count * price
+        show(f"all runs, {how}: {duration(total)}, about {cost:,.2f} US dollars", "bold")
+    if finished:
+        show(f"- corrected by the newest {len(finished)} finished runs in {root}")
+    else:
+        show(f"- computed from conf/plan.yaml: {root} has no finished run of this model on such hardware")
+    show(f"- {price:g} US dollars per hour for each of {hardware.count} devices is an assumption: price=... changes it")
     if hardware.kind != "cpu":
-        notes.append(
-            "speeds and memory on a GPU were never measured with carerft: they follow from the data sheet and from "
-            "guessed shares of its peak (conf/plan.yaml); be ready for half, or double"
-        )
-        used = machine.side * max(estimator.job(cell.config).devices for cell in planned)
-        if machine.side > 1:
-            notes.append(
-                "on GPUs, carerft sweep runs one after another by itself; side by side needs a launcher that gives "
-                "each run devices of its own, such as hydra/launcher=submitit_slurm"
-            )
-        if used < hardware.count:
-            notes.append(f"{hardware.count - used} of the {hardware.count} devices have nothing to do")
-    texts = {name: estimator.stated["texts"].get(name) for name in planned[0].config["benchmark"]}
-    lengths = ", ".join(f"{name} {entry['completion']:.0f}" for name, entry in texts.items() if entry)
-    trained = next((estimator.job(c.config).completion for c in planned if c.command == "train"), None)
-    notes.append(f"tokens of a completion: {f'{trained:.0f} in training, ' if trained else ''}{lengths}")
-    return notes
+        show("- the speed of GPUs was never measured with carerft (conf/plan.yaml): be ready for half, or double")
+    return int(not need.fits)
 
 
-def _kinds(planned: Sequence[Cell]) -> dict[str, str]:
-    """For each title, what distinguishes its run from the experiment's others, but for the seed; in short."""
-    parts = {cell.title: cell.title.rpartition("/")[0].replace("\\", "").split(",") for cell in planned}
-    shared = set.intersection(*(set(parts[cell.title]) for cell in planned if cell.command == "train"))
-    return {
-        title: "base model" if "base" in given else " ".join(_brief(sorted(set(given) - shared))) or "training"
-        for title, given in parts.items()
-    }
+def _compose(names: Sequence[str], overrides: Sequence[str], here: bool) -> tuple[list[str], list[TrainSettings], int]:
+    """The labels and settings of an experiment's trainings, and the number of base models that it evaluates. A
+    label holds the settings that not all of them share, except for the seed. Without the name of an experiment: of the
+    training that `carerft train` starts.
+
+    here: whether the runs are to start on this machine, which must then have what they need installed.
+    """
+    if not names:
+        with composing():
+            settings = train_settings(plain(compose("train", list(overrides))))
+        check_train(settings, here)
+        return ["the training"], [settings], 0
+    if len(names) > 1:
+        raise ConfigError(f"{' '.join(names)}: only one experiment can be planned", "as in: carerft plan table1")
+    planned = cells(experiment(names[0]), overrides, here)
+    trainings = [cell for cell in planned if cell.command == "train"]
+    parts = [cell.directory.parent.name.replace("\\", "").split(",") for cell in trainings]
+    shared = set.intersection(*map(set, parts))
+    labels = [" ".join(text for text in part if text not in shared) or "training" for part in parts]
+    return labels, [cell.settings for cell in trainings], len(planned) - len(trainings)
 
 
-def _brief(overrides: Sequence[str]) -> list[str]:
-    """The choices of groups, then settings by the last part of their names."""
-    pairs = [text.partition("=")[::2] for text in overrides]
-    settings = [f"{key.rpartition('.')[2]}={value}" for key, value in pairs if "." in key]
-    return [value for key, value in pairs if "." not in key] + settings
+def memory_table(memory: Memory) -> Table:
+    """One row for each component, one column for each use of a device."""
+    table = Table("component", *(Column(use.replace(", ", "\n"), justify="right") for use in memory.uses))
+    for name in dict.fromkeys(name for parts in memory.uses.values() for name in parts):
+        table.add_row(name, *(_gib(parts[name]) if name in parts else "" for parts in memory.uses.values()))
+    table.add_section()
+    table.add_row("together", *(_gib(sum(parts.values())) for parts in memory.uses.values()))
+    table.add_row("there is", *(_gib(memory.limit) for _ in memory.uses))
+    return table
 
 
-def _gib(value: float | None) -> str:
-    return "" if value is None else f"{value / GIB:,.3f}" if value < GIB else f"{value / GIB:,.1f}"
+def time_table(runs: Sequence[tuple[str, Seconds]], base: float, bases: int) -> Table:
+    """One row for each label, with the times of its last run. base: seconds to evaluate one of `bases` base models."""
+    headers = ("runs", "rollouts\na batch", "learning\na step", "training", "evaluation,\nthe rest", "together")
+    table = Table("run", *(Column(header, justify="right", no_wrap=True) for header in headers))
+    if bases:
+        table.add_row("base model", str(bases), "", "", "", duration(base), duration(base))
+    count = Counter(label for label, _ in runs)
+    for label, times in dict(runs).items():
+        steps = (f"{times.sampling:.2f} s", f"{times.learning:.2f} s")
+        sums = map(duration, (times.training, times.rest, times.total))
+        table.add_row(Text(label), str(count[label]), *steps, *sums)
+    return table
 
 
-def _short(seconds: float) -> str:
-    """In few letters, for a table: the exact sum stands below it."""
-    if seconds < 100:
-        return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+def _gib(value: float) -> str:
+    return f"{value / GIB:,.3f}" if value < GIB else f"{value / GIB:,.1f}"
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""What a sweep will need before it is run: memory, hours and money, by arithmetic and by what was measured.
+"""What a run needs before it is started: the memory of each device, hours, and cost.
 
-`shapes`, `memory` and `seconds` are pure functions; `assumptions` reads conf/plan.yaml, `measured` and `rehearsal` say
-what this machine has really done, `estimate` puts them together, and `carerft.commands.plan` prints it.
+`shapes`, `memory` and `seconds` are pure arithmetic. `assumptions` reads conf/plan.yaml, `job` the settings of a run,
+`measured` the finished runs that correct the arithmetic; `search` finds settings that fit into memory.
 """

@@ -1,110 +1,112 @@
-"""What is taken for granted where nothing was measured: conf/plan.yaml, changed by the command line."""
+"""The assumptions of a plan where nothing was measured: conf/plan.yaml, with values changed on the command line."""
 
-import difflib
 import os
 import re
-import shutil
-import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from carerft.config.composition import config_directory
 from carerft.errors import ConfigError
+from carerft.text import did_you_mean
 
 GIB = 2**30
 
 
-@dataclass(frozen=True)
-class Hardware:
-    """Devices of one kind in one machine. memory, reserved: bytes of one; bandwidth: bytes/s of one; peak: FLOP/s of
-    one, by precision; kernel_s, engine_step_s: seconds; price: per hour of one. here: this very machine.
-    """
+@dataclass
+class Device:
+    """One GPU, or cores of a CPU that one run uses together. conf/plan.yaml explains each number."""
 
-    kind: str
-    count: int
-    memory: float
-    bandwidth: float
-    peak: dict[str, float]
+    memory_gib: float
+    bandwidth: float  # GB/s
+    peak: dict[str, float]  # TFLOP/s, by precision
     learn_share: float
     decode_share: float
     bandwidth_share: float
-    kernel_s: float
-    engine_step_s: float
-    reserved: float
-    price: float
+    kernel_us: float
+    engine_step_ms: float
+    reserved_gib: float
+    price_per_hour: float
+
+    def times(self, cores: int) -> "Device":
+        """So many cores of a CPU as one device."""
+        peak = {precision: cores * value for precision, value in self.peak.items()}
+        return replace(self, memory_gib=cores * self.memory_gib, bandwidth=cores * self.bandwidth, peak=peak)
+
+
+@dataclass
+class Dataset:
+    """A task or a benchmark. prompt, completion: mean tokens. max_tokens: the limit of completions, set by the run."""
+
+    questions: int
+    prompt: float
+    completion: float
+    max_tokens: int = 0
+
+
+@dataclass
+class Assumptions:
+    """conf/plan.yaml. models: the config.json of each, by hub name. texts: datasets by name. start_s: by rollout."""
+
+    hardware: dict[str, Device]
+    models: dict[str, Any]
+    texts: dict[str, Dataset]
+    dynamic: dict[str, float]
+    start_s: dict[str, float]
+    disk: float
+
+
+def load(overrides: Sequence[str] = ()) -> Assumptions:
+    """conf/plan.yaml with these `key=value` applied. Raises ConfigError for an unknown key or a wrong value."""
+    config = OmegaConf.merge(OmegaConf.structured(Assumptions), OmegaConf.load(config_directory() / "plan.yaml"))
+    OmegaConf.set_struct(config, True)
+    for override in overrides:
+        try:
+            config.merge_with_dotlist([override])
+        except OmegaConfBaseException as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"{override}: {reason}", "write key=number, with a key of conf/plan.yaml") from error
+    return OmegaConf.to_object(config)  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """`count` devices of one kind in one machine; those of a CPU are its cores. here: whether it is this machine."""
+
+    kind: str
+    count: int
+    device: Device
     here: bool = False
 
-    @property
-    def title(self) -> str:
-        return f"{self.count} x {self.kind}" + (" (this machine)" if self.here else "")
 
+def hardware(name: str, assumptions: Assumptions) -> Hardware:
+    """The hardware of a name such as "8xh100" or "h100"; "this" is the machine that runs this process.
 
-def assumptions(overrides: Sequence[str]) -> dict[str, Any]:
-    """conf/plan.yaml with `key=value` replaced. Raises ConfigError for a key that it doesn't have."""
-    stated = OmegaConf.load(config_directory() / "plan.yaml")
-    OmegaConf.set_struct(stated, True)
-    for text in overrides:
-        key, _, value = text.partition("=")
-        try:
-            known = OmegaConf.select(stated, key, throw_on_missing=True)
-            if known is None or OmegaConf.is_config(known):
-                raise ConfigError(f"conf/plan.yaml has no number {key!r}", "its file lists them")
-            OmegaConf.update(stated, key, float(value))
-        except (OmegaConfBaseException, ValueError) as error:
-            raise ConfigError(f"{text}: {error}", "write key=number, with a key of conf/plan.yaml") from error
-    return OmegaConf.to_container(stated)  # type: ignore[return-value]
-
-
-def hardware(name: str, stated: dict[str, Any]) -> Hardware:
-    """`8xh100`, `h100`, or `this`: the machine that asks. Raises ConfigError for anything else."""
+    Raises ConfigError for a kind that conf/plan.yaml does not describe.
+    """
     here = name == "this"
     if here:
-        name = _this()
-    found = re.fullmatch(r"(?:(\d+)x)?([a-z]\w*)", name.lower())
-    kinds = stated["hardware"]
-    if not found or found[2] not in kinds or found[1] == "0":
-        close = difflib.get_close_matches((found and found[2]) or name, kinds, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
+        name = _this_machine()
+    match, kinds = re.fullmatch(r"(?:([1-9]\d*)x)?([a-z]\w*)", name.lower()), assumptions.hardware
+    if not match or match[2] not in kinds:
         raise ConfigError(
             f"hardware={name}: there is no such device in conf/plan.yaml",
-            f"{hint}write a number and a kind, as in 8xh100; kinds: {', '.join(kinds)}",
+            f"{did_you_mean(match[2] if match else name, list(kinds))}write a number and a kind, as in 8xh100; kinds: "
+            f"{', '.join(kinds)}",
         )
-    count, kind, entry = int(found[1] or 1), found[2], kinds[found[2]]
-    memory = entry["memory_gib"] * GIB
+    count, kind, device = int(match[1] or 1), match[2], kinds[match[2]]
     if here and kind == "cpu":
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / count
-    return Hardware(
-        kind=kind,
-        count=count,
-        memory=memory,
-        bandwidth=entry["bandwidth"] * 1e9,
-        peak={precision: value * 1e12 for precision, value in entry["peak"].items()},
-        learn_share=entry["learn_share"],
-        decode_share=entry["decode_share"],
-        bandwidth_share=entry["bandwidth_share"],
-        kernel_s=entry["kernel_us"] * 1e-6,
-        engine_step_s=entry["engine_step_ms"] * 1e-3,
-        reserved=entry["reserved_gib"] * GIB,
-        price=entry["price_per_hour"],
-        here=here,
-    )
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        device = replace(device, memory_gib=memory / count / GIB)
+    return Hardware(kind, count, device, here)
 
 
-def _this() -> str:
-    """This machine's devices, as one would write them."""
-    if shutil.which("nvidia-smi"):
-        asked = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-        names = subprocess.run(asked, capture_output=True, text=True).stdout.splitlines()
-        if names:  # "NVIDIA H100 80GB HBM3"
-            words = names[0].lower().removeprefix("nvidia ").replace("-", " ").split()
-            return f"{len(names)}x{words[0] if words else 'gpu'}"
-    return f"{os.cpu_count() or 1}xcpu"
-
-
-def text(name: str, stated: dict[str, Any]) -> dict[str, float]:
-    """Questions, prompt, completion, choices (tokens) and grading_s of a task or benchmark."""
-    return {"choices": 0, "grading_s": 0.0, **stated["texts"].get(name, stated["texts"]["other"])}
+def _this_machine() -> str:
+    if not torch.cuda.is_available():
+        return f"{os.cpu_count() or 1}xcpu"
+    words = torch.cuda.get_device_name().lower().removeprefix("nvidia ").replace("-", " ").split()  # H100 80GB HBM3
+    return f"{torch.cuda.device_count()}x{words[0]}"

@@ -1,149 +1,104 @@
-"""What one run asks of a machine: the numbers of its configuration that memory and time follow from, and its texts'."""
+"""A training to be planned: its settings and the sizes of its datasets. No other file of this room reads a
+configuration."""
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from carerft.planning.assumptions import text
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """questions, of which each has `choices` tokens to score; tokens of prompt and completion, on average; the longest
-    completion; seconds of one core to grade one."""
-
-    name: str
-    questions: int
-    prompt: float
-    completion: float
-    longest: int
-    choices: float
-    grading_s: float
+from carerft.config.settings import LearnerSettings, ModelSettings, RolloutSettings, TrainSettings, VllmSettings
+from carerft.planning.assumptions import Assumptions, Dataset
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run. steps: optimizer steps, 0 in an evaluation alone; updates: into which a batch is cut.
+    """A training and the evaluation that follows.
 
-    groups: sampled for each one kept; rounds: in which a batch is sampled. checkpoints: how many are written; aside:
-    while the run goes on. processes: that share the learner's state and work. rank: of an adapter, 0 without one;
-    targets: the matrices that have it, () for all.
+    penalized: whether the loss has a penalty, which needs the reference; exact: whether the penalty sums over the
+    vocabulary. groups: sampled for each group of a batch; rounds: of sampling for each batch (dynamic sampling).
     """
 
     steps: int
-    updates: int
-    epochs: int
-    prompts: int
-    group: int
-    prompt: float
-    completion: float
-    longest: int
-    grading_s: float
+    samples: int
+    group_size: int
+    penalized: bool
+    exact: bool
     groups: float
     rounds: float
-    samples: int
-    benchmarks: tuple[Benchmark, ...]
-    precision: str
-    optimizer: str
-    microbatch: int
-    checkpointing: bool
-    shared: bool
-    reference: bool
-    exact: bool
-    checkpoints: int
-    aside: bool
-    processes: int
-    vllm: bool
-    sequences: int
-    dedicated: bool
-    engines: int
-    tensor_parallel: int
-    utilization: float
-    cache_gib: float | None
-    context: int | None
-    lookahead: bool
-    rank: int = 0
-    targets: tuple[str, ...] = ()
+    model: ModelSettings
+    learner: LearnerSettings
+    rollout: RolloutSettings
+    task: Dataset
+    benchmarks: list[Dataset]
+
+    @property
+    def engine(self) -> VllmSettings | None:
+        """The settings of vLLM's engines; None if the policy itself samples."""
+        return self.rollout if isinstance(self.rollout, VllmSettings) else None
+
+    @property
+    def dedicated(self) -> VllmSettings | None:
+        """The settings of engines on devices of their own."""
+        return self.engine if self.engine and self.engine.placement == "dedicated" else None
 
     @property
     def devices(self) -> int:
-        """That it takes at least: the learner's processes, and dedicated engines beside them."""
-        learner = self.processes if self.steps else 0
-        return learner + self.engines * self.tensor_parallel if self.dedicated else max(1, learner)
+        """The number of GPUs: one for each process of the learner, and those of dedicated engines."""
+        engines = self.dedicated.engines * self.dedicated.tensor_parallel_size if self.dedicated else 0
+        return self.learner.processes + engines
 
     @property
-    def tokens(self) -> float:
-        """Of completions, in an optimizer step."""
-        return self.prompts / self.updates * self.group * self.completion
+    def reference(self) -> bool:
+        """Whether a reference policy is held."""
+        return self.penalized or self.learner.monitor_reference
 
     @property
-    def read(self) -> float:
-        """Tokens that the policy reads in an optimizer step: completions but their last token, and each prompt once or
-        with each of them."""
-        prompts = self.prompts / self.updates
-        return prompts * self.group * (self.completion - 1) + prompts * self.prompt * (1 if self.shared else self.group)
+    def prompts(self) -> float:
+        """Prompts of an optimizer step."""
+        return self.rollout.prompts_per_batch / self.learner.updates_per_batch
 
     @property
-    def together(self) -> float:
-        """Tokens of the largest microbatch: a sequence that is longer goes alone."""
-        return max(self.microbatch, self.prompt + self.longest)
+    def input_tokens(self) -> float:
+        """Tokens that the policy reads in an optimizer step: every completion except its last token, and each prompt
+        once or with each of its completions."""
+        copies = 1 if self.learner.share_prompts else self.group_size
+        return self.prompts * (self.group_size * (self.task.completion - 1) + copies * self.task.prompt)
 
     @property
-    def batches(self) -> float:
-        """Of rollouts, each of which is gone through `epochs` times."""
-        return self.steps / (self.updates * self.epochs)
+    def microbatch_tokens(self) -> float:
+        """Tokens of the largest microbatch. A sequence longer than `tokens_per_microbatch` is a microbatch alone."""
+        return max(self.learner.tokens_per_microbatch, self.task.prompt + self.task.max_tokens)
+
+    def with_settings(self, changes: dict[str, Any]) -> "Job":
+        """This job with other values of settings, by keys such as learner.processes."""
+        groups = {"model": self.model, "learner": self.learner, "rollout": self.rollout}
+        for key, value in changes.items():
+            group, _, name = key.partition(".")
+            groups[group] = replace(groups[group], **{name: value})
+        return replace(self, **groups)
 
 
-def job(config: dict[str, Any], stated: dict[str, Any]) -> Job:
-    """Of a resolved configuration of a training or an evaluation. stated: of `assumptions`."""
-    learner, rollout, algorithm = config.get("learner", {}), config["rollout"], config.get("algorithm", {})
-    penalty, dynamic = config.get("regularizer", {}), algorithm.get("dynamic_sampling", False)
-    needed = bool(penalty) and not penalty["_target_"].endswith(".NoRegularizer")
-    task = text(config["task"]["name"], stated) if "task" in config else {"prompt": 0, "completion": 0, "grading_s": 0}
-    longest, steps = rollout["max_tokens"] or 0, config.get("steps", 0)
-    model = config["model"]
-    named = model["lora_targets"] if isinstance(model["lora_targets"], list) else ()  # a pattern counts as all
+def job(settings: TrainSettings, assumptions: Assumptions) -> Job:
+    """The job of a training."""
+    rollout, penalty, texts = settings.rollout, settings.regularizer, assumptions.texts
+    penalized = not penalty._target_.endswith(".NoRegularizer")
+    dynamic = assumptions.dynamic if settings.algorithm.dynamic_sampling else {"groups": 1, "rounds": 1}
+
+    def dataset(name: str, max_tokens: int, limit: int | None = None) -> Dataset:
+        known = texts.get(name, texts["other"])
+        questions, completion = min(known.questions, limit or known.questions), min(known.completion, max_tokens)
+        return replace(known, questions=questions, completion=completion, max_tokens=max_tokens)
+
+    limit = settings.evaluation.limit
     return Job(
-        steps=steps,
-        updates=learner.get("updates_per_batch", 1),
-        epochs=learner.get("epochs", 1),
-        prompts=rollout["prompts_per_batch"],
-        group=algorithm.get("group_size", 1),
-        prompt=task["prompt"],
-        completion=min(task["completion"], longest),
-        longest=longest,
-        grading_s=task["grading_s"],
-        groups=stated["dynamic"]["groups"] if dynamic else 1,
-        rounds=stated["dynamic"]["rounds"] if dynamic else 1,
-        samples=config["samples"],
-        benchmarks=tuple(_benchmark(name, entry, config, stated) for name, entry in config["benchmark"].items()),
-        precision=learner.get("precision") or config["precision"],
-        optimizer=learner.get("optimizer", "adamw"),
-        microbatch=learner.get("tokens_per_microbatch", 0),
-        checkpointing=learner.get("gradient_checkpointing", False),
-        shared=learner.get("share_prompts", False),
-        reference=needed or learner.get("monitor_reference", False),
-        exact=needed and penalty.get("estimator") == "exact",
-        checkpoints=math.ceil(steps / learner.get("checkpoint_every", 1)),
-        aside=learner.get("async_checkpoints", False),
-        processes=learner.get("processes", 1) or 1,
-        vllm=rollout["name"] == "vllm",
-        sequences=rollout["batch_size"],
-        dedicated=rollout.get("placement") == "dedicated",
-        engines=rollout.get("engines", 1),
-        tensor_parallel=rollout.get("tensor_parallel_size", 1),
-        utilization=rollout.get("gpu_memory_utilization", 0.0),
-        cache_gib=rollout.get("kv_cache_gib"),
-        context=rollout.get("max_model_len"),
-        lookahead=bool(rollout["lookahead"]),
-        rank=model["lora_rank"] if model["adapter"] else 0,
-        targets=tuple(named),
+        steps=settings.steps,
+        samples=settings.samples,
+        group_size=settings.algorithm.group_size,
+        penalized=penalized,
+        exact=penalized and penalty.estimator == "exact",
+        groups=dynamic["groups"],
+        rounds=dynamic["rounds"],
+        model=settings.model,
+        learner=settings.learner,
+        rollout=rollout,
+        task=dataset(settings.task.name, rollout.max_tokens or 0),
+        benchmarks=[dataset(name, entry.max_tokens, limit) for name, entry in settings.benchmark.items()],
     )
-
-
-def _benchmark(name: str, entry: dict[str, Any], config: dict[str, Any], stated: dict[str, Any]) -> Benchmark:
-    known = text(name, stated)
-    questions = min(int(known["questions"]), config["evaluation"]["limit"] or int(known["questions"]))
-    longest = entry["max_tokens"]
-    completion = min(known["completion"], longest)
-    return Benchmark(name, questions, known["prompt"], completion, longest, known["choices"], known["grading_s"])

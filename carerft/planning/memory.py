@@ -1,212 +1,158 @@
 """Bytes on each device, by component, while sampling and while learning.
 
-The learner holds policy, reference and optimizer throughout. A colocated engine has its memory while it samples, and
-sleeps while the learner works; gradients, activations and the head's blocks are there while the learner works.
+The learner holds the policy, the reference and the optimizer's state throughout. A colocated engine holds its memory
+while it samples and sleeps while the learner works; gradients, activations and logits exist while the learner works.
+An evaluation of a base model needs less than the training that starts from it.
 """
 
 from dataclasses import dataclass
 
-from carerft.planning.assumptions import GIB, Hardware
+from carerft.objective.lm_head import CHUNK_ELEMENTS, TILE_ELEMENTS
+from carerft.planning.assumptions import GIB, Device
 from carerft.planning.job import Job
 from carerft.planning.shapes import Shape
-from carerft.training.adamw_8bit_shapes import BLOCK, is_blocked
+from carerft.training.adamw_8bit_shapes import BLOCK
 
-CHUNK = 2**26  # logits of a chunk, and of a tile: carerft.objective.lm_head, which takes seconds to import
-TILE = 2**23
 WIDTH = {"float32": 4, "bfloat16": 2}
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one device by component, in each phase; phases that this device doesn't have are empty.
+    """Bytes of one device by component, for each use of a device: such as "learner, sampling".
 
-    wanting: what an engine lacks inside the share of memory that it may take, or 0.
+    limit: of each device. shortage: what an engine lacks within the share of its device that it may use, or 0.
     """
 
-    device: str
     limit: float
-    phases: dict[str, dict[str, float]]
-    wanting: float = 0.0
+    uses: dict[str, dict[str, float]]
+    shortage: float
 
     @property
     def peak(self) -> float:
-        return max(sum(parts.values()) for parts in self.phases.values())
+        return max(sum(parts.values()) for parts in self.uses.values())
 
     @property
     def fits(self) -> bool:
-        return self.peak <= self.limit and not self.wanting
+        return self.peak <= self.limit and not self.shortage
 
 
-def memory(job: Job, shape: Shape, hardware: Hardware, cores: int = 1) -> list[Memory]:
-    """Of the learner's device (one of them), and of an engine's where it has its own. cores: of a CPU, for this run."""
-    limit = hardware.memory * cores
-    found = []
-    if job.steps or not job.dedicated:
-        state, reserved = resident(job, shape), {"context, fragmentation": hardware.reserved}
-        phases = {}
-        if job.vllm and not job.dedicated:
-            phases["sampling"] = state | engine(job, shape, limit) | reserved
-        elif not job.vllm:
-            phases["sampling"] = state | own_sampler(job, shape) | reserved
-        if job.steps:
-            # A GPU's is copied into the CPU's memory, which is not planned.
-            copied = {"copy to be written": _written(job, shape)} if job.aside and hardware.kind == "cpu" else {}
-            phases["learning"] = state | learning(job, shape) | copied | reserved
-        lacking = 0.0 if job.dedicated or not job.vllm else wanting(job, shape, limit)
-        found.append(Memory("learner", limit, phases, lacking))
+def memory(job: Job, shape: Shape, device: Device) -> Memory:
+    """The memory of one of the learner's devices and, if engines are dedicated, of one of theirs."""
+    limit, reserved = device.memory_gib * GIB, {"context, fragmentation": device.reserved_gib * GIB}
+    sampling, shortage = _engine(job, shape, limit) if job.engine else (_own_sampler(job, shape), 0.0)
+    state = resident(job, shape)
+    uses = {"learner, learning": state | learning(job, shape) | reserved}
     if job.dedicated:
-        parts = engine(job, shape, limit) | {"context, fragmentation": hardware.reserved}
-        found.append(Memory("engine", limit, {"sampling": parts}, wanting(job, shape, limit)))
-    return found
+        return Memory(limit, uses | {"engine, sampling": sampling | reserved}, shortage)
+    return Memory(limit, {"learner, sampling": state | sampling | reserved} | uses, shortage)
 
 
 def resident(job: Job, shape: Shape) -> dict[str, float]:
-    """What the learner holds all the time: 4 bytes a weight for the float32 master, Adam's two moments, and the
-    reference. Shared out evenly over the learner's processes; rollout=transformers, which else samples from the
-    learner's weights, then has a copy of all in each. With an adapter, moments are of its weights alone, and the
-    reference is the policy without it, held in bfloat16 where that is as exact (as for Qwen2.5's own files)."""
-    share = 4 * shape.parameters / job.processes
-    if not job.steps:  # an evaluation with an engine leaves its own copy of the weights on the CPU
-        return {} if job.vllm else {"weights, float32": share}
-    frozen = job.rank and in_half(job)
-    weights = {"weights, mostly bfloat16": mostly_half(shape)} if frozen else {"weights, float32": share}
-    adapter = {"adapter, float32": 4 * trained(job, shape) / job.processes} if job.rank else {}
-    reference = reference_copy(job, shape) if job.reference and not job.rank else {}
-    kept = {name: size / job.processes for name, size in moments(job, shape).items()}
-    copied = {"sampler's weights, float32": 4 * shape.parameters} if job.processes > 1 and not job.vllm else {}
-    return {**weights, **adapter, **kept, **reference, **copied}
+    """What the learner holds throughout: float32 weights, Adam's two moments, and the reference.
 
-
-def reference_copy(job: Job, shape: Shape) -> dict[str, float]:
-    """A frozen copy of all weights."""
-    if in_half(job):
-        return {"reference, mostly bfloat16": mostly_half(shape)}
-    return {"reference, float32": 4 * shape.parameters / job.processes}
-
-
-def in_half(job: Job) -> bool:
-    """Whether frozen weights are held in bfloat16: carerft.model.loading.round_matrices."""
-    return job.precision == "bfloat16" and job.processes == 1
-
-
-def mostly_half(shape: Shape) -> float:
-    """2 bytes for each weight in a matrix, but for a head that is the embedding; 4 for each other."""
-    return 4 * shape.parameters - 2 * (shape.layers * shape.layer + (0 if shape.tied else shape.head))
-
-
-def moments(job: Job, shape: Shape) -> dict[str, float]:
-    """Adam's two of each weight that learns, in all processes together: in float32 8 bytes. In 8 bits a byte each, and
-    4 for each block of each; norms, biases and matrices whose rows are not whole blocks stay float32.
+    The learner's processes share all of it equally; with rollout=transformers each has a copy of all weights besides,
+    to sample from. 8-bit moments are a byte each, and 4 for the scale of each block. With LoRA the moments are those of
+    the adapter, in float32; the reference is the policy without its adapter; and frozen matrices are in bfloat16 where
+    that is exact, as for Qwen2.5's own files.
     """
-    if job.optimizer == "adamw":
-        return {"Adam's moments, float32": 8 * trained(job, shape)}
-    blocked = sum(count * rows * width for count, (rows, width) in _learning(job, shape) if is_blocked((rows, width)))
-    return {"Adam's moments, 8 bits": 2 * (1 + 4 / BLOCK) * blocked + 8 * (trained(job, shape) - blocked)}
+    processes, weights = job.learner.processes, 4 * shape.parameters
+    rounded = weights - 2 * (shape.layers * shape.layer + (0 if shape.tied else shape.head))  # a tied head stays
+    parts = {"weights, float32": weights / processes}
+    if job.model.adapter:
+        if rounds_frozen(job):
+            parts = {"weights, mostly bfloat16": rounded}
+        parts["adapter, float32"] = 4 * trained(job, shape) / processes
+    elif job.reference and rounds_frozen(job):
+        parts["reference, mostly bfloat16"] = rounded
+    elif job.reference and not (job.learner.reference_offload and processes > 1):
+        parts["reference, float32"] = weights / processes
+    if job.learner.optimizer == "adamw_8bit" and not job.model.adapter:
+        parts["Adam's moments, 8 bits"] = 2 * (1 + 4 / BLOCK) * shape.parameters / processes
+    else:
+        parts["Adam's moments, float32"] = 8 * trained(job, shape) / processes
+    if processes > 1 and not job.engine:
+        parts["sampler's weights, float32"] = weights
+    return parts
 
 
-def _learning(job: Job, shape: Shape) -> list[tuple[int, tuple[int, int]]]:
-    """The matrices that learn: how many of (rows, width) there are."""
-    if job.rank:
-        thin = [pair for inward, outward in adapted(job, shape) for pair in ((job.rank, inward), (outward, job.rank))]
-        return [(shape.layers, pair) for pair in thin]
-    layers = [(shape.layers, (outward, inward)) for inward, outward in shape.matrices.values()]
-    return [*layers, (1 if shape.tied else 2, (shape.vocabulary, shape.hidden))]
-
-
-def _written(job: Job, shape: Shape) -> float:
-    """Bytes of a checkpoint's tensors, in each process: the weights that learn, and moments."""
-    return (4 * trained(job, shape) + sum(moments(job, shape).values())) / job.processes
+def rounds_frozen(job: Job) -> bool:
+    """Whether frozen matrices are held in bfloat16: see carerft.model.loading.round_matrices."""
+    return job.learner.precision == "bfloat16" and job.learner.processes == 1
 
 
 def trained(job: Job, shape: Shape) -> int:
-    """Weights that learn: all, or an adapter's, rank times the widths of each matrix that has one."""
-    if not job.rank:
+    """The number of weights that learn: all, or those of an adapter in every matrix of the layers."""
+    if not job.model.adapter:
         return shape.parameters
-    return shape.layers * job.rank * sum(inward + outward for inward, outward in adapted(job, shape))
-
-
-def adapted(job: Job, shape: Shape) -> list[tuple[int, int]]:
-    """The widths of those matrices of a layer that have an adapter."""
-    chosen = job.targets or tuple(shape.matrices)
-    return [widths for name, widths in shape.matrices.items() if job.rank and name in chosen]
+    return shape.layers * job.model.lora_rank * sum(map(sum, shape.matrices.values()))
 
 
 def learning(job: Job, shape: Shape) -> dict[str, float]:
-    """What comes and goes with an optimizer step."""
-    parts = {"gradients, float32": 4 * trained(job, shape) / job.processes}
-    if job.precision == "bfloat16" and not (job.rank and in_half(job)):
-        # Autocast keeps a copy of each weight until the pass ends, unless it is in bfloat16 already. Of a layer at a
-        # time where weights are sharded (the head's lie whole, too), or layers are gone through again.
-        if job.processes > 1:
+    """What exists during an optimizer step only."""
+    parts = {"gradients, float32": 4 * trained(job, shape) / job.learner.processes}
+    if job.learner.precision == "bfloat16" and not (job.model.adapter and rounds_frozen(job)):
+        # Autocast keeps a copy of each float32 weight until the pass ends: of one layer at a time where weights are
+        # sharded (beside the head, which is gathered as well), or where layers are computed again.
+        if job.learner.processes > 1:
             copied = shape.layer + shape.head
-        elif job.checkpointing:
-            copied = shape.layer
         else:
-            copied = shape.parameters
+            copied = shape.layer if job.learner.gradient_checkpointing else shape.parameters
         parts["weights, bfloat16 copies"] = 2 * copied
     return parts | {"activations": activations(job, shape), "logits and head": head(job, shape)}
 
 
 def activations(job: Job, shape: Shape) -> float:
-    """Bytes that autograd keeps of one microbatch's body.
+    """Bytes that autograd keeps of one microbatch in the body.
 
-    Of each token and layer, with H hidden, Q query and K key widths, I intermediate, counted over transformers' Qwen2
-    and checked against what autograd really saves (tests/test_plan.py). The residual stream is float32 in both
-    precisions. Per norm: its input and the normalised input, 8 H. In float32, attention: input 4 H; queries, keys and
-    values of all heads, output 16 Q; MLP: input 4 H, gate, its SiLU, up, their product 16 I. In bfloat16: a copy of the
-    input for each projection 5 x 2 H; 10 Q; 8 I.
-    With gradient checkpointing: each layer's input, 4 H, and one layer whole. With an adapter: the normalised inputs
-    not, 2 x 4 H, but A's output in each matrix that has one.
+    For each token and layer, with H hidden, Q query and I intermediate width, counted over transformers' Qwen2 and
+    checked against what autograd saves (tests/test_plan.py). The residual stream is float32 in both precisions. Each
+    norm: its input and the normalised input, 8 H. In float32, attention: input 4 H; queries, keys and values of all
+    heads, output 16 Q; MLP: input 4 H; gate, its SiLU, up, their product 16 I. In bfloat16: a copy of the input for
+    each projection 5 x 2 H; 10 Q; 8 I.
+    Gradient checkpointing: the input of each layer, 4 H, and one complete layer. An adapter: no normalised inputs,
+    2 x 4 H less, and A's output for each matrix.
     """
     hidden, queries, intermediate = shape.hidden, shape.queries, shape.intermediate
-    if job.precision == "bfloat16":
+    if job.learner.precision == "bfloat16":
         layer = 26 * hidden + 10 * queries + 8 * intermediate
     else:
         layer = 24 * hidden + 16 * queries + 16 * intermediate
-    if job.rank:
-        layer += WIDTH[job.precision] * job.rank * len(adapted(job, shape)) - 8 * hidden
-    if job.checkpointing:
-        return job.together * (4 * hidden * shape.layers + layer)
-    return job.together * layer * shape.layers
+    if job.model.adapter:
+        layer += WIDTH[job.learner.precision] * job.model.lora_rank * len(shape.matrices) - 8 * hidden
+    if job.learner.gradient_checkpointing:
+        return job.microbatch_tokens * (4 * hidden * shape.layers + layer)
+    return job.microbatch_tokens * layer * shape.layers
 
 
 def head(job: Job, shape: Shape) -> float:
-    """Bytes of the LM head at its peak: a chunk of float32 logits of policy and reference each, that chunk in the
-    precision of the products, four tiles, and the float32 gradient of a head that learns; in bfloat16 also copies of
-    both heads.
-    """
-    chunk, width = min(CHUNK, job.together * shape.vocabulary), WIDTH[job.precision]
-    logits = 4 * chunk * (2 if job.reference else 1) + (width * chunk if width < 4 else 0)
-    held = in_half(job) and not shape.tied  # in bfloat16 already, where it is frozen
-    copies = 2 * shape.head * (int(not (held and job.rank)) + int(job.reference and not held)) if width < 4 else 0
-    gradient = 0 if job.rank else 4 * shape.head
-    return logits + 4 * 4 * min(TILE, chunk) + gradient + copies
+    """Bytes of the LM head at its peak: one chunk of float32 logits of the policy and one of the reference, the chunk
+    in the precision of the products, four tiles, and the float32 gradient of a head that learns; in bfloat16 also
+    copies of both heads."""
+    half, adapter = job.learner.precision == "bfloat16", bool(job.model.adapter)
+    chunk = min(CHUNK_ELEMENTS, job.microbatch_tokens * shape.vocabulary)
+    logits = chunk * (4 + 4 * job.reference + 2 * half) + 4 * 4 * min(TILE_ELEMENTS["cuda"], chunk)
+    rounded = rounds_frozen(job) and not shape.tied  # a frozen head is in bfloat16 already
+    copies = 2 * half * (int(not (rounded and adapter)) + int(job.reference and not rounded))
+    return logits + shape.head * (copies + 4 * (not adapter))
 
 
-def own_sampler(job: Job, shape: Shape) -> dict[str, float]:
-    """Of rollout=transformers: keys and values of the sequences decoded together, in the room that is made for them,
-    three float32 arrays of their logits, and their cumulative sum in float64."""
-    rows = min(job.sequences, max(job.prompts * job.group, 64 * job.samples))
-    room = max([job.prompt + job.longest, *(b.prompt + b.longest for b in job.benchmarks)])
-    cache = rows * max(room, 256) * shape.cache_bytes(WIDTH[job.precision])
-    return {"keys and values": cache, "logits": rows * shape.vocabulary * (3 * 4 + 8)}
+def _own_sampler(job: Job, shape: Shape) -> dict[str, float]:
+    """rollout=transformers: the keys and values of all sequences decoded together, in the space that is reserved for
+    them, three float32 arrays of their logits, and the cumulative sum of these in float64."""
+    sequences = min(job.rollout.batch_size, max(job.rollout.prompts_per_batch * job.group_size, 64 * job.samples))
+    space = max(256, *(data.prompt + data.max_tokens for data in (job.task, *job.benchmarks)))
+    cache = sequences * space * shape.cache_bytes(WIDTH[job.learner.precision])
+    return {"keys and values": cache, "logits": sequences * shape.vocabulary * (3 * 4 + 8)}
 
 
-def engine(job: Job, shape: Shape, limit: float) -> dict[str, float]:
-    """Of vLLM: its weights, and what remains of its share of the device (or what it was told) for keys and values."""
-    weights = engine_weights(job, shape)
-    if job.cache_gib is not None:
-        return {"engine's weights": weights, "engine's keys and values": job.cache_gib * GIB}
-    return {"engine's weights": weights, "engine's keys and values": max(0.0, job.utilization * limit - weights)}
-
-
-def engine_weights(job: Job, shape: Shape) -> float:
-    return shape.parameters * WIDTH[job.precision] / job.tensor_parallel
-
-
-def wanting(job: Job, shape: Shape, limit: float) -> float:
-    """Bytes that an engine lacks: vLLM starts only if its cache holds one sequence of the whole context."""
-    needed = (job.context or shape.context) * shape.cache_bytes(WIDTH[job.precision]) / job.tensor_parallel
-    if job.cache_gib is not None:
-        return max(0.0, needed - job.cache_gib * GIB)
-    return max(0.0, engine_weights(job, shape) + needed - job.utilization * limit)
+def _engine(job: Job, shape: Shape, limit: float) -> tuple[dict[str, float], float]:
+    """vLLM's weights, and the rest of its share of the device (or rollout.kv_cache_gib) for keys and values; and the
+    bytes that this lacks: vLLM starts only if its cache can hold one sequence of the full context."""
+    engine, width = job.engine, WIDTH[job.learner.precision]
+    assert engine is not None
+    weights = shape.parameters * width / engine.tensor_parallel_size
+    cache = engine.gpu_memory_utilization * limit - weights
+    if engine.kv_cache_gib is not None:
+        cache = engine.kv_cache_gib * GIB
+    sequence = (engine.max_model_len or shape.context) * shape.cache_bytes(width) / engine.tensor_parallel_size
+    return {"engine's weights": weights, "engine's keys and values": max(0.0, cache)}, max(0.0, sequence - cache)

@@ -1,160 +1,124 @@
-"""Seconds of each stage of a run, from its arithmetic and the hardware's speed.
+"""The seconds of each stage of a run, from its arithmetic and the speed of its devices.
 
-A product of n weights with a token's state is 2 n floating-point operations; its backward pass is two such products.
-What is neither a product nor reading weights (norms, softmax, elementwise passes) is part of the shares of the peak
-that are reached. Seconds add up: nothing is assumed to overlap but `rollout.lookahead`.
+The product of n weights with the state of one token is 2 n floating-point operations; its backward pass is two such
+products. The shares of the peak in conf/plan.yaml account for all other operations (norms, softmax, elementwise).
+Grading, the optimizer's update and the transfer of weights are left out: each takes a few percent at most.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from carerft.planning.assumptions import Hardware
+from carerft.objective import lm_head
+from carerft.planning.assumptions import Assumptions, Dataset, Device
 from carerft.planning.job import Job
-from carerft.planning.memory import CHUNK, WIDTH, engine_weights, trained
+from carerft.planning.memory import WIDTH, trained
 from carerft.planning.shapes import Shape, forward
 
-KERNELS = {"step": 20, "learn": 120}
-"""Operations of one layer that the host starts: to decode a token; to learn, forward, backward and the reference."""
-OPTIMIZER_BYTES = 40
-"""A weight's traffic in a step of AdamW: gradient read thrice (norm, clipping, update) and written once, weight and two
-moments read and written: 10 float32."""
+KERNELS = 20
+"""Operations that the host starts to decode one token in one layer."""
+QUESTIONS_AT_ONCE = 64
+"""Questions that an evaluation samples together."""
 
 
 @dataclass(frozen=True)
 class Seconds:
-    """sampling: of one rollout batch, grading and the sync of weights included; learning: of one optimizer step;
-    evaluating: of all benchmarks; fixed: start, checkpoints and export. batches, steps: how many of each."""
+    """sampling: of one rollout batch; learning: of one optimizer step; rest: of start, saving and evaluation. batches,
+    steps: their numbers. overlap: whether sampling and learning run at the same time."""
 
     sampling: float
     learning: float
-    evaluating: float
-    fixed: float
+    rest: float
     batches: float
     steps: int
     overlap: bool = False
 
     @property
-    def training(self) -> float:
-        """Without start and evaluation. With lookahead, sampling and learning run side by side."""
-        sampling, learning = self.batches * self.sampling, self.steps * self.learning
-        return max(sampling, learning) if self.overlap else sampling + learning
+    def stages(self) -> dict[str, float]:
+        """The seconds of the whole run, by stage."""
+        return {"sampling": self.batches * self.sampling, "learning": self.steps * self.learning, "rest": self.rest}
 
     @property
-    def rest(self) -> float:
-        return self.evaluating + self.fixed
+    def training(self) -> float:
+        sampling, learning, _ = self.stages.values()
+        return max(sampling, learning) if self.overlap else sampling + learning
 
     @property
     def total(self) -> float:
         return self.training + self.rest
 
+    def corrected(self, factors: dict[str, float]) -> "Seconds":
+        """Each stage times its factor."""
+        return replace(self, **{stage: getattr(self, stage) * factor for stage, factor in factors.items()})
 
-def seconds(job: Job, shape: Shape, hardware: Hardware, cores: int, start: float, disk: float) -> Seconds:
-    """cores: devices of a CPU that this run has (1 on GPUs). start: seconds; disk: bytes/s."""
-    # Weights that learn and their moments; the model at the end.
-    saved = 12 * job.checkpoints * trained(job, shape) + 4 * shape.parameters if job.steps else 0
+
+def seconds(job: Job, shape: Shape, device: Device, assumptions: Assumptions) -> Seconds:
+    """Without any correction by finished runs."""
+    # A checkpoint holds the weights that learn and their moments; the trained model is written at the end.
+    saved = 12 * math.ceil(job.steps / job.learner.checkpoint_every) * trained(job, shape) + 4 * shape.parameters
+    rest = assumptions.start_s["vllm" if job.engine else "transformers"] + saved / (assumptions.disk * 1e9)
+    for data in job.benchmarks:
+        questions = min(QUESTIONS_AT_ONCE, data.questions)
+        rest += data.questions / questions * decoding(job, shape, device, data, questions, job.samples)
+    # A round of dynamic sampling takes as long as its longest completion.
+    prompts = job.rollout.prompts_per_batch * job.groups / job.rounds
     return Seconds(
-        sampling=_batch(job, shape, hardware, cores) if job.steps else 0.0,
-        learning=learning(job, shape, hardware, cores) if job.steps else 0.0,
-        evaluating=sum(_benchmarks(job, shape, hardware, cores)),
-        fixed=start + saved / disk,
-        batches=job.batches,
+        sampling=job.rounds * decoding(job, shape, device, job.task, prompts, job.group_size),
+        learning=learning(job, shape, device),
+        rest=rest,
+        batches=job.steps / (job.learner.updates_per_batch * job.learner.epochs),
         steps=job.steps,
-        overlap=job.lookahead,
+        overlap=bool(job.rollout.lookahead),
     )
 
 
 def learning_flops(job: Job, shape: Shape) -> float:
-    """Of one optimizer step: the body once forward, twice backward, once again with gradient checkpointing, and once
-    for the reference. The head, for completion tokens only: once forward, twice backward, and once for the reference;
-    once again for each whose logits are not kept (lm_head). With an adapter, frozen matrices and the head are gone
-    through backward once, and the adapter's as the body without a reference."""
-    body = forward(shape, job.read, job.prompt + job.completion) * (3 + job.checkpointing + job.reference)
-    if job.rank:
-        adapter = 2 * trained(job, shape) * (3 + job.checkpointing)
-        body += job.read * (adapter - 2 * shape.layers * shape.layer)
-    again = job.together * shape.vocabulary > CHUNK
-    products = 3 + job.reference + again + (again and job.exact) - bool(job.rank)
-    return body + 2 * shape.head * job.tokens * products
+    """Floating-point operations of one optimizer step.
 
-
-def learning(job: Job, shape: Shape, hardware: Hardware, cores: int = 1) -> float:
-    """Of one optimizer step."""
-    speed = hardware.peak[job.precision] * hardware.learn_share * cores * job.processes
-    microbatches = math.ceil(job.read / job.microbatch / job.processes)
-    host = microbatches * shape.layers * KERNELS["learn"] * hardware.kernel_s
-    optimizer = OPTIMIZER_BYTES * trained(job, shape) / job.processes / _bandwidth(hardware, cores)
-    return learning_flops(job, shape) / speed + host + optimizer
-
-
-def decoding(
-    job: Job,
-    shape: Shape,
-    hardware: Hardware,
-    cores: int,
-    prompts: float,
-    group: int,
-    prompt: float,
-    completion: float,
-    longest: int,
-) -> float:
-    """Of sampling `group` completions of each prompt: the prompts are read once each; a step for one token of all
-    sequences side by side reads all weights and costs the host a fixed time; each token costs its products and the
-    reading of the keys and values before it.
-
-    Steps: transformers' batches each last as long as their longest completion. vLLM fills up what has ended: as many as
-    the tokens need, and a tail from the mean to the longest at the end.
+    The body: once forward, twice backward, once again with gradient checkpointing, once for the reference. The head,
+    for completion tokens only: once forward, twice backward, once for the reference, and once again for each of the
+    two whose logits are not kept (lm_head). With an adapter, the backward pass goes through frozen matrices and the
+    head once, and the adapter's own matrices are computed as the body is, without a reference.
     """
-    share = job.engines if job.dedicated else 1
-    total = prompts * group / share
-    if not total:
-        return 0.0
-    together = min(total, job.sequences)
-    steps = total / together * completion + longest - completion if job.vllm else math.ceil(total / together) * longest
-    speed = hardware.peak[job.precision] * hardware.decode_share * cores
-    speed *= job.tensor_parallel
-    bandwidth = _bandwidth(hardware, cores)
-    host = hardware.engine_step_s if job.vllm else shape.layers * KERNELS["step"] * hardware.kernel_s
-    weights = engine_weights(job, shape) if job.vllm else 4 * shape.parameters
-    cached = shape.cache_bytes(WIDTH[job.precision]) * (prompt + completion / 2) / job.tensor_parallel
-    token = (2 * shape.head + forward(shape, 1, 2 * prompt + completion)) / speed + cached / bandwidth
-    reading = forward(shape, prompts / share * prompt, prompt) / speed
-    return reading + steps * (host + weights / bandwidth) + total * completion * token
+    adapter, checkpointing = bool(job.model.adapter), job.learner.gradient_checkpointing
+    body = forward(shape, job.input_tokens, job.task.prompt + job.task.completion) * (3 + checkpointing + job.reference)
+    if adapter:
+        body += job.input_tokens * 2 * (trained(job, shape) * (3 + checkpointing) - shape.layers * shape.layer)
+    again = job.microbatch_tokens * shape.vocabulary > lm_head.CHUNK_ELEMENTS
+    products = 3 + job.reference + again + (again and job.exact) - adapter
+    return body + 2 * shape.head * job.prompts * job.group_size * job.task.completion * products
 
 
-def _batch(job: Job, shape: Shape, hardware: Hardware, cores: int) -> float:
-    """Of one rollout batch. Dynamic sampling's rounds are each as long as their longest completion."""
-    prompts = job.prompts * job.groups / job.rounds
-    text = (job.prompt, job.completion, job.longest)
-    sampled = job.rounds * decoding(job, shape, hardware, cores, prompts, job.group, *text)
-    graded = job.prompts * job.groups * job.group * job.grading_s / _graders(hardware)
-    synced = shape.parameters * WIDTH[job.precision] / TRANSFER if job.vllm else 0.0
-    return sampled + graded + synced
+def learning(job: Job, shape: Shape, device: Device) -> float:
+    """Seconds of one optimizer step."""
+    speed = device.peak[job.learner.precision] * 1e12 * device.learn_share * job.learner.processes
+    return learning_flops(job, shape) / speed
 
 
-TRANSFER = 1e10
-"""Bytes/s at which weights come to an engine, through the host's memory."""
-AT_ONCE = 64
-"""Questions that an evaluation samples together: carerft.evaluation.evaluate.Protocol."""
+def decoding(job: Job, shape: Shape, device: Device, data: Dataset, prompts: float, group: int) -> float:
+    """Seconds in which `group` completions of each prompt are sampled by all engines, or all processes of the learner.
 
-
-def _benchmarks(job: Job, shape: Shape, hardware: Hardware, cores: int) -> list[float]:
-    """Of each benchmark: pieces of 64 questions, each sampled, graded and written before the next; choices are read."""
-    found = []
-    for b in job.benchmarks:
-        piece = min(AT_ONCE, b.questions)
-        text = (b.prompt, b.completion, b.longest)
-        sampled = b.questions / piece * decoding(job, shape, hardware, cores, piece, job.samples, *text)
-        graded = b.questions * job.samples * b.grading_s / _graders(hardware)
-        speed = hardware.peak[job.precision] * hardware.decode_share * cores
-        scored = forward(shape, b.questions * (b.prompt + b.choices), b.prompt) / speed if b.choices else 0.0
-        found.append(sampled + graded + scored)
-    return found
-
-
-def _bandwidth(hardware: Hardware, cores: int) -> float:
-    return hardware.bandwidth * hardware.bandwidth_share * cores
-
-
-def _graders(hardware: Hardware) -> int:
-    """Processes that grade: one for each core. Beside a GPU, eight are counted on."""
-    return hardware.count if hardware.kind == "cpu" else 8 * hardware.count
+    A decoding step samples one token of every sequence: it reads all weights and takes the host a fixed time. Each
+    token takes its products, and reading the keys and values of the tokens before it. transformers decodes a batch
+    until its longest completion ends. vLLM replaces a sequence that has ended: it takes as many steps as the tokens
+    need, and at the end those from the mean length to the longest.
+    """
+    prompts /= job.dedicated.engines if job.dedicated else job.learner.processes
+    batches = max(1.0, prompts * group / job.rollout.batch_size)
+    cached = WIDTH[job.learner.precision]  # bytes of a key's or a value's number
+    if job.engine:
+        devices, width, host = (
+            job.engine.tensor_parallel_size,
+            WIDTH[job.learner.precision],
+            device.engine_step_ms * 1e-3,
+        )
+        steps = batches * data.completion + data.max_tokens - data.completion
+    else:
+        devices, width, host = 1, 4, shape.layers * KERNELS * device.kernel_us * 1e-6
+        steps = math.ceil(batches) * data.max_tokens
+    speed = device.peak[job.learner.precision] * 1e12 * device.decode_share * devices
+    bandwidth = device.bandwidth * 1e9 * device.bandwidth_share * devices
+    context = data.prompt + data.completion / 2
+    products = 2 * shape.head + forward(shape, 1, 2 * context)
+    token = products / speed + shape.cache_bytes(cached) * context / bandwidth
+    tokens = prompts * (data.prompt + group * data.completion)
+    return steps * (host + width * shape.parameters / bandwidth) + tokens * token

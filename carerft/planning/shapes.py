@@ -1,4 +1,4 @@
-"""The shape of a transformer, as far as its memory and arithmetic follow from it."""
+"""The sizes of a transformer that determine its memory and its arithmetic."""
 
 import json
 from collections.abc import Mapping
@@ -11,10 +11,10 @@ from carerft.errors import ConfigError
 
 @dataclass(frozen=True)
 class Shape:
-    """A decoder of attention layers with gated MLPs: Qwen2, Qwen3, Llama, Mistral.
+    """A decoder with attention and gated MLPs in each layer: Qwen2, Qwen3, Llama, Mistral.
 
-    queries, keys: widths of all query heads and of all key (or value) heads together. context: tokens it can hold.
-    biases: in the projections to queries, keys and values.
+    queries, keys: the widths of all query heads and of all key (or value) heads together. context: the longest
+    sequence, in tokens. biases: whether the projections to queries, keys and values have biases.
     """
 
     hidden: int
@@ -29,7 +29,7 @@ class Shape:
 
     @property
     def matrices(self) -> dict[str, tuple[int, int]]:
-        """How wide the input and the output of each matrix of a layer are."""
+        """The input and output width of each matrix of a layer."""
         hidden, queries, keys, intermediate = self.hidden, self.queries, self.keys, self.intermediate
         attention = {"q_proj": (hidden, queries), "k_proj": (hidden, keys), "v_proj": (hidden, keys)}
         mlp = {"gate_proj": (hidden, intermediate), "up_proj": (hidden, intermediate)}
@@ -37,33 +37,33 @@ class Shape:
 
     @property
     def layer(self) -> int:
-        """Weights in one layer's matrices."""
-        return sum(inward * outward for inward, outward in self.matrices.values())
+        """The number of weights in one layer's matrices."""
+        return sum(inputs * outputs for inputs, outputs in self.matrices.values())
 
     @property
     def head(self) -> int:
-        """Weights of the LM head."""
+        """The number of weights in the LM head."""
         return self.hidden * self.vocabulary
 
     @property
     def parameters(self) -> int:
-        """All of them: a tied head counts once; each layer has two norms, and the model one."""
+        """The number of all weights. A tied head counts once; each layer has two norms, and the model one."""
         small = 2 * self.hidden + (self.queries + 2 * self.keys if self.biases else 0)
         return self.layers * (self.layer + small) + self.hidden + self.head * (1 if self.tied else 2)
 
     def cache_bytes(self, width: int) -> int:
-        """Of one token's keys and values, in numbers of `width` bytes."""
+        """Bytes of one token's keys and values, in numbers of `width` bytes."""
         return 2 * self.layers * self.keys * width
 
 
 def forward(shape: Shape, tokens: float, context: float) -> float:
-    """Floating-point operations of the body: 2 per weight and token; and two products of each query with the keys (then
-    the values) before it, half of the context on average."""
+    """Floating-point operations of the body for `tokens` tokens in sequences of `context` tokens: 2 for each weight and
+    token, and two products of each query with the keys (then the values) before it, half of the context on average."""
     return tokens * shape.layers * (2 * shape.layer + 2 * shape.queries * context)
 
 
 def shape_from(config: Mapping[str, Any]) -> Shape:
-    """The shape that a config.json describes. Raises KeyError for a key that it lacks."""
+    """The shape that a config.json describes. Raises KeyError for a missing key."""
     heads = config["num_attention_heads"]
     size = config.get("head_dim") or config["hidden_size"] // heads
     return Shape(
@@ -80,21 +80,22 @@ def shape_from(config: Mapping[str, Any]) -> Shape:
 
 
 def shape_of(path: str, known: Mapping[str, Any]) -> Shape:
-    """The shape of `model.path`: a directory's config.json, the built-in model's, or one of `known`.
+    """The shape of the model at `model.path`: a local directory, the built-in model ("world"), or one of `known`, which
+    maps hub names to the content of their config.json.
 
-    Raises ConfigError for a model of which nothing is known here; nothing is downloaded.
+    Raises ConfigError for any other model, because nothing is downloaded, and for a config.json that cannot be read.
     """
     from carerft.world.bases import SHIPPED
 
-    place = (SHIPPED if path == "world" else Path(path).expanduser()) / "config.json"
-    if not place.is_file() and path not in known:
+    file = (SHIPPED if path == "world" else Path(path).expanduser()) / "config.json"
+    if not file.is_file() and path not in known:
         raise ConfigError(
-            f"the shape of {path} is not known here, and nothing is downloaded to find out",
+            f"the shape of {path} is unknown, and carerft plan downloads nothing",
             f"give a local directory, or one of {', '.join(known)}",
         )
     try:
-        return shape_from(json.loads(place.read_text()) if place.is_file() else known[path])
+        return shape_from(json.loads(file.read_text()) if file.is_file() else known[path])
     except (ValueError, KeyError) as error:
         raise ConfigError(
-            f"{place}: {error} is missing or wrong", "carerft plan knows Qwen, Llama and Mistral"
+            f"{file}: {error} is missing or wrong", "carerft plan knows Qwen, Llama and Mistral"
         ) from error

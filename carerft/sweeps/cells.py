@@ -43,10 +43,6 @@ class Cell:
     directory: Path
 
     @property
-    def config(self) -> dict[str, Any]:  # until planning reads the typed settings
-        return _nested(self.settings)
-
-    @property
     def title(self) -> str:
         return "/".join(self.directory.parts[-2:])
 
