@@ -22,6 +22,7 @@ from carerft.model.lora import add_lora
 from carerft.model.sharding import broadcast_module
 from carerft.objective.algorithms import Algorithm
 from carerft.objective.regularizers import Regularizer
+from carerft.report.outcome import EvaluationOutcome
 from carerft.rollout import RolloutWorker
 from carerft.rollout.engine import EngineOptions
 from carerft.rollout.transformers import TransformersWorker
@@ -31,7 +32,6 @@ from carerft.tasks.chat import ChatTask
 from carerft.terminal import console
 from carerft.trackers import MetricsFile, ProgressTracker, Trackers
 from carerft.trackers.choice import named_tracker
-from carerft.trackers.outcome import EvaluationOutcome
 from carerft.trackers.weights_and_biases import description
 from carerft.training.collector import Collector, Plan
 from carerft.training.learner import Learner
@@ -206,7 +206,7 @@ def _vllm_worker(
 
 def trackers(settings: dict[str, Any], run: RunDirectory, step: int = 0) -> Trackers:
     """What `tracker` names; in training also metrics.jsonl and a progress bar. step: where the run continues."""
-    found = named_tracker(settings["tracker"], run.path, lambda: description(settings, run), step)
+    found = named_tracker(settings["tracker"], run.path, lambda: description(run), step)
     if run.manifest["command"] == "train":
         found.append(MetricsFile(run.path / "metrics.jsonl", step))
         found.append(ProgressTracker(console(), settings["regularizer"]["name"], step, settings["steps"]))
