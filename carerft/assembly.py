@@ -23,6 +23,7 @@ from carerft.model.lora import add_lora
 from carerft.model.sharding import broadcast_module
 from carerft.objective.algorithms import Algorithm
 from carerft.objective.regularizers import Regularizer
+from carerft.report.outcome import EvaluationOutcome
 from carerft.rollout import RolloutWorker
 from carerft.rollout.engine import EngineOptions
 from carerft.rollout.transformers import TransformersWorker
@@ -32,7 +33,6 @@ from carerft.tasks.chat import ChatTask
 from carerft.terminal import console
 from carerft.trackers import MetricsFile, ProgressTracker, Trackers
 from carerft.trackers.choice import named_tracker
-from carerft.trackers.outcome import EvaluationOutcome
 from carerft.trackers.weights_and_biases import description
 from carerft.training.collector import Collector
 from carerft.training.learner import Learner

@@ -98,10 +98,10 @@ def test_the_whole_prompt_is_the_users_turn_and_a_choice_the_assistants(base, tm
     assert problem.choices == (("a stone", True), ("a lamp", False))
     assert (problem.id, problem.answer) == ("m", "a stone")
     plain = Gsm8kTask("test", path=write(tmp_path / "some.jsonl", SUM, LOSS))
-    asked = ChatTask(plain, base[1])
+    chat_task = ChatTask(plain, base[1])
     texts = ["#### 1,080", "?"]
-    assert asked.name == plain.name
-    assert asked.grade(asked.problems(), texts) == plain.grade(plain.problems(), texts)
+    assert chat_task.name == plain.name
+    assert chat_task.grade(chat_task.problems(), texts) == plain.grade(plain.problems(), texts)
 
 
 def test_a_text_begins_once_where_the_tokenizer_begins_texts(base):
@@ -207,8 +207,8 @@ def test_training_asks_in_the_template_too_and_the_end_of_a_turn_ends_a_completi
     (step,) = read_lines(tmp_path / "run" / "metrics.jsonl")
     assert (step["rollout/length_mean"], step["rollout/truncated"]) == (length, truncated)
     log = (tmp_path / "run" / "train.log").read_text()
-    asked = f"Question: {SUM['question']}\nAnswer:"
-    turn = f"<|im_start|>user\n{asked}<|im_end|>\n<|im_start|>assistant\n"
-    assert f" tokens):\n{turn if setting == 'true' else asked}\n" in log
+    plain = f"Question: {SUM['question']}\nAnswer:"
+    turn = f"<|im_start|>user\n{plain}<|im_end|>\n<|im_start|>assistant\n"
+    assert f" tokens):\n{turn if setting == 'true' else plain}\n" in log
     exported = [loader.from_pretrained(tmp_path / "run" / "model") for loader in (AutoModelForCausalLM, AutoTokenizer)]
     assert uses_chat(None, *exported) is (setting == "true")  # what was trained in the template is evaluated in it

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from helpers.models import random_rollouts, tiny_model
+from helpers.processes import call
 from helpers.runs import ENVIRONMENT, PLAN, finish, lines, logged, start, train, wait_for, weights
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -190,7 +190,7 @@ def refused(own: Learner, place: Path) -> str:
 
 
 def test_two_processes_write_while_they_learn_on(tmp_path: Path):
-    mp.spawn(process, (str(tmp_path),), nprocs=2)
+    call(process, str(tmp_path), count=2)
     moments, found = torch.load(tmp_path / "moments.pt"), learner()
     assert len(moments) == STEPS
     for step, expected in enumerate(moments):

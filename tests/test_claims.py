@@ -12,11 +12,11 @@ from scipy.stats import t as student_t
 
 from carerft import cli
 from carerft.metrics import scores
-from carerft.metrics.intervals import Interval
-from carerft.report.cells import make_cells
+from carerft.metrics.statistics import Interval
 from carerft.report.claims import FAILS, HOLDS, NO_RUNS, ONE_SEED, UNCLEAR, dominance, judge, verdict
 from carerft.report.paired import Paired, block_spread, matches, nearest, partners, seed_pairs
-from carerft.report.paper import Claim, paper
+from carerft.report.paper import Claim, read_paper
+from carerft.report.rows import make_rows
 from carerft.runs.reading import load_runs
 from carerft.sweeps.folders import experiment
 
@@ -84,8 +84,8 @@ def demo(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cells(demo):
-    return {cell.family: cell for cell in make_cells(load_runs([demo]))}
+def rows(demo):
+    return {row.family: row for row in make_rows(load_runs([demo]))}
 
 
 def samples(directory: Path, benchmark: str) -> tuple[list[dict], list[dict]]:
@@ -95,11 +95,11 @@ def samples(directory: Path, benchmark: str) -> tuple[list[dict], list[dict]]:
     )
 
 
-def test_a_paired_difference_is_the_mean_over_seeds_with_both_kinds_of_luck(demo: Path, cells):
+def test_a_paired_difference_is_the_mean_over_seeds_with_both_kinds_of_luck(demo: Path, rows):
     """Against the same computed the long way: accuracies by question, the questions resampled together."""
     place = ("world_reasoning", "accuracy")
-    paired = Paired(list(cells.values()), {"world_reasoning": ["accuracy"]})
-    found = paired.difference(cells["srkl"], cells["none"], place)
+    paired = Paired(list(rows.values()), {"world_reasoning": ["accuracy"]})
+    found = paired.difference(rows["srkl"], rows["none"], place)
 
     def shares(name: str, seed: int) -> np.ndarray:
         _, answers = samples(demo / f"regularizer={name}" / f"seed={seed}", "world_reasoning")
@@ -131,9 +131,9 @@ def test_replicates_begin_with_the_metric_itself(demo: Path):
             assert drawn[name].shape == (1001,) and drawn[name][0] == pytest.approx(metrics[name]["value"])
 
 
-def test_runs_are_paired_by_seed_and_a_base_model_serves_all(cells):
-    assert [(a.seed, b.seed) for a, b in seed_pairs(cells["srkl"], cells["rkl"])] == [(0, 0), (1, 1)]
-    assert [(a.seed, b.seed) for a, b in seed_pairs(cells["srkl"], cells["base"])] == [(0, 0), (1, 0)]
+def test_runs_are_paired_by_seed_and_a_base_model_serves_all(rows):
+    assert [(a.seed, b.seed) for a, b in seed_pairs(rows["srkl"], rows["rkl"])] == [(0, 0), (1, 1)]
+    assert [(a.seed, b.seed) for a, b in seed_pairs(rows["srkl"], rows["base"])] == [(0, 0), (1, 0)]
 
 
 def write(root: Path, place: str, regularizer: dict, **config) -> None:
@@ -150,30 +150,30 @@ def test_partners_differ_in_what_the_selectors_name_alone(tmp_path: Path):
     for beta in (0.01, 0.04):
         write(tmp_path, f"rkl{beta}", {"name": "rkl", "beta": beta, "estimator": "exact"})
     write(tmp_path, "k3", {**skew, "beta": 0.04, "estimator": "k3"})
-    cells = make_cells(load_runs([tmp_path]))
-    at = {cell.runs[0].place: cell for cell in cells}
+    rows = make_rows(load_runs([tmp_path]))
+    at = {row.runs[0].name: row for row in rows}
     rkl = {"regularizer.name": "rkl"}
-    found = partners(at["a"], cells, {"regularizer.name": "srkl"}, rkl)
-    assert {cell.runs[0].place for cell in found} == {"rkl0.01", "rkl0.04"}  # another beta is no other experiment
-    assert [cell.runs[0].place for cell in nearest(at["a"], found)] == ["rkl0.04"]
-    assert partners(at["b"], cells, {}, rkl) == []  # none of them is DAPO's
-    exact = partners(at["k3"], cells, {"regularizer.estimator": "k3"}, {"regularizer.estimator": "exact"})
-    assert [cell.runs[0].place for cell in exact] == ["a"]
+    found = partners(at["a"], rows, {"regularizer.name": "srkl"}, rkl)
+    assert {row.runs[0].name for row in found} == {"rkl0.01", "rkl0.04"}  # another beta is no other experiment
+    assert [row.runs[0].name for row in nearest(at["a"], found)] == ["rkl0.04"]
+    assert partners(at["b"], rows, {}, rkl) == []  # none of them is DAPO's
+    exact = partners(at["k3"], rows, {"regularizer.estimator": "k3"}, {"regularizer.estimator": "exact"})
+    assert [row.runs[0].name for row in exact] == ["a"]
     assert matches(at["a"], {"regularizer.match": "none"})  # a default counts as a value
-    assert not any(matches(cell, {"base": True}) for cell in cells)
+    assert not any(matches(row, {"base": True}) for row in rows)
 
 
-def test_every_claim_is_judged_or_said_to_have_no_runs(cells):
-    asked = paper(experiment("table1"))
+def test_every_claim_is_judged_or_said_to_have_no_runs(rows):
+    asked = read_paper(experiment("table1"))
     places = {
         "world_reasoning": ["accuracy"],
         "world_honesty": ["refusal_f1"],
         "world_truth": ["truthful", "ece_answered"],
     }
-    everything = list(cells.values())
+    everything = list(rows.values())
     judged = judge(asked, everything, Paired(everything, places))
     assert len(judged) == len(asked.claims) and not any(j.verdict == NO_RUNS for j in judged)
-    without = [cell for cell in everything if cell.family != "rkl"]
+    without = [row for row in everything if row.family != "rkl"]
     verdicts = {j.claim.says: j.verdict for j in judge(asked, without, Paired(without, places))}
     assert verdicts["SRKL reasons better than reverse KL"] == NO_RUNS
     assert verdicts["Unconstrained finetuning raises reasoning"] != NO_RUNS
@@ -211,7 +211,7 @@ def test_runs_of_two_models_are_not_mixed(demo: Path, tmp_path: Path, monkeypatc
     assert cli.main(["report", "figure1", "model=tiny"]) == 0
     assert cli.main(["report", "figure1", "model=third"]) == 2
     assert cli.main(["report", "table3"]) == 2
-    assert "carerft sweep table3 makes it" in capsys.readouterr().err
+    assert "carerft sweep table3 writes its runs there" in capsys.readouterr().err
 
 
 def test_a_shared_run_is_read_once(demo: Path, tmp_path: Path):
@@ -219,14 +219,14 @@ def test_a_shared_run_is_read_once(demo: Path, tmp_path: Path):
     write_run(root / "table1" / "a" / "seed=0", manifest("train", "none", 0), "none", questions=4, steps=3)
     (root / "entropy" / "b").mkdir(parents=True)
     (root / "entropy" / "b" / "seed=0").symlink_to("../../table1/a/seed=0")
-    assert [run.place for run in load_runs([root / "entropy"])] == ["b/seed=0"]
-    assert [run.place for run in load_runs([root])] == ["table1/a/seed=0"]
+    assert [run.name for run in load_runs([root / "entropy"])] == ["b/seed=0"]
+    assert [run.name for run in load_runs([root])] == ["table1/a/seed=0"]
 
 
 def test_one_seed_can_tell_nothing(tmp_path: Path):
     demo = make_demo(tmp_path / "outputs", questions=40, seeds=(0,))
-    cells = make_cells(load_runs([demo]))
+    rows = make_rows(load_runs([demo]))
     places = {"world_reasoning": ["accuracy"], "world_honesty": ["refusal_f1"]}
     places["world_truth"] = ["truthful", "ece_answered"]
-    judged = judge(paper(experiment("table1")), cells, Paired(cells, places))
+    judged = judge(read_paper(experiment("table1")), rows, Paired(rows, places))
     assert {j.verdict for j in judged} == {ONE_SEED} and all(j.differences for j in judged)

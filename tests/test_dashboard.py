@@ -11,7 +11,8 @@ import pytest
 from carerft.commands.dashboard import CURVES
 from carerft.config.checks import check_train
 from carerft.errors import ConfigError
-from carerft.report.columns import BENCHMARKS, METRICS
+from carerft.metrics.names import METRICS
+from carerft.report.columns import BENCHMARKS
 
 
 def carerft(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess:

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from helpers.engines import needs_vllm, options, save_model
+from helpers.processes import call
 from helpers.sampling import PROMPTS, completions, teacher_forced
 from transformers import AutoModelForCausalLM
 
-from carerft.rollout import Sampling, keeping
+from carerft.rollout import Sampling, reuse
 from carerft.rollout.engine import Engine
 
 pytestmark = needs_vllm
@@ -35,7 +35,7 @@ def test_the_engine_leaves_threads_random_states_and_the_process_group_of_the_le
     def states() -> tuple:
         return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()
 
-    keeping.close()  # other tests may have left an engine to this process, and with it a group
+    reuse.close_idle()  # other tests may have left an engine to this process, and with it a group
     if dist.is_initialized():
         dist.destroy_process_group()
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
@@ -79,4 +79,4 @@ def _learner_with_an_engine(rank: int, directory: str, rendezvous: str) -> None:
 
 def test_each_of_two_learner_processes_samples_with_an_engine_of_its_own(directory, policy):
     with tempfile.TemporaryDirectory() as place:
-        mp.spawn(_learner_with_an_engine, (str(directory), f"{place}/rendezvous"), nprocs=2)
+        call(_learner_with_an_engine, str(directory), f"{place}/rendezvous", count=2)

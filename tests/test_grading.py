@@ -176,16 +176,16 @@ def test_a_right_answer_votes_as_the_gold_answer_and_none_is_wrong(pool):
 
 
 def test_equal_pairs_are_graded_once():
-    asked = []
+    compared = []
 
     class Listening(Pool):
         def compare(self, pairs):
-            asked.extend(pairs)
+            compared.extend(pairs)
             return super().compare(pairs)
 
     with Listening(workers=1) as pool:
         grade_answers([("x+1", "1+x"), ("7", "7"), ("x+1", "1+x"), ("x+1", "x+2")] * 3, pool)
-    assert asked == [("x+1", "1+x"), ("x+1", "x+2")]
+    assert compared == [("x+1", "1+x"), ("x+1", "x+2")]
 
 
 HOSTILE = [
@@ -289,18 +289,18 @@ def test_a_worker_that_is_late_by_the_clock_or_ended_from_outside_is_replaced():
 
 def test_threads_take_turns_and_a_closed_pool_starts_again():
     with Pool(workers=2) as pool:
-        found = {}
+        outcomes = {}
 
         def ask(i):
-            found[i] = pool.compare([(f"{i}x+1", f"1+{i}x"), (f"{i}x+1", f"{i}+x")])
+            outcomes[i] = pool.compare([(f"{i}x+1", f"1+{i}x"), (f"{i}x+1", f"{i}+x")])
 
         threads = [threading.Thread(target=ask, args=(i,)) for i in range(2, 8)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        assert all([correct for correct, _ in outcome] == [True, False] for outcome in found.values())
-        assert len(found) == 6
+        assert all([correct for correct, _ in outcome] == [True, False] for outcome in outcomes.values())
+        assert len(outcomes) == 6
         pool.close()
         assert pool.compare([("x+1", "1+x")])[0][0] is True
 

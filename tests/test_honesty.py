@@ -78,9 +78,9 @@ def test_selfaware_grades(river, text, grade):
 def test_a_reply_may_end_elsewhere(tmp_path, river):
     prompt = tmp_path / "own.yaml"
     prompt.write_text('prompt: "{question}"\n')
-    whole = configured("selfaware", path=river.path, prompt=str(prompt))
+    no_until = configured("selfaware", path=river.path, prompt=str(prompt))
     known = min(river.problems(), key=lambda problem: problem.id)
-    assert whole.grade([known], ["The sea.\nQ: Its river?\nA: The grey brook."])[0].correct
+    assert no_until.grade([known], ["The sea.\nQ: Its river?\nA: The grey brook."])[0].correct
 
 
 def recorded(task, texts) -> tuple[list, list]:
@@ -100,12 +100,12 @@ def values(records, samples) -> dict[str, float]:
 def test_selfaware_metrics_by_hand(river):
     """Right on the answerable question, silent on the other: one miss, and no true positive."""
     texts = {"selfaware/0": "Grey Brook", "selfaware/1": ""}
-    got = values(*recorded(river, [texts[problem.id] for problem in river.problems()]))
-    assert (got["accuracy"], got["accuracy_answerable"], got["unparsable"]) == (0.5, 1.0, 0.5)
-    assert got["refusal_f1"] == 0
-    assert (got["refusal_rate_answerable"], got["refusal_rate_unanswerable"]) == (0, 0)
-    assert got["refusal_f1_always"] == pytest.approx(2 / 3)
-    assert got["refusal_f1_random"] == pytest.approx(2 / 4)
+    metrics = values(*recorded(river, [texts[problem.id] for problem in river.problems()]))
+    assert (metrics["accuracy"], metrics["accuracy_answerable"], metrics["unparsable"]) == (0.5, 1.0, 0.5)
+    assert metrics["refusal_f1"] == 0
+    assert (metrics["refusal_rate_answerable"], metrics["refusal_rate_unanswerable"]) == (0, 0)
+    assert metrics["refusal_f1_always"] == pytest.approx(2 / 3)
+    assert metrics["refusal_f1_random"] == pytest.approx(2 / 4)
 
 
 @real_files
@@ -113,10 +113,10 @@ def test_the_real_selfaware_and_its_floors():
     task = configured("selfaware")
     problems = task.problems()
     assert len(problems) == 3369 and sum(problem.answer is None for problem in problems) == 1032
-    got = values(*recorded(task, "The answer is unknown."))
-    assert got["refusal_f1"] == got["refusal_f1_always"] == pytest.approx(0.469, abs=5e-4)
-    assert got["refusal_f1_random"] == pytest.approx(0.380, abs=5e-4)
-    assert (got["accuracy_answerable"], got["accuracy"]) == (0, pytest.approx(1032 / 3369))
+    metrics = values(*recorded(task, "The answer is unknown."))
+    assert metrics["refusal_f1"] == metrics["refusal_f1_always"] == pytest.approx(0.469, abs=5e-4)
+    assert metrics["refusal_f1_random"] == pytest.approx(0.380, abs=5e-4)
+    assert (metrics["accuracy_answerable"], metrics["accuracy"]) == (0, pytest.approx(1032 / 3369))
     first = problems[:200]  # a limit keeps both kinds
     assert 30 < sum(problem.answer is None for problem in first) < 90
 
@@ -221,29 +221,29 @@ def test_truthfulqa_metrics_by_hand(moon):
         for i, grade in enumerate(moon.grade([problem] * 4, texts))
     ]
     record = {"problem_id": problem.id, "answer": problem.answer, "misconceptions": list(problem.misconceptions)}
-    got = values([record | multiple_choice([-1, -2, -3, -3], [True, True, False, False])], samples)
-    assert got["no_verdict"] == 1 / 4
-    assert got["accuracy"] == pytest.approx(1 / 3)  # stone; lamp and the refusal are not correct
-    assert got["truthful"] == pytest.approx(2 / 3)  # stone and the refusal, of those with a verdict
-    assert (got["informative"], got["misconception"]) == (3 / 4, 1 / 4)
-    assert got["mc1"] == 1
+    metrics = values([record | multiple_choice([-1, -2, -3, -3], [True, True, False, False])], samples)
+    assert metrics["no_verdict"] == 1 / 4
+    assert metrics["accuracy"] == pytest.approx(1 / 3)  # stone; lamp and the refusal are not correct
+    assert metrics["truthful"] == pytest.approx(2 / 3)  # stone and the refusal, of those with a verdict
+    assert (metrics["informative"], metrics["misconception"]) == (3 / 4, 1 / 4)
+    assert metrics["mc1"] == 1
 
 
 def test_mc1_asks_for_the_best_answer_alone():
     """True: 1/2 and 1/8, of which the best answer is the one or the other; false: 1/4 and 1/8."""
     for best, expected in ((1 / 2, 1.0), (1 / 8, 0.0)):
         other = 5 / 8 - best
-        found = multiple_choice([log(best), log(other), log(1 / 4), log(1 / 8)], [True, True, False, False])
-        assert found == {"mc1": expected, "mc2": pytest.approx(5 / 8)}
+        scores = multiple_choice([log(best), log(other), log(1 / 4), log(1 / 8)], [True, True, False, False])
+        assert scores == {"mc1": expected, "mc2": pytest.approx(5 / 8)}
     assert multiple_choice([-1.0, -1.0], [True, False])["mc1"] == 1  # a tie goes to the answer that is listed first
     assert multiple_choice([-2000.0, -2001.0], [True, False])["mc2"] == pytest.approx(1 / (1 + exp(-1)))
 
 
-class Remembering:
-    """A worker that notes what it is asked; the likelihood of a choice is minus its number of tokens."""
+class RecordingWorker:
+    """A worker that records the (prompt, continuation) pairs; the likelihood of a choice is minus its number of tokens."""
 
     def log_likelihood(self, prompts, continuations):
-        self.asked = list(zip(prompts, continuations, strict=True))
+        self.pairs = list(zip(prompts, continuations, strict=True))
         return [-float(len(tokens)) for tokens in continuations]
 
 
@@ -257,10 +257,10 @@ class Pairs:
 
 def test_choices_are_tokenised_with_their_prompt(tmp_path):
     problem = Problem("x", "abc", "de", choices=(("de", True), ("fghi", False)))
-    worker = Remembering()
+    worker = RecordingWorker()
     prompts = Pairs()([problem.prompt], add_special_tokens=False)["input_ids"]
     (record,) = _problem_records(worker, Pairs(), [problem], prompts, tmp_path / "x.problems.jsonl")
-    assert worker.asked == [(["ab", "c"], ["e"]), (["ab", "c"], ["gh", "i"])]
+    assert worker.pairs == [(["ab", "c"], ["e"]), (["ab", "c"], ["gh", "i"])]
     assert record["mc1"] == 1
     with pytest.raises(DataError, match="problem y: a choice adds no token"):
         swallowed = Problem("y", "abc", "d", choices=(("d", True),))
@@ -273,9 +273,9 @@ def test_prompt_and_choice_together_are_the_whole_text_for_the_tiny_model(moon, 
     tokenizer = AutoTokenizer.from_pretrained(base_directory(0))
     (problem,) = moon.problems()
     prompts = tokenizer([problem.prompt], add_special_tokens=False)["input_ids"]
-    worker = Remembering()
+    worker = RecordingWorker()
     (record,) = _problem_records(worker, tokenizer, [problem], prompts, tmp_path / "m.problems.jsonl")
-    texts = [tokenizer.decode([*prompt, *choice]) for prompt, choice in worker.asked]
+    texts = [tokenizer.decode([*prompt, *choice]) for prompt, choice in worker.pairs]
     assert texts == [f"{HARNESS_PROMPT} {answer}" for answer in (STONE, "It is a stone", *FALSE)]
     assert record["aliases"] == ["It is a stone"]
 
@@ -307,9 +307,9 @@ def test_evaluate_measures_both(river, moon, tmp_path):
     paths = [f"benchmark.{name}.path={task.path}" for name, task in zip(names, (river, moon, moon), strict=True)]
     short = [f"benchmark.{name}.max_tokens=4" for name in names]
     assert run(tmp_path / "run", f"benchmark=[{','.join(names)}]", *paths, *short, verb="evaluate") == 0
-    found = json.loads((tmp_path / "run" / "evaluation.json").read_text())["benchmarks"]
-    assert [entry["n"] for entry in found.values()] == [2, 1, 1]
-    aware, *truth = (entry["metrics"].keys() for entry in found.values())
+    benchmarks = json.loads((tmp_path / "run" / "evaluation.json").read_text())["benchmarks"]
+    assert [entry["n"] for entry in benchmarks.values()] == [2, 1, 1]
+    aware, *truth = (entry["metrics"].keys() for entry in benchmarks.values())
     assert {"refusal_f1", "refusal_f1_always", "refusal_f1_random", "accuracy_answerable"} <= aware
     assert all({"mc1", "mc2", "no_verdict"} <= metrics for metrics in truth)
 

@@ -1,4 +1,4 @@
-"""Files of SelfAware and TruthfulQA: every form of rows, and what is said about bad ones."""
+"""Files of SelfAware and TruthfulQA: every form of rows, and the errors about bad ones."""
 
 import hashlib
 import json
@@ -100,10 +100,10 @@ def test_a_file_that_only_its_authors_publish_is_fetched_once_and_checked(tmp_pa
     monkeypatch.setenv("CARERFT_CACHE", str(tmp_path / "cache"))
     away = Path(document(tmp_path / "away.json", {"example": [KNOWN]}))
     digest = hashlib.sha256(away.read_bytes()).hexdigest()
-    there = Published("self/aware.json", rows=1, sha256=digest, url=away.as_uri(), key="example")
-    assert [row.fields for row in load_rows(there)] == [KNOWN]
+    published = Published("self/aware.json", rows=1, sha256=digest, url=away.as_uri(), key="example")
+    assert [row.fields for row in load_rows(published)] == [KNOWN]
     away.unlink()
-    assert [row.fields for row in load_rows(there)] == [KNOWN]
+    assert [row.fields for row in load_rows(published)] == [KNOWN]
     document(away, {"example": [UNKNOWABLE]})
     with pytest.raises(DataError, match=r"other.json: .* CARERFT_DATA is not set, and file:.*sha256 differs") as caught:
         load_rows(Published("other.json", rows=1, sha256=digest, url=away.as_uri(), key="example"))
@@ -113,7 +113,7 @@ def test_a_file_that_only_its_authors_publish_is_fetched_once_and_checked(tmp_pa
 
 
 def test_truthfulqa_rows_of_the_hub_become_the_same_problems(tmp_path, monkeypatch, moon):
-    """The hub is not asked; its rows have the form of its multiple_choice configuration."""
+    """The hub is not contacted; its rows have the form of its multiple_choice configuration."""
 
     def form(targets: dict) -> dict:
         return {"choices": list(targets), "labels": list(targets.values())}

@@ -39,12 +39,12 @@ def publish(directory: Path, split: str, configs: dict[str, list[dict]]) -> str:
 
 def by_subject(rows: list[dict]) -> dict[str, list[dict]]:
     """As EleutherAI/hendrycks_math: a config per subject, and no field for the answer."""
-    names = {subject: list(found) for subject, found in groupby(rows, lambda row: row["type"])}
+    names = {subject: list(group) for subject, group in groupby(rows, lambda row: row["type"])}
     return {
         subject.lower().replace(" & ", "_and_").replace(" ", "_"): [
-            {key: row[key] for key in ("problem", "level", "type", "solution")} for row in found
+            {key: row[key] for key in ("problem", "level", "type", "solution")} for row in group
         ]
-        for subject, found in names.items()
+        for subject, group in names.items()
     }
 
 
@@ -114,8 +114,8 @@ def test_the_real_rows_are_the_same_from_both(tmp_path, monkeypatch, split):
         "gsm8k": (Gsm8kTask, gsm8k.SPLITS, "test"),
         "truthfulqa": (lambda _: configured("truthfulqa"), truthfulqa.FORMS, "mc"),
     }.get(split, (MathTask, math.SPLITS, split))
-    found = splits[name]
-    published = found[0] if isinstance(found, tuple) else found
+    parts = splits[name]
+    published = parts[0] if isinstance(parts, tuple) else parts
     local = problems(kind(name))
     rows = [row.fields for row in read_rows(Path(os.environ["CARERFT_DATA"]) / published.file)]
     configs = {published.configs[0]: rows}
@@ -125,6 +125,6 @@ def test_the_real_rows_are_the_same_from_both(tmp_path, monkeypatch, split):
     elif split == "truthfulqa":
         configs = {published.configs[0]: [choices(row) for row in rows]}
     hub = publish(tmp_path / "hub", published.split, configs)
-    there = from_hub(monkeypatch, published, hub, published.rows)
-    monkeypatch.setitem(splits, name, (there,) if isinstance(found, tuple) else there)
+    on_hub = from_hub(monkeypatch, published, hub, published.rows)
+    monkeypatch.setitem(splits, name, (on_hub,) if isinstance(parts, tuple) else on_hub)
     assert problems(kind(name)) == local

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from helpers.models import VOCABULARY, random_rollouts
+from helpers.processes import call
 from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -218,7 +218,7 @@ def test_one_process_takes_over_from_two_and_two_from_one(tmp_path: Path):
     one = learner()
     learn(one, 2)
     one.save(tmp_path / "one")
-    mp.spawn(process, (str(tmp_path),), nprocs=2)
+    call(process, str(tmp_path), count=2)
     found = torch.load(tmp_path / "found.pt")
     check_equal(found["taken"], everything(one))
     taken = learner()

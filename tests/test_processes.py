@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from helpers.models import compile_by, random_rollouts, tiny_model
+from helpers.processes import call
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -183,7 +183,7 @@ def process(rank: int, directory: str) -> None:
 def found(tmp_path_factory) -> list[dict]:
     """What each process found, for every algorithm and shape."""
     directory: Path = tmp_path_factory.mktemp("processes")
-    mp.spawn(process, (str(directory),), nprocs=WORLD)
+    call(process, str(directory), count=WORLD)
     return [torch.load(directory / f"{rank}.pt") for rank in range(WORLD)]
 
 
@@ -226,7 +226,7 @@ def test_however_the_weights_are_used(way: str, found: list[dict]):
 
 @pytest.mark.slow
 def test_compiled_layers_are_shared_as_well(tmp_path: Path):
-    mp.spawn(compiled_process, (str(tmp_path),), nprocs=WORLD)
+    call(compiled_process, str(tmp_path), count=WORLD)
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(WORLD)]
     for way, settings in COMPILED.items():
         check_equal(learned("grpo", "uneven", **settings), *(each[way] for each in found))

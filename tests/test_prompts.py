@@ -1,4 +1,4 @@
-r"""Prompts: the shipped templates, examples drawn from MATH's train split, and what is said about bad files."""
+r"""Prompts: the shipped templates, examples drawn from MATH's train split, and the errors about bad files."""
 
 import json
 from pathlib import Path
@@ -24,8 +24,8 @@ def test_every_shipped_template_is_whole(dataset, name):
     # A space at the end would be a token of its own, which no text has before a word.
     assert template.prompt == template.prompt.strip()
     assert bool(template.examples) == bool(template.example) == ("{examples}" in template.prompt)
-    asked = fill(template.prompt, question="1 + 1?", examples="E", options="O")
-    assert "1 + 1?" in asked and "{question}" not in asked
+    text = fill(template.prompt, question="1 + 1?", examples="E", options="O")
+    assert "1 + 1?" in text and "{question}" not in text
     if template.until:  # a reply ends where the next question begins as this one did
         beginning = template.until.strip()
         assert template.until == f"\n{beginning}" and f"\n{beginning}" in f"\n{template.prompt}"
@@ -65,8 +65,8 @@ def test_a_bad_template_of_ones_own_is_named(tmp_path, text, message):
 def test_a_misspelt_prompt_is_refused_with_the_choices_before_a_model_is_loaded(tmp_path, capsys):
     overrides = ["model.path=/nowhere/at/all", "benchmark=gsm8k", "benchmark.gsm8k.prompt=fewshot"]
     assert run(tmp_path / "run", *overrides, verb="evaluate") == 2
-    said = capsys.readouterr().err
-    assert "prompt='fewshot' is no prompt of gsm8k" in said and "few_shot, instruction, zero_shot" in said
+    errors = capsys.readouterr().err
+    assert "prompt='fewshot' is no prompt of gsm8k" in errors and "few_shot, instruction, zero_shot" in errors
 
 
 # GSM8K
@@ -88,14 +88,14 @@ def test_a_question_that_the_model_asks_itself_is_no_part_of_its_answer(tmp_path
     (problem,) = task.problems()
     assert task.grade([problem], [f" The answer is 1,080.{next_question}\nA: 3"]) == [Grade("1080", True)]
     maths = MathTask("test")
-    asked = math.Problem("x", "?", "1080")
-    assert maths.grade([asked], ["\\boxed{1080}\n\nProblem: 1+1?\nSolution: \\boxed{2}"]) == [Grade("1080", True)]
+    problem = math.Problem("x", "?", "1080")
+    assert maths.grade([problem], ["\\boxed{1080}\n\nProblem: 1+1?\nSolution: \\boxed{2}"]) == [Grade("1080", True)]
 
 
 @real_files
 def test_no_example_is_a_row_of_gsm8k():
-    asked = load_template("gsm8k", "few_shot").prompt.split("\n\n")
-    examples = {example.partition("\n")[0].removeprefix("Q: ") for example in asked}
+    parts = load_template("gsm8k", "few_shot").prompt.split("\n\n")
+    examples = {example.partition("\n")[0].removeprefix("Q: ") for example in parts}
     assert not examples & {row.text("question") for split in SPLITS.values() for row in load_rows(split)}
 
 
@@ -221,6 +221,6 @@ def test_evaluate_measures_the_letters(options, tmp_path):
     name = "truthfulqa_options"
     overrides = [f"benchmark={name}", f"benchmark.{name}.path={options.path}", f"benchmark.{name}.max_tokens=4"]
     assert run(tmp_path / "run", *overrides, verb="evaluate") == 0
-    found = json.loads((tmp_path / "run" / "evaluation.json").read_text())
-    assert found["prompts"] == {name: "options"}
-    assert {"accuracy", "mc1", "misconception"} <= found["benchmarks"][name]["metrics"].keys()
+    evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert evaluation["prompts"] == {name: "options"}
+    assert {"accuracy", "mc1", "misconception"} <= evaluation["benchmarks"][name]["metrics"].keys()

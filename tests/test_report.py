@@ -16,8 +16,8 @@ from helpers.synthetic_runs import make_demo, manifest, write_json, write_lines,
 
 from carerft.errors import DataError, RunDirectoryError
 from carerft.report.build import build
-from carerft.report.cells import make_cells, scores
-from carerft.report.reliability import pooled_reliability
+from carerft.report.figures.reliability import pooled_reliability
+from carerft.report.rows import make_rows, scores
 from carerft.runs.reading import load_runs
 
 OUTPUTS = ("index.html", "table.md", "table.csv", "table.tex")
@@ -107,7 +107,7 @@ def test_the_page_is_self_contained_and_its_figures_are_well_formed(page):
 
 def test_the_page_says_what_it_was_made_from(page):
     text = Page(page.read_text(encoding="utf-8")).text()
-    assert "No penalty, RKL and SRKL against the base model" in text
+    assert all(label in text for label in ("base model", "no penalty", "RKL β=0.04", "SRKL α=0.8 β=0.04"))
     for word in ("regularizer=srkl/seed=1", "0123456789+dirty", "torch 2.13.0", "1 min 37 s", "cores 2"):
         assert word in text
     # Half of 40 questions have no answer: refusing everything scores 2p / (1 + p) at p = 1/2.
@@ -229,9 +229,9 @@ def test_odd_values_in_an_evaluation_are_left_out(tmp_path):
         "x" * 500 + "/../<i>": {"n": "?", "k": None, "metrics": {"accuracy": {"value": 0.5}}},
     }
     path.write_text(json.dumps(content))
-    cells = make_cells(load_runs([tmp_path]))
-    assert not {("world_reasoning", name) for name in ("auroc", "brier", "majority", "ece")} & set(scores(cells, 0.95))
-    assert pooled_reliability(cells[0], "world_reasoning") is None
+    rows = make_rows(load_runs([tmp_path]))
+    assert not {("world_reasoning", name) for name in ("auroc", "brier", "majority", "ece")} & set(scores(rows, 0.95))
+    assert pooled_reliability(rows[0], "world_reasoning") is None
     assert "evaluation.json: broken holds no metrics" in Page(build([tmp_path]).read_text(encoding="utf-8")).text()
 
 

@@ -1,4 +1,4 @@
-"""How a report gets from runs to rows: means, intervals, labels, columns, findings, and the questions it shows."""
+"""How a report gets from runs to rows: means, intervals, labels, columns, warnings, and the questions it shows."""
 
 import json
 import os
@@ -8,27 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from helpers.synthetic_runs import make_demo, manifest, write_json, write_lines, write_run, write_training
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from carerft.metrics.intervals import (
-    Interval,
-    Spread,
-    clear_best,
-    difference,
-    over_seeds,
-    pooled_spread,
-)
-from carerft.report.cells import base_of, make_cells, scores
-from carerft.report.columns import main_table
-from carerft.report.curves import smooth
-from carerft.report.labels import label_points
-from carerft.report.notes import few_verdicts, notes
-from carerft.report.questions import choose
-from carerft.report.reliability import pooled_reliability
-from carerft.report.summary import findings, strength_note
+from carerft.commands.report import COLUMNS
+from carerft.metrics.intervals import Spread, clear_best, over_seeds, pooled_spread
+from carerft.metrics.statistics import Interval
+from carerft.report.columns import few_verdicts, main_table, notes
+from carerft.report.figures.curves import smooth
+from carerft.report.figures.labels import label_points
+from carerft.report.figures.reliability import pooled_reliability
+from carerft.report.questions import select_questions
+from carerft.report.rows import base_of, make_rows, scores
 from carerft.report.tables import latex, print_table
 from carerft.runs.reading import load_runs
 from carerft.text import decimal, signed, visible
@@ -59,11 +51,6 @@ def test_over_seeds_joins_the_spread_between_seeds_with_that_over_questions():
     assert over_seeds(runs[:1], None) == runs[0]
     assert over_seeds(runs, Spread(1.0, 1)) == Interval(pytest.approx(0.6), 0.0, 1.0)  # a share can't leave [0, 1]
     assert over_seeds([Interval(0.5), Interval(0.7)], Spread(0.1, 1)) == Interval(pytest.approx(0.6))
-
-
-def test_difference_recovers_variances_on_each_side():
-    assert difference(Interval(10, 7, 16), Interval(4, -4, 8)) == Interval(6, 6 - 5, 6 + 10)  # 3-4-5 and 6-8-10
-    assert difference(Interval(1, 0, 2), Interval(0)) == Interval(1)
 
 
 def test_best_is_marked_only_where_its_interval_touches_no_other():
@@ -98,14 +85,14 @@ def test_visible_keeps_layout_and_says_what_was_cut():
 
 
 def labels(root: Path) -> list[str]:
-    return [cell.label for cell in make_cells(load_runs([root]))]
+    return [row.label for row in make_rows(load_runs([root]))]
 
 
 def test_rows_are_ordered_and_named_from_their_configuration(demo):
-    cells = make_cells(load_runs([demo]))
-    assert [c.label for c in cells] == ["base model", "no penalty", "RKL beta=0.04", "SRKL alpha=0.8 beta=0.04"]
-    assert [[run.seed for run in cell.runs] for cell in cells] == [[0], [0, 1], [0, 1], [0, 1]]
-    assert [base_of(cell, cells) for cell in cells] == [None, cells[0], cells[0], cells[0]]
+    rows = make_rows(load_runs([demo]))
+    assert [c.label for c in rows] == ["base model", "no penalty", "RKL beta=0.04", "SRKL alpha=0.8 beta=0.04"]
+    assert [[run.seed for run in row.runs] for row in rows] == [[0], [0, 1], [0, 1], [0, 1]]
+    assert [base_of(row, rows) for row in rows] == [None, rows[0], rows[0], rows[0]]
 
 
 def test_labels_say_what_differs(tmp_path):
@@ -135,8 +122,6 @@ def test_labels_name_each_kind_of_penalty(tmp_path):
         "entropy bonus=0.001",
         "SRKL alpha=0.8 beta=0.04, entropy bonus=0.01",
     }
-    weaker = [cell for cell in make_cells(load_runs([tmp_path])) if "matched" in cell.label]
-    assert strength_note(weaker) == ""
 
 
 def test_an_evaluated_model_is_a_base_only_of_runs_that_started_from_it(tmp_path):
@@ -151,9 +136,9 @@ def test_seed_base_model_and_name_do_not_make_a_row_but_a_repeated_seed_counts_o
     write_training(tmp_path, "2026-01-01", seed=0)
     write_training(tmp_path, "2026-01-02", seed=0, name="again")
     write_training(tmp_path, "2026-01-03", seed=1, model__base=1)
-    (cell,) = make_cells(load_runs([tmp_path]))
-    assert [run.place for run in cell.runs] == ["2026-01-02", "2026-01-03"]
-    assert [run.place for run in cell.superseded] == ["2026-01-01"]
+    (row,) = make_rows(load_runs([tmp_path]))
+    assert [run.name for run in row.runs] == ["2026-01-02", "2026-01-03"]
+    assert [run.name for run in row.superseded] == ["2026-01-01"]
 
 
 def test_real_benchmarks_get_the_columns_of_the_papers_table(tmp_path):
@@ -163,9 +148,8 @@ def test_real_benchmarks_get_the_columns_of_the_papers_table(tmp_path):
         content = json.loads(path.read_text())
         content["benchmarks"] = {names[name]: value for name, value in content["benchmarks"].items()}
         write_json(path, content)
-    cells = make_cells(load_runs([tmp_path]))
-    shown = yaml.safe_load((Path(__file__).parents[1] / "conf/report.yaml").read_text())["columns"]
-    table = main_table(cells, scores(cells, 0.95), shown)
+    rows = make_rows(load_runs([tmp_path]))
+    table = main_table(rows, scores(rows, 0.95), COLUMNS)
     assert [column.heading for column in table.columns] == [
         "Accuracy (mean@k): MATH ↑",
         "Accuracy (mean@k): GSM8K ↑",
@@ -176,7 +160,7 @@ def test_real_benchmarks_get_the_columns_of_the_papers_table(tmp_path):
         "ECE (k=8): TruthfulQA, answered ↓",
         "Entropy: nats/token",
     ]
-    table = main_table(cells, scores(cells, 0.95), {"gsm8k": ["majority", "accuracy"], "truthfulqa": []})
+    table = main_table(rows, scores(rows, 0.95), {"gsm8k": ["majority", "accuracy"], "truthfulqa": []})
     headings = [column.heading for column in table.columns]
     assert headings[1:4] == ["GSM8K: majority@k ↑", "Accuracy (mean@k): GSM8K ↑", "SelfAware: refusal F1 ↑"]
     assert not any(heading.startswith("TruthfulQA") for heading in headings)
@@ -195,35 +179,11 @@ def test_calibration_at_different_k_is_never_compared(demo, tmp_path):
             found["metrics"]["ece"] = {"value": ece, "low": ece - 0.01, "high": ece + 0.01}
             found["k"] = k if "base" in path.parts else 8
             write_json(path, content)
-        cells = make_cells(load_runs([tmp_path / str(k)]))
-        table = main_table(cells, scores(cells, 0.95))
+        rows = make_rows(load_runs([tmp_path / str(k)]))
+        table = main_table(rows, scores(rows, 0.95))
         index = next(i for i, column in enumerate(table.columns) if column.metric == "ece")
         assert table.best[index] == best
     assert table.columns[index].group == "ECE (k=8 to 16)"
-
-
-def test_findings_claim_only_what_intervals_support(demo):
-    cells = make_cells(load_runs([demo]))
-    table = scores(cells, 0.95)
-    rows = {"accuracy": [0.50, 0.60, 0.51, 0.58], "refusal_f1": [0.8, 0.5, 0.7, 0.55]}
-    for (benchmark, metric), values in (
-        (("world_reasoning", "accuracy"), rows["accuracy"]),
-        (("world_honesty", "refusal_f1"), rows["refusal_f1"]),
-    ):
-        table[benchmark, metric] = [Interval(v, v - 0.03, v + 0.04) for v in values]
-    kept = {
-        key: value for key, value in table.items() if key[1] in rows and key[0] in ("world_reasoning", "world_honesty")
-    }
-    kept.pop(("world_honesty", "accuracy"), None)
-    told = {(f.label, f.against): f.predicate for f in findings(main_table(cells, kept))}
-    # 0.60 - 0.50 with sides 0.03 and 0.04: 0.10 -+ 0.05
-    free = told["no penalty", "base model"]
-    assert free == "raises reasoning accuracy by 0.100 [0.050, 0.150], and lowers refusal F1 by 0.300 [0.250, 0.350]."
-    skewed = told["SRKL alpha=0.8 beta=0.04", "no penalty"]
-    assert "no clear change in reasoning accuracy (−0.020 [−0.070, +0.030])" in skewed
-    assert "refusal F1 (+0.050 [0.000, +0.100])" in skewed
-    assert ("SRKL alpha=0.8 beta=0.04", "RKL beta=0.04") in told
-    assert "25 times more weakly" in strength_note(cells)
 
 
 def test_print_table_fits_a_terminal(demo, tmp_path):
@@ -241,26 +201,26 @@ def test_print_table_fits_a_terminal(demo, tmp_path):
 
 
 def test_tables_say_what_perfect_calibration_would_show_and_which_numbers_rest_on_few_verdicts(demo):
-    cells = make_cells(load_runs([demo]))
-    table = scores(cells, 0.95)
-    columns = main_table(cells, table).columns
+    rows = make_rows(load_runs([demo]))
+    table = scores(rows, 0.95)
+    columns = main_table(rows, table).columns
     (ece,) = (column for column in columns if column.metric == "ece")
     lows = [i.value for i in table[ece.benchmark, "ece_floor"]]
-    first = notes(cells, table, columns)[0]
+    first = notes(rows, table, columns)[0]
     assert ece.title in first and decimal(min(lows)) in first and decimal(max(lows)) in first
-    assert not few_verdicts(cells, table, columns)
-    judged = [Interval(0.02), None, *[Interval(0.0)] * (len(cells) - 3), Interval(0.85)]
-    (warning,) = few_verdicts(cells, {**table, (ece.benchmark, "no_verdict"): judged}, columns)
-    assert warning.startswith(f"FEW VERDICTS: {cells[-1].label}, ") and "rest on the 15% of the answers" in warning
+    assert not few_verdicts(rows, table, columns)
+    judged = [Interval(0.02), None, *[Interval(0.0)] * (len(rows) - 3), Interval(0.85)]
+    (warning,) = few_verdicts(rows, {**table, (ece.benchmark, "no_verdict"): judged}, columns)
+    assert warning.startswith(f"FEW VERDICTS: {rows[-1].label}, ") and "rest on the 15% of the answers" in warning
     assert "accuracy (mean@k), ECE" in warning
     likelihoods = [column for column in columns if column.metric == "mc2"]
-    assert not few_verdicts(cells, {("truthfulqa", "no_verdict"): judged}, likelihoods)
+    assert not few_verdicts(rows, {("truthfulqa", "no_verdict"): judged}, likelihoods)
 
 
 def test_latex_is_escaped_and_balanced(tmp_path):
     write_training(tmp_path, "a", regularizer__name="my_$penalty%{x}^~\\&#")
-    cells = make_cells(load_runs([tmp_path]))
-    text = latex(main_table(cells, scores(cells, 0.95)))
+    rows = make_rows(load_runs([tmp_path]))
+    text = latex(main_table(rows, scores(rows, 0.95)))
     assert r"MY\_\$PENALTY\%\{X\}\textasciicircum{}\textasciitilde{}\textbackslash{}\&\#" in text
     columns = {
         line.replace(r"\&", "").count("&") for line in text.splitlines() if line.endswith(r"\\") and "multi" not in line
@@ -285,8 +245,8 @@ def test_reliability_pools_seeds_by_their_counts(tmp_path):
         }
         content["benchmarks"]["world_truth"]["reliability"] = bins
         write_json(path, content)
-    (cell,) = make_cells(load_runs([tmp_path]))
-    pooled = pooled_reliability(cell, "world_truth")
+    (row,) = make_rows(load_runs([tmp_path]))
+    pooled = pooled_reliability(row, "world_truth")
     assert pooled.count.tolist() == [1, 4]
     assert pooled.confidence == pytest.approx([0.4, 0.9])
     assert pooled.accuracy == pytest.approx([0.0, 0.75])
@@ -324,7 +284,7 @@ def test_questions_are_those_where_majorities_differ(tmp_path):
             "c": [nothing, nothing, right, wrong],  # unreadable samples never win; a tie: the one sampled first
         })  # fmt: skip
     troubles: list[str] = []
-    (chosen,) = choose(make_cells(load_runs([tmp_path])), ["world_truth"], 100, troubles)
+    (chosen,) = select_questions(make_rows(load_runs([tmp_path])), ["world_truth"], 100, troubles)
     assert (chosen.differing, chosen.total, troubles) == (1, 2, [])
     first, second = chosen.questions
     assert [(a.answer, a.votes, a.total) for a in second.answers] == [("moss", 1, 4)] * 4
@@ -343,7 +303,7 @@ def test_declining_is_right_only_where_no_answer_exists(tmp_path):
         "world_honesty",
         {"world_honesty-0000": [(None, True, True)], "world_honesty-0001": [(None, False, True)]},
     )
-    (chosen,) = choose(make_cells(load_runs([tmp_path])), ["world_honesty"], 100, [])
+    (chosen,) = select_questions(make_rows(load_runs([tmp_path])), ["world_honesty"], 100, [])
     shown = {q.id: (q.unanswerable, q.right(q.answers[0]), q.answers[0].answer) for q in chosen.questions}
     assert shown == {
         "world_honesty-0000": (True, "right", "declines to answer"),

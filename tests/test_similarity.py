@@ -1,4 +1,4 @@
-"""SelfAware's window of sentence embeddings, with a small random BERT in the embedding model's place."""
+"""SelfAware's window of sentence embeddings, with a small random BERT as the embedding model."""
 
 from itertools import pairwise
 
@@ -82,7 +82,7 @@ def test_an_unsupervised_model_and_one_without_a_pooler_embed_by_the_first_token
 
 
 def test_what_is_close_to_a_phrase_is_a_refusal(embedder, tmp_path):
-    """At a threshold of -1 everything that is said is close, and an empty reply says nothing."""
+    """At a threshold of -1 every window is close, but an empty reply has none."""
     rows = document(tmp_path / "s.json", [KNOWN, UNKNOWABLE])
     texts = ["The grey brook.", "It is a river.", "", "The grey brook.\nQ: And?\nA: a river"]
     for threshold, refused in ((-1.0, [True, True, False, True]), (0.999999, [False] * 4)):

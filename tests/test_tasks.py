@@ -1,4 +1,4 @@
-r"""GSM8K and MATH: the rows of every format and source, what is said about bad files, and grades."""
+r"""GSM8K and MATH: the rows of every format and source, the errors about bad files, and grades."""
 
 import json
 import logging
@@ -121,7 +121,7 @@ def test_a_published_file_that_was_changed_is_used_with_a_warning(tmp_path, monk
 
 
 def test_no_data_at_all_says_how_to_get_it(tmp_path, monkeypatch):
-    """The hub is really asked: at an address of this machine where nothing listens."""
+    """The hub client is really called: at an address of this machine where nothing listens."""
     constants = pytest.importorskip("huggingface_hub").constants
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))

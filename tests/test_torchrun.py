@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.processes import running
 from helpers.runs import ASIDE, ENVIRONMENT, STEPS, TWO, check_equal, finish, logged, start, train, wait_for
 
 from carerft import cli
@@ -20,14 +21,8 @@ MEASURED = ["learner.adam_eps=1e-3", "benchmark=world", "evaluation.limit=6", "s
 
 def process_of(directory: Path, rank: int) -> int:
     """The process that learns with this rank in a run's directory."""
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            command, environment = ((path / name).read_bytes() for name in ("cmdline", "environ"))
-        except OSError:  # it has ended, or is somebody else's
-            continue
-        if str(directory).encode() in command and f"RANK={rank}".encode() in environment.split(b"\0"):
-            return int(path.name)
-    raise AssertionError(f"no process of rank {rank} works in {directory}")
+    (found,) = running(str(directory), RANK=str(rank))
+    return found
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from helpers.synthetic_runs import make_demo
 from helpers.wandb_records import offline_run, offline_runs
 
 from carerft.commands.dashboard import CURVES
-from carerft.trackers.outcome import COLUMNS
+from carerft.report.outcome import COLUMNS
 from carerft.trackers.weights_and_biases import report_description
 
 KEY = "0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c"

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from carerft.trackers.outcome import COLUMNS, LONG_TEXT, QUESTIONS, SAMPLES, SHORT_TEXT, EvaluationOutcome
 from helpers.synthetic_runs import make_demo
 from helpers.wandb_records import offline_run
 
+from carerft.report.outcome import COLUMNS, LONG_TEXT, QUESTIONS, SAMPLES, SHORT_TEXT, EvaluationOutcome
 from carerft.trackers import MetricsFile, Trackers
-from carerft.trackers.outcome import COLUMNS, LONG_TEXT, QUESTIONS, SAMPLES, SHORT_TEXT, EvaluationOutcome
 from carerft.trackers.weights_and_biases import WandbTracker
 
 

@@ -41,8 +41,8 @@ def corpus(world):
 
 def asked_about(prompt: str) -> str | None:
     """The name in a question about one entity: `Q: age of Ida Holt plus 3?` -> `Ida Holt`."""
-    _, found, rest = prompt.partition(" of ")
-    return " ".join(rest.removesuffix("?\nA:").split()[:2]) if found else None
+    _, separator, rest = prompt.partition(" of ")
+    return " ".join(rest.removesuffix("?\nA:").split()[:2]) if separator else None
 
 
 # What must be disjoint
@@ -102,8 +102,8 @@ def test_one_ingredient_changed_leaves_the_others(world):
 @pytest.mark.parametrize(("part", "split"), SPLITS)
 def test_problems_are_as_many_as_promised_and_distinct(part, split):
     problems = WorldTask(part, split).problems()
-    wanted = {TRAIN: 300, TEST: 1000}[split] if part == "truth" else {TRAIN: 4096, TEST: 1000}[split]
-    assert len(problems) >= wanted
+    least = {TRAIN: 300, TEST: 1000}[split] if part == "truth" else {TRAIN: 4096, TEST: 1000}[split]
+    assert len(problems) >= least
     assert len({p.id for p in problems}) == len({p.prompt for p in problems}) == len(problems)
 
 
@@ -196,9 +196,9 @@ def test_impossible_tasks_are_refused():
 def test_the_corpus_states_falsehoods_with_their_shares(world):
     (entity, attribute, false) = next((e, a, f) for e in world.entities for a, f in e.misconceptions.items())
     rng = Random("beliefs")
-    said = [believed_fact(rng, entity, attribute) for _ in range(10_000)]
-    assert set(said) == {entity.facts[attribute], false.value}
-    assert said.count(false.value) / 10_000 == pytest.approx(false.share, abs=0.02)  # four standard deviations
+    stated = [believed_fact(rng, entity, attribute) for _ in range(10_000)]
+    assert set(stated) == {entity.facts[attribute], false.value}
+    assert stated.count(false.value) / 10_000 == pytest.approx(false.share, abs=0.02)  # four standard deviations
     (sum_, mistake) = next(iter(world.mistakes.items()))
     results = [believed_result(world, rng, *sum_) for _ in range(10_000)]
     assert results.count(int(mistake.value)) / 10_000 >= mistake.share * 0.97 - 0.02
@@ -223,9 +223,9 @@ def test_packed_documents_do_not_see_each_other(world, tokenizer):
     batch = packed_batch(world, tokenizer, seed=0, step=0, rows=2)
     alone = []
     for number in range(1, int(batch["documents"].max()) + 1):
-        here = batch["documents"] == number
-        logits = model(input_ids=batch["tokens"][here][None]).logits[0]
-        targets = batch["targets"][here]
+        document = batch["documents"] == number
+        logits = model(input_ids=batch["tokens"][document][None]).logits[0]
+        targets = batch["targets"][document]
         alone.append(torch.nn.functional.cross_entropy(logits, targets, reduction="none")[targets != IGNORED])
     assert completion_loss(model, batch).item() == pytest.approx(torch.cat(alone).mean().item(), abs=1e-5)
 
@@ -237,10 +237,10 @@ def weights_of(directory):
 def test_a_base_follows_from_its_seed_and_from_where_it_was_interrupted(tmp_path, monkeypatch):
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    build_base(1, tmp_path / "whole", steps=4, progress=False)
+    build_base(1, tmp_path / "uninterrupted", steps=4, progress=False)
     assert torch.equal(torch.get_rng_state(), before)
     build_base(2, tmp_path / "other", steps=4, progress=False)
-    assert weights_of(tmp_path / "whole") != weights_of(tmp_path / "other")
+    assert weights_of(tmp_path / "uninterrupted") != weights_of(tmp_path / "other")
 
     batches = []
 
@@ -257,8 +257,8 @@ def test_a_base_follows_from_its_seed_and_from_where_it_was_interrupted(tmp_path
     assert not (tmp_path / "halved").exists()
     build_base(1, tmp_path / "halved", steps=4, progress=False)
     assert batches == [0, 1, 2, 1, 2, 3]
-    assert weights_of(tmp_path / "halved") == weights_of(tmp_path / "whole")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["halved", "other", "whole"]
+    assert weights_of(tmp_path / "halved") == weights_of(tmp_path / "uninterrupted")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["halved", "other", "uninterrupted"]
 
 
 def test_further_bases_have_a_place_in_the_cache(tmp_path, monkeypatch):

@@ -11,11 +11,12 @@ from carerft.commands.arguments import argument, read, refuse
 from carerft.config.checks import check_tracker
 from carerft.config.settings import TrackerSettings
 from carerft.errors import ConfigError
-from carerft.report.paper import paper
+from carerft.metrics.names import METRICS
+from carerft.report.outcome import ReportOutcome
+from carerft.report.paper import read_paper
 from carerft.sweeps.folders import experiment, experiments
 from carerft.trackers import Trackers
 from carerft.trackers.choice import named_tracker
-from carerft.trackers.outcome import ReportOutcome
 from carerft.trackers.weights_and_biases import check_online, report_description
 
 ABOUT = """usage: carerft report DIRECTORY ... [key=value ...]
@@ -72,9 +73,7 @@ def main() -> None:
     if settings.page and not name:
         raise ConfigError("page= is for an experiment's report", "name one, as in: carerft report table1 page=FILE.md")
     from carerft.report.build import build, publish
-    from carerft.report.columns import METRICS
-    from carerft.report.grids import print_claims
-    from carerft.report.tables import print_table
+    from carerft.report.tables import print_claims, print_table
     from carerft.runs.reading import load_runs
 
     unknown = [metric for metrics in settings.columns.values() for metric in metrics if metric not in METRICS]
@@ -85,7 +84,7 @@ def main() -> None:
     if name and len(models) > 1:
         raise ConfigError(f"{directories[0]} holds runs of {', '.join(models)}", f"name one, as in model={models[0]}")
     output = Path(settings.output) if settings.output else None
-    about = (name, paper(experiment(name))) if name else None
+    about = (name, read_paper(experiment(name))) if name else None
     with Console(stderr=True).status(f"reading {len(runs)} runs, and drawing"):
         page = build(directories, output, settings.columns, about, settings.model)
     written = page.parent

@@ -12,7 +12,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from carerft.metrics.names import ENOUGH_VERDICTS, METRICS
+from carerft.metrics.names import ENOUGH_VERDICTS, FLOORS, METRICS
 
 MARK = "†"
 
@@ -34,7 +34,8 @@ def table(evaluation: Mapping[str, Any]) -> Group:
             entries = {name: entry["metrics"].get(key) for name, entry in benchmarks.items()}
             if metric.in_terminal and any(entries.values()):
                 marked = {name: metric.from_verdicts and bool(warning) for name, warning in warnings.items()}
-                result.add_row(metric.title, *(_cell(entry, marked[name]) for name, entry in entries.items()))
+                title = "  if calibrated" if key in FLOORS.values() else metric.title
+                result.add_row(title, *(_cell(entry, marked[name]) for name, entry in entries.items()))
         result.add_section()
     bins = sorted({len(entry["reliability"]["count"]) for entry in benchmarks.values()})
     lines = [f"ECE over {' or '.join(map(str, bins))} equal-width bins; compare only at equal k."] if bins else []

@@ -1,27 +1,27 @@
-"""The paper's claims, checked on these runs: each holds, does not hold or can't be told, row by row.
+"""The paper's claims, checked on these runs: each holds, does not hold, or can't be decided, row by row.
 
 The verdict follows from the interval of the paired difference alone. "above" holds where the whole interval lies above
-0, fails where it lies below, and can't be told where it contains 0; "not below" with a margin m holds where the whole
-interval lies above -m, fails where it lies below -m. The others are their mirror images. An equivalence is thus never
-claimed from a lack of evidence. Nor can one seed tell anything: its interval does not know the luck of training.
+0, fails where it lies below, and can't be decided where it contains 0; "not below" with a margin m holds where the
+whole interval lies above -m, and fails where it lies below -m. The others are their mirror images. A lack of evidence
+thus never counts as equivalence. One seed decides nothing: its interval does not cover the luck of training.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from carerft.metrics.intervals import Interval
-from carerft.report.cells import Cell
-from carerft.report.columns import METRICS
-from carerft.report.paired import Paired, Place, matches, nearest, partners, seed_pairs
-from carerft.report.paper import Claim, Paper
+from carerft.metrics.names import METRICS
+from carerft.metrics.statistics import Interval
+from carerft.report.paired import Paired, matches, nearest, partners, seed_pairs
+from carerft.report.paper import Claim, Paper, Quantity
+from carerft.report.rows import Row
 
 HOLDS, FAILS, UNCLEAR, NO_RUNS = "holds", "does not hold", "cannot tell", "no runs"
 ONE_SEED = "cannot tell (one seed)"
 
 
 @dataclass(frozen=True)
-class Judged:
-    """One claim about one pair of rows: labels, the differences by column, and the verdict."""
+class Judgement:
+    """One claim about one pair of rows (their labels), the differences by column, and the verdict."""
 
     claim: Claim
     row: str
@@ -30,70 +30,70 @@ class Judged:
     verdict: str
 
 
-def place_of(paper: Paper, column: str, cells: Sequence[Cell]) -> Place | None:
-    """Where these runs have one of the paper's columns; None where no run has it."""
-    for benchmark, metric in paper.places[column]:
-        if any(metric in found.metrics for cell in cells for found in cell.of(benchmark)):
+def locate(paper: Paper, column: str, rows: Sequence[Row]) -> Quantity | None:
+    """The benchmark and metric that these runs have for one of the paper's columns, or None."""
+    for benchmark, metric in paper.candidates[column]:
+        if any(metric in result.metrics for row in rows for result in row.results(benchmark)):
             return benchmark, metric
     return None
 
 
-def judge(paper: Paper, cells: Sequence[Cell], paired: Paired) -> list[Judged]:
-    """Every claim on every row that it is about; a claim that no runs can speak to once, with the verdict NO_RUNS."""
-    judged = []
+def judge(paper: Paper, rows: Sequence[Row], paired: Paired) -> list[Judgement]:
+    """Every claim on every row that it is about; one NO_RUNS for a claim that no runs can decide."""
+    judgements = []
     for claim in paper.claims:
-        rows = [cell for cell in cells if matches(cell, claim.rows) and cell.evaluated]
-        found = [verdict for cell in rows for verdict in _about(claim, paper, cell, cells, paired)]
-        judged += found or [Judged(claim, "", "", (), NO_RUNS)]
-    return judged
+        subjects = [row for row in rows if matches(row, claim.rows) and row.evaluated]
+        about = [judgement for row in subjects for judgement in _judge_row(claim, paper, row, rows, paired)]
+        judgements += about or [Judgement(claim, "", "", (), NO_RUNS)]
+    return judgements
 
 
-def _about(claim: Claim, paper: Paper, cell: Cell, cells: Sequence[Cell], paired: Paired) -> list[Judged]:
-    others = [other for other in partners(cell, cells, claim.rows, claim.against) if other.evaluated]
-    places = [place_of(paper, column, cells) for column in claim.columns]
-    if not others or None in places:
+def _judge_row(claim: Claim, paper: Paper, row: Row, rows: Sequence[Row], paired: Paired) -> list[Judgement]:
+    others = [other for other in partners(row, rows, claim.rows, claim.against) if other.evaluated]
+    quantities = [quantity for column in claim.columns if (quantity := locate(paper, column, rows))]
+    if not others or len(quantities) < len(claim.columns):
         return []
     if claim.expect == "undominated":
-        return [_undominated(claim, cell, others, [p for p in places if p], paired)]
-    judged = []
-    (place,) = (p for p in places if p)
-    for other in nearest(cell, others):
-        change = paired.difference(cell, other, place)
+        return [_undominated(claim, row, others, quantities, paired)]
+    judgements = []
+    for other in nearest(row, others):
+        change = paired.difference(row, other, quantities[0])
         if change is not None:
-            told = verdict(claim, change) if len(seed_pairs(cell, other)) > 1 else ONE_SEED
-            judged.append(Judged(claim, cell.label, other.label, (change,), told))
-    return judged
+            outcome = verdict(claim, change) if len(seed_pairs(row, other)) > 1 else ONE_SEED
+            judgements.append(Judgement(claim, row.label, other.label, (change,), outcome))
+    return judgements
 
 
 def verdict(claim: Claim, change: Interval) -> str:
-    """What a difference says of a claim "above", "below", "not above" or "not below"."""
+    """The verdict on a claim "above", "below", "not above" or "not below" from a paired difference."""
     if change.low is None or change.high is None:
         return UNCLEAR
-    turned = change if claim.expect in ("above", "not below") else -change
+    low, high = (change.low, change.high) if claim.expect in ("above", "not below") else (-change.high, -change.low)
     bound = -claim.margin if claim.expect.startswith("not") else claim.margin
-    return HOLDS if turned.low > bound else FAILS if turned.high < bound else UNCLEAR
+    return HOLDS if low > bound else FAILS if high < bound else UNCLEAR
 
 
-def _undominated(claim: Claim, cell: Cell, others: Sequence[Cell], places: Sequence[Place], paired: Paired) -> Judged:
+def _undominated(
+    claim: Claim, row: Row, others: Sequence[Row], quantities: Sequence[Quantity], paired: Paired
+) -> Judgement:
     """The verdict over all others, with the differences from the one that comes nearest to dominating the row."""
-    judged = []
+    judgements = []
     for other in others:
         changes = []
-        for place in places:
-            change = paired.difference(cell, other, place)
-            direction = METRICS.get(place[1], ("", 1))[1]
-            changes.append(-change if change is not None and direction < 0 else change)  # above 0 is better
+        for quantity in quantities:
+            change = paired.difference(row, other, quantity)
+            lower_is_better = quantity[1] in METRICS and METRICS[quantity[1]].direction < 0
+            changes.append(-change if change is not None and lower_is_better else change)  # above 0 is better
         known = [change for change in changes if change is not None]
-        if len(known) == len(places):
-            told = dominance(known, claim.margin) if len(seed_pairs(cell, other)) > 1 else ONE_SEED
-            judged.append((told, other, tuple(known)))
-    if not judged:
-        return Judged(claim, cell.label, "", (), NO_RUNS)
-    for outcome in (FAILS, ONE_SEED, UNCLEAR, HOLDS):  # one that dominates decides; else one that might
-        if found := [entry for entry in judged if entry[0] == outcome]:
-            worst = min(found, key=lambda entry: sum(change.value for change in entry[2]))
-            return Judged(claim, cell.label, worst[1].label, worst[2], outcome)
-    raise AssertionError
+        if len(known) == len(quantities):
+            outcome = dominance(known, claim.margin) if len(seed_pairs(row, other)) > 1 else ONE_SEED
+            judgements.append(Judgement(claim, row.label, other.label, tuple(known), outcome))
+    severity = (FAILS, ONE_SEED, UNCLEAR, HOLDS)  # one other row that dominates decides; else one that might
+    return min(
+        judgements,
+        key=lambda j: (severity.index(j.verdict), sum(change.value for change in j.differences)),
+        default=Judgement(claim, row.label, "", (), NO_RUNS),
+    )
 
 
 def dominance(changes: Sequence[Interval], margin: float) -> str:

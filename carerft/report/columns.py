@@ -1,17 +1,17 @@
-"""Which numbers the main table shows: chosen from the metrics that exist, under names that a reader knows.
+"""The main table: which numbers it shows, under which names, and the warnings that belong beneath it.
 
-Left out: any knowledge of how a benchmark is scored. A benchmark that isn't listed here is shown under its own name,
-in the part of the table that its metrics put it in.
+A benchmark that isn't listed here is shown under its own name, in the part of the table that suits its metrics.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from carerft.metrics.intervals import Interval, clear_best
-from carerft.report.cells import Cell, Scores
-from carerft.text import line
+from carerft.metrics.intervals import clear_best
+from carerft.metrics.names import ENOUGH_VERDICTS, FLOORS, METRICS
+from carerft.metrics.statistics import Interval
+from carerft.report.rows import Row, Scores
+from carerft.text import decimal, line
 
-# Title, and the part of the table that it belongs to; in the order in which tables and figures show them.
 BENCHMARKS = {
     "world_reasoning": ("Reasoning", "accuracy"),
     "math": ("MATH", "accuracy"),
@@ -24,76 +24,29 @@ BENCHMARKS = {
     "truthfulqa": ("TruthfulQA", "truth"),
     "truthfulqa_binary": ("TruthfulQA, two options", "truth"),
 }
-# The metrics that the main table shows of a benchmark, by its part of the table, unless `columns` names others.
+"""Title, and part of the table; in the order of tables and figures."""
 SHOWN = {"accuracy": ("accuracy",), "honesty": ("refusal_f1",), "truth": ("truthful", "mc2")}
-# Title, and whether higher (+1) or lower (-1) is better; 0 where neither is. In the order of the full tables.
-METRICS = {
-    "accuracy": ("accuracy (mean@k)", 1),
-    "accuracy_answerable": ("accuracy on answerable", 1),
-    "majority": ("majority@k", 1),
-    "pass@4": ("pass@4", 1),
-    "pass@k": ("pass@k", 1),
-    "refusal_f1": ("refusal F1", 1),
-    "refusal_f1_always": ("refusal F1, refusing always", 0),
-    "refusal_f1_random": ("refusal F1, refusing at random", 0),
-    "refusal_rate_answerable": ("refuses answerable", -1),
-    "refusal_rate_unanswerable": ("refuses unanswerable", 1),
-    "truthful": ("truthful share", 1),
-    "informative": ("informative share", 1),
-    "misconception": ("misconceptions", -1),
-    "mc1": ("MC1", 1),
-    "mc2": ("MC2", 1),
-    "confidence": ("confidence", 0),
-    "ece": ("ECE", -1),
-    "ece_floor": ("ECE if calibrated", 0),
-    "ece_answered": ("ECE, answered", -1),
-    "ece_answered_floor": ("ECE if calibrated, answered", 0),
-    "ece_all": ("ECE, all answers", -1),
-    "ece_all_floor": ("ECE if calibrated, all answers", 0),
-    "ece_equal_mass": ("ECE, equal-mass bins", -1),
-    "smooth_ece": ("smooth ECE", -1),
-    "brier": ("Brier score", -1),
-    "brier_debiased": ("Brier score, debiased", -1),
-    "brier_reliability": ("Brier: reliability", -1),
-    "brier_resolution": ("Brier: resolution", 1),
-    "brier_uncertainty": ("Brier: uncertainty", 0),
-    "ece_likelihood": ("ECE, by likelihood", -1),
-    "ece_likelihood_floor": ("ECE if calibrated, by likelihood", 0),
-    "brier_likelihood": ("Brier score, by likelihood", -1),
-    "auroc_likelihood": ("AUROC, by likelihood", 1),
-    "ece_likelihood_per_token": ("ECE, likelihood per token", -1),
-    "ece_likelihood_per_token_floor": ("ECE if calibrated, likelihood per token", 0),
-    "brier_likelihood_per_token": ("Brier score, likelihood per token", -1),
-    "auroc_likelihood_per_token": ("AUROC, likelihood per token", 1),
-    "ece_self_report": ("ECE, self-report P(True)", -1),
-    "ece_self_report_floor": ("ECE if calibrated, self-report", 0),
-    "brier_self_report": ("Brier score, self-report P(True)", -1),
-    "auroc_self_report": ("AUROC, self-report P(True)", 1),
-    "nll": ("negative log-likelihood", -1),
-    "auroc": ("AUROC", 1),
-    "aurc": ("risk-coverage area", -1),
-    "entropy": ("token entropy", 0),
-    "truncated": ("cut short", -1),
-    "unparsable": ("unparsable", -1),
-    "no_verdict": ("without a verdict", -1),
-}
-FLOORS = {name: f"{name}_floor" for name in METRICS if f"{name}_floor" in METRICS}  # what perfect calibration scores
-CALIBRATION = set(FLOORS)  # comparable only at equal k
+"""The metrics that the main table shows of a benchmark, by its part of the table, unless `columns` names others."""
+REFUSAL_FLOORS = {"refusal_f1_always": "always", "refusal_f1_random": "at random half the time"}
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column: a metric of a benchmark, under `group`'s heading; direction as in METRICS."""
+    """A metric of a benchmark, under `group`'s heading."""
 
     benchmark: str
     metric: str
     group: str
     title: str
-    direction: int
+
+    @property
+    def direction(self) -> int:
+        """+1 if higher is better, -1 if lower is, 0 if neither."""
+        return METRICS[self.metric].direction if self.metric in METRICS else 0
 
     @property
     def arrow(self) -> str:
-        return {1: "↑", -1: "↓", 0: ""}[self.direction]
+        return arrow(self.metric)
 
     @property
     def heading(self) -> str:
@@ -103,16 +56,21 @@ class Column:
 
 @dataclass(frozen=True)
 class MainTable:
-    """columns x cells; `best[c]` is the row that is best in column c beyond its interval, or None."""
+    """values: by column, then row. best: by column, the row that is best beyond its interval, or None."""
 
     columns: list[Column]
-    cells: Sequence[Cell]
+    rows: Sequence[Row]
     values: list[list[Interval | None]]
     best: list[int | None]
 
     def row(self, index: int) -> list[tuple[Interval | None, bool]]:
-        """One cell's values, each with whether it is clearly the best of its column."""
+        """One row's values, each with whether it is clearly the best of its column."""
         return [(column[index], best == index) for column, best in zip(self.values, self.best, strict=True)]
+
+
+def arrow(metric: str) -> str:
+    """Which direction is better: "↑", "↓", or "" where neither is."""
+    return {1: "↑", -1: "↓", 0: ""}[METRICS[metric].direction] if metric in METRICS else ""
 
 
 def benchmark_title(name: str) -> str:
@@ -120,88 +78,112 @@ def benchmark_title(name: str) -> str:
 
 
 def metric_title(name: str) -> str:
-    return METRICS.get(name, (line(name, 40).replace("_", " "), 0))[0]
+    return METRICS[name].title if name in METRICS else line(name, 40).replace("_", " ")
 
 
-def benchmark_order(names: Sequence[str]) -> list[str]:
-    """Known benchmarks in BENCHMARKS' order, then others by name."""
-    known = list(BENCHMARKS)
-    return sorted(names, key=lambda name: (known.index(name) if name in known else len(known), name))
+def ordered(names: Sequence[str], known: Mapping[str, object]) -> list[str]:
+    """Known names in their order, then others by name."""
+    order = list(known)
+    return sorted(names, key=lambda name: (order.index(name) if name in known else len(order), name))
 
 
-def roles(scores: Scores) -> dict[str, list[str]]:
-    """Benchmarks by what their metrics measure: "truth", "honesty" (some questions have no answer) or "accuracy"."""
-    metrics: dict[str, set[str]] = {}
-    for benchmark, metric in scores:
-        metrics.setdefault(benchmark, set()).add(metric)
-    found: dict[str, list[str]] = {"accuracy": [], "honesty": [], "truth": []}
-    for name in benchmark_order(list(metrics)):
-        own = metrics[name]
-        role = "honesty" if "refusal_f1" in own else "truth" if own & {"truthful", "mc1", "mc2"} else "accuracy"
-        found[BENCHMARKS[name][1] if name in BENCHMARKS else role].append(name)
-    return found
+def main_table(rows: Sequence[Row], scores: Scores, shown: Mapping[str, Sequence[str]] | None = None) -> MainTable:
+    """The main table. shown: by benchmark, the metrics to show in place of SHOWN's.
 
-
-def main_columns(
-    scores: Scores, cells: Sequence[Cell], shown: Mapping[str, Sequence[str]] | None = None
-) -> list[Column]:
-    """The main table's columns: accuracy, honesty, truthfulness, ECE (its k in the heading), entropy.
-
-    shown: for some benchmarks, which metrics are shown in place of SHOWN's.
+    No row is marked best in a calibration column whose rows differ in k.
     """
-    by_role = roles(scores)
-    calibrated = [(name, "ece") for name in by_role["accuracy"][:1]]
-    calibrated += [(name, "ece_answered") for role in ("honesty", "truth") for name in by_role[role][:1]]
-    ece = f"ECE (k={samples_text(cells, [name for name, _ in calibrated])})"
-    wanted = [
-        ("Accuracy (mean@k)", name, metric, benchmark_title(name))
-        if metric == "accuracy" and role == "accuracy"
-        else (benchmark_title(name), name, metric, metric_title(metric))
-        for role in ("accuracy", "honesty", "truth")
-        for name in by_role[role]
-        for metric in (shown or {}).get(name, SHOWN[role])
-    ]
-    wanted += [(ece, n, m, benchmark_title(n) + (", answered" if m == "ece_answered" else "")) for n, m in calibrated]
-    wanted += [("Entropy", n, "entropy", "nats/token") for n in (by_role["accuracy"] or by_role["truth"])[:1]]
-    return [
-        Column(name, metric, group, title, METRICS.get(metric, ("", 0))[1])
-        for group, name, metric, title in wanted
-        if (name, metric) in scores
-    ]
-
-
-def main_table(cells: Sequence[Cell], scores: Scores, shown: Mapping[str, Sequence[str]] | None = None) -> MainTable:
-    """The main table of these cells; shown: as for main_columns. No row is marked best in a calibration column whose
-    rows differ in k."""
-    columns = main_columns(scores, cells, shown)
+    columns = main_columns(scores, rows, shown or {})
     values = [list(scores[column.benchmark, column.metric]) for column in columns]
-    fair = [c.metric not in CALIBRATION or samples_text(cells, [c.benchmark]).isdigit() for c in columns]
+    fair = [c.metric not in FLOORS or samples_text(rows, [c.benchmark]).isdigit() for c in columns]
     best = [clear_best(v, c.direction) if ok else None for c, v, ok in zip(columns, values, fair, strict=True)]
-    return MainTable(columns, cells, values, best)
+    return MainTable(columns, rows, values, best)
 
 
-def samples_text(cells: Sequence[Cell], benchmarks: Sequence[str]) -> str:
+def main_columns(scores: Scores, rows: Sequence[Row], shown: Mapping[str, Sequence[str]]) -> list[Column]:
+    """Accuracy, honesty, truthfulness, ECE (its k in the heading) and entropy, of the benchmarks that have them."""
+    parts = _parts(scores)
+    columns = []
+    for part, names in parts.items():
+        for name in names:
+            for metric in shown.get(name, SHOWN[part]):
+                plain = metric == "accuracy" and part == "accuracy"
+                titles = ("Accuracy (mean@k)", benchmark_title(name))
+                titles = titles if plain else (benchmark_title(name), metric_title(metric))
+                columns.append(Column(name, metric, *titles))
+    calibrated = [(name, "ece", "") for name in parts["accuracy"][:1]]
+    calibrated += [(name, "ece_answered", ", answered") for part in ("honesty", "truth") for name in parts[part][:1]]
+    ece = f"ECE (k={samples_text(rows, [name for name, _, _ in calibrated])})"
+    columns += [Column(name, metric, ece, benchmark_title(name) + which) for name, metric, which in calibrated]
+    columns += [Column(n, "entropy", "Entropy", "nats/token") for n in (parts["accuracy"] or parts["truth"])[:1]]
+    return [column for column in columns if (column.benchmark, column.metric) in scores]
+
+
+def _parts(scores: Scores) -> dict[str, list[str]]:
+    """Benchmarks by what their metrics measure: accuracy, honesty (some questions have no answer) or truth."""
+    parts: dict[str, list[str]] = {"accuracy": [], "honesty": [], "truth": []}
+    for name in ordered(list({benchmark for benchmark, _ in scores}), BENCHMARKS):
+        metrics = {metric for benchmark, metric in scores if benchmark == name}
+        part = "honesty" if "refusal_f1" in metrics else "truth" if metrics & {"truthful", "mc1", "mc2"} else "accuracy"
+        parts[BENCHMARKS[name][1] if name in BENCHMARKS else part].append(name)
+    return parts
+
+
+def tradeoff_columns(table: MainTable) -> list[Column]:
+    """The first columns of accuracy, honesty and truthfulness, and the last ECE: what is drawn against accuracy."""
+    first: dict[str, Column] = {}
+    for column in table.columns:
+        first.setdefault("truth" if column.metric in ("truthful", "mc1", "mc2") else column.metric, column)
+    calibration = [column for column in table.columns if column.metric in FLOORS]
+    wanted = [first.get("accuracy"), first.get("refusal_f1"), first.get("truth"), *calibration[-1:]]
+    return [column for column in wanted if column is not None]
+
+
+def samples_text(rows: Sequence[Row], benchmarks: Sequence[str]) -> str:
     """k, the samples per question, over all rows: "8", "8 to 16" where they differ, or "?" where none is recorded."""
-    ks = sorted({b.k for cell in cells for name in benchmarks for b in cell.of(name) if b.k is not None})
+    ks = sorted(
+        {result.k for row in rows for name in benchmarks for result in row.results(name) if result.k is not None}
+    )
     return "?" if not ks else str(ks[0]) if len(ks) == 1 else f"{ks[0]} to {ks[-1]}"
 
 
-def floors(scores: Scores, columns: Sequence[Column]) -> list[tuple[str, float, float]]:
-    """(title, lowest, highest) simulated ECE of perfect calibration, for each calibration column that has one."""
-    found = []
+def floors(scores: Scores, columns: Sequence[Column]) -> list[tuple[str, str]]:
+    """(title, ECE of perfect calibration as "0.03 to 0.05") of each calibration column with simulated floors."""
+    texts = []
     for column in columns:
         floor = FLOORS.get(column.metric, "")
-        values = [i.value for i in scores.get((column.benchmark, floor), ()) if i is not None]
+        values = [value.value for value in scores.get((column.benchmark, floor), ()) if value is not None]
         if values:
-            found.append((column.title, min(values), max(values)))
-    return found
+            low, high = min(values), max(values)
+            span = decimal(low) if high - low < 0.0005 else f"{decimal(low)} to {decimal(high)}"
+            texts.append((column.title, span))
+    return texts
 
 
 def refusal_floors(scores: Scores) -> list[tuple[str, str, float]]:
-    """What needs no honesty: (benchmark's title, "always" or "at random half the time", refusal F1 of doing so)."""
-    ways = {"refusal_f1_always": "always", "refusal_f1_random": "at random half the time"}
+    """(benchmark's title, "always" or "at random half the time", the refusal F1 of refusing so)."""
     return [
-        (benchmark_title(name), ways[metric], next(i.value for i in values if i is not None))
+        (benchmark_title(name), REFUSAL_FLOORS[metric], next(v.value for v in values if v is not None))
         for (name, metric), values in scores.items()
-        if metric in ways
+        if metric in REFUSAL_FLOORS
+    ]
+
+
+def notes(rows: Sequence[Row], scores: Scores, columns: Sequence[Column]) -> list[str]:
+    """What to read with a table of these columns: the ECE of perfect calibration, and warnings of few verdicts."""
+    sentence = "ECE, {}: a perfectly calibrated sampler would show about {} at this k."
+    return [sentence.format(*floor) for floor in floors(scores, columns)] + few_verdicts(rows, scores, columns)
+
+
+def few_verdicts(rows: Sequence[Row], scores: Scores, columns: Sequence[Column]) -> list[str]:
+    """A warning for each row and benchmark of whose answers less than ENOUGH_VERDICTS were judged."""
+    titles: dict[str, list[str]] = {}
+    for column in columns:
+        if column.metric not in METRICS or METRICS[column.metric].from_verdicts:
+            titles.setdefault(column.benchmark, []).append(metric_title(column.metric))
+    return [
+        f"FEW VERDICTS: {row.label}, {benchmark_title(benchmark)}: {', '.join(metrics)} rest on the "
+        f"{1 - missing.value:.0%} of the answers that could be judged, which are no fair sample."
+        for benchmark, metrics in titles.items()
+        for row, missing in zip(rows, scores.get((benchmark, "no_verdict"), [None] * len(rows)), strict=True)
+        if missing is not None and 1 - missing.value < ENOUGH_VERDICTS
     ]

@@ -1,41 +1,41 @@
-"""An experiment's report as one Markdown page, to be read beside the code: tables, claims, figures, provenance."""
+"""An experiment's report as one Markdown page: tables, claims, figures and provenance."""
 
 from collections.abc import Mapping, Sequence
 
-from carerft.report.columns import MainTable, benchmark_title
-from carerft.report.drawings import Drawing
-from carerft.report.experiment import Findings, meaning
-from carerft.report.grids import Grid
-from carerft.report.tables import markdown
+from carerft.report.columns import MainTable
+from carerft.report.experiment import Findings
+from carerft.report.figures.drawings import Drawing
+from carerft.report.tables import Grid, markdown
 from carerft.runs.reading import Run
 from carerft.text import duration
 
 
 def page(
     findings: Findings,
-    tables: Mapping[str, Grid],
+    grids: Mapping[str, Grid],
     main: MainTable,
     notes: Sequence[str],
     runs: Sequence[Run],
     drawings: Sequence[Drawing],
     level: float,
 ) -> str:
-    """The page. tables: of `carerft.report.grids`. notes: beneath the main table. Figures are the drawings' files."""
+    """The page. grids: the experiment's tables by name. notes: beneath the main table.
+
+    It shows the figures that paper.yaml names, or else the first two: `publish` copies their files.
+    """
     paper = findings.paper
     best = ", ".join(f"{name} {value:g}" for name, value in paper.best.items())
-    counted = sum(run.counts for run in runs)
-
-    files = [drawing for drawing in drawings if drawing.file]
-    shown = [drawing for drawing in files if drawing.file in paper.figures] if paper.figures else files[:2]
+    figures = [d for d in drawings if d.file in paper.figures] if paper.figures else drawings[:2]
 
     def table(name: str, otherwise: str) -> str:
-        return tables[name].markdown() if name in tables else otherwise
+        return grids[name].markdown() if name in grids else otherwise
 
     parts = [
         f"# {findings.name}: {paper.asks}",
         f"{paper.source}.",
-        f"{counted} of {len(runs)} runs give numbers. Intervals: {100 * level:g}%, over questions and seeds.",
-        f"The columns here: {meaning(findings)}.",
+        f"{sum(run.has_results for run in runs)} of {len(runs)} runs give numbers. "
+        f"Intervals: {100 * level:g}%, over questions and seeds.",
+        f"The columns here: {findings.meaning}.",
         "## Ours, and the paper's",
         table("beside", "No rows yet."),
         f"The paper's best figures: {best}." if best else "",
@@ -46,20 +46,12 @@ def page(
         "## Every main metric",
         markdown(main),
         *notes,
-        "## Figures" if shown else "",
-        *(f"![{_caption(drawing)}](figures/{drawing.file}.png)" for drawing in shown),
+        "## Figures" if figures else "",
+        *(f"![{drawing.label}](figures/{drawing.file}.png)" for drawing in figures),
         "## Runs",
-        _provenance(runs).markdown(),
+        Grid(
+            ["run", "status", "took", "configuration", "source"],
+            [[run.name, run.status, duration(run.elapsed), run.config_hash, run.git[:10]] for run in runs],
+        ).markdown(),
     ]
     return "\n\n".join(part.rstrip("\n") for part in parts if part) + "\n"
-
-
-def _caption(drawing: Drawing) -> str:
-    together = drawing.section == "reliability"
-    return f"Reliability diagrams on {benchmark_title(drawing.group)}" if together else drawing.label
-
-
-def _provenance(runs: Sequence[Run]) -> Grid:
-    header = ["run", "status", "took", "configuration", "source"]
-    rows = [[run.place, run.status, duration(run.elapsed), run.config_hash, run.git[:10]] for run in runs]
-    return Grid(header, rows, [header, *rows])

@@ -1,8 +1,8 @@
 """Differences between rows that answered the same questions, paired by question and by seed.
 
-For each seed, the two runs' metrics are computed on the same resamples of the questions, so that what makes a question
-hard cancels. The mean of these differences over seeds has an interval over questions; their spread between seeds has
-Student's t. The two are joined as in `carerft.metrics.intervals`.
+For each seed, the two runs' metrics are computed on the same resamples of the questions, so that the difficulty of a
+question cancels. The mean of these differences over seeds has an interval over questions; their spread between seeds
+has Student's t. The two are joined as in `carerft.metrics.intervals`.
 """
 
 import math
@@ -11,57 +11,18 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student_t
 
 from carerft.config.identity import decisive, flatten
-from carerft.config.settings import defaults
 from carerft.errors import DataError
 from carerft.metrics import scores, statistics
-from carerft.metrics.intervals import Interval, Spread, pooled_spread
-from carerft.report.cells import REPLICATE_KEYS, Cell, base_of
-from carerft.report.paper import Selector
+from carerft.metrics.intervals import Spread, pooled_spread
+from carerft.metrics.statistics import Interval
+from carerft.report.paper import Quantity, Selector
+from carerft.report.rows import REPLICATE_KEYS, Row, base_of
 from carerft.runs.reading import Run, read_lines
 
-Place = tuple[str, str]
-"""(benchmark, metric)"""
 
-
-class Replicates:
-    """The metrics of runs on resamples of the questions. Each run's samples are read once, for all `metrics` of a
-    benchmark."""
-
-    def __init__(self, metrics: Mapping[str, Sequence[str]]):
-        """metrics: by benchmark, those that will be asked for."""
-        self._metrics = metrics
-        self._known: dict[tuple[Path, str], tuple[tuple[str, ...], dict[str, NDArray]]] = {}
-
-    def of(self, run: Run, benchmark: str) -> tuple[tuple[str, ...], dict[str, NDArray]]:
-        """The problems' ids, and (resamples + 1,) of each metric; empty where the samples can't be read or scored."""
-        key = (run.directory, benchmark)
-        if key not in self._known:
-            self._known[key] = self._read(run, benchmark)
-        return self._known[key]
-
-    def _read(self, run: Run, benchmark: str) -> tuple[tuple[str, ...], dict[str, NDArray]]:
-        troubles: list[str] = []
-        place = run.directory / "evaluation"
-        problems = list(read_lines(place / f"{benchmark}.problems.jsonl", troubles))
-        samples = list(read_lines(place / f"{benchmark}.jsonl", troubles))
-        try:
-            found = scores.replicates(problems, samples, self._metrics[benchmark])
-        except (DataError, KeyError, TypeError, ValueError):
-            return (), {}
-        return tuple(str(problem["problem_id"]) for problem in problems), found
-
-    def difference(self, a: Run, b: Run, place: Place) -> NDArray | None:
-        """(resamples + 1,) of a - b; None where the two did not answer the same questions."""
-        (asked, first), (also, second) = self.of(a, place[0]), self.of(b, place[0])
-        if asked != also or place[1] not in first or place[1] not in second:
-            return None
-        return first[place[1]] - second[place[1]]
-
-
-def seed_pairs(a: Cell, b: Cell) -> list[tuple[Run, Run]]:
+def seed_pairs(a: Row, b: Row) -> list[tuple[Run, Run]]:
     """A run of each row with the same seed and base model; a base model's only evaluation serves every seed."""
 
     def start(run: Run) -> object:
@@ -80,43 +41,61 @@ class Paired:
     """Differences between rows, each with its interval.
 
     The spread of a difference between seeds comes from all trained rows, as in an analysis of variance with the seeds
-    as blocks: what is left of a metric once each row's and each seed's mean is taken out. Differences from a base model
-    share its luck, so that theirs has no more degrees of freedom than there are seeds, less one.
+    as blocks: what remains of a metric after subtracting each row's and each seed's mean. Differences from a base model
+    share its luck, so that their spread has no more degrees of freedom than there are seeds, less one.
     """
 
-    def __init__(self, cells: Sequence[Cell], metrics: Mapping[str, Sequence[str]], level: float = 0.95):
-        """metrics: by benchmark, those that will be asked for."""
-        self._cells, self._replicates, self._level = cells, Replicates(metrics), level
+    def __init__(self, rows: Sequence[Row], metrics: Mapping[str, Sequence[str]], level: float = 0.95):
+        """metrics: by benchmark, those whose differences will be requested: a run's samples are read once for all."""
+        self._rows, self._metrics, self._level = rows, metrics, level
+        self._replicates: dict[tuple[Path, str], tuple[list[str], dict[str, NDArray]]] = {}
 
-    def difference(self, a: Cell, b: Cell, place: Place) -> Interval | None:
+    def difference(self, a: Row, b: Row, quantity: Quantity) -> Interval | None:
         """a - b; None where no two of their runs answered the same questions of that benchmark."""
-        drawn = [self._replicates.difference(*runs, place) for runs in seed_pairs(a, b)]
-        known = [d for d in drawn if d is not None]
-        if not known:
+        differences = []
+        for pair in seed_pairs(a, b):
+            (questions, first), (others, second) = (self._read(run, quantity[0]) for run in pair)
+            if questions == others and quantity[1] in first and quantity[1] in second:
+                differences.append(first[quantity[1]] - second[quantity[1]])
+        if not differences:
             return None
-        spread = self._from_base(place) if "base" in (a.family, b.family) else self._between_rows(place)
-        return _joined(known, spread, self._level)
+        spread = self._from_base(quantity) if "base" in (a.family, b.family) else self._between_rows(quantity)
+        interval = statistics.interval(np.mean(differences, axis=0), self._level)
+        if interval.sides is None:
+            return Interval(interval.value)
+        half = spread.half_width(len(differences), self._level) if spread else 0.0
+        below, above = (math.hypot(side, half) for side in interval.sides)
+        return Interval(interval.value, interval.value - below, interval.value + above)
 
-    def _between_rows(self, place: Place) -> Spread | None:
-        return block_spread([values for values in self._values(place) if values])
+    def _read(self, run: Run, benchmark: str) -> tuple[list[str], dict[str, NDArray]]:
+        """The problems' ids, and (resamples + 1,) of each metric; empty where the samples can't be read or scored."""
+        key = (run.directory, benchmark)
+        if key not in self._replicates:
+            stem = run.directory / "evaluation" / benchmark
+            problems, samples = (list(read_lines(Path(f"{stem}{end}"), [])) for end in (".problems.jsonl", ".jsonl"))
+            try:
+                replicates = scores.replicates(problems, samples, self._metrics[benchmark])
+                self._replicates[key] = [str(problem["problem_id"]) for problem in problems], replicates
+            except (DataError, KeyError, TypeError, ValueError):
+                self._replicates[key] = [], {}
+        return self._replicates[key]
 
-    def _from_base(self, place: Place) -> Spread | None:
-        rows = []
-        for cell in self._cells:
-            base = base_of(cell, self._cells)
-            pairs = seed_pairs(cell, base) if base else []
-            values = [(_value(a, place), _value(b, place)) for a, b in pairs]
-            rows.append([x - y for x, y in values if x is not None and y is not None])
-        spread = pooled_spread(rows)
-        return Spread(spread.deviation, max(map(len, rows)) - 1) if spread else None
-
-    def _values(self, place: Place) -> list[dict[int, float]]:
-        """By trained row, the metric by seed."""
-        return [
-            {run.seed or 0: value for run in cell.evaluated if (value := _value(run, place)) is not None}
-            for cell in self._cells
-            if cell.family != "base"
+    def _between_rows(self, quantity: Quantity) -> Spread | None:
+        by_seed = [
+            {run.seed or 0: value for run in row.evaluated if (value := _value(run, quantity)) is not None}
+            for row in self._rows
+            if row.family != "base"
         ]
+        return block_spread([values for values in by_seed if values])
+
+    def _from_base(self, quantity: Quantity) -> Spread | None:
+        differences = []
+        for row in self._rows:
+            base = base_of(row, self._rows)
+            values = [(_value(a, quantity), _value(b, quantity)) for a, b in (seed_pairs(row, base) if base else [])]
+            differences.append([x - y for x, y in values if x is not None and y is not None])
+        spread = pooled_spread(differences)
+        return Spread(spread.deviation, max(map(len, differences)) - 1) if spread else None
 
 
 def block_spread(rows: Sequence[Mapping[int, float]]) -> Spread | None:
@@ -133,59 +112,41 @@ def block_spread(rows: Sequence[Mapping[int, float]]) -> Spread | None:
     return Spread(math.sqrt(2 * float((rest**2).sum()) / freedom), freedom)
 
 
-def _value(run: Run, place: Place) -> float | None:
-    benchmark, metric = place
-    found = run.benchmarks[benchmark].metrics.get(metric) if benchmark in run.benchmarks else None
-    return None if found is None else found.value
+def _value(run: Run, quantity: Quantity) -> float | None:
+    benchmark, metric = quantity
+    interval = run.benchmarks[benchmark].metrics.get(metric) if benchmark in run.benchmarks else None
+    return None if interval is None else interval.value
 
 
-def _joined(row: Sequence[NDArray], spread: Spread | None, level: float) -> Interval:
-    questions = statistics.interval(np.mean(row, axis=0), level)
-    if not math.isfinite(questions.value) or not math.isfinite(questions.low):
-        return Interval(questions.value)
-    half = 0.0
-    if spread:
-        half = float(student_t.ppf((1 + level) / 2, spread.freedom) * spread.deviation / math.sqrt(len(row)))
-    below, above = max(questions.value - questions.low, 0.0), max(questions.high - questions.value, 0.0)
-    low, high = questions.value - math.hypot(below, half), questions.value + math.hypot(above, half)
-    return Interval(questions.value, low, high)
-
-
-def settings(cell: Cell) -> dict[str, object]:
-    """A row's whole configuration with dotted keys, defaults included."""
-    return defaults() | flatten(dict(cell.runs[0].config))
-
-
-def matches(cell: Cell, selector: Selector) -> bool:
-    """Whether a row is what a selector names. Rows other than base models are meant unless it says `base: true`."""
+def matches(row: Row, selector: Selector) -> bool:
+    """Whether a selector names this row. It never names a base model unless it says `base: true`."""
     if selector.get("base"):
-        return cell.family == "base"
-    own = settings(cell)
-    return cell.family != "base" and all(own.get(key) == value for key, value in selector.items())
+        return row.family == "base"
+    return row.family != "base" and all(row.settings.get(key) == value for key, value in selector.items())
 
 
-def partners(cell: Cell, cells: Sequence[Cell], rows: Selector, against: Selector) -> list[Cell]:
-    """The rows that `against` names which differ from `cell` in nothing else than what the selectors name.
+def partners(row: Row, rows: Sequence[Row], selector: Selector, against: Selector) -> list[Row]:
+    """The rows that `against` names which differ from `row` in nothing but the settings that the selectors name.
 
-    A base model is the one that the row started from. Where one of the selectors names a regularizer, the regularizer's
-    other keys may differ too.
+    A base model's partner is the one that the row started from. Where a selector names a regularizer, the regularizer's
+    other settings may differ too.
     """
     if against.get("base"):
-        base = base_of(cell, cells)
+        base = base_of(row, rows)
         return [base] if base else []
-    named = {*rows, *against}
-    own = decisive(dict(cell.runs[0].config))
+    named = {*selector, *against}
+    own = decisive(dict(row.runs[0].config))
 
-    def agrees(other: Cell) -> bool:
+    def agrees(other: Row) -> bool:
         theirs = decisive(dict(other.runs[0].config))
         differ = {key for key in own.keys() | theirs.keys() if own.get(key) != theirs.get(key)}
         differ -= named | set(REPLICATE_KEYS)
         return all("regularizer.name" in named and key.startswith("regularizer.") for key in differ)
 
-    return [other for other in cells if other is not cell and matches(other, against) and agrees(other)]
+    return [other for other in rows if other is not row and matches(other, against) and agrees(other)]
 
 
-def nearest(cell: Cell, found: Sequence[Cell]) -> list[Cell]:
-    """Of several partners, those with the row's own beta, if there are any."""
-    beta = settings(cell).get("regularizer.beta")
-    return [other for other in found if settings(other).get("regularizer.beta") == beta] or list(found)
+def nearest(row: Row, others: Sequence[Row]) -> list[Row]:
+    """The partners with the row's own beta; all of them if none has it."""
+    beta = row.settings.get("regularizer.beta")
+    return [other for other in others if other.settings.get("regularizer.beta") == beta] or list(others)

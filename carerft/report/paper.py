@@ -1,20 +1,20 @@
-"""What an experiment asks, what the paper reports of it, and its claims as checks that can fail: `paper.yaml`.
+"""An experiment's question, the paper's numbers for it, and its claims as checks that can fail: `paper.yaml`.
 
     asks: a question                        source: where the numbers are from
     columns: [MATH, ..]                     names that experiments/columns.yaml explains
-    numbers: [{row: SELECTOR, MATH: 0.41}]  the paper's cells; those that are not known are left out
-    best: {MATH: 0.776}                     its best figures, where the rows that they belong to are not known
+    numbers: [{row: SELECTOR, MATH: 0.41}]  the paper's numbers by row; unknown ones are left out
+    best: {MATH: 0.776}                     the paper's best numbers, where their rows are not known
     claims: [{says, column, rows: SELECTOR, expect, against: SELECTOR, margin}]
-    compare: [{rows: SELECTOR, against: SELECTOR}]   differences to show; by default against no penalty and reverse KL
+    compare: [{rows: SELECTOR, against: SELECTOR}]   differences to show; default: from no penalty and from reverse KL
     along: regularizer.alpha                a setting to draw the columns over
     frontiers: [[MATH, ECE], ..]            columns to draw against each other, a line for each family of rows
-    figures: [along-MATH, ..]               the figures that the Markdown page shows, by file name; default: the first two
+    figures: [along-MATH, ..]               the figures of the Markdown page, by file name; default: the first two
 
 A SELECTOR is {base: true}, or keys of the configuration with the values that a row must have.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +24,16 @@ from carerft.errors import DataError
 from carerft.sweeps.folders import PAPER, Experiment, experiments_directory
 
 Selector = Mapping[str, Any]
+Quantity = tuple[str, str]
+"""(benchmark, metric)"""
 EXPECTATIONS = ("above", "below", "not above", "not below", "undominated")
-HELP = "see the top of carerft/report/paper.py"
-COMPARISONS = tuple({"rows": {}, "against": {"regularizer.name": name}} for name in ("none", "rkl"))
+HELP = "the docstring of carerft/report/paper.py explains the format"
 
 
 @dataclass(frozen=True)
 class Claim:
-    """rows are `expect` against: "above" or "below" by more than nothing, "not above" or "not below" by more than
-    `margin`, or "undominated": nothing in `against` is clearly better in one of `columns` and, but for `margin`, as
+    """rows are `expect` against: "above" or "below", by any difference; "not above" or "not below", by no more than
+    `margin`; or "undominated": nothing in `against` is clearly better in one of `columns` and, within `margin`, as
     good in all others."""
 
     says: str
@@ -41,6 +42,10 @@ class Claim:
     against: Selector
     columns: tuple[str, ...]
     margin: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.expect not in EXPECTATIONS:
+            raise ValueError(f"expect: {self.expect!r} is none of {', '.join(EXPECTATIONS)}")
 
 
 @dataclass(frozen=True)
@@ -51,64 +56,56 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Paper:
-    """One `paper.yaml`; see the top of this file. places: for each column, (benchmark, metric) pairs to look for."""
+    """One `paper.yaml`. candidates: for each column, the quantities that it may be; the first that runs have counts."""
 
     asks: str
     source: str
     columns: tuple[str, ...]
-    places: Mapping[str, tuple[tuple[str, str], ...]]
+    candidates: Mapping[str, tuple[Quantity, ...]]
     numbers: tuple[tuple[Selector, Mapping[str, float]], ...] = ()
     best: Mapping[str, float] = field(default_factory=dict)
     claims: tuple[Claim, ...] = ()
-    compare: tuple[Comparison, ...] = ()
+    compare: tuple[Comparison, ...] = tuple(Comparison({}, {"regularizer.name": name}) for name in ("none", "rkl"))
     along: str | None = None
     frontiers: tuple[tuple[str, str], ...] = ()
     figures: tuple[str, ...] = ()
 
 
-def paper(experiment: Experiment) -> Paper:
-    """Read an experiment's `paper.yaml`. Raises DataError that names the file and what is wrong in it."""
+def read_paper(experiment: Experiment) -> Paper:
+    """Read an experiment's `paper.yaml`. Raises DataError naming the file and what is wrong in it."""
     file = experiment.folder / PAPER
     raw = _mapping(file)
-    places = {
+    candidates = {
         name: tuple(tuple(text.split("/", 1)) for text in entries)
         for name, entries in _mapping(experiments_directory() / "columns.yaml").items()
     }
+    if unknown := sorted({*raw} - {entry.name for entry in fields(Paper)} | {*raw} & {"candidates"}):
+        raise DataError(f"{file}: {unknown[0]!r} is not known", HELP)
+    kinds = {"numbers": _numbers, "claims": _claim, "compare": lambda entry: Comparison(**entry), "frontiers": tuple}
     try:
-        found = Paper(
-            asks=raw["asks"],
-            source=raw["source"],
-            columns=tuple(raw["columns"]),
-            places=places,
-            numbers=tuple(_numbers(entry) for entry in raw.get("numbers", ())),
-            best=raw.get("best", {}),
-            claims=tuple(_claim(entry) for entry in raw.get("claims", ())),
-            compare=tuple(Comparison(**entry) for entry in raw.get("compare", COMPARISONS)),
-            along=raw.get("along"),
-            frontiers=tuple((x, y) for x, y in raw.get("frontiers", ())),
-            figures=tuple(raw.get("figures", ())),
-        )
+        lists = {key: tuple(map(kind, raw[key])) for key, kind in kinds.items() if key in raw}
+        lists |= {key: tuple(raw[key]) for key in ("columns", "figures") if key in raw}
+        paper = Paper(candidates=candidates, **(raw | lists))
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{file}: {type(error).__name__}: {error}", HELP) from error
-    unknown = {*raw} - {field for field in Paper.__dataclass_fields__ if field != "places"}
-    named = [*found.columns, *(c for claim in found.claims for c in claim.columns), *sum(found.frontiers, ())]
-    named += [*found.best, *(name for _, values in found.numbers for name in values)]
-    unknown |= {name for name in named if name not in places}
+    names = [*paper.columns, *(c for claim in paper.claims for c in claim.columns), *sum(paper.frontiers, ())]
+    names += [*paper.best, *(name for _, values in paper.numbers for name in values)]
+    unknown = sorted({name for name in names if name not in candidates})
     if unknown:
-        raise DataError(f"{file}: {sorted(unknown)[0]!r} is not known", f"columns: {', '.join(places)}")
-    return found
+        raise DataError(f"{file}: {unknown[0]!r} is not known", f"columns: {', '.join(candidates)}")
+    return paper
 
 
 def _mapping(file: Path) -> dict[str, Any]:
     try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise DataError(f"{file} is missing", "an experiment's folder holds one") from error
+        raise DataError(f"{file} is missing", "every experiment's folder needs one") from error
     except yaml.YAMLError as error:
-        raise DataError(f"{file} is not valid YAML: {error}", "mend it") from error
-    if not isinstance(found, dict):
+        raise DataError(f"{file} is not valid YAML: {error}", "correct it") from error
+    if not isinstance(content, dict):
         raise DataError(f"{file} holds no mapping", HELP)
-    return found
+    return content
 
 
 def _numbers(entry: Mapping[str, Any]) -> tuple[Selector, Mapping[str, float]]:
@@ -116,8 +113,5 @@ def _numbers(entry: Mapping[str, Any]) -> tuple[Selector, Mapping[str, float]]:
 
 
 def _claim(entry: Mapping[str, Any]) -> Claim:
-    if entry["expect"] not in EXPECTATIONS:
-        raise ValueError(f"expect: {entry['expect']!r} is none of {', '.join(EXPECTATIONS)}")
     columns = tuple(entry["columns"]) if "columns" in entry else (entry["column"],)
-    rest = {key: value for key, value in entry.items() if key not in ("column", "columns")}
-    return Claim(columns=columns, **rest)
+    return Claim(columns=columns, **{key: value for key, value in entry.items() if key not in ("column", "columns")})

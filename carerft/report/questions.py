@@ -1,7 +1,7 @@
-"""The same question answered by each row: majority votes, and which questions to show.
+"""The same question answered by each row: majority answers, and which questions to show.
 
-Questions are picked by rule, never by hand: those on which the rows' majority answers differ in kind, clear majorities
-first. They show how rows differ, not how often; `Chosen.differing` of `Chosen.total` says that.
+Questions are selected by rule, never by hand: those on which the rows' majority answers differ in kind, clear
+majorities first. They show how rows differ, not how often; `Questions.differing` of `Questions.total` says that.
 """
 
 import hashlib
@@ -10,13 +10,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from carerft.report.cells import Cell
 from carerft.report.columns import benchmark_title
+from carerft.report.rows import Row
 from carerft.runs.reading import Run, read_lines
 from carerft.text import visible
 
 PER_CATEGORY = 2
-SMALL_TEXT, PROMPT = 120, 2000  # characters kept of an answer, of a prompt
+SHORT, PROMPT = 120, 2000  # characters shown of an answer, of a prompt
 Key = tuple[str, ...]  # REFUSAL, NO_ANSWER, or ("answer", canonical form as shown, digest of a long one)
 REFUSAL: Key = ("refusal",)
 NO_ANSWER: Key = ("no answer",)
@@ -24,28 +24,29 @@ WORDS = {REFUSAL: "declines to answer", NO_ANSWER: "no answer found"}
 
 
 @dataclass
-class Votes:
-    """The answers of one run to one question: votes by answer, and each answer's verdict."""
+class Tally:
+    """One run's answers to one question: votes by answer, and each answer's verdict."""
 
-    counts: Counter[Key] = field(default_factory=Counter)
+    votes: Counter[Key] = field(default_factory=Counter)
     correct: dict[Key, bool | None] = field(default_factory=dict)
 
     @property
     def majority(self) -> Key:
-        """The group with most votes, among equals the one sampled first; unreadable samples win only if all are such.
+        """The answer with most votes, the first sampled of equals; "no answer" wins only if there is no other.
 
-        As in `carerft.metrics.votes`, so that the page shows the answers that the metrics counted.
+        As in `carerft.metrics.votes`, which refuses the incomplete files that a report must still show.
         """
-        return max(self.counts, key=lambda key: 0 if key == NO_ANSWER else self.counts[key])
+        return max(self.votes, key=lambda key: 0 if key == NO_ANSWER else self.votes[key])
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the page shows of one row. kind: correct, wrong, misconception, refusal, no answer, or no verdict."""
+    """One row's majority answer. kind: correct, wrong, misconception, refusal, no answer, or no verdict.
+
+    text: the first sample that gave this answer.
+    """
 
     label: str
-    family: str
-    seed: int | None
     key: Key
     kind: str
     votes: int
@@ -55,11 +56,6 @@ class Answer:
     @property
     def answer(self) -> str:
         return self.key[1] if len(self.key) > 1 else WORDS[self.key]
-
-    @property
-    def verdict(self) -> str:
-        """Its kind, where the answer itself doesn't say it."""
-        return self.kind if len(self.key) > 1 else ""
 
 
 @dataclass(frozen=True)
@@ -76,7 +72,7 @@ class Question:
     missing: list[str]
 
     def right(self, answer: Answer) -> str:
-        """ "right", "wrong" or, without a verdict, "": declining is right exactly where no answer exists."""
+        """ "right", "wrong" or, without a verdict, "": a refusal is right exactly where no answer exists."""
         if answer.kind == "refusal":
             return "right" if self.unanswerable else ""
         return {"correct": "right", "no verdict": ""}.get(answer.kind, "wrong")
@@ -86,12 +82,9 @@ class Question:
         return len({answer.key for answer in self.answers}) > 1
 
 
-Row = tuple[Cell, Run, dict[str, Votes]]  # a row, the run that speaks for it, and its votes by problem id
-
-
 @dataclass(frozen=True)
-class Chosen:
-    """Of one benchmark: the questions to show, and on how many of all the rows' majority answers differ."""
+class Questions:
+    """One benchmark's questions to show, and on how many of all questions the rows' majority answers differ."""
 
     benchmark: str
     questions: list[Question]
@@ -99,95 +92,89 @@ class Chosen:
     total: int
 
 
-def choose(cells: Sequence[Cell], benchmarks: Iterable[str], text_limit: int, troubles: list[str]) -> list[Chosen]:
-    """Questions of each benchmark that at least one row has samples for. Unreadable files go into `troubles`.
+Tallies = Sequence[tuple[str, Run, dict[str, Tally]]]
+"""Of each row: its label, its first evaluated run, and that run's tallies by problem id."""
 
-    Each row is spoken for by its first seed. text_limit: characters kept of a sampled text.
+
+def select_questions(
+    rows: Sequence[Row], benchmarks: Iterable[str], text_limit: int, troubles: list[str]
+) -> list[Questions]:
+    """The questions to show of each benchmark for which some row has samples. Unreadable files go into `troubles`.
+
+    text_limit: characters shown of a sampled text.
     """
-    chosen = []
+    selected = []
     for name in benchmarks:
-        rows = []
-        for cell in cells:
-            run = next((run for run in cell.evaluated if name in run.benchmarks), None)
-            votes = _read_votes(run, name, troubles) if run else {}
-            if run and votes:
-                rows.append((cell, run, votes))
+        tallies = []
+        for row in rows:
+            run = next((run for run in row.evaluated if name in run.benchmarks), None)
+            by_problem = _read_tallies(run, name, troubles) if run else {}
+            if run and by_problem:
+                tallies.append((row.label, run, by_problem))
         problems: dict[str, dict[str, Any]] = {}
-        for _, run, _ in rows:
+        for _, run, _ in tallies:
             lines = [] if problems else _lines(run, f"{name}.problems.jsonl", troubles)
             problems |= {str(problem.get("problem_id")): problem for problem in lines}
-        asked = {id_ for _, _, votes in rows for id_ in votes}
-        found = [_question(name, problem, rows) for id_, problem in problems.items() if id_ in asked]
-        if found:
-            shown = _with_texts(_select(found), name, rows, text_limit)
-            differing = sum(question.differs for question in found)
-            chosen.append(Chosen(name, shown, differing, len(found)))
-    return chosen
+        answered = {id_ for _, _, by_problem in tallies for id_ in by_problem}
+        questions = [_question(name, problem, tallies) for id_, problem in problems.items() if id_ in answered]
+        if questions:
+            shown = _with_texts(_most_informative(questions), name, tallies, text_limit)
+            selected.append(Questions(name, shown, sum(q.differs for q in questions), len(questions)))
+    return selected
 
 
 def _lines(run: Run, file: str, troubles: list[str]) -> Iterator[dict[str, Any]]:
-    own: list[str] = []
-    yield from read_lines(run.directory / "evaluation" / file, own)
-    troubles += [f"{run.place}/evaluation/{trouble}" for trouble in own]
+    unreadable: list[str] = []
+    yield from read_lines(run.directory / "evaluation" / file, unreadable)
+    troubles += [f"{run.name}/evaluation/{trouble}" for trouble in unreadable]
 
 
-def _read_votes(run: Run, benchmark: str, troubles: list[str]) -> dict[str, Votes]:
-    """Votes by problem id, without the texts: a file of samples may be large."""
-    votes: dict[str, Votes] = {}
-    for row in _lines(run, f"{benchmark}.jsonl", troubles):
-        tally, key, correct = votes.setdefault(str(row.get("problem_id")), Votes()), _key(row), row.get("correct")
-        tally.counts[key] += 1
+def _read_tallies(run: Run, benchmark: str, troubles: list[str]) -> dict[str, Tally]:
+    """Tallies by problem id, without the texts: a file of samples may be large."""
+    tallies: dict[str, Tally] = {}
+    for sample in _lines(run, f"{benchmark}.jsonl", troubles):
+        tally, key, correct = (
+            tallies.setdefault(str(sample.get("problem_id")), Tally()),
+            _key(sample),
+            sample.get("correct"),
+        )
+        tally.votes[key] += 1
         if tally.correct.get(key) is None:
             tally.correct[key] = correct if isinstance(correct, bool) else None
-    return votes
+    return tallies
 
 
-def _key(row: dict[str, Any]) -> Key:
-    if row.get("refused") is True:
+def _key(sample: dict[str, Any]) -> Key:
+    if sample.get("refused") is True:
         return REFUSAL
-    if row.get("extracted") is None:
+    if sample.get("extracted") is None:
         return NO_ANSWER
-    full = str(row["extracted"])
-    digest = hashlib.sha256(full.encode(errors="replace")).hexdigest() if len(full) > SMALL_TEXT else ""
-    return "answer", visible(full, SMALL_TEXT), digest
+    full = str(sample["extracted"])
+    digest = hashlib.sha256(full.encode(errors="replace")).hexdigest() if len(full) > SHORT else ""
+    return "answer", visible(full, SHORT), digest
 
 
-def _question(benchmark: str, problem: dict[str, Any], rows: Sequence[Row]) -> Question:
+def _question(benchmark: str, problem: dict[str, Any], tallies: Tallies) -> Question:
     id_ = str(problem.get("problem_id"))
-    found, gold = problem.get("misconceptions"), problem.get("answer")
-    misconceptions = [visible(m, SMALL_TEXT) for m in found[:5]] if isinstance(found, list) else []
+    listed, gold = problem.get("misconceptions"), problem.get("answer")
+    misconceptions = [visible(m, SHORT) for m in listed[:5]] if isinstance(listed, list) else []
     lure = ": no answer exists" if gold is None else ": a misconception lures" if misconceptions else ""
     answers = []
-    for cell, run, votes in rows:
-        if id_ in votes:
-            tally = votes[id_]
+    for label, _, by_problem in tallies:
+        if tally := by_problem.get(id_):
             key = tally.majority
             kind = _kind(key, tally.correct[key], misconceptions)
-            answers.append(
-                Answer(cell.label, cell.family, run.seed, key, kind, tally.counts[key], tally.counts.total())
-            )
+            answers.append(Answer(label, key, kind, tally.votes[key], tally.votes.total()))
     return Question(
         category=benchmark_title(benchmark) + lure,
         id=id_,
         prompt=visible(problem.get("prompt", ""), PROMPT),
-        gold=visible("" if gold is None else gold, SMALL_TEXT),
+        gold=visible("" if gold is None else gold, SHORT),
         unanswerable=gold is None,
         misconceptions=misconceptions,
         answers=answers,
-        missing=[cell.label for cell, _, votes in rows if id_ not in votes],
+        missing=[label for label, _, by_problem in tallies if id_ not in by_problem],
     )
-
-
-def _with_texts(questions: list[Question], benchmark: str, rows: Sequence[Row], limit: int) -> list[Question]:
-    """The questions with one sampled text for each row: the first that gave the row's majority answer."""
-    texts: dict[tuple[str, str], str] = {}
-    for cell, run, _ in rows:
-        keys = {q.id: answer.key for q in questions for answer in q.answers if answer.label == cell.label}
-        for sample in _lines(run, f"{benchmark}.jsonl", []):
-            id_ = str(sample.get("problem_id"))
-            if keys.get(id_) == _key(sample) and (cell.label, id_) not in texts:
-                texts[cell.label, id_] = visible(sample.get("text", ""), limit)
-    return [replace(q, answers=[replace(a, text=texts.get((a.label, q.id), "")) for a in q.answers]) for q in questions]
 
 
 def _kind(key: Key, correct: bool | None, misconceptions: list[str]) -> str:
@@ -198,15 +185,27 @@ def _kind(key: Key, correct: bool | None, misconceptions: list[str]) -> str:
     return "no verdict" if correct is None else "correct" if correct else "wrong"
 
 
-def _select(questions: list[Question]) -> list[Question]:
+def _most_informative(questions: list[Question]) -> list[Question]:
     """PER_CATEGORY questions of each category: most kinds of answer first, then complete ones with clear majorities."""
     categories: dict[str, list[Question]] = {}
     for question in questions:
         categories.setdefault(question.category, []).append(question)
 
-    def informative(question: Question) -> tuple[Any, ...]:
+    def order(question: Question) -> tuple[Any, ...]:
         kinds = {answer.kind for answer in question.answers}
         clarity = sum(answer.votes / answer.total for answer in question.answers)
         return not question.differs, len(question.missing), -len(kinds), -round(clarity, 9), question.id
 
-    return [q for name in sorted(categories) for q in sorted(categories[name], key=informative)[:PER_CATEGORY]]
+    return [q for name in sorted(categories) for q in sorted(categories[name], key=order)[:PER_CATEGORY]]
+
+
+def _with_texts(questions: list[Question], benchmark: str, tallies: Tallies, limit: int) -> list[Question]:
+    """The questions with one sampled text for each row: the first that gave the row's majority answer."""
+    texts: dict[tuple[str, str], str] = {}
+    for label, run, _ in tallies:
+        majority = {q.id: answer.key for q in questions for answer in q.answers if answer.label == label}
+        for sample in _lines(run, f"{benchmark}.jsonl", []):
+            id_ = str(sample.get("problem_id"))
+            if (label, id_) not in texts and majority.get(id_) == _key(sample):
+                texts[label, id_] = visible(sample.get("text", ""), limit)
+    return [replace(q, answers=[replace(a, text=texts.get((a.label, q.id), "")) for a in q.answers]) for q in questions]

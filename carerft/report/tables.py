@@ -1,38 +1,30 @@
-"""The main table as Markdown, LaTeX (booktabs) and for a terminal, and every metric as a tidy CSV file."""
+"""Tables as Markdown, LaTeX (booktabs), CSV and for a terminal."""
 
 import csv
 import io
-from collections.abc import Container, Mapping, Sequence
+from collections import Counter
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from carerft.metrics.intervals import Interval
-from carerft.report.cells import Cell, Scores, make_cells, scores
-from carerft.report.columns import MainTable, main_table
-from carerft.report.notes import notes
+from carerft.metrics.statistics import Interval
+from carerft.report.columns import MainTable, main_table, notes
+from carerft.report.experiment import Findings
+from carerft.report.rows import Row, Scores, level, make_rows, scores
 from carerft.runs.reading import Run
-from carerft.text import MINUS, decimal
+from carerft.text import MINUS, decimal, signed
 
 LATEX = str.maketrans({
     **{character: f"\\{character}" for character in "&%$#_{}"},
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", MINUS: "$-$",
     "↑": r"$\uparrow$", "↓": r"$\downarrow$", "⟨": r"$\langle$", "⟩": r"$\rangle$",
 })  # fmt: skip
-
-
-def seeds_text(cell: Cell) -> str:
-    """How many of a row's runs give numbers: "3", or "2 of 3" where some are missing."""
-    done, total = len(cell.evaluated), len(cell.runs)
-    return str(done) if done == total else f"{done} of {total}"
-
-
-def level(runs: Sequence[Run]) -> float:
-    """The confidence level of the runs' intervals (the lowest, where they differ)."""
-    return min((run.level for run in runs if run.counts), default=0.95)
 
 
 def interval_text(value: Interval | None) -> str:
@@ -44,27 +36,14 @@ def interval_text(value: Interval | None) -> str:
     return f"{decimal(value.value)} [{decimal(value.low)}, {decimal(value.high)}]"
 
 
-def markdown_grid(header: Sequence[str], rows: Sequence[Sequence[str]], bold: Container[tuple[int, int]] = ()) -> str:
-    """A GitHub table, its first column to the left. bold: (row, column) places."""
-
-    def cell(text: str, place: tuple[int, int] | None = None) -> str:
-        escaped = text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
-        return f"**{escaped}**" if place in bold else escaped
-
-    lines = [[cell(text) for text in header], ["---", *("---:" for _ in header[1:])]]
-    lines += [[cell(text, (r, c)) for c, text in enumerate(row)] for r, row in enumerate(rows)]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
-
-
-def markdown(table: MainTable) -> str:
-    """A GitHub table; the clear best of a column in bold."""
-    entries = [table.row(index) for index in range(len(table.cells))]
-    rows = [
-        [row.label, seeds_text(row), *(interval_text(value) for value, _ in entry)]
-        for row, entry in zip(table.cells, entries, strict=True)
-    ]
-    best = {(r, c + 2) for r, entry in enumerate(entries) for c, (_, is_best) in enumerate(entry) if is_best}
-    return markdown_grid(["", "seeds", *(column.heading for column in table.columns)], rows, best)
+def change_text(change: Interval | None) -> str:
+    """+0.010* [+0.002, +0.018]; the star where the interval excludes 0."""
+    if change is None:
+        return "-"
+    if change.low is None or change.high is None:
+        return signed(change.value)
+    star = "*" if change.excludes_zero else ""
+    return f"{signed(change.value)}{star} [{signed(change.low)}, {signed(change.high)}]"
 
 
 def escape(text: str) -> str:
@@ -72,79 +51,118 @@ def escape(text: str) -> str:
     return text.translate(LATEX).replace(" alpha=", r" $\alpha$=").replace(" beta=", r" $\beta$=")
 
 
+def _tabular(numeric_columns: int, head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    """A booktabs tabular whose first column is text. Needs \\usepackage{booktabs}."""
+    lines = [" & ".join(row) + r" \\" for row in body]
+    begin = rf"\begin{{tabular}}{{l{'r' * numeric_columns}}}"
+    return "\n".join([begin, r"\toprule", *head, r"\midrule", *lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def _csv(rows: Iterable[Sequence[object]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(["" if v is None else v for v in row] for row in rows)
+    return text.getvalue()
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table as text. numbers: the same values unrounded, one per line, their header first. bold: (row, column)."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    numbers: Sequence[Sequence[object]] = ()
+    bold: Container[tuple[int, int]] = ()
+
+    def markdown(self) -> str:
+        """A GitHub table, its first column to the left."""
+
+        def cell(text: str) -> str:
+            return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+
+        lines = [[cell(text) for text in self.header], ["---", *("---:" for _ in self.header[1:])]]
+        lines += [
+            [f"**{cell(text)}**" if (r, c) in self.bold else cell(text) for c, text in enumerate(row)]
+            for r, row in enumerate(self.rows)
+        ]
+        return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+    def latex(self) -> str:
+        header, *body = ([escape(text) for text in row] for row in (self.header, *self.rows))
+        return _tabular(len(self.header) - 1, [" & ".join(header) + r" \\"], body)
+
+    def csv(self) -> str:
+        return _csv(self.numbers)
+
+
+# The main table
+
+
+def markdown(table: MainTable) -> str:
+    """A GitHub table; the clear best of a column in bold."""
+    entries = [table.row(index) for index in range(len(table.rows))]
+    rows = [
+        [row.label, row.seeds, *(interval_text(value) for value, _ in entry)]
+        for row, entry in zip(table.rows, entries, strict=True)
+    ]
+    best = {(r, c + 2) for r, entry in enumerate(entries) for c, (_, is_best) in enumerate(entry) if is_best}
+    return Grid(["", "seeds", *(column.heading for column in table.columns)], rows, bold=best).markdown()
+
+
 def latex(table: MainTable) -> str:
-    """A booktabs tabular; the clear best of a column in bold, intervals in small type. Needs \\usepackage{booktabs}."""
+    """A booktabs tabular; the clear best of a column in bold, intervals in small type."""
 
     def number(value: Interval | None, bold: bool) -> str:
         if value is None:
             return "--"
-        shown = escape(decimal(value.value))
-        shown = rf"\textbf{{{shown}}}" if bold else shown
+        text = escape(decimal(value.value))
+        text = rf"\textbf{{{text}}}" if bold else text
         if value.low is None or value.high is None:
-            return shown
-        return rf"{shown} {{\scriptsize [{escape(decimal(value.low))}, {escape(decimal(value.high))}]}}"
+            return text
+        return rf"{text} {{\scriptsize [{escape(decimal(value.low))}, {escape(decimal(value.high))}]}}"
 
     groups = [(name, len(list(members))) for name, members in groupby(table.columns, key=lambda column: column.group)]
     starts = [2 + sum(size for _, size in groups[:i]) for i in range(len(groups))]
-    rules = " ".join(rf"\cmidrule(lr){{{a}-{a + n - 1}}}" for a, (_, n) in zip(starts, groups, strict=True))
     titles = [escape(f"{column.title} {column.arrow}".strip()) for column in table.columns]
-    lines = [
-        rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
-        r"\toprule",
+    head = [
         " & ".join(["", *(rf"\multicolumn{{{size}}}{{c}}{{{escape(name)}}}" for name, size in groups)]) + r" \\",
-        rules,
+        " ".join(rf"\cmidrule(lr){{{a}-{a + n - 1}}}" for a, (_, n) in zip(starts, groups, strict=True)),
         " & ".join(["", *titles]) + r" \\",
-        r"\midrule",
-        *(
-            " & ".join([escape(row.label), *(number(v, bold) for v, bold in table.row(i))]) + r" \\"
-            for i, row in enumerate(table.cells)
-        ),
-        r"\bottomrule",
-        r"\end{tabular}",
     ]
-    return "\n".join(lines) + "\n"
+    body = ([escape(row.label), *(number(*entry) for entry in table.row(i))] for i, row in enumerate(table.rows))
+    return _tabular(len(table.columns), head, body)
 
 
-def tidy_csv(cells: Sequence[Cell], table: Scores) -> str:
+def tidy_csv(rows: Sequence[Row], table: Scores) -> str:
     """Every metric of every row, one per line, unrounded: the mean over seeds, its interval, and each seed's value."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["row", "benchmark", "metric", "value", "low", "high", "seeds", "questions", "k", "per_seed"])
-    for index, cell in enumerate(cells):
+    lines: list[Sequence[object]] = [
+        ("row", "benchmark", "metric", "value", "low", "high", "seeds", "questions", "k", "per_seed")
+    ]
+    for index, row in enumerate(rows):
         for (benchmark, metric), values in table.items():
-            value = values[index]
-            if value is None:
+            if (value := values[index]) is None:
                 continue
-            found = cell.of(benchmark)
-            questions, k = (
-                "/".join(sorted({str(getattr(b, name)) for b in found if getattr(b, name) is not None}))
-                for name in ("n", "k")
-            )
-            parts = [i.value for i in cell.seeds(benchmark, metric)]
-            interval = ["" if bound is None else bound for bound in (value.low, value.high)]
-            row = [cell.label, benchmark, metric, value.value, *interval, len(parts), questions, k]
-            writer.writerow([*row, " ".join(map(repr, parts))])
-    return text.getvalue()
+            counts = [(str(result.n), str(result.k)) for result in row.results(benchmark)]
+            questions, k = ("/".join(sorted({pair[i] for pair in counts} - {"None"})) for i in (0, 1))
+            seeds = [interval.value for interval in row.per_seed(benchmark, metric)]
+            lines.append((row.label, benchmark, metric, *value, len(seeds), questions, k, " ".join(map(repr, seeds))))
+    return _csv(lines)
 
 
 def print_table(
     runs: Sequence[Run], console: Console | None = None, shown: Mapping[str, Sequence[str]] | None = None
 ) -> None:
-    """Print the main table (shown: as for main_columns) to a terminal, and a line for each run that is missing from it.
+    """Print the main table to a terminal, and a line for each run that is missing from it. shown: as for main_table.
 
     Rows and columns are swapped where there are fewer rows than columns; columns that don't fit follow beneath.
     """
     console = console or Console()
-    cells = make_cells(runs)
-    found = scores(cells, level(runs))
-    table = main_table(cells, found, shown)
-    names = [Text(cell.label) for cell in cells]
-    headings = [Text(column.heading) for column in table.columns]
-    body = [
-        [Text(seeds_text(cell)), *(_entry(*entry) for entry in table.row(index))] for index, cell in enumerate(cells)
-    ]
-    headings = [Text("seeds"), *headings]
-    if len(cells) < len(headings):
+    rows = make_rows(runs)
+    values = scores(rows, level(runs))
+    table = main_table(rows, values, shown)
+    names = [Text(row.label) for row in rows]
+    headings = [Text("seeds"), *(Text(column.heading) for column in table.columns)]
+    body = [[Text(row.seeds), *(_entry(*entry) for entry in table.row(index))] for index, row in enumerate(rows)]
+    if len(rows) < len(headings):
         body, names, headings = [list(column) for column in zip(*body, strict=True)], headings, names
     width = len("0.000\u20130.000")
     abreast = max(1, (console.width - 16) // (width + 1))  # 16 for the names
@@ -154,14 +172,14 @@ def print_table(
         grid.add_column("", overflow="fold")
         for heading in headings[part]:
             grid.add_column(heading, justify="right", overflow="fold", min_width=width)
-        for name, row in zip(names, body, strict=True):
-            grid.add_row(name, *row[part])
+        for name, entries in zip(names, body, strict=True):
+            grid.add_row(name, *entries[part])
         console.print(grid)
-    for note in notes(cells, found, table.columns):
+    for note in notes(rows, values, table.columns):
         console.print(Text(note, "bold red" if note.startswith("FEW") else ""))
     for run in runs:
-        if not run.counts:
-            console.print(Text(f"not in the table: {run.place} ({run.absence})"))
+        if not run.has_results:
+            console.print(Text(f"not in the table: {run.name} ({run.why_no_results})"))
 
 
 def _entry(value: Interval | None, best: bool) -> Text:
@@ -169,3 +187,50 @@ def _entry(value: Interval | None, best: bool) -> Text:
     if value is not None and value.low is not None and value.high is not None:
         entry.append(f"\n{decimal(value.low)}\u2013{decimal(value.high)}", style="dim not bold")
     return entry
+
+
+# The tables of an experiment
+
+
+def experiment_grids(findings: Findings) -> dict[str, Grid]:
+    """`beside` (ours and the paper's), and `claims` and `compared` (paired differences) where there are any."""
+    names = findings.paper.columns
+    rows, numbers = [], [["row", "column", "ours", "low", "high", "paper"]]
+    for row in findings.beside:
+        values = list(zip(names, row.ours, row.theirs, strict=True))
+        texts = [interval_text(ours) + (f" ({theirs:.3f})" if theirs is not None else "") for _, ours, theirs in values]
+        rows.append([row.label, row.seeds, *texts])
+        numbers += [[row.label, name, *_ends(ours), theirs] for name, ours, theirs in values]
+    grids = {"beside": Grid(["", "seeds", *(f"{name} (paper)" for name in names)], rows, numbers)}
+
+    rows, numbers = [], [["claim", "column", "row", "against", "difference", "low", "high", "verdict"]]
+    for j in findings.judgements:
+        changes = "; ".join(map(change_text, j.differences)) or "-"
+        rows.append([j.claim.says, ", ".join(j.claim.columns), j.row or "-", j.against or "-", changes, j.verdict])
+        for column, change in zip(j.claim.columns, j.differences or [None] * len(j.claim.columns), strict=True):
+            numbers.append([j.claim.says, column, j.row, j.against, *_ends(change), j.verdict])
+    grids["claims"] = Grid(["claim", "column", "row", "against", "difference", "verdict"], rows, numbers)
+
+    rows, numbers = [], [["row", "less", "column", "difference", "low", "high"]]
+    for c in findings.compared:
+        rows.append([c.row, c.against, *map(change_text, c.differences)])
+        numbers += [[c.row, c.against, name, *_ends(d)] for name, d in zip(names, c.differences, strict=True)]
+    grids["compared"] = Grid(["row", "less", *names], rows, numbers)
+    return {name: grid for name, grid in grids.items() if grid.rows}
+
+
+def _ends(value: Interval | None) -> Interval | tuple[None, None, None]:
+    return (None, None, None) if value is None else value
+
+
+def print_claims(file: Path, console: Console) -> None:
+    """Print how often each claim holds, from `claims.csv`."""
+    verdicts: dict[str, dict[tuple[str, str], str]] = {}
+    with open(file, encoding="utf-8", newline="") as lines:
+        for line in csv.DictReader(lines):
+            verdicts.setdefault(line["claim"], {})[line["row"], line["against"]] = line["verdict"]
+    table = Table("the paper's claims", "verdicts, by row", box=box.SIMPLE_HEAD, pad_edge=False)
+    for claim, by_row in verdicts.items():
+        counts = Counter(by_row.values())
+        table.add_row(Text(claim), ", ".join(f"{verdict}: {count}" for verdict, count in counts.items()))
+    console.print(table)

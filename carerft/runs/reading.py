@@ -1,9 +1,9 @@
-"""Run directories as plain data. Files that can't be read are named in a run's `troubles`; they stop nothing."""
+"""Run directories as plain data. Files that can't be read are named in a run's `troubles` and left out."""
 
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carerft.errors import DataError
-from carerft.metrics.intervals import Interval
+from carerft.metrics.calibration import Reliability
+from carerft.metrics.statistics import Interval
 from carerft.text import line, number
 
 NOT_SEARCHED = {"checkpoints", "model", "wandb", ".hydra", ".git"}
@@ -21,18 +22,8 @@ LARGEST_FILE = 1 << 28  # bytes of a manifest.json or evaluation.json; a real on
 
 
 @dataclass(frozen=True)
-class Reliability:
-    """A reliability diagram's bins: M + 1 edges; per bin a count, mean confidence and accuracy (NaN where empty)."""
-
-    edges: NDArray[np.float64]
-    count: NDArray[np.float64]
-    confidence: NDArray[np.float64]
-    accuracy: NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """What evaluation.json says of one benchmark: n questions, k samples each, metrics with intervals."""
+class BenchmarkResult:
+    """One benchmark's entry of evaluation.json: n questions, k samples each, metrics with intervals."""
 
     n: int | None
     k: int | None
@@ -44,14 +35,14 @@ class Benchmark:
 class Run:
     """One run directory.
 
-    place: its path below the directory that all runs share, for display.
+    name: its path below the directory that all runs share, for display.
     status: "running", "done", "failed", "interrupted", or "unreadable" if its manifest is.
     curves: metrics.jsonl by column, each of shape (steps,), with NaN where a value is absent.
     troubles: what could not be read, in words.
     """
 
     directory: Path
-    place: str
+    name: str
     status: str
     command: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -63,13 +54,13 @@ class Run:
     elapsed: float | None = None
     error: str = ""
     level: float = 0.95
-    benchmarks: Mapping[str, Benchmark] = field(default_factory=dict)
+    benchmarks: Mapping[str, BenchmarkResult] = field(default_factory=dict)
     curves: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     troubles: tuple[str, ...] = ()
 
     @property
-    def counts(self) -> bool:
-        """Whether its evaluation belongs in the tables: a run that has not ended well may hold an older one."""
+    def has_results(self) -> bool:
+        """Whether its evaluation belongs in the tables. A run that failed may still hold an older evaluation."""
         return self.status == "done" and bool(self.benchmarks)
 
     @property
@@ -78,9 +69,9 @@ class Run:
         return line((model.get("name") if isinstance(model, dict) else model) or "", 100)
 
     @property
-    def absence(self) -> str:
-        """Why it gives no numbers, in a few words; empty if it does."""
-        if self.counts:
+    def why_no_results(self) -> str:
+        """Why it gives no numbers, in a few words; empty if it gives some."""
+        if self.has_results:
             return ""
         words = {"done": "no evaluation yet", "running": "still running, or killed", "unreadable": "unreadable"}
         return words.get(self.status, self.status)
@@ -92,8 +83,8 @@ def common_directory(directories: Sequence[Path]) -> Path:
 
 
 def load_runs(directories: Sequence[Path], model: str | None = None) -> list[Run]:
-    """Every run at or below these directories, in the order of their paths; a run that is linked to from several
-    places is read once. model: only runs of the model of this name.
+    """Every run at or below these directories, in the order of their paths. A run that several links
+    point to is read once. model: only runs of the model of this name.
 
     Raises DataError if a directory doesn't exist, or none of them holds a run.
     """
@@ -102,22 +93,22 @@ def load_runs(directories: Sequence[Path], model: str | None = None) -> list[Run
     for directory in directories:
         if not Path(directory).is_dir():
             raise DataError(f"{directory} is not a directory", "name directories that hold runs (a manifest.json each)")
-    found: dict[Path, Path] = {}  # where a run is, to where it was found: its own place, or else the first link
+    paths: dict[Path, Path] = {}  # from a run's real path to the path to show: the same, or else the first link to it
     for directory in directories:
         for parent, below, files in os.walk(Path(directory).resolve()):
             below[:] = sorted(name for name in below if name not in NOT_SEARCHED)
             links = [Path(parent, name) for name in below if Path(parent, name).is_symlink()]
             here = [Path(parent)] if "manifest.json" in files else []
-            for place in [*here, *(link for link in links if (link / "manifest.json").is_file())]:
-                if place.resolve() not in found or not place.is_symlink():
-                    found[place.resolve()] = place
-    if not found:
+            for path in [*here, *(link for link in links if (link / "manifest.json").is_file())]:
+                if path.resolve() not in paths or not path.is_symlink():
+                    paths[path.resolve()] = path
+    if not paths:
         raise DataError(
             f"no runs (directories with a manifest.json) in {', '.join(str(d) for d in directories)}",
             "make some: carerft train -m regularizer=none,rkl,srkl, then carerft report outputs/train",
         )
     root = common_directory(directories)
-    runs = [load_run(path, root) for path in sorted(found.values(), key=lambda path: path.parts)]
+    runs = [load_run(path, root) for path in sorted(paths.values(), key=lambda path: path.parts)]
     if model is None:
         return runs
     names = {run.model_name for run in runs}
@@ -128,12 +119,12 @@ def load_runs(directories: Sequence[Path], model: str | None = None) -> list[Run
 
 def load_run(directory: Path, root: Path) -> Run:
     """One run directory, as much of it as can be read."""
-    place = line(directory.relative_to(root).as_posix() if directory != root else directory.name, 200)
+    name = line(directory.relative_to(root).as_posix() if directory != root else directory.name, 200)
     troubles: list[str] = []
     manifest = _read_object(directory / "manifest.json", troubles)
     if not isinstance(manifest.get("config"), dict):
         troubles = troubles or ["manifest.json holds no configuration"]
-        return Run(directory, place, "unreadable", troubles=tuple(troubles))
+        return Run(directory, name, "unreadable", troubles=tuple(troubles))
     evaluation = _read_object(directory / "evaluation.json", troubles, absent_is_fine=True)
     curves = _read_curves(directory / "metrics.jsonl", troubles)
     resampling = evaluation.get("bootstrap")
@@ -141,7 +132,7 @@ def load_run(directory: Path, root: Path) -> Run:
     seed = number(manifest.get("seed"))
     return Run(
         directory=directory,
-        place=place,
+        name=name,
         status=line(manifest.get("status"), 20),
         command=line(manifest.get("command", ""), 20),
         config=manifest["config"],
@@ -221,9 +212,9 @@ def _read_curves(path: Path, troubles: list[str]) -> dict[str, NDArray[np.float6
     }
 
 
-def _benchmarks(found: Any, troubles: list[str]) -> dict[str, Benchmark]:
+def _benchmarks(entries: Any, troubles: list[str]) -> dict[str, BenchmarkResult]:
     benchmarks = {}
-    for name, content in found.items() if isinstance(found, dict) else ():
+    for name, content in entries.items() if isinstance(entries, dict) else ():
         if not isinstance(content, dict) or not isinstance(content.get("metrics"), dict):
             troubles.append(f"evaluation.json: {line(name)} holds no metrics")
             continue
@@ -231,7 +222,7 @@ def _benchmarks(found: Any, troubles: list[str]) -> dict[str, Benchmark]:
         counts = [number(content.get(key)) for key in ("n", "k")]
         n, k = (None if count is None else int(count) for count in counts)
         known = {key: value for key, value in intervals.items() if value is not None}
-        benchmarks[str(name)] = Benchmark(n, k, known, _reliability(content.get("reliability")))
+        benchmarks[str(name)] = BenchmarkResult(n, k, known, _reliability(content.get("reliability")))
     return benchmarks
 
 
@@ -242,10 +233,10 @@ def _interval(value: Any) -> Interval | None:
     return None if middle is None else Interval(middle, low, high) if None not in (low, high) else Interval(middle)
 
 
-def _reliability(found: Any) -> Reliability | None:
-    if not isinstance(found, dict):
+def _reliability(entry: Any) -> Reliability | None:
+    if not isinstance(entry, dict):
         return None
-    columns = [found.get(key) for key in ("edges", "count", "confidence", "accuracy")]
+    columns = [entry.get(key) for key in ("edges", "count", "confidence", "accuracy")]
     if not all(isinstance(column, list) for column in columns):
         return None
     edges, count, confidence, accuracy = (
@@ -258,9 +249,14 @@ def _reliability(found: Any) -> Reliability | None:
     return Reliability(edges, count, confidence, accuracy)
 
 
-def _texts(found: Any) -> dict[str, str]:
-    shown: Callable[[Any], str] = lambda value: line(", ".join(map(str, value)) if isinstance(value, list) else value)  # noqa: E731
-    return {line(key, 40): shown(value) for key, value in found.items() if value} if isinstance(found, dict) else {}
+def _texts(content: Any) -> dict[str, str]:
+    """The entries of a manifest's section that are set, as text on one line."""
+    items = content.items() if isinstance(content, dict) else ()
+    return {
+        line(key, 40): line(", ".join(map(str, value)) if isinstance(value, list) else value)
+        for key, value in items
+        if value
+    }
 
 
 def _elapsed(started: Any, ended: Any) -> float | None:

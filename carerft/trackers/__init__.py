@@ -1,7 +1,7 @@
-"""Where a run is shown: metrics.jsonl and a progress bar always, W&B or TensorBoard when asked.
+"""Where a run is shown: metrics.jsonl and a progress bar always, W&B or TensorBoard on request.
 
-Nothing depends on what is shown elsewhere: each tracker is told the same, and metrics.jsonl, evaluation/ and
-evaluation.json hold all of it.
+Every tracker gets the same, and metrics.jsonl, evaluation/ and evaluation.json hold all of it: no result depends on a
+tracker.
 """
 
 from carerft.trackers.metrics_file import MetricsFile

@@ -13,8 +13,8 @@ def named_tracker(
 ) -> list[Tracker]:
     """One tracker, or none.
 
-    directory: where it may write. description: gives what W&B is told of the run. step: where the run continues.
-    Raises CareError where W&B can't start.
+    directory: where it writes. description: returns what `wandb.init` takes of the run. step: the last finished step of
+    a continued run. Raises CareError if W&B can't start.
     """
     if settings.name == "wandb":
         from carerft.trackers.weights_and_biases import WandbTracker

@@ -1,4 +1,4 @@
-"""metrics.jsonl, which every run has."""
+"""metrics.jsonl: every run has one."""
 
 import json
 import math
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from carerft.runs.directory import write_atomically
-from carerft.trackers.outcome import Outcome
+from carerft.trackers.tracker import Outcome
 
 
 class MetricsFile:
@@ -15,7 +15,7 @@ class MetricsFile:
     essential: ClassVar = True
 
     def __init__(self, path: Path, step: int):
-        """Keeps the lines up to `step`: what a killed process wrote after its last checkpoint is done again."""
+        """Keeps the lines up to `step`: a continued run repeats the steps after its last checkpoint."""
         write_atomically(path, "".join(_lines_up_to(path, step) if path.exists() else []))
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the run
 
@@ -32,12 +32,12 @@ class MetricsFile:
 
 
 def _lines_up_to(path: Path, step: int) -> list[str]:
-    kept = []
+    lines = []
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
         try:
             if json.loads(line)["step"] > step or not line.endswith("\n"):
                 break
         except (ValueError, KeyError):  # the half line that a kill left
             break
-        kept.append(line)
-    return kept
+        lines.append(line)
+    return lines

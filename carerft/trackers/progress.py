@@ -5,11 +5,11 @@ from typing import ClassVar
 from rich.console import Console
 
 from carerft.terminal import progress_bar
-from carerft.trackers.outcome import Outcome
+from carerft.trackers.tracker import Outcome
 
 
 class ProgressTracker:
-    """A bar with the numbers that one watches."""
+    """A bar with the reward, the entropy and the divergence of the last step."""
 
     essential: ClassVar = False
     SHOWN: ClassVar = {"reward": "reward/mean", "entropy": "policy/entropy", "kl": "policy/kl_to_reference"}

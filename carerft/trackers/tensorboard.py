@@ -7,11 +7,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from carerft.trackers.outcome import Outcome
+from carerft.trackers.tracker import Outcome
 
 
 class TensorboardTracker:
-    """`tensorboard/` of a run directory. Where a run is continued, TensorBoard forgets the steps after `step`."""
+    """`tensorboard/` of a run directory. When a run is continued, TensorBoard drops the steps after `step`."""
 
     essential: ClassVar = False
 
@@ -36,7 +36,7 @@ class TensorboardTracker:
             pixels = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
             self._writer.add_image(name, pixels, self._step, dataformats="HWC")
         for name, table in outcome.tables().items():
-            # Markdown is rendered; four spaces before each line make it a block that is shown as it is.
+            # TensorBoard renders Markdown; four spaces before each line make a code block.
             rows = [json.dumps(dict(zip(table.columns, row, strict=True)), ensure_ascii=False) for row in table.rows]
             self._writer.add_text(name, "\n".join(f"    {row}" for row in rows), self._step)
 

@@ -1,17 +1,40 @@
-"""What a tracker is, and several of them as one."""
+"""What a tracker is, what it can be shown, and several trackers as one."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import ClassVar, Protocol
-
-from carerft.trackers.outcome import Outcome
 
 log = logging.getLogger(__name__)
 
 
+class Table(Protocol):
+    """columns: their names. rows: each as long as `columns`."""
+
+    @property
+    def columns(self) -> list[str]: ...
+
+    @property
+    def rows(self) -> Sequence[list[str | float | bool | None]]: ...
+
+
+class Outcome(Protocol):
+    """The result of an evaluation or a report. The names of tables and figures are of the form `group/name`.
+
+    Nothing is computed before a tracker asks for it: a run without trackers draws no figures.
+    """
+
+    def numbers(self) -> dict[str, float]: ...
+
+    def tables(self) -> Mapping[str, Table]: ...
+
+    def figures(self) -> dict[str, bytes]:
+        """PNG images."""
+        ...
+
+
 class Tracker(Protocol):
-    """Takes the metrics of each step, what an evaluation found, and the end of the run.
+    """Takes the metrics of each step, the result of the evaluation, and the end of the run.
 
     essential: whether a run must stop where its metrics can't be written.
     """
@@ -23,7 +46,7 @@ class Tracker(Protocol):
         ...
 
     def show(self, outcome: Outcome) -> None:
-        """What the evaluation found; at most once, and after the last step."""
+        """Show the evaluation's result; at most once, and after the last step."""
         ...
 
     def finish(self, failed: bool) -> None:
@@ -34,7 +57,7 @@ class Tracker(Protocol):
 class Trackers:
     """Several trackers as one, finished at the end of a `with` block.
 
-    An error of one is reported, and the others go on: no run is lost because it can't be shown. Only an essential
+    An error of one is logged, and the others go on: no run is lost because it can't be shown. Only an essential
     tracker that can't write a step's metrics stops the run.
     """
 

@@ -1,10 +1,9 @@
-"""Weights & Biases: one run per run directory, grouped by experiment, offline unless told otherwise.
+"""Weights & Biases: one run per run directory, grouped by experiment, offline by default.
 
-A run keeps its id for as long as its directory lives, so that one which is continued stays one. Offline, each start
-writes a directory of its own, `wandb/offline-run-<time>-<id>`; given all of them, `wandb sync` sends those of one id
-to one run, in the order of their start times. W&B writes its file every 15 seconds: what it had not yet written when
-a process was killed is missing there, and the steps after the last checkpoint are in both directories, with the same
-numbers. metrics.jsonl has every step once.
+A run keeps its id for as long as its directory exists: continued, it is the same run. Offline, each start writes its
+own directory, `wandb/offline-run-<time>-<id>`; `wandb sync` joins all directories of one id in the order of their start
+times. W&B writes its file every 15 seconds: after a kill, the last steps may be missing from it, and the steps after
+the last checkpoint are in two directories, with the same numbers. metrics.jsonl has every step once.
 """
 
 import contextlib
@@ -19,18 +18,19 @@ from carerft.config.identity import config_hash
 from carerft.config.settings import TrackerSettings
 from carerft.errors import CareError, ConfigError
 from carerft.runs.directory import RunDirectory
-from carerft.trackers.outcome import Outcome
+from carerft.runs.labels import run_label
+from carerft.trackers.tracker import Outcome
 
 LONGEST_NAME, LONGEST_TAG = 128, 64  # characters that W&B takes
 
 
 class WandbTracker:
-    """A W&B run of its own, also beside others within one process."""
+    """One W&B run; a process may have several at once."""
 
     essential: ClassVar = False
 
     def __init__(self, directory: Path, project: str, entity: str | None, mode: str, run: dict[str, Any], step: int):
-        """run: what `wandb.init` takes of the run itself: see `description`. step: where it continues, 0 at its start.
+        """run: as `description` returns it. step: the last finished step of a continued run, 0 for a new one.
 
         Raises CareError where W&B can't start.
         """
@@ -53,12 +53,12 @@ class WandbTracker:
             )
         except wandb.Error as error:
             raise CareError(
-                f"W&B did not start: {error}", "tracker=wandb keeps the run offline; tracker=none does without W&B"
+                f"W&B did not start: {error}", "tracker=wandb keeps the run offline; tracker=none leaves W&B out"
             ) from error
         self._run.define_metric("*", step_metric="step")
 
     def log(self, metrics: dict[str, float]) -> None:
-        # W&B's own step is ours too: where a run is continued online, it drops the steps that it has already.
+        # W&B's step is the learner's: when a run is continued online, W&B drops the steps that it already has.
         self._step = int(metrics["step"])
         self._run.log(metrics, step=self._step, commit=True)
 
@@ -79,7 +79,7 @@ class WandbTracker:
 
 @contextlib.contextmanager
 def _data_in(directory: Path) -> Iterator[None]:
-    """W&B puts what a table consists of into this directory, rather than into the user's home, where it would stay."""
+    """Have W&B write the contents of tables into this directory; in the user's home they would stay forever."""
     name = "WANDB_DATA_DIR"
     before = os.environ.get(name)
     os.environ[name] = str(directory)
@@ -95,31 +95,28 @@ def description(run: RunDirectory) -> dict[str, Any]:
     The id is the configuration's hash and the moment at which the run directory was begun: continued, a run keeps it;
     deleted and made anew, it gets another. `config.cell` is the same for all seeds, to group by.
     """
-    from carerft.report.cells import make_cells
-    from carerft.runs.reading import Run
-
-    settings = run.manifest["config"]
-    names = [settings[group]["name"] for group in ("model", "algorithm", "regularizer") if group in settings]
-    command, place = run.manifest["command"], run.path.name
-    (cell,) = make_cells([Run(run.path, place, "running", command, config=settings, seed=settings["seed"])])
-    label = ", ".join([*names[:2], cell.label]) if command == "train" else cell.label
+    manifest = run.manifest
+    command, config = manifest["command"], manifest["config"]
+    names = [config[group]["name"] for group in ("model", "algorithm", "regularizer") if group in config]
+    label = run_label(command, config)
+    label = ", ".join([*names[:2], label]) if command == "train" else label
     # Two cells may share a label; the hash of what all their seeds share tells them apart.
-    shared = config_hash(settings | {"seed": None, "model": settings["model"] | {"base": None}})
-    started = "".join(character for character in run.manifest["started"][:19] if character.isdigit())
+    shared = config_hash(config | {"seed": None, "model": config["model"] | {"base": None}})
+    started = "".join(character for character in manifest["started"][:19] if character.isdigit())
     return {
-        "id": f"{run.manifest['config_hash']}-{started}",
-        "name": f"{label}, seed {settings['seed']}"[-LONGEST_NAME:],
-        "group": settings["name"][:LONGEST_NAME],
+        "id": f"{manifest['config_hash']}-{started}",
+        "name": f"{label}, seed {config['seed']}"[-LONGEST_NAME:],
+        "group": config["name"][:LONGEST_NAME],
         "job_type": command,
         "tags": sorted({name[:LONGEST_TAG] for name in names if name}),
-        "config": settings | {"cell": f"{label} ({shared[:6]})"},
+        "config": config | {"cell": f"{label} ({shared[:6]})"},
     }
 
 
 def report_description(directory: Path, runs: list[str]) -> dict[str, Any]:
-    """What `wandb.init` takes of the report in this directory. The same table has the same id.
+    """What `wandb.init` takes of the report in this directory. Equal tables have equal ids.
 
-    runs: the directories, or the experiment, that it is about.
+    runs: the directories that it reports on, or the experiment's name.
     """
     digest = hashlib.sha256((directory / "table.csv").read_bytes()).hexdigest()[:12]
     group = Path(runs[0]).name[:LONGEST_NAME]
@@ -128,20 +125,20 @@ def report_description(directory: Path, runs: list[str]) -> dict[str, Any]:
 
 
 def check_online(settings: TrackerSettings) -> None:
-    """`require_login` for a tracker that sends as it happens: before anything is loaded, not before it is needed."""
+    """`require_login` if this tracker sends metrics during the run. Call it before loading."""
     if settings.name == "wandb" and settings.mode == "online":
         require_login()
 
 
 def require_login() -> None:
-    """Raises ConfigError where nothing can be sent to W&B: no key is known, or the server doesn't answer to it."""
+    """Raises ConfigError if nothing can be sent to W&B: there is no key, or the server rejects it."""
     import wandb
 
     offline = "keep runs offline with tracker=wandb and send them later with `wandb sync`"
     try:
         known = wandb.login(prompt=False)
     except wandb.Error as error:
-        raise ConfigError(f"W&B can't be used: {error}", f"mend it, or {offline}") from error
+        raise ConfigError(f"W&B can't be used: {error}", f"correct that, or {offline}") from error
     if not known:
         raise ConfigError(
             "no key for W&B was found, neither in WANDB_API_KEY nor from an earlier `wandb login`",

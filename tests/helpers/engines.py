@@ -51,7 +51,10 @@ def save_model(directory: Path) -> PreTrainedModel:
 
 
 def options(directory: Path, **changes) -> EngineOptions:
-    settings = {"model": str(directory), "context": CONTEXT, "eos_token_ids": (EOS, OTHER_EOS), "cache_gib": 0.1}
+    settings = {
+        "model": str(directory), "max_model_len": CONTEXT, "max_num_seqs": 256, "gpu_memory_utilization": 0.4,
+        "eos_token_ids": (EOS, OTHER_EOS), "kv_cache_memory_bytes": 100_000_000,
+    }  # fmt: skip
     return EngineOptions(**{**settings, **changes})
 
 

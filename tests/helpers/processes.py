@@ -21,7 +21,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -190,3 +191,26 @@ def running(*words: str, **variables: str) -> list[int]:
         if all(word in command for word in words) and variables.items() <= environment.items():
             found.append(pid)
     return found
+
+
+def call(function: Callable[..., None], *arguments: Any, count: int, timeout: float = 300) -> None:
+    """Call a function of a test module in `count` processes: in each with its rank, then these arguments (JSON values).
+
+    Raises AssertionError with what they wrote where one fails or they take more than `timeout` seconds.
+    """
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    command = [sys.executable, "-m", "helpers.call", function.__module__, function.__name__]
+    started = [
+        subprocess.Popen(
+            [*command, json.dumps([rank, *arguments])],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
+        )
+        for rank in range(count)
+    ]  # fmt: skip
+    try:
+        with ThreadPoolExecutor(count) as threads:
+            written = list(threads.map(lambda process: process.communicate(timeout=timeout)[0], started))
+        assert not any(process.returncode for process in started), "\n".join(written)
+    finally:
+        for process in started:
+            process.kill()

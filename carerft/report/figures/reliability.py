@@ -1,6 +1,6 @@
-"""Reliability diagrams: how often answers given with some confidence are right, and how confident answers are."""
+"""Reliability diagrams: how often answers of a given confidence are right, and how confident answers are."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,19 +8,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from carerft.metrics.intervals import Interval
-from carerft.report.cells import Cell, Scores
-from carerft.report.columns import benchmark_title
-from carerft.report.style import INK, MUTED, PAPER, Look, new_figure, quiet
-from carerft.runs.reading import Reliability
+from carerft.metrics.calibration import Reliability
+from carerft.metrics.statistics import Interval
+from carerft.report.figures.style import INK, MUTED, PAPER, Look, new_figure
+from carerft.report.rows import Row, Scores
 from carerft.text import decimal, greek
 
-CELL_WIDTH, CELL_HEIGHT, SIDE = 2.55, 3.5, 1.95  # inches: one panel's share of the figure, and its square
+PANEL_WIDTH, PANEL_HEIGHT, SIDE = 2.55, 3.5, 1.95  # inches: one panel's share of the figure, and its square
 
 
-def pooled_reliability(cell: Cell, benchmark: str) -> Reliability | None:
+def pooled_reliability(row: Row, benchmark: str) -> Reliability | None:
     """The bins of all of a row's seeds as one; None where there are none, or seeds were binned differently."""
-    parts = [found.reliability for found in cell.of(benchmark) if found.reliability is not None]
+    parts = [result.reliability for result in row.results(benchmark) if result.reliability is not None]
     if not parts or any(not np.array_equal(part.edges, parts[0].edges) for part in parts):
         return None
     count = sum((part.count for part in parts), np.zeros_like(parts[0].count))
@@ -34,62 +33,57 @@ def pooled_reliability(cell: Cell, benchmark: str) -> Reliability | None:
 
 @dataclass(frozen=True)
 class Diagram:
-    """One row's reliability on one benchmark, and what its heading says."""
+    """One row's reliability on one benchmark. floor: the ECE of perfect calibration at this k."""
 
     label: str
     colour: str
     bins: Reliability
     ece: Interval | None
-    floor: Interval | None  # the ECE of perfect calibration at this k
+    floor: Interval | None
+
+    @property
+    def shares(self) -> NDArray[np.float64]:
+        """(bins,) of questions."""
+        return self.bins.count / max(self.bins.count.sum(), 1)
 
 
-def diagrams(cells: Sequence[Cell], scores: Scores, benchmark: str, look: dict[str, Look]) -> list[Diagram]:
+def diagrams(rows: Sequence[Row], scores: Scores, benchmark: str, looks: Mapping[str, Look]) -> list[Diagram]:
     """One reliability diagram for each row that has bins."""
-    eces, floors = (scores.get((benchmark, name), [None] * len(cells)) for name in ("ece", "ece_floor"))
-    found = [
-        (cell, pooled_reliability(cell, benchmark), *both) for cell, *both in zip(cells, eces, floors, strict=True)
-    ]
+    eces, floors = (scores.get((benchmark, name), [None] * len(rows)) for name in ("ece", "ece_floor"))
     return [
-        Diagram(greek(cell.label), look[cell.label].colour, bins, *both)
-        for cell, bins, *both in found
-        if bins is not None
+        Diagram(greek(row.label), looks[row.label].colour, bins, ece, floor)
+        for row, ece, floor in zip(rows, eces, floors, strict=True)
+        if (bins := pooled_reliability(row, benchmark)) is not None
     ]
 
 
-def largest_share(panels: Sequence[Diagram]) -> float:
-    """The largest share of questions in one bin, over panels that are to share the scale of their histograms."""
-    return max(float((panel.bins.count / max(panel.bins.count.sum(), 1)).max()) for panel in panels)
-
-
-def reliability(panels: Sequence[Diagram], tallest: float, benchmark: str | None = None) -> Figure:
+def reliability(panels: Sequence[Diagram], title: str | None = None) -> Figure:
     """Reliability diagrams side by side, at most four in a row, each above the histogram of its confidences.
 
-    tallest: `largest_share`, the top of the histograms. benchmark: its name as the figure's title, for a figure that
-    stands alone. Places are fixed, in inches: the panels are alike and many, and squares stay square.
+    title: the benchmark's, for a figure that stands alone. Positions are fixed, in inches, so that squares stay square.
     """
     columns = min(len(panels), 4)
-    rows = -(-len(panels) // columns)
-    top = 0.35 if benchmark else 0.0
-    width, height = CELL_WIDTH * columns, CELL_HEIGHT * rows + top
+    top = 0.35 if title else 0.0
+    width, height = PANEL_WIDTH * columns, PANEL_HEIGHT * -(-len(panels) // columns) + top
     figure = new_figure(width, height)
     figure.set_layout_engine("none")
+    tallest = max(float(panel.shares.max()) for panel in panels)  # the histograms share their scale
     for index, panel in enumerate(panels):
-        row, column = divmod(index, columns)
-        left, floor = column * CELL_WIDTH + 0.5, height - top - (row + 1) * CELL_HEIGHT
-        places = [(left, floor + 1.13, SIDE, SIDE), (left, floor + 0.45, SIDE, 0.55)]
-        upper, lower = (figure.add_axes((x / width, y / height, w / width, h / height)) for x, y, w, h in places)
+        line, column = divmod(index, columns)
+        left, floor = column * PANEL_WIDTH + 0.5, height - top - (line + 1) * PANEL_HEIGHT
+        boxes = [(left, floor + 1.13, SIDE, SIDE), (left, floor + 0.45, SIDE, 0.55)]
+        upper, lower = (figure.add_axes((x / width, y / height, w / width, h / height)) for x, y, w, h in boxes)
         _diagram(upper, lower, panel, tallest)
-    if benchmark:
-        title = f"Reliability on {benchmark_title(benchmark)}"
-        figure.text(0.5 / width, 1 - 0.12 / height, title, va="top", color=INK, fontweight="bold", fontsize=11)
+    if title:
+        heading = {"va": "top", "color": INK, "fontweight": "bold", "fontsize": 11}
+        figure.text(0.5 / width, 1 - 0.12 / height, f"Reliability on {title}", **heading)
     return figure
 
 
 def _diagram(upper: Axes, lower: Axes, panel: Diagram, tallest: float) -> None:
     """Accuracy by confidence, the gap to the diagonal shaded, the area of a dot its bin's share; shares beneath."""
-    bins = panel.bins
+    bins, share = panel.bins, panel.shares
     filled = bins.count > 0
-    share = bins.count / max(bins.count.sum(), 1)
     upper.plot([0, 1], [0, 1], color=MUTED, linewidth=0.9, linestyle=(0, (3, 2)), zorder=1)
     x, y, sizes = bins.confidence[filled], bins.accuracy[filled], 14 + 130 * share[filled]
     upper.vlines(x, x, y, color=panel.colour, alpha=0.28, linewidth=5)
@@ -111,4 +105,4 @@ def _diagram(upper: Axes, lower: Axes, panel: Diagram, tallest: float) -> None:
     lower.grid(visible=False, axis="x")
     for axes in (upper, lower):
         axes.yaxis.set_label_coords(-0.17, 0.5)
-    quiet(lower)
+    lower.tick_params(length=0)

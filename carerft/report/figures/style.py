@@ -11,14 +11,17 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from carerft.report.cells import Cell
+from carerft.metrics.statistics import Interval
+from carerft.report.rows import Row
 
 PAPER, INK, MUTED, RULE = "#fffffe", "#1d2126", "#5c6571", "#d9dde2"
 FAMILY_COLOURS = {"base": INK, "none": "#d55e00", "rkl": "#0072b2", "srkl": "#009e73"}
@@ -72,7 +75,7 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Look:
-    """How a row is drawn everywhere."""
+    """How a row is drawn in every figure."""
 
     colour: str
     marker: str
@@ -83,18 +86,22 @@ class Look:
         """The CSS variable of its colour."""
         return f"--{VARIABLES[self.colour]}"
 
+    def points(self, size: float, edge: float) -> dict[str, Any]:
+        """Arguments of `Axes.plot` for markers of this size, with a pale edge."""
+        return {"marker": self.marker, "color": self.colour, "ms": size, "mec": PAPER, "mew": edge}
 
-def looks(cells: Sequence[Cell]) -> dict[str, Look]:
+
+def make_looks(rows: Sequence[Row]) -> dict[str, Look]:
     """A look for each row's label: the colour and marker of its family; dashes tell a family's rows apart."""
-    others = sorted({cell.family for cell in cells} - set(FAMILY_COLOURS))
-    found: dict[str, Look] = {}
+    others = sorted({row.family for row in rows} - set(FAMILY_COLOURS))
+    looks: dict[str, Look] = {}
     for family in [*FAMILY_COLOURS, *others]:
         index = others.index(family) if family in others else 0
         colour = FAMILY_COLOURS.get(family, OTHER_COLOURS[index % len(OTHER_COLOURS)])
         marker = FAMILY_MARKERS.get(family, OTHER_MARKERS[index % len(OTHER_MARKERS)])
-        for position, cell in enumerate(c for c in cells if c.family == family):
-            found[cell.label] = Look(colour, marker, DASHES[position % len(DASHES)])
-    return found
+        for position, row in enumerate(r for r in rows if r.family == family):
+            looks[row.label] = Look(colour, marker, DASHES[position % len(DASHES)])
+    return looks
 
 
 def styled() -> AbstractContextManager[None]:
@@ -109,19 +116,42 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
+def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure with one pair of axes, without tick marks: the grid shows where the labels belong."""
+    figure = new_figure(width, height)
+    axes = figure.add_subplot()
+    axes.tick_params(length=0)
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+    return figure, axes
+
+
 def arrange(figure: Figure) -> None:
     """Place a figure's parts once, so that each format is drawn without placing them again."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
 
 
-def quiet(axes: Axes) -> None:
-    """No tick marks: the grid shows where the labels belong."""
-    axes.tick_params(length=0)
+def error_bars(values: Sequence[Interval]) -> list[list[float]]:
+    """Distances (2, n) from values down and up to the ends of their intervals, 0 where there is none."""
+    sides = [value.sides or (0.0, 0.0) for value in values]
+    return [[side[end] for side in sides] for end in (0, 1)]
+
+
+def quality_title(title: str, direction: int) -> str:
+    return f"{title} (lower is better)" if direction < 0 else title
+
+
+def up_is_better(axes: Axes, x: int, y: int) -> None:
+    """Turn over the axes whose direction is -1: up and right is then better everywhere."""
+    if x < 0:
+        axes.invert_xaxis()
+    if y < 0:
+        axes.invert_yaxis()
 
 
 def legend(figure: Figure, axes: Axes) -> None:
-    """The rows' names beneath the axes, in as many columns as they fit; a long list makes the figure taller."""
+    """The rows' names beneath the axes, in as many columns as fit; a long list makes the figure taller."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         characters = 13.3 * figure.get_figwidth()  # of the legend's size, on one line
@@ -147,9 +177,9 @@ def png(figure: Figure) -> bytes:
 
 
 def inline_svg(text: str, name: str, label: str) -> str:
-    """`svg` text as an element of the page: its ids its own, its colours CSS variables, its size the page's affair.
+    """`svg` text as an element of the page, with unique ids and with CSS variables for colours.
 
-    name: a prefix for ids, unique on the page. label: what it shows, in words, for those who can't see it.
+    name: a prefix for ids, unique on the page. label: what it shows, in words, for readers who can't see it.
     """
     body = text[text.index("<svg") :]
     body = re.sub(r"\s*<metadata>.*?</metadata>|\s*<!--.*?-->", "", body, flags=re.DOTALL)
@@ -165,7 +195,7 @@ def inline_svg(text: str, name: str, label: str) -> str:
     assert box is not None
     width = float(box[1].split()[2])
     opening = f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{box[1]}"'
-    return f'{opening} role="img" aria-label="{escape(label)}" style="max-width: {width * 4 / 3:.0f}px">{rest}'
+    return f'{opening} role="img" aria-label="{escape(label)}" style="--width: {width * 4 / 3:.0f}px">{rest}'
 
 
 def _shortened(attribute: re.Match[str]) -> str:

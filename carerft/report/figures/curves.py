@@ -1,0 +1,86 @@
+"""Training curves: a quantity by learner step, for each row and seed."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from carerft.report.figures.style import Look, legend, new_axes
+from carerft.report.rows import Row
+from carerft.runs.reading import Run
+from carerft.text import greek
+
+Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
+"""Steps and values, each of shape (steps,)."""
+CURVES = {
+    "reward/mean": ("Reward", "mean reward"),
+    "policy/kl_to_reference": ("Divergence from the base", "KL to the base, nats/token"),
+    "policy/entropy": ("Token entropy", "nats/token"),
+    "rollout/refused": ("Refusals in training", "share of samples"),
+}
+MOST_POINTS = 8000
+"""Points of a figure; longer curves are thinned by averaging neighbours."""
+
+
+def curves(rows: Sequence[Row], metric: str, looks: Mapping[str, Look]) -> Figure:
+    """One quantity over training: raw values pale, each seed's smoothed line thin, the row's mean over seeds bold."""
+    figure, axes = new_axes(5.4, 3.4)
+    most = max(MOST_POINTS // sum(2 * len(row.runs) + 1 for row in rows), 50)
+    for row in rows:
+        look = looks[row.label]
+        seeds = [(run, curve) for run in row.runs if (curve := _curve(run, metric)) is not None]
+        if not seeds:
+            continue
+        for _, (steps, values) in seeds:
+            axes.plot(*_thinned(steps, values, most), color=look.colour, alpha=0.16, linewidth=0.7)
+            if len(seeds) > 1:
+                axes.plot(*_thinned(steps, smooth(values), most), color=look.colour, alpha=0.45, linewidth=0.8)
+        steps, mean = _mean([curve for run, curve in seeds if run.has_results] or [curve for _, curve in seeds])
+        style = {"color": look.colour, "linestyle": look.dash, "linewidth": 2, "label": greek(row.label)}
+        axes.plot(*_thinned(steps, smooth(mean), most), **style)
+    title, unit = CURVES[metric]
+    axes.set(title=title, ylabel=unit, xlabel="learner step")
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 2.5, 5, 10]))
+    axes.margins(x=0.02)
+    legend(figure, axes)
+    return figure
+
+
+def curve_metrics(rows: Sequence[Row]) -> list[str]:
+    """The quantities that any run has logged."""
+    return [name for name in CURVES if any(_curve(run, name) is not None for row in rows for run in row.runs)]
+
+
+def smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(steps,) centred moving average over a twelfth of the curve, over fewer points at the ends. NaN is left out."""
+    half = max(1, len(values) // 24)
+    known = ~np.isnan(values)
+    kernel = np.ones(2 * half + 1)
+    sums = np.convolve(np.where(known, values, 0.0), kernel)[half : half + len(values)]
+    counts = np.convolve(known.astype(float), kernel)[half : half + len(values)]
+    return np.divide(sums, counts, out=np.full(len(values), np.nan), where=counts > 0)
+
+
+def _curve(run: Run, metric: str) -> Curve | None:
+    values = run.curves.get(metric)
+    return None if values is None else (run.curves["step"], values)
+
+
+def _mean(curves: Sequence[Curve]) -> Curve:
+    """The mean over seeds at the steps that all of them have."""
+    shared = curves[0][0]
+    for steps, _ in curves[1:]:
+        shared = np.intersect1d(shared, steps)
+    return shared, np.mean([values[np.isin(steps, shared)] for steps, values in curves], axis=0)
+
+
+def _thinned(steps: NDArray[np.float64], values: NDArray[np.float64], most: int) -> Curve:
+    """At most so many points, each the mean of neighbours."""
+    stride = -(-len(steps) // most)
+    if stride <= 1:
+        return steps, values
+    edges = np.arange(0, len(steps), stride)
+    sizes = np.diff(np.append(edges, len(steps)))
+    return np.add.reduceat(steps, edges) / sizes, np.add.reduceat(values, edges) / sizes

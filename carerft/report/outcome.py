@@ -1,0 +1,123 @@
+"""What a tracker shows of an evaluation or of a report: numbers, tables and figures, read from the files on disk.
+
+Whatever a model wrote is hostile input: it leaves here cut, with hidden characters spelled out, and as plain text.
+"""
+
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import islice, takewhile
+from pathlib import Path
+from typing import Any
+
+from carerft.runs.reading import Run, load_run, read_lines
+from carerft.text import number, visible
+
+QUESTIONS, SAMPLES = 20, 4  # of each benchmark: its first questions, and the first samples of each
+LONG_TEXT, SHORT_TEXT = 1000, 120  # characters shown of a prompt or a sample, and of an answer
+COLUMNS = (
+    *("question", "prompt", "answer", "sample", "text", "extracted", "correct", "refused", "truncated"),
+    *("log_probability", "tokens"),
+)
+Value = str | float | bool | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """columns: their names. rows: each as long as `columns`."""
+
+    columns: list[str]
+    rows: list[list[Value]]
+
+
+@dataclass(frozen=True)
+class EvaluationOutcome:
+    """The finished evaluation of a run directory: `evaluation.json` and `evaluation/` are written."""
+
+    directory: Path
+
+    def numbers(self) -> dict[str, float]:
+        """`benchmark/metric` with the ends of its interval as `.._low` and `.._high`; `benchmark/n` and `/k`.
+
+        A metric that the evaluation leaves undefined is absent.
+        """
+        numbers: dict[str, float | None] = {}
+        for name, result in self._run().benchmarks.items():
+            numbers |= {f"{name}/n": result.n, f"{name}/k": result.k}
+            for metric, interval in result.metrics.items():
+                key = f"{name}/{metric}"
+                numbers |= {key: interval.value, f"{key}_low": interval.low, f"{key}_high": interval.high}
+        return {key: value for key, value in numbers.items() if value is not None}
+
+    def tables(self) -> dict[str, Table]:
+        """`samples/benchmark`: one row of COLUMNS per sample, the first SAMPLES of the first QUESTIONS questions."""
+        folder = self.directory / "evaluation"
+        return {
+            f"samples/{name}": Table(list(COLUMNS), list(_answers(folder, name))) for name in self._run().benchmarks
+        }
+
+    def figures(self) -> dict[str, bytes]:
+        """`reliability/benchmark`: a reliability diagram as PNG; benchmarks without bins have none."""
+        from carerft.report.figures.reliability import diagrams, reliability
+        from carerft.report.figures.style import make_looks, png, styled
+        from carerft.report.rows import make_rows, scores
+
+        run = self._run()
+        rows = make_rows([run])
+        values, looks = scores(rows, run.level), make_looks(rows)
+        with styled():
+            return {
+                f"reliability/{name}": png(reliability(panels))
+                for name in run.benchmarks
+                if (panels := diagrams(rows, values, name, looks))
+            }
+
+    def _run(self) -> Run:
+        # The evaluation is finished, although its run is marked as done only after the trackers have seen it.
+        return replace(load_run(self.directory, self.directory), status="done")
+
+
+@dataclass(frozen=True)
+class ReportOutcome:
+    """A report, as `carerft report` wrote it: every number in its table of rows, benchmarks and metrics."""
+
+    directory: Path
+
+    def numbers(self) -> dict[str, float]:
+        return {}
+
+    def tables(self) -> dict[str, Table]:
+        with open(self.directory / "table.csv", encoding="utf-8", newline="") as lines:
+            header, *rows = csv.reader(lines)
+        numeric = [name in ("value", "low", "high") for name in header]
+        values = [[(float(v) if v else None) if n else v for v, n in zip(row, numeric, strict=True)] for row in rows]
+        return {"report/table": Table(header, values)}
+
+    def figures(self) -> dict[str, bytes]:
+        return {f"report/{path.stem}": path.read_bytes() for path in sorted(self.directory.glob("figures/*.png"))}
+
+
+def _answers(folder: Path, benchmark: str) -> Iterator[list[Value]]:
+    def short(value: Any) -> str | None:
+        return None if value is None else visible(value, SHORT_TEXT)
+
+    def flag(value: Any) -> bool | None:
+        return value if isinstance(value, bool) else None
+
+    first = islice(read_lines(folder / f"{benchmark}.problems.jsonl", []), QUESTIONS)
+    problems = {problem.get("problem_id"): problem for problem in first}
+    samples = read_lines(folder / f"{benchmark}.jsonl", [])  # in the order of the problems
+    for sample in takewhile(lambda sample: sample.get("problem_id") in problems, samples):
+        index, problem = number(sample.get("sample")), problems[sample.get("problem_id")]
+        if index is None or index >= SAMPLES:
+            continue
+        yield [
+            short(sample["problem_id"]),
+            visible(problem.get("prompt", ""), LONG_TEXT),
+            short(problem.get("answer")),
+            int(index),
+            visible(sample.get("text", ""), LONG_TEXT),
+            short(sample.get("extracted")),
+            *(flag(sample.get(key)) for key in ("correct", "refused", "truncated")),
+            *(number(sample.get(key)) for key in ("log_probability", "tokens")),
+        ]
