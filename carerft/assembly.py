@@ -115,26 +115,26 @@ class Subject:
 
     def _vllm_worker(self, settings: VllmSettings) -> AbstractContextManager[RolloutWorker]:
         from carerft.rollout.dedicated import DedicatedWorker
-        from carerft.rollout.keeping import kept
+        from carerft.rollout.reuse import reused
         from carerft.rollout.vllm import VllmWorker
 
         options = EngineOptions(
             model=model_path(self.settings.model),
             revision=self.settings.model.revision,
             dtype=self.settings.precision,
-            context=self.context,
+            max_model_len=self.context,
             eos_token_ids=tuple(self.end_tokens),
-            sequences=settings.batch_size,
-            memory_share=settings.gpu_memory_utilization,
-            cache_gib=settings.kv_cache_gib,
+            max_num_seqs=settings.batch_size,
+            gpu_memory_utilization=settings.gpu_memory_utilization,
+            kv_cache_memory_bytes=None if settings.kv_cache_gib is None else int(settings.kv_cache_gib * 2**30),
             tensor_parallel_size=settings.tensor_parallel_size,
-            eager=settings.enforce_eager,
-            weight_transfer=None if settings.weight_transfer == "reload" else settings.weight_transfer,
+            enforce_eager=settings.enforce_eager,
+            weight_transfer_config={"backend": "nccl"} if settings.weight_transfer == "nccl" else None,
         )
         if settings.placement == "colocated":
-            return kept(VllmWorker, options, settings.verify_sync)
+            return reused(VllmWorker, options, settings.verify_sync)
         faults = (settings.timeout_s, settings.max_restarts, settings.verify_sync)
-        return kept(DedicatedWorker, options, settings.engines, *faults)
+        return reused(DedicatedWorker, options, settings.engines, *faults)
 
     def measure(
         self, run: RunDirectory, worker: RolloutWorker, benchmarks: dict[str, Benchmark], trackers: Trackers

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from carerft.errors import CareError, EngineError
 from carerft.model.lora import merged_weights
-from carerft.rollout import Rollouts, Sampling, keeping
+from carerft.rollout import Rollouts, Sampling, reuse
 from carerft.rollout.transformers import TransformersWorker
 
 pytestmark = needs_ray
@@ -47,16 +47,16 @@ def worker(policy, directory):
     """As the second run of a sweep has it, from the first."""
     from carerft.rollout.dedicated import DedicatedWorker
 
-    asked = (DedicatedWorker, options(directory), 2, 300.0, 1)
-    with keeping.kept(*asked) as first:
+    made_by = (DedicatedWorker, options(directory), 2, 300.0, 1)
+    with reuse.reused(*made_by) as first:
         first.sync(policy)
         pids = [engine.pid for engine in first.engines]
-    with keeping.kept(*asked) as worker:
+    with reuse.reused(*made_by) as worker:
         assert worker is first and [engine.pid for engine in worker.engines] == pids
-        assert not worker.proven  # the first sync of every run is
+        assert not worker.verified  # the first sync of every run is
         worker.sync(policy)
         yield worker
-    keeping.close()
+    reuse.close_idle()
 
 
 def disturbed(worker, number: signal.Signals, after: float = 0.5) -> Rollouts:
@@ -157,7 +157,7 @@ def test_an_engine_that_cannot_start_says_why(worker, directory):
     from carerft.rollout.dedicated import DedicatedWorker
 
     with pytest.raises(CareError, match=r"too little memory.*\n.*rollout.kv_cache_gib"):
-        DedicatedWorker(options(directory, cache_gib=1e5), engines=1, timeout_s=60, max_restarts=1)
+        DedicatedWorker(options(directory, kv_cache_memory_bytes=10**14), engines=1, timeout_s=60, max_restarts=1)
 
 
 def test_closing_ends_all_processes_and_a_request_that_another_thread_waits_for(worker, undisturbed):
@@ -185,9 +185,12 @@ from carerft.rollout.engine import EngineOptions
 from transformers import AutoModelForCausalLM
 
 if __name__ == "__main__":
-    options = EngineOptions(sys.argv[1], 400, (3,), cache_gib=0.1, tensor_parallel_size=2)
+    options = EngineOptions(
+        sys.argv[1], max_model_len=400, max_num_seqs=256, gpu_memory_utilization=0.4, eos_token_ids=(3,),
+        kv_cache_memory_bytes=100_000_000, tensor_parallel_size=2,
+    )
     worker = DedicatedWorker(options, 1, timeout_s=300, max_restarts=1)
-    worker.sync(AutoModelForCausalLM.from_pretrained(sys.argv[1]))  # proves that the engine's probabilities are its
+    worker.sync(AutoModelForCausalLM.from_pretrained(sys.argv[1]))  # checks that the engine's probabilities are its
     print(*(process.pid for process in psutil.Process().children(recursive=True)), flush=True)
     time.sleep(600)
 """

@@ -276,13 +276,6 @@ def test_autocast_samples_in_bfloat16_near_the_float32_probabilities(model):
     assert 1e-4 < difference.max() < 0.5  # bfloat16 keeps 8 bits: it differs, and not by much
 
 
-def test_progress_counts_sequences(model):
-    seen: list[tuple[int, int]] = []
-    worker = TransformersWorker(model, [EOS], 0, batch_size=5, progress=lambda done, total: seen.append((done, total)))
-    worker.sample(PROMPTS, 3, Sampling(2), seed=0)
-    assert seen == [(5, 12), (10, 12), (12, 12)]
-
-
 @pytest.mark.parametrize("name", ["qwen2 tied", "gpt2"])
 @pytest.mark.parametrize("batch_size", [256, 2])
 def test_log_likelihood_is_the_sum_over_the_continuation_alone(name, batch_size):

@@ -275,6 +275,6 @@ def test_too_little_memory_at_the_start_names_the_options_to_lower(directory, po
     from carerft.rollout.engine import Engine
 
     with pytest.raises(CareError, match=r"too little memory.*\n.*gpu_memory_utilization.*rollout.kv_cache_gib"):
-        Engine(options(directory, cache_gib=1e5))
+        Engine(options(directory, kv_cache_memory_bytes=10**14))
     with pytest.raises(CareError, match=r"cannot hold one sequence of 400 tokens.*\n.*max_model_len"):
-        Engine(options(directory, cache_gib=1e-4))
+        Engine(options(directory, kv_cache_memory_bytes=10**5))

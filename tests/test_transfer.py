@@ -41,7 +41,7 @@ def test_an_engine_samples_from_the_weights_that_were_sent(tmp_path, monkeypatch
     )
     joined: list[tuple[int, int]] = []
     policy = save_model(tmp_path)
-    engine = Engine(options(tmp_path, weight_transfer="queue"))
+    engine = Engine(options(tmp_path, weight_transfer_config={"backend": "queue"}))
     asked: list[str] = []
 
     def ask(method: str, arguments: Sequence[tuple]) -> None:

@@ -20,7 +20,7 @@ from helpers.engines import needs_ray, needs_vllm
 from helpers.runs import assert_gone
 
 from carerft import cli
-from carerft.rollout import engine, keeping, vllm
+from carerft.rollout import engine, reuse, vllm
 from carerft.training import checkpoint
 
 SMALL = ["model=tiny", "samples=2", "evaluation.limit=6", "evaluation.bootstrap=20", "tracker=none", "rollout=vllm"]
@@ -46,7 +46,7 @@ def answers(directory: Path) -> list[tuple]:
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory) -> tuple[Path, Counter]:
-    """Two runs in this process, in 0/ and 1/, and how often an engine was started and a sync proven."""
+    """Two runs in this process, in 0/ and 1/, and how often an engine was started and a sync checked."""
     directory, calls = tmp_path_factory.mktemp("sweep"), Counter()
 
     def counted(what: str, function):
@@ -54,11 +54,11 @@ def sweep(tmp_path_factory) -> tuple[Path, Counter]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine.Engine, "__init__", counted("start", engine.Engine.__init__))
-        patch.setattr(vllm, "prove_sync", counted("proof", vllm.prove_sync))
+        patch.setattr(vllm, "check_sync", counted("check", vllm.check_sync))
         places = [f'hydra.sweep.dir="{directory}"', "hydra.sweep.subdir=${seed}"]
         assert cli.main(["train", "-m", *TRAIN, "seed=0,1", *places]) == 0
     yield directory, calls
-    keeping.close()
+    reuse.close_idle()
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def finished(sweep) -> Path:
 @needs_vllm
 def test_a_sweep_starts_one_engine_and_its_runs_are_those_of_processes_of_their_own(sweep, tmp_path):
     directory, calls = sweep
-    assert calls == {"start": 1, "proof": 2}
+    assert calls == {"start": 1, "check": 2}
     command = [sys.executable, "-m", "carerft", "train", *TRAIN, "seed=1", f'hydra.run.dir="{tmp_path}"']
     subprocess.run(command, check=True, capture_output=True)
     again = directory / "1"
@@ -116,7 +116,7 @@ def test_a_prompt_longer_than_the_engines_context_is_refused_at_the_start_by_its
     assert run("train", tmp_path / "run", *TRAIN, "rollout.max_model_len=40", "task.max_tokens=30") == 2
     assert "the prompt of problem " in capsys.readouterr().err
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
-    assert not keeping._kept  # a run that failed leaves no engine
+    assert not reuse.idle  # a run that failed leaves no engine
 
 
 @pytest.mark.parametrize(

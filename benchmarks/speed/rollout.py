@@ -86,7 +86,10 @@ def measure(system: str, directory: str, work: Work, rounds: int) -> dict[str, f
         from carerft.rollout.engine import EngineOptions
         from carerft.rollout.vllm import VllmWorker
 
-        worker = VllmWorker(EngineOptions(directory, context=256, eos_token_ids=(1,), dtype=dtype))
+        options = EngineOptions(
+            directory, 256, max_num_seqs=256, gpu_memory_utilization=0.4, eos_token_ids=(1,), dtype=dtype
+        )
+        worker = VllmWorker(options)
         worker.sync(policy)
         times = []
         for _ in range(rounds):

@@ -1,31 +1,34 @@
-"""Rollout workers: what samples completions from the policy.
+"""Rollouts: completions sampled from the policy, and the workers that sample them.
 
 A worker holds (or shares) a copy of the policy's weights, takes prompts as token ids, and returns `Rollouts`: plain
-tensors on the CPU, whichever engine made them.
+tensors on the CPU, the same from every engine.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from torch.nn.utils.rnn import pad_sequence
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass
 class Rollouts:
-    """P prompts with G completions each: S = P * G sequences, the G completions of a prompt being neighbours.
+    """P prompts with G completions each: S = P * G sequences, in which the G completions of a prompt are neighbours.
 
-    Tensors live on the CPU; padding is zero and lies to the right.
+    Tensors are on the CPU and padded with zeros on the right.
 
     prompt_tokens:  (P, T_prompt) int64
     prompt_lengths: (P,) int64
-    tokens:         (S, T) int64, the completion, with its end-of-sequence token where it has one
-    lengths:        (S,) int64, tokens of the completion that count (end-of-sequence included)
-    log_probs:      (S, T) float32, natural log of the sampler's own probability of each sampled token, at the
-                    temperature that it was sampled with
-    finished:       (S,) bool, ended by an end-of-sequence token or a stop string; False: cut by the length limit
+    tokens:         (S, T) int64, each completion, including the end-of-sequence token if it ended with one
+    lengths:        (S,) int64, tokens of each completion (end-of-sequence included)
+    log_probs:      (S, T) float32, natural log of the sampler's probability of each sampled token, at the temperature
+                    and top_p that it was sampled with
+    finished:       (S,) bool, ended by an end-of-sequence token or a stop string; False: cut at the length limit
     """
 
     prompt_tokens: Tensor
@@ -44,17 +47,31 @@ class Rollouts:
         return torch.arange(self.tokens.shape[1])[None, :] < self.lengths[:, None]
 
     def prompts(self, index: Tensor | slice) -> "Rollouts":
-        """The rollouts of some of the prompts, each with all of its completions. index selects from (P,)."""
-        chosen = torch.arange(self.prompt_tokens.shape[0])[index]
-        members = (chosen[:, None] * self.group_size + torch.arange(self.group_size)[None, :]).flatten()
+        """The rollouts of some of the prompts, each with all of its completions. index: into (P,)."""
+        rows = torch.arange(self.prompt_tokens.shape[0])[index]
+        sequences = (rows[:, None] * self.group_size + torch.arange(self.group_size)[None, :]).flatten()
         per_prompt = {"prompt_tokens", "prompt_lengths"}
         return Rollouts(
-            **{f.name: getattr(self, f.name)[chosen if f.name in per_prompt else members] for f in fields(self)}
+            **{f.name: getattr(self, f.name)[rows if f.name in per_prompt else sequences] for f in fields(self)}
+        )
+
+    @staticmethod
+    def from_rows(
+        prompts: Sequence[Sequence[int]], tokens: Sequence[Tensor], log_probs: Sequence[Tensor], finished: Tensor
+    ) -> "Rollouts":
+        """Pads P prompts, and S completions' tokens and log-probabilities, each of its own length. finished: (S,)."""
+        return Rollouts(
+            prompt_tokens=pad_sequence([torch.tensor(p, dtype=torch.int64) for p in prompts], batch_first=True),
+            prompt_lengths=torch.tensor([len(prompt) for prompt in prompts]),
+            tokens=pad_sequence(list(tokens), batch_first=True),
+            lengths=torch.tensor([len(row) for row in tokens]),
+            log_probs=pad_sequence(list(log_probs), batch_first=True),
+            finished=finished,
         )
 
     @staticmethod
     def concatenate(parts: Sequence["Rollouts"]) -> "Rollouts":
-        """Rollouts of different prompts as one, padded to the longest. All must have the same group size."""
+        """The rollouts of different prompts, padded to the longest. All must have the same group size."""
 
         def join(tensors: list[Tensor]) -> Tensor:
             if tensors[0].ndim == 1:
@@ -67,10 +84,10 @@ class Rollouts:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample. Training uses the defaults of temperature and top_p: anything else is another policy.
+    """How to sample. Training keeps the default temperature and top_p: others make it sample from another policy.
 
-    stop: strings that end a completion, as an end-of-sequence token does: the token that completes one is the last,
-    and is kept whole. They are looked for in the completion's text, without special tokens and without the prompt.
+    stop: strings that end a completion, as an end-of-sequence token does. The token that completes one is the last and
+        is kept in full. They are looked for in the completion's text, without special tokens and without the prompt.
     """
 
     max_tokens: int
@@ -81,35 +98,45 @@ class Sampling:
 
 
 class RolloutWorker(Protocol):
-    """An engine that samples from the current policy and scores given text under it."""
+    """Samples completions from the policy, and scores given text under it."""
 
     def sample(self, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, seed: int) -> Rollouts:
-        """n completions for each prompt (token ids). The same weights, arguments and seed give the same samples."""
+        """n completions of each prompt (token ids). The same weights, arguments and seed give the same samples.
+
+        A prompt's samples depend neither on the prompts beside it nor, the first of them, on n; only float rounding,
+        which follows the shape of a batch, can in rare cases change a token. Raises DataError (no prompts, an empty
+        one, one longer than the context), ConfigError (sampling out of range, max_tokens beyond the context, stop
+        strings without a tokenizer) and NonFiniteError (the model's probabilities are not finite numbers).
+        """
         ...
 
     def log_likelihood(self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]) -> list[float]:
-        """Sum of log-probabilities (nats) of each continuation's tokens given its prompt."""
+        """Sum of log-probabilities (nats) of each continuation's tokens given its prompt, at temperature 1.
+
+        Raises DataError: no prompts, an empty one, or one that with its continuation exceeds the context.
+        """
         ...
 
     def sync(self, policy: torch.nn.Module) -> None:
-        """Sample from these weights from now on."""
+        """Copy the policy's weights: from now on, sample from them. Raises CareError if the copy differs."""
         ...
 
     def sleep(self) -> None:
-        """Nothing is asked of the worker before the next `sync`: it may give its memory to the learner."""
-        ...
+        """Give memory to the learner, if there is any to give. Only the next `sync` makes the worker usable again."""
+
+    def reset(self) -> None:
+        """Prepare for another run, whose first `sync` is then checked like that of a new worker."""
 
     def close(self) -> None:
-        """End the engine, if there is one, and all of its processes. Nothing is asked of the worker afterwards."""
-        ...
+        """End the engine and all of its processes, if there are any. May be repeated; nothing else may follow."""
 
 
-def completion_texts(rollouts: Rollouts, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+def completion_texts(rollouts: Rollouts, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
     """The S completions as text, without special tokens."""
     tokens = [row[:n] for row, n in zip(rollouts.tokens.tolist(), rollouts.lengths.tolist(), strict=True)]
     return tokenizer.batch_decode(tokens, skip_special_tokens=True)
 
 
 def mixed_seed(seed: int, counter: int) -> int:
-    """A seed for the counter-th use of a stream, far from its neighbours'."""
+    """A seed for the counter-th use of a stream, far from those of its neighbours."""
     return (seed * 0x9E3779B97F4A7C15 + counter * 0xBF58476D1CE4E5B9 + 1) % 2**63

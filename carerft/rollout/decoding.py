@@ -1,11 +1,11 @@
-"""Decoding one token at a time for many sequences: a key/value cache written in place, and two ways to take a step.
+"""Decodes many sequences one token at a time, with a key/value cache that is written in place.
 
-`Decoder` goes through the model's own forward and works for every attention model of transformers. `LeanDecoder`
-writes out the arithmetic of Qwen2 and Llama: in a model of a few million parameters the many small operations between
-the matrix products take longer than the products. `decoder_for` chooses.
+`Decoder` calls the model's own forward and works for every attention model of transformers. `LeanDecoder` writes out
+the arithmetic of Qwen2 and Llama: in a model of a few million parameters, the many small operations between the matrix
+products take longer than the products. `decoder_for` chooses between them.
 
-Left out: recurrent models (Mamba and its kin), encoder-decoders, and keeping one copy of a prompt's keys for all of its
-samples while decoding.
+Left out: recurrent models (such as Mamba), encoder-decoders, and sharing one copy of a prompt's keys among its samples
+while decoding.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,41 +18,41 @@ from torch.nn import functional as F
 from transformers import Cache, DynamicCache, LlamaForCausalLM, PreTrainedModel, Qwen2ForCausalLM
 from transformers.cache_utils import DynamicLayer
 
-BLOCK = 256  # slots that a cache has to spare at first; it doubles from there, so memory follows the lengths that occur
-LEAN_PARAMETERS = 50_000_000  # the lean step copies the weights, and gains little where the matrix products dominate
+BLOCK = 256  # spare slots of a new cache; it doubles when it is full, so that memory follows the actual lengths
+LEAN_PARAMETERS = 50_000_000  # `LeanDecoder` copies the weights, and gains little if the products dominate
 
 
 class PreallocatedLayer(DynamicLayer):
     """One layer's keys and values, (R, heads, slots, head_dim), of which the first `length` slots are filled.
 
-    It keeps everything: a model with a sliding window narrows its own mask.
+    It never drops old tokens: a model with a sliding window masks them itself.
     """
 
     def __init__(self, keys: Tensor, values: Tensor, limit: int):
-        """keys, values: (R, heads, T, head_dim) of the prompts; limit: the most slots that will be asked for."""
+        """keys, values: (R, heads, T, head_dim) of the prompts; limit: the most slots that will be needed."""
         super().__init__()
         self.length, self.limit = keys.shape[2], limit
-        self.keys, self.values = self._with_room(keys), self._with_room(values)
+        self.keys, self.values = self._enlarged(keys), self._enlarged(values)
         self.is_initialized = True
 
-    def _with_room(self, filled: Tensor) -> Tensor:
+    def _enlarged(self, filled: Tensor) -> Tensor:
         slots = min(self.limit, self.length + max(BLOCK, self.length))
         buffer = filled.new_empty(*filled.shape[:2], slots, filled.shape[3])
         buffer[:, :, : self.length] = filled[:, :, : self.length]
         return buffer
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        """Writes (R, heads, new, head_dim) behind what is there and returns views of everything."""
+        """Appends (R, heads, new, head_dim) and returns views of all keys and values."""
         end = self.length + key_states.shape[2]
         if end > self.keys.shape[2]:
-            self.keys, self.values = self._with_room(self.keys), self._with_room(self.values)
+            self.keys, self.values = self._enlarged(self.keys), self._enlarged(self.values)
         self.keys[:, :, self.length : end] = key_states
         self.values[:, :, self.length : end] = value_states
         self.length = end
         return self.keys[:, :, :end], self.values[:, :, :end]
 
     def keep(self, rows: Tensor) -> None:
-        """Drops all rows but these, which ascend."""
+        """Drops all rows but these, which must ascend."""
         for buffer in (self.keys, self.values):
             buffer[: len(rows), :, : self.length] = buffer[rows, :, : self.length]
         self.keys, self.values = self.keys[: len(rows)], self.values[: len(rows)]
@@ -62,15 +62,15 @@ class PreallocatedLayer(DynamicLayer):
 
 
 class Decoder:
-    """Reads each prompt once, hands its keys and values to all of its rows, then takes a step for all rows at a time.
+    """Reads each prompt once, copies its keys and values to all of its rows, then decodes all rows, token by token.
 
-    Shorter prompts are padded on the left, so that a step has the same slot in every row; padding is masked, and
+    Shorter prompts are padded on the left, so that a step fills the same slot in every row; padding is masked, and
     positions count from the first real token.
     logits: (R, vocabulary), for each row's first token.
     """
 
     def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], rows: Tensor, steps: int, pad: int):
-        """prompts: P lists of tokens; rows: (R,) which prompt each row continues; pad: any token that exists."""
+        """prompts: P lists of tokens; rows: (R,) the index of each row's prompt; pad: any token that exists."""
         device = model.device
         width = max(map(len, prompts))
         tokens = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
@@ -94,7 +94,7 @@ class Decoder:
         self.positions = width - padding[rows]  # (R,), of the token that the next step reads
 
     def read(self, tokens: Tensor) -> Tensor:
-        """tokens: (R, T), the next of each row. Returns the logits that follow each, (R, T, vocabulary)."""
+        """tokens: (R, T), the next of each row. Returns the logits after each of them, (R, T, vocabulary)."""
         count = tokens.shape[1]
         output = self.model(
             tokens,
@@ -107,11 +107,11 @@ class Decoder:
         return output.logits
 
     def step(self, tokens: Tensor) -> Tensor:
-        """tokens: (R,), the newest of each row. Returns the logits of the next, (R, vocabulary)."""
+        """tokens: (R,), the newest of each row. Returns the logits of the next token, (R, vocabulary)."""
         return self.read(tokens[:, None])[:, -1]
 
     def keep(self, rows: Tensor) -> None:
-        """Goes on with these rows alone, which ascend."""
+        """Drops all rows but these, which must ascend."""
         for layer in self.layers:
             layer.keep(rows)
         self.positions = self.positions[rows]
@@ -120,10 +120,10 @@ class Decoder:
 
 @dataclass
 class LeanLayer:
-    """A decoder layer's weights, transposed to (in, out): the CPU multiplies by those a quarter faster.
+    """A decoder layer's weights, transposed to (in, out), by which a CPU multiplies a quarter faster.
 
-    The scale of each RMSNorm, times sqrt(hidden), is part of the product behind it; head_dim ** -0.5 is part of the
-    queries.
+    The weights of the product after each RMSNorm include its scale times sqrt(hidden); those of the queries include
+    head_dim ** -0.5.
     """
 
     qkv: Tensor  # (hidden, (heads + 2 * groups) * head_dim); groups: key/value heads
@@ -134,10 +134,10 @@ class LeanLayer:
 
 
 class LeanDecoder(Decoder):
-    """`Decoder` for Qwen2 and Llama, with its step written out."""
+    """`Decoder` for Qwen2 and Llama, with the arithmetic of a step written out."""
 
     def __init__(self, layers: list[LeanLayer], head: Tensor, model: PreTrainedModel, *arguments):
-        """layers, head: of `lean_layers`; arguments: those of `Decoder`."""
+        """layers, head: from `lean_layers`; arguments: those of `Decoder`."""
         super().__init__(model, *arguments)
         self.lean, self.head = layers, head
         slots = torch.arange(self.layers[0].limit, device=model.device)
@@ -157,7 +157,7 @@ class LeanDecoder(Decoder):
         # RMSNorm, x / sqrt(mean(x^2) + eps), is sqrt(hidden) x / |(x, sqrt(hidden eps))|: two operations, not five.
         embedded = F.embedding(tokens, self.model.model.embed_tokens.weight)
         extended = F.pad(embedded, (0, 1), value=(config.hidden_size * config.rms_norm_eps) ** 0.5)
-        x = extended[:, :-1]  # (R, hidden), what the layers add to in place
+        x = extended[:, :-1]  # (R, hidden): the residual stream, to which the layers add in place
 
         def normed() -> Tensor:
             return x / torch.linalg.vector_norm(extended, dim=1, keepdim=True)
@@ -167,7 +167,7 @@ class LeanDecoder(Decoder):
             qk, v = qkv[:, : heads + groups], qkv[:, heads + groups :]
             qk = torch.addcmul(qk * cos, qk.roll(dim // 2, -1), sin)
             keys, values = cache.update(qk[:, heads:, None], v[:, :, None])
-            # Each key/value head meets the queries that share it: its keys are never repeated.
+            # Each key/value head is multiplied with all queries that share it: its keys are never repeated.
             q = qk[:, :heads].reshape(rows * groups, heads // groups, dim)
             scores = torch.bmm(q, keys.flatten(0, 1).transpose(1, 2))
             if bias is not None:
@@ -181,7 +181,7 @@ class LeanDecoder(Decoder):
 
 
 def lean_layers(model: PreTrainedModel) -> tuple[list[LeanLayer], Tensor] | None:
-    """The layers and the (hidden, vocabulary) head that `LeanDecoder` needs; None where it would not be exact."""
+    """The layers and the (hidden, vocabulary) head for `LeanDecoder`; None where that is not exact or not faster."""
     if type(model) not in (Qwen2ForCausalLM, LlamaForCausalLM) or model.num_parameters() > LEAN_PARAMETERS:
         return None
     config, inner = model.config, model.model
@@ -189,11 +189,11 @@ def lean_layers(model: PreTrainedModel) -> tuple[list[LeanLayer], Tensor] | None
     if (
         any(type(p) is not nn.Parameter or p.dtype != torch.float32 for p in model.parameters())  # sharded, or cast
         or any(type(m) is not nn.Linear for m in linear)
-        or len(linear) != 7 * len(inner.layers) + 1  # an adapter adds to them, quantisation takes from them
+        or len(linear) != 7 * len(inner.layers) + 1  # an adapter adds linear layers, quantisation replaces them
         or any(m.bias is not None for b in inner.layers for m in (b.self_attn.o_proj, *b.mlp.children()) if m in linear)
         or config.hidden_act != "silu"
         or set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"}
-        or inner.rotary_emb.rope_type in ("dynamic", "longrope")  # their tables change with the length
+        or inner.rotary_emb.rope_type in ("dynamic", "longrope")  # the tables of these change with the length
     ):
         return None
 
@@ -216,6 +216,6 @@ def lean_layers(model: PreTrainedModel) -> tuple[list[LeanLayer], Tensor] | None
 
 
 def decoder_for(model: PreTrainedModel) -> Callable[..., Decoder]:
-    """What makes decoders, (prompts, rows, steps, pad) -> Decoder, for the weights that the model has now."""
+    """A factory of decoders, (prompts, rows, steps, pad) -> Decoder, for the model's current weights."""
     lean = None if torch.is_autocast_enabled(model.device.type) else lean_layers(model)
     return partial(Decoder, model) if lean is None else partial(LeanDecoder, *lean, model)

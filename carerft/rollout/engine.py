@@ -1,12 +1,12 @@
-"""One vLLM engine, driven from this process: what both placements of `rollout=vllm` are made of.
+"""One vLLM engine, driven from this process. Both placements of `rollout=vllm`, colocated and dedicated, use it.
 
-Sampling parameters come from the caller alone: the model's generation_config, which vLLM would otherwise take
-temperature and further end-of-sequence tokens from, is switched off. Weights come from the caller too: the engine
-starts with random ones, so that a sync that did nothing cannot go unnoticed.
+Sampling parameters come from the caller alone: the model's generation_config, from which vLLM would take temperature
+and further end-of-sequence tokens, is switched off. Weights come from the caller too: the engine starts with random
+ones, so that a sync that does nothing cannot go unnoticed.
 
-Left out: chunked prefill. vLLM 0.32 takes the token that it samples at the end of a part of a prompt back by turning
-the request's random generator back, which fails for generators on a CPU; and where it works, it saves little at the
-lengths of prompts that are trained on.
+Left out: chunked prefill. vLLM 0.32 discards the token that it samples at the end of a part of a prompt by turning the
+request's random generator back, which fails for generators on a CPU. Where it works, it saves little at the lengths of
+training prompts.
 """
 
 import gc
@@ -16,17 +16,18 @@ import random
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from carerft.errors import CareError, NonFiniteError
+from carerft.errors import CareError
 from carerft.rollout import Rollouts, Sampling
+from carerft.rollout.requests import check_finite
 
-# What vLLM reads from the environment when it is imported. Ours is set where the user has set nothing.
+# What vLLM reads from the environment when it is imported. The user's own values take precedence.
 ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",  # standard output is for results
@@ -37,100 +38,97 @@ ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """What an engine is started with.
+    """Arguments of `vllm.LLM`, by their names there, and the tokens that end a completion.
 
     model: a directory or a hub name; its configuration and tokenizer are read, its weights are not.
-    dtype: of weights and cache, "float32" or "bfloat16".
-    context: tokens of prompt and completion together, at most.
+    max_model_len: tokens of prompt and completion together, at most.
+    max_num_seqs: sequences decoded together, at most.
+    gpu_memory_utilization: share of a device's memory for weights and cache together. Ignored if kv_cache_memory_bytes
+        is given.
     eos_token_ids: each of these ends a completion, and no other does.
-    sequences: decoded side by side, at most.
-    memory_share: of the device's memory, for weights and cache together. Unused where cache_gib is given.
-    cache_gib: GiB of keys and values. None: what memory_share leaves; on a CPU, 1.
+    dtype: of weights and cache, "float32" or "bfloat16".
+    kv_cache_memory_bytes: of keys and values. None: what gpu_memory_utilization leaves; on a CPU, 1 GiB.
     tensor_parallel_size: devices that share the weights.
-    eager: no compilation. None: on a CPU, where compiling takes a minute and gains little.
-    weight_transfer: vLLM's backend for `Engine.transfer`; None: weights come by `Engine.load` alone.
+    enforce_eager: no compilation. None: on a CPU, where compiling takes a minute and gains little.
+    weight_transfer_config: {"backend": name} for `Engine.transfer`; None: weights come by `Engine.load` alone.
     """
 
     model: str
-    context: int
+    max_model_len: int
+    max_num_seqs: int
+    gpu_memory_utilization: float
     eos_token_ids: tuple[int, ...]
     revision: str | None = None
     dtype: str = "float32"
-    sequences: int = 256
-    memory_share: float = 0.4
-    cache_gib: float | None = None
+    kv_cache_memory_bytes: int | None = None
     tensor_parallel_size: int = 1
-    eager: bool | None = None
-    weight_transfer: str | None = None
+    enforce_eager: bool | None = None
+    weight_transfer_config: dict[str, str] | None = None
 
 
 class Engine:
-    """Starts with random weights: `load` comes before anything else.
+    """A vLLM engine with random weights; `load` must come before anything else.
 
-    A learner of several processes initialises torch.distributed (as torchrun has it: RANK, LOCAL_RANK) before any
-    engine starts. Each process then starts and ends an engine at the same time as the others, on the device of its
-    LOCAL_RANK, and samples with it when and what it likes.
+    A learner of several processes must initialise torch.distributed (with torchrun's RANK and LOCAL_RANK) before any
+    engine starts. All processes must then start and close their engines at the same time, each on the device of its
+    LOCAL_RANK; in between, they sample independently.
     """
 
     def __init__(self, options: EngineOptions):
-        """Raises CareError where the model doesn't fit into memory, or vLLM doesn't know it."""
-        self._guest = torch.distributed.is_initialized()
-        several = self._guest and torch.distributed.get_world_size() > 1
+        """Raises CareError if the model does not fit into memory, or vLLM does not know it."""
+        self._shares_process_group = torch.distributed.is_initialized()
+        distributed = self._shares_process_group and torch.distributed.get_world_size() > 1
         for key, value in ENVIRONMENT.items():
             os.environ.setdefault(key, value)
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # weights are handed over within the process
         logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"].upper())  # it logs before it has read that
-        with _undisturbed(), _sparing_process_group(self._guest), warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of vLLM's own use of PyTorch
+        with _global_state_restored(), _default_group_spared(self._shares_process_group), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # from vLLM's own use of PyTorch
             from vllm import LLM
             from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
             from vllm.platforms import current_platform
 
-            cpu = current_platform.is_cpu()
-            cache_gib = 1.0 if cpu and options.cache_gib is None else options.cache_gib
             self.options, self.can_sleep, self.asleep = options, current_platform.is_sleep_mode_available(), False
+            arguments = asdict(options)
+            del arguments["eos_token_ids"]
+            cpu = current_platform.is_cpu()
+            if options.enforce_eager is None:
+                arguments["enforce_eager"] = cpu
+            if cpu and options.kv_cache_memory_bytes is None:
+                arguments["kv_cache_memory_bytes"] = 2**30
             try:
                 self.llm = LLM(
-                    model=options.model,
-                    revision=options.revision,
+                    **arguments,
                     tokenizer_revision=options.revision,
                     trust_remote_code=False,
                     load_format="dummy",
-                    dtype=options.dtype,  # type: ignore[arg-type]
-                    max_model_len=options.context,
-                    max_num_seqs=options.sequences,
-                    gpu_memory_utilization=options.memory_share,
-                    kv_cache_memory_bytes=None if cache_gib is None else int(cache_gib * 2**30),
-                    tensor_parallel_size=options.tensor_parallel_size,
-                    distributed_executor_backend="external_launcher" if several else None,
-                    enforce_eager=cpu if options.eager is None else options.eager,
-                    weight_transfer_config=options.weight_transfer and {"backend": options.weight_transfer},
+                    distributed_executor_backend="external_launcher" if distributed else None,
                     enable_sleep_mode=self.can_sleep,
                     enable_prefix_caching=True,
                     enable_chunked_prefill=False,
                     generation_config="vllm",
-                    logprobs_mode="processed_logprobs",  # those that were sampled with, temperature and top_p included
+                    logprobs_mode="processed_logprobs",  # the sampler's own, after temperature and top_p
                 )
             except (ValueError, RuntimeError, MemoryError, NotImplementedError) as error:
                 cleanup_dist_env_and_memory()  # another engine may be started in this process
                 raise _start_error(options, error) from error
 
     def sample(self, prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]], sampling: Sampling) -> Rollouts:
-        """A completion of each prompt for each of its seeds, of which every prompt has as many.
+        """One completion of each prompt for each of its seeds; all prompts must have the same number of seeds.
 
-        The same weights, seed and sampling give the same completion, but for float rounding, which follows what is
-        computed beside it. Raises NonFiniteError where the model's probabilities are not numbers.
+        The same weights, seed and sampling give the same completion, except for float rounding, which depends on the
+        batch. Raises NonFiniteError if the model's probabilities are not finite numbers.
         """
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        requests = [(prompt, seed) for prompt, some in zip(prompts, seeds, strict=True) for seed in some]
+        requests = [(prompt, seed) for prompt, row in zip(prompts, seeds, strict=True) for seed in row]
         parameters = [
             SamplingParams(
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
                 max_tokens=sampling.max_tokens,
-                seed=seed >> 1,  # 63 bits: it is a signed integer on the way
+                seed=seed >> 1,  # vLLM holds it in a signed 64-bit integer
                 # vLLM's own end-of-sequence tokens come from the model's generation_config as well; ours replace them.
                 ignore_eos=True,
                 stop_token_ids=[] if sampling.ignore_eos else list(self.options.eos_token_ids),
@@ -144,20 +142,13 @@ class Engine:
             for _, seed in requests
         ]
         outputs = [output.outputs[0] for output in self._run([prompt for prompt, _ in requests], parameters)]
-        tokens = [torch.tensor(output.token_ids, dtype=torch.int64) for output in outputs]
         log_probs = [torch.tensor(output.logprobs.logprobs, dtype=torch.float32) for output in outputs]
-        if not all(values.isfinite().all() for values in log_probs):
-            raise NonFiniteError(
-                "sampling met probabilities that are not finite numbers: the policy's weights have diverged",
-                "go back to an earlier checkpoint, and on with a lower learning rate",
-            )
-        return Rollouts(
-            prompt_tokens=_padded([torch.tensor(prompt, dtype=torch.int64) for prompt in prompts]),
-            prompt_lengths=torch.tensor([len(prompt) for prompt in prompts]),
-            tokens=_padded(tokens),
-            lengths=torch.tensor([len(row) for row in tokens]),
-            log_probs=_padded(log_probs),
-            finished=torch.tensor([output.finish_reason == "stop" for output in outputs]),
+        check_finite(torch.cat(log_probs))
+        return Rollouts.from_rows(
+            prompts,
+            [torch.tensor(output.token_ids, dtype=torch.int64) for output in outputs],
+            log_probs,
+            torch.tensor([output.finish_reason == "stop" for output in outputs]),
         )
 
     def log_likelihood(self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]) -> list[float]:
@@ -165,7 +156,7 @@ class Engine:
         from vllm import SamplingParams
 
         scored = [(list(p), list(c)) for p, c in zip(prompts, continuations, strict=True) if len(c)]
-        # vLLM always generates: the last token is left to that, so that a text may fill the context.
+        # vLLM always generates a token: that step scores the last one, so that a text may fill the context.
         parameters = [
             SamplingParams(
                 max_tokens=1, ignore_eos=True, detokenize=False, prompt_logprobs=0, logprob_token_ids=[c[-1]]
@@ -173,75 +164,71 @@ class Engine:
             for _, c in scored
         ]
         outputs = iter(self._run([p + c[:-1] for p, c in scored], parameters) if scored else [])
-        totals = []
-        for prompt, continuation in zip(prompts, continuations, strict=True):
-            total = 0.0
+        totals = [0.0] * len(prompts)
+        for i, (prompt, continuation) in enumerate(zip(prompts, continuations, strict=True)):
             if len(continuation):
                 output = next(outputs)
-                before = output.prompt_logprobs[len(prompt) :]
-                total = sum(found[t].logprob for found, t in zip(before, continuation[:-1], strict=True))
-                total += output.outputs[0].logprobs[0][continuation[-1]].logprob
-            totals.append(float(total))
+                before = zip(output.prompt_logprobs[len(prompt) :], continuation[:-1], strict=True)
+                last = output.outputs[0].logprobs[0][continuation[-1]].logprob
+                totals[i] = float(sum(scores[token].logprob for scores, token in before) + last)
         return totals
 
     def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Replace the weights in place by these, named as in a checkpoint, and forget what was cached from the old.
+        """Replaces the weights in place by these, named as in a checkpoint, and clears the cache of keys and values.
 
-        On one device they are taken one after another, and no more of them are held at once than one layer has.
+        On one device, the iterable is consumed layer by layer: no more than one layer's weights exist twice.
         """
         if self.asleep:
             self.llm.wake_up(["weights"])
-        if self.options.tensor_parallel_size > 1:  # to the processes of the other devices they go pickled
+        if self.options.tensor_parallel_size > 1:  # they are pickled, for the processes of the other devices
             weights = list(weights)
-        with _undisturbed():
+        with _global_state_restored():
             self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
-        if self.asleep:  # only now: weights and cache need not share the memory with what the loading takes
+        if self.asleep:  # only now, when the memory that loading needed is free again
             self.llm.wake_up(["kv_cache"])
             self.asleep = False
-        self._forget()
+        self._clear_cache()
 
     def transfer(self, method: str, *arguments: Any) -> None:
-        """A step of vLLM's weight transfer (carerft/rollout/transfer.py), on all devices of this engine."""
-        with _undisturbed():
+        """Performs one step of vLLM's weight transfer (carerft/rollout/transfer.py) on all devices of this engine."""
+        with _global_state_restored():
             self.llm.collective_rpc(method, args=arguments)
         if method == "finish_weight_update":
-            self._forget()
+            self._clear_cache()
 
     def sleep(self) -> None:
-        """Give the memory of weights and cache back, on devices where vLLM can, until the next `load`."""
+        """Frees the memory of weights and cache until the next `load`, on devices where vLLM can."""
         if self.can_sleep and not self.asleep:
             self.llm.sleep(level=2)
             self.asleep = True
 
     def close(self) -> None:
-        """End the engine and give back its memory."""
+        """Ends the engine and frees its memory."""
         from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
-        with _sparing_process_group(self._guest):
+        with _default_group_spared(self._shares_process_group):
             self.llm.llm_engine.engine_core.shutdown()
             del self.llm
             cleanup_dist_env_and_memory()
         gc.collect()
 
-    def _forget(self) -> None:
+    def _clear_cache(self) -> None:
         if not self.llm.reset_prefix_cache():
             raise RuntimeError("vLLM kept cached keys of the old weights, because requests are still running")
 
     def _run(self, prompts: Sequence[Sequence[int]], parameters: Sequence[Any]) -> list[Any]:
+        from vllm import TokensPrompt
+
         if self.asleep:
             raise RuntimeError("the engine sleeps and has no weights: sync first")
-        with _undisturbed():
-            inputs = [{"prompt_token_ids": list(map(int, prompt))} for prompt in prompts]
-            return self.llm.generate(inputs, parameters, use_tqdm=False)  # type: ignore[arg-type]
-
-
-def _padded(rows: list[Tensor]) -> Tensor:
-    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        with _global_state_restored():
+            inputs = [TokensPrompt(prompt_token_ids=list(map(int, prompt))) for prompt in prompts]
+            return self.llm.generate(inputs, parameters, use_tqdm=False)
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Leaves this process's random states and PyTorch's threads as they were: vLLM seeds, draws from and binds them."""
+def _global_state_restored() -> Iterator[None]:
+    """Restores this process's random states and PyTorch's number of threads, all of which vLLM changes."""
     set_num_threads, threads = torch.set_num_threads, torch.get_num_threads()
     states = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():
@@ -256,15 +243,15 @@ def _undisturbed() -> Iterator[None]:
 
 
 @contextmanager
-def _sparing_process_group(guest: bool) -> Iterator[None]:
-    """Leaves the learner's process group as it was: vLLM's cleanup ends the default group, whoever made it."""
+def _default_group_spared(shared: bool) -> Iterator[None]:
+    """Keeps vLLM's cleanup from destroying the default process group if it is shared: the learner made it."""
     destroy = torch.distributed.destroy_process_group
 
     def destroy_named(group: Any = None) -> None:
         if group is not None:
             destroy(group)
 
-    if guest:
+    if shared:
         torch.distributed.destroy_process_group = destroy_named
     try:
         yield
@@ -273,12 +260,12 @@ def _sparing_process_group(guest: bool) -> Iterator[None]:
 
 
 def _start_error(options: EngineOptions, error: Exception) -> CareError:
-    """What a user can do about an engine that didn't start."""
+    """The error, with what a user can do, for an engine that did not start."""
     reason = str(error).strip() or type(error).__name__
     short = " ".join(reason.split())[:400]
     if "KV cache is needed" in reason or "cache blocks" in reason:
         return CareError(
-            f"the vLLM engine's cache cannot hold one sequence of {options.context} tokens: {short}",
+            f"the vLLM engine's cache cannot hold one sequence of {options.max_model_len} tokens: {short}",
             "lower rollout.max_model_len, or raise rollout.kv_cache_gib (or rollout.gpu_memory_utilization)",
         )
     if isinstance(error, MemoryError) or "memory" in reason.lower():

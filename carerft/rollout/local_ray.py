@@ -1,5 +1,4 @@
-"""The Ray that starts and reaches the processes of dedicated engines: one of this process's own, which ends with it, or
-a cluster of several machines that runs already."""
+"""Connects this process to Ray, which starts dedicated engines: to a running cluster, or to a Ray of its own."""
 
 import logging
 import os
@@ -9,9 +8,8 @@ from contextlib import contextmanager
 
 from carerft.errors import CareError
 
-PLACES = ("", "LOCAL_", "GROUP_", "ROLE_")
-TORCHRUN = {
-    *(f"{place}{what}" for place in PLACES for what in ("RANK", "WORLD_SIZE")),
+TORCHRUN_VARIABLES = {
+    *(f"{group}{number}" for group in ("", "LOCAL_", "GROUP_", "ROLE_") for number in ("RANK", "WORLD_SIZE")),
     "ROLE_NAME",
     "MASTER_ADDR",
     "MASTER_PORT",
@@ -20,10 +18,10 @@ TORCHRUN = {
 
 
 def start_ray(engines: int) -> bool:
-    """Join the cluster that the environment's RAY_ADDRESS names, else start a Ray here, with nothing that isn't needed.
+    """Join the cluster that the environment's RAY_ADDRESS names; without that, start Ray here for this many engines.
 
-    Returns whether it is this process's to leave or to end; it isn't where the process was in a cluster already. Raises
-    CareError where no cluster is at that address, HOST:PORT or "auto".
+    Returns whether the caller must shut Ray down: False if this process was connected to Ray before. Raises CareError
+    if no cluster answers at that address, HOST:PORT or "auto".
     """
     import ray
 
@@ -52,22 +50,27 @@ def start_ray(engines: int) -> bool:
     return True
 
 
-def lacking_gpus(count: int) -> str:
-    """What Ray lacks for this many GPUs, in words; "" where it has them free."""
+def gpu_shortage(count: int) -> str:
+    """A sentence about the GPUs that Ray lacks for engines that need this many; empty if enough are free."""
     import ray
 
-    total, free = (int(of.get("GPU", 0)) for of in (ray.cluster_resources(), ray.available_resources()))
-    return f"{count} GPUs are wanted for engines, of Ray's {total} are {free} free" if free < count else ""
+    total, free = (int(resources.get("GPU", 0)) for resources in (ray.cluster_resources(), ray.available_resources()))
+    return f"the engines need {count} GPUs; {free} of Ray's {total} are free" if free < count else ""
 
 
 @contextmanager
 def environment_of_engines(engines: int) -> Iterator[None]:
-    """What the processes that Ray starts inherit, for the length of a `with` block: nothing of torchrun's, or an engine
-    would take the learner's group for its own."""
+    """Set the environment that the processes of Ray inherit, for the length of a `with` block.
+
+    They inherit none of torchrun's variables: an engine would join the learner's process group. RAY_AUTH_MODE outlives
+    the block. When `ray.init` has set it, this process refuses, until it ends, every request without the token of its
+    user's Ray. A cluster that it starts later has to know: otherwise this process would refuse that cluster's requests,
+    be taken for dead, and have its engines cancelled (ActorDiedError).
+    """
     before = dict(os.environ)
     if "TORCHELASTIC_RUN_ID" in before:
         for key in before:
-            if key.startswith("TORCHELASTIC_") or key in TORCHRUN:
+            if key.startswith("TORCHELASTIC_") or key in TORCHRUN_VARIABLES:
                 del os.environ[key]
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -76,5 +79,6 @@ def environment_of_engines(engines: int) -> Iterator[None]:
     try:
         yield
     finally:
+        authentication = {key: value for key, value in os.environ.items() if key == "RAY_AUTH_MODE"}
         os.environ.clear()
-        os.environ.update(before)
+        os.environ.update(before | authentication)

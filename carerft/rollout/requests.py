@@ -1,25 +1,27 @@
-"""What every rollout worker does with a request before its engine sees it: refuses what cannot work, and seeds it."""
+"""What every rollout worker does with a request: refuses what cannot work, derives seeds, and checks the result."""
 
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
 
-from carerft.errors import ConfigError, DataError
+from torch import Tensor
+
+from carerft.errors import ConfigError, DataError, NonFiniteError
 from carerft.rollout import Sampling
 
 
 def completion_seeds(prompts: Sequence[Sequence[int]], n: int, seed: int) -> list[list[int]]:
     """For each prompt, the seeds of its n completions: integers below 2**64.
 
-    They depend on the prompt's tokens, not on its place among others: a prompt has the same samples in any batch, on
-    any number of engines, and at any n. Equal prompts of one call are told apart by counting them.
+    They depend on the prompt's tokens, not on its position: a prompt has the same samples in any batch, on any number
+    of engines, and for any n. Equal prompts of one call are numbered, so that their samples differ.
     """
     seen: Counter[tuple[int, ...]] = Counter()
     seeds = []
     for prompt in prompts:
-        key = tuple(map(int, prompt))
-        seeds.append([_digest(seed, seen[key], sample, *key) for sample in range(n)])
-        seen[key] += 1
+        tokens = tuple(map(int, prompt))
+        seeds.append([_digest(seed, seen[tokens], sample, *tokens) for sample in range(n)])
+        seen[tokens] += 1
     return seeds
 
 
@@ -28,13 +30,13 @@ def _digest(*numbers: int) -> int:
 
 
 def check_sampling(prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, context: int) -> None:
-    """Raises ConfigError for sampling out of range, and what `check_context` raises. context: tokens of the model."""
+    """Raises ConfigError for sampling out of range, and all that `check_context` raises. context: in tokens."""
     if n < 1:
         raise ConfigError(f"{n} samples per prompt", "ask for at least one")
     if sampling.max_tokens < 1:
         raise ConfigError(f"max_tokens={sampling.max_tokens}", "write a positive number of tokens")
     if not sampling.temperature > 0:
-        raise ConfigError(f"temperature={sampling.temperature}", "write a positive number; 0.01 is all but greedy")
+        raise ConfigError(f"temperature={sampling.temperature}", "write a positive number; 0.01 is nearly greedy")
     if not 0 < sampling.top_p <= 1:
         raise ConfigError(f"top_p={sampling.top_p}", "write a number above 0 and at most 1; 1 leaves nothing out")
     if "" in sampling.stop:
@@ -50,15 +52,24 @@ def check_sampling(prompts: Sequence[Sequence[int]], n: int, sampling: Sampling,
 
 
 def check_context(prompts: Sequence[Sequence[int]], more: Sequence[int], context: int) -> None:
-    """Raises DataError: no prompts, an empty one, or one that doesn't fit. more: tokens that follow each prompt."""
+    """Raises DataError: no prompts, an empty one, or one that does not fit. more: tokens that follow each prompt."""
     if not prompts:
         raise DataError("there are no prompts to sample from or score", "give at least one")
     for index, (prompt, extra) in enumerate(zip(prompts, more, strict=True)):
         if not len(prompt):
-            raise DataError(f"prompt {index} (counted from 0) has no tokens", "leave it out, or mend its text")
+            raise DataError(f"prompt {index} (counted from 0) has no tokens", "leave it out, or correct its text")
         if len(prompt) + extra > context - (extra == 0):
             raise DataError(
-                f"prompt {index} (counted from 0) is too long: {len(prompt) + extra} tokens, with its continuation "
-                f"if it has one, for a context of {context}",
+                f"prompt {index} (counted from 0) is too long: {len(prompt) + extra} tokens, including any "
+                f"continuation, for a context of {context}",
                 "leave it out, shorten it, or choose a model with a longer context",
             )
+
+
+def check_finite(log_probs: Tensor) -> None:
+    """Raises NonFiniteError if not all log-probabilities of sampled tokens are finite numbers."""
+    if not log_probs.isfinite().all():
+        raise NonFiniteError(
+            "sampling met probabilities that are not finite numbers: the policy's weights have diverged",
+            "go back to an earlier checkpoint, and continue with a lower learning rate",
+        )

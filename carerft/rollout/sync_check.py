@@ -1,7 +1,7 @@
-"""Proof that an engine samples from the policy: its own log-probabilities against the policy's.
+"""Checks that an engine samples from the policy, by comparing the log-probabilities that both assign to its samples.
 
 A sync that lost, renamed or misplaced a weight, or a kernel that computes something else, does not fail by itself: the
-run goes on, learning from the samples of another model.
+run would continue, learning from the samples of another model.
 """
 
 from collections.abc import Callable
@@ -20,31 +20,29 @@ TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5}
 PROMPTS, PROMPT_TOKENS, TOKENS = 4, 8, 16
 
 
-def prove_sync(
+def check_sync(
     sample: Callable[[list[list[int]], Sampling, int], Rollouts],
     score: Callable[[Tensor, Tensor], Tensor],
     vocabulary: int,
     dtype: str,
     context: int,
-) -> float:
-    """Compare some completions' log-probabilities; returns the largest difference, in nats.
+) -> None:
+    """Compares the log-probabilities of some completions of random prompts.
 
-    sample: one completion of each prompt (prompts, sampling, seed). score: the policy's `teacher_forced` (prompts,
-    tokens). vocabulary: of its tokens. dtype: the engine's. context: tokens of the model. Raises CareError where the
-    difference is larger than rounding explains.
+    sample: (prompts, sampling, seed) -> the engine's completion of each prompt. score: (prompts, tokens) -> the
+    policy's `teacher_forced`. vocabulary: the number of tokens. dtype: the engine's. context: the model's, in tokens.
+    Raises CareError if they differ by more than rounding explains.
     """
     length = max(1, min(PROMPT_TOKENS, context - TOKENS))
-    drawn = torch.randint(vocabulary, (PROMPTS, length), generator=torch.Generator().manual_seed(0))
-    rollouts = sample(drawn.tolist(), Sampling(min(TOKENS, context - length), ignore_eos=True), 0)
-    expected = score(rollouts.prompt_tokens, rollouts.tokens)
-    worst = float((rollouts.log_probs - expected).abs().max())
-    if not worst <= TOLERANCE[dtype]:
+    prompts = torch.randint(vocabulary, (PROMPTS, length), generator=torch.Generator().manual_seed(0))
+    rollouts = sample(prompts.tolist(), Sampling(min(TOKENS, context - length), ignore_eos=True), 0)
+    difference = float((rollouts.log_probs - score(rollouts.prompt_tokens, rollouts.tokens)).abs().max())
+    if not difference <= TOLERANCE[dtype]:
         raise CareError(
-            f"after a weight sync the engine's log-probabilities differ from the policy's by up to {worst:.3g} nats "
-            f"(in {dtype}, up to {TOLERANCE[dtype]} is rounding): it would sample from another model",
+            f"after a weight sync the engine's log-probabilities differ from the policy's by up to {difference:.3g} "
+            f"nats (in {dtype}, up to {TOLERANCE[dtype]} is rounding): it would sample from another model",
             "use rollout=transformers, and report the model and the versions: this should not happen",
         )
-    return worst
 
 
 def vocabulary_of(policy: torch.nn.Module) -> int:
@@ -52,8 +50,10 @@ def vocabulary_of(policy: torch.nn.Module) -> int:
 
 
 def teacher_forced(policy: torch.nn.Module, prompts: Tensor, tokens: Tensor, dtype: str) -> Tensor:
-    """(R, T) log-probabilities of tokens (R, T) after prompts (R, T_prompt) of one length, by one forward pass in
-    dtype. Where the policy is sharded, all processes must ask for it."""
+    """(R, T) log-probabilities of tokens (R, T) after prompts (R, T_prompt), by one forward pass in dtype.
+
+    All prompts have the same length. If the policy is sharded, all processes must call this.
+    """
     device, training = next(policy.parameters()).device, policy.training
     policy.eval()
     try:

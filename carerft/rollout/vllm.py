@@ -1,4 +1,4 @@
-"""The colocated vLLM rollout worker: the engine lives in the learner's process, on the learner's device."""
+"""The colocated vLLM rollout worker: the engine is in the learner's process, on the learner's device."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -6,59 +6,47 @@ from functools import partial
 import torch
 
 from carerft.model.lora import merged_weights
-from carerft.rollout import Rollouts, Sampling
+from carerft.rollout import Rollouts, RolloutWorker, Sampling
 from carerft.rollout.engine import Engine, EngineOptions
 from carerft.rollout.requests import check_context, check_sampling, completion_seeds
-from carerft.rollout.sync_check import prove_sync, teacher_forced, vocabulary_of
+from carerft.rollout.sync_check import check_sync, teacher_forced, vocabulary_of
 
 
-class VllmWorker:
-    """Samples and scores with one vLLM engine in this process. Implements `RolloutWorker`.
+class VllmWorker(RolloutWorker):
+    """Samples and scores with one vLLM engine in this process. The engine has no weights before the first `sync`.
 
-    The engine has no weights of its own: `sync` comes first. verify_sync: prove every sync, not only the first.
+    verify_sync: check every sync, not only the first of a run.
     """
 
     def __init__(self, options: EngineOptions, verify_sync: bool = False):
-        """Starts the engine. Raises CareError where it can't start."""
-        self.options, self.verify_sync, self.proven = options, verify_sync, False
+        """Starts the engine. Raises CareError if it cannot start."""
+        self.options, self.verify_sync, self.verified = options, verify_sync, False
         self.engine: Engine | None = Engine(options)
 
     def sample(self, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, seed: int) -> Rollouts:
-        """n completions of each prompt. The same weights, arguments and seed give the same samples.
-
-        Raises DataError (no prompts, an empty one, one longer than the context), ConfigError (sampling out of range,
-        max_tokens beyond the context) and NonFiniteError (the model's probabilities are not numbers).
-        """
-        check_sampling(prompts, n, sampling, self.options.context)
+        check_sampling(prompts, n, sampling, self.options.max_model_len)
         return self._engine().sample(prompts, completion_seeds(prompts, n, seed), sampling)
 
     def log_likelihood(self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]) -> list[float]:
-        """Sum of log-probabilities (nats) of each continuation's tokens given its prompt, at temperature 1.
-
-        Raises DataError: no prompts, an empty one, or one that with its continuation exceeds the context.
-        """
-        check_context(prompts, [len(c) for c in continuations], self.options.context)
+        check_context(prompts, [len(c) for c in continuations], self.options.max_model_len)
         return self._engine().log_likelihood(prompts, continuations)
 
     def sync(self, policy: torch.nn.Module) -> None:
-        """Sample from these weights from now on. Raises CareError where the engine then computes something else."""
         self._engine().load(merged_weights(policy))
-        if self.verify_sync or not self.proven:
-            score = partial(teacher_forced, policy, dtype=self.options.dtype)
-            prove_sync(self._probe, score, vocabulary_of(policy), self.options.dtype, self.options.context)
-            self.proven = True
+        if self.verify_sync or not self.verified:
+            score, options = partial(teacher_forced, policy, dtype=self.options.dtype), self.options
+            check_sync(self._probe, score, vocabulary_of(policy), options.dtype, options.max_model_len)
+            self.verified = True
 
     def sleep(self) -> None:
-        """Give the engine's memory to the learner until the next `sync`, where vLLM can: not on a CPU."""
+        """Gives the engine's memory to the learner until the next `sync`, where vLLM can: not on a CPU."""
         self._engine().sleep()
 
-    def rest(self) -> None:
-        """A run is over: another one's policy is to be synced, and proven, anew."""
+    def reset(self) -> None:
         self.sleep()
-        self.proven = False
+        self.verified = False
 
     def close(self) -> None:
-        """End the engine. May be repeated."""
         if self.engine is not None:
             self.engine.close()
             self.engine = None

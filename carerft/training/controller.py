@@ -183,7 +183,7 @@ class DedicatedToAll:
     def sync(self, policy: torch.nn.Module) -> None:
         """As the engines' own, with weights that are gathered in the first process's CPU memory."""
         self._engines.load(self._leader.perform("weights", self._engines.precision).items())
-        self._engines.prove(partial(self._leader.perform, "teacher_forced"), vocabulary_of(policy))
+        self._engines.verify(partial(self._leader.perform, "teacher_forced"), vocabulary_of(policy))
 
 
 class DistributedWorker:
