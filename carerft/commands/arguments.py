@@ -12,15 +12,19 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 from carerft.config.composition import config_directory
+from carerft.config.constraints import check_constraints
 from carerft.errors import ConfigError
 from carerft.text import did_you_mean
 
 T = TypeVar("T")
 
 
-def argument(text: str, default: Any = MISSING) -> Any:
-    """A field of a command's dataclass. text: what `--help` prints beside it. Without a default, it must be given."""
-    return field(default_factory=lambda: default, metadata={"help": text})
+def argument(text: str, default: Any = MISSING, **constraint: Any) -> Any:
+    """A field of a command's dataclass; without a default, its key must be given.
+
+    text: what `--help` prints beside it. constraint: as of `carerft.config.constraints`.
+    """
+    return field(default_factory=lambda: default, metadata={"help": text, **constraint})
 
 
 def read(kind: type[T], words: Sequence[str], about: str | None) -> tuple[T, list[str]]:
@@ -29,8 +33,8 @@ def read(kind: type[T], words: Sequence[str], about: str | None) -> tuple[T, lis
     OmegaConf converts a text to its field's type; `null` is None, and a list is `a,b` or `[a,b]`. A dotted key sets an
     entry of a dict (`columns.gsm8k=[ece]`) or a field of a dataclass (`tracker.mode=online`); `tracker=wandb` takes the
     values in `conf/tracker/wandb.yaml`. `--dry-run` is short for `dry_run=true`; `--help` prints `about` and every key.
-    Raises ConfigError for an unknown option, and OmegaConf's errors for a key that does not exist or must be given, or
-    a value of another type.
+    Raises ConfigError for an unknown option, a missing key or a value outside its constraint, and OmegaConf's errors
+    for an unknown dotted key or a value of another type.
     """
     config = OmegaConf.structured(kind)
     names = [entry.name for entry in fields(kind)]  # type: ignore[arg-type]
@@ -53,9 +57,12 @@ def read(kind: type[T], words: Sequence[str], about: str | None) -> tuple[T, lis
             others.append(word)
     for key in sorted(texts, key=lambda key: "." in key):  # tracker=wandb comes before tracker.mode=online
         _set(config, key, texts[key])
-    if OmegaConf.missing_keys(config):
+    if missing := sorted(OmegaConf.missing_keys(config)):
         refuse(kind, others)  # a misspelt key may be the missing one
-    return OmegaConf.to_object(config), others  # type: ignore[return-value]
+        raise ConfigError(f"{missing[0]}= is missing", "--help describes every key")
+    settings = OmegaConf.to_object(config)
+    check_constraints(settings)
+    return settings, others  # type: ignore[return-value]
 
 
 def refuse(kind: Any, words: Sequence[str]) -> None:

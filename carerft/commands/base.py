@@ -20,7 +20,7 @@ from carerft.errors import ConfigError
 class Base:
     """The keys of `carerft base`."""
 
-    seed: int = argument("of the pretraining; the model of seed 0 comes with carerft", 0)
+    seed: int = argument("of the pretraining; the model of seed 0 comes with carerft", 0, least=0)
     steps: int | None = argument("optimizer steps; null: as many as the model of seed 0", None)
     output: str | None = argument("directory to write to; null: the cache that model.base=SEED reads", None)
 
@@ -30,8 +30,6 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     settings, words = read(Base, sys.argv[1:], __doc__)
     refuse(settings, words)
-    if settings.seed < 0:
-        raise ConfigError(f"seed={settings.seed}: must be at least 0", "give a number of 0 or more")
     if settings.output is None and settings.steps is not None:
         what = f"steps={settings.steps} without output: the cache holds only models of the default length"
         raise ConfigError(what, "add output=DIRECTORY")

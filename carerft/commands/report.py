@@ -1,4 +1,16 @@
-"""`carerft report DIRECTORY ...`: tables, figures and one HTML page from run directories."""
+"""Write tables (Markdown, CSV, LaTeX), figures (SVG, PNG) and one self-contained HTML page from run directories.
+
+usage: carerft report DIRECTORY ... [key=value ...]
+       carerft report EXPERIMENT [key=value ...]
+
+Directories are searched for runs at any depth. The name of an experiment stands for the directory of its runs.
+
+examples:
+  carerft report outputs/demo
+  carerft report outputs/train outputs/evaluate output=comparison
+  carerft report outputs/evaluate columns.truthfulqa=[mc1,mc2]
+  carerft report table1 model=tiny page=experiments/table1/miniature.md
+"""
 
 import re
 import sys
@@ -18,18 +30,6 @@ from carerft.sweeps.folders import experiment, experiments
 from carerft.trackers import Trackers
 from carerft.trackers.choice import named_tracker
 from carerft.trackers.weights_and_biases import check_online, report_description
-
-ABOUT = """usage: carerft report DIRECTORY ... [key=value ...]
-       carerft report EXPERIMENT [key=value ...]
-
-Write tables (Markdown, CSV, LaTeX), figures (SVG, PNG) and one self-contained HTML page from run directories, which
-are searched for however deep they lie. The name of an experiment stands for the directory of its runs.
-
-examples:
-  carerft report outputs/demo
-  carerft report outputs/train outputs/evaluate output=comparison
-  carerft report outputs/evaluate columns.truthfulqa=[mc1,mc2]
-  carerft report table1 model=tiny page=experiments/table1/miniature.md"""
 
 # The metrics by which the CARE-RFT paper describes its base model on these benchmarks.
 COLUMNS = {
@@ -57,7 +57,7 @@ def main() -> None:
 
     Raises ConfigError: a directory that does not exist, an unknown metric, runs of two models in one experiment.
     """
-    settings, words = read(Report, sys.argv[1:], ABOUT)
+    settings, words = read(Report, sys.argv[1:], __doc__)
     refuse(settings, [word for word in words if re.match(r"[\w.]+=", word) and not Path(word).exists()])
     check_tracker(settings.tracker)
     check_online(settings.tracker)

@@ -50,8 +50,6 @@ def main() -> int:
     """Returns the exit status: 0 if every cell is done, else 1. Raises ConfigError for wrong words."""
     settings, words = read(Sweep, sys.argv[1:] or ["--help"], f"{__doc__}\nexperiments:\n{_listing()}")
     chosen, overrides = named_experiment(words)
-    if settings.jobs is not None and settings.jobs < 1:
-        raise ConfigError(f"jobs={settings.jobs}: must be at least 1", "for example: jobs=2")
     console = Console(stderr=True)
     with console.status(f"composing the cells of {chosen.name}"):
         # Cells can be listed on a machine on which what they need is not installed.
