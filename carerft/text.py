@@ -61,11 +61,6 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
-def listing(words: list[str]) -> str:
-    """ "a", "a and b", "a, b and c"."""
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else ""
-
-
 def greek(label: str) -> str:
     """A label with its parameters' Greek letters: "SRKL alpha=0.8 beta=0.04" as "SRKL α=0.8 β=0.04"."""
     return label.replace(" alpha=", " α=").replace(" beta=", " β=")

@@ -58,7 +58,7 @@ class EvaluationOutcome:
 
     def figures(self) -> dict[str, bytes]:
         """`reliability/benchmark`: a reliability diagram as PNG; benchmarks without bins have none."""
-        from carerft.report.figures.reliability import diagrams, reliability
+        from carerft.report.figures.reliability import reliability
         from carerft.report.figures.style import make_looks, png, styled
         from carerft.report.rows import make_rows, scores
 
@@ -67,9 +67,9 @@ class EvaluationOutcome:
         values, looks = scores(rows, run.level), make_looks(rows)
         with styled():
             return {
-                f"reliability/{name}": png(reliability(panels))
+                f"reliability/{name}": png(figure)
                 for name in run.benchmarks
-                if (panels := diagrams(rows, values, name, looks))
+                if (figure := reliability(rows, values, name, looks))
             }
 
     def _run(self) -> Run:

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
@@ -32,7 +31,7 @@ from carerft.report.experiment import Findings
 from carerft.report.figures.drawings import Drawing
 from carerft.report.figures.style import Look
 from carerft.report.questions import Questions
-from carerft.report.rows import Scores
+from carerft.report.rows import Row, Scores
 from carerft.report.tables import change_text
 from carerft.runs.reading import Run
 from carerft.text import decimal, duration, greek, line, visible
@@ -121,31 +120,28 @@ def _change(change: Interval | None) -> Markup:
 
 def _facts(report: Report) -> list[tuple[str, str]]:
     """What all rows share, or how it varies: (name, value) pairs for the head of the page."""
-    runs = [run for row in report.main.rows for run in row.runs]
-    trained = [run for run in runs if run.command == "train"]
+    rows = report.main.rows
+    trained = [row for row in rows if row.family != "base"]
 
-    def values(runs: Sequence[Run], *keys: str) -> str:
-        distinct = set()
-        for run in runs:
-            value: Any = run.config
-            for key in keys:
-                value = value.get(key) if isinstance(value, dict) else None
-            distinct |= set() if value is None else {line(value)}
-        return ", ".join(sorted(distinct)[:6])
+    def values(rows: Sequence[Row], key: str) -> str:
+        return ", ".join(sorted({line(value) for row in rows if (value := row.settings.get(key)) is not None})[:6])
 
     sizes = []
     for name in report.benchmarks:
-        counts = sorted({b.n for row in report.main.rows for b in row.results(name) if b.n is not None})
+        counts = sorted({b.n for row in rows for b in row.results(name) if b.n is not None})
         sizes.append(
             f"{benchmark_title(name)} {' to '.join(f'{n:,}' for n in dict.fromkeys(counts[:1] + counts[-1:]))}"
         )
     facts = [
-        ("Model", values(runs, "model", "name")),
-        ("Trained on", values(trained, "task", "name")),
-        ("Algorithm", values(trained, "algorithm", "name").upper()),
+        ("Model", values(rows, "model.name")),
+        ("Trained on", values(trained, "task.name")),
+        ("Algorithm", values(trained, "algorithm.name").upper()),
         ("Steps", values(trained, "steps")),
-        ("Seeds", ", ".join(map(str, sorted({run.seed for run in trained if run.seed is not None})))),
-        ("Samples per question", samples_text(report.main.rows, report.benchmarks)),
+        (
+            "Seeds",
+            ", ".join(map(str, sorted({run.seed for row in trained for run in row.runs if run.seed is not None}))),
+        ),
+        ("Samples per question", samples_text(rows, report.benchmarks)),
         ("Questions", ", ".join(sizes)),
     ]
     return [(name, value) for name, value in facts if value]

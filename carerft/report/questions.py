@@ -4,7 +4,6 @@ Questions are selected by rule, never by hand: those on which the rows' majority
 majorities first. They show how rows differ, not how often; `Questions.differing` of `Questions.total` says that.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,7 +16,7 @@ from carerft.text import visible
 
 PER_CATEGORY = 2
 SHORT, PROMPT = 120, 2000  # characters shown of an answer, of a prompt
-Key = tuple[str, ...]  # REFUSAL, NO_ANSWER, or ("answer", canonical form as shown, digest of a long one)
+Key = tuple[str, ...]  # REFUSAL, NO_ANSWER, or ("answer", canonical form)
 REFUSAL: Key = ("refusal",)
 NO_ANSWER: Key = ("no answer",)
 WORDS = {REFUSAL: "declines to answer", NO_ANSWER: "no answer found"}
@@ -55,7 +54,7 @@ class Answer:
 
     @property
     def answer(self) -> str:
-        return self.key[1] if len(self.key) > 1 else WORDS[self.key]
+        return visible(self.key[1], SHORT) if len(self.key) > 1 else WORDS[self.key]
 
 
 @dataclass(frozen=True)
@@ -149,15 +148,13 @@ def _key(sample: dict[str, Any]) -> Key:
         return REFUSAL
     if sample.get("extracted") is None:
         return NO_ANSWER
-    full = str(sample["extracted"])
-    digest = hashlib.sha256(full.encode(errors="replace")).hexdigest() if len(full) > SHORT else ""
-    return "answer", visible(full, SHORT), digest
+    return "answer", str(sample["extracted"])
 
 
 def _question(benchmark: str, problem: dict[str, Any], tallies: Tallies) -> Question:
     id_ = str(problem.get("problem_id"))
     listed, gold = problem.get("misconceptions"), problem.get("answer")
-    misconceptions = [visible(m, SHORT) for m in listed[:5]] if isinstance(listed, list) else []
+    misconceptions = [str(m) for m in listed[:5]] if isinstance(listed, list) else []
     lure = ": no answer exists" if gold is None else ": a misconception lures" if misconceptions else ""
     answers = []
     for label, _, by_problem in tallies:
@@ -171,7 +168,7 @@ def _question(benchmark: str, problem: dict[str, Any], tallies: Tallies) -> Ques
         prompt=visible(problem.get("prompt", ""), PROMPT),
         gold=visible("" if gold is None else gold, SHORT),
         unanswerable=gold is None,
-        misconceptions=misconceptions,
+        misconceptions=[visible(m, SHORT) for m in misconceptions],
         answers=answers,
         missing=[label for label, _, by_problem in tallies if id_ not in by_problem],
     )

@@ -11,7 +11,7 @@ from carerft.report.columns import Column, MainTable, benchmark_title, tradeoff_
 from carerft.report.experiment import Findings
 from carerft.report.figures.along import along, frontier
 from carerft.report.figures.curves import CURVES, curve_metrics, curves
-from carerft.report.figures.reliability import diagrams, reliability
+from carerft.report.figures.reliability import reliability
 from carerft.report.figures.style import Look, arrange, inline_svg, png, styled, svg
 from carerft.report.figures.tradeoff import axis_title, tradeoff
 from carerft.report.rows import Row, Scores
@@ -77,9 +77,9 @@ def draw(
             figure = tradeoff(rows, scores, x, y, looks)
             add("tradeoff", f"tradeoff-{y.benchmark}-{y.metric}", figure, label)
         for name in benchmarks:
-            if panels := diagrams(rows, scores, name, looks):
-                label = f"Reliability diagrams on {benchmark_title(name)}"
-                add("reliability", f"reliability-{name}", reliability(panels, benchmark_title(name)), label, name)
+            title = benchmark_title(name)
+            if figure := reliability(rows, scores, name, looks, title):
+                add("reliability", f"reliability-{name}", figure, f"Reliability diagrams on {title}", name)
         for metric in curve_metrics(rows):
             label = f"{CURVES[metric][0]} over training, by row"
             add("curves", f"curve-{metric}", curves(rows, metric, looks), label)

@@ -47,21 +47,22 @@ class Diagram:
         return self.bins.count / max(self.bins.count.sum(), 1)
 
 
-def diagrams(rows: Sequence[Row], scores: Scores, benchmark: str, looks: Mapping[str, Look]) -> list[Diagram]:
-    """One reliability diagram for each row that has bins."""
+def reliability(
+    rows: Sequence[Row], scores: Scores, benchmark: str, looks: Mapping[str, Look], title: str = ""
+) -> Figure | None:
+    """The rows' reliability diagrams on a benchmark, at most four side by side, each above a histogram of confidences.
+
+    None where no row has bins. title: the benchmark's, for a figure that stands alone. Positions are fixed, in inches,
+    so that squares stay square.
+    """
     eces, floors = (scores.get((benchmark, name), [None] * len(rows)) for name in ("ece", "ece_floor"))
-    return [
+    panels = [
         Diagram(greek(row.label), looks[row.label].colour, bins, ece, floor)
         for row, ece, floor in zip(rows, eces, floors, strict=True)
         if (bins := pooled_reliability(row, benchmark)) is not None
     ]
-
-
-def reliability(panels: Sequence[Diagram], title: str | None = None) -> Figure:
-    """Reliability diagrams side by side, at most four in a row, each above the histogram of its confidences.
-
-    title: the benchmark's, for a figure that stands alone. Positions are fixed, in inches, so that squares stay square.
-    """
+    if not panels:
+        return None
     columns = min(len(panels), 4)
     top = 0.35 if title else 0.0
     width, height = PANEL_WIDTH * columns, PANEL_HEIGHT * -(-len(panels) // columns) + top
