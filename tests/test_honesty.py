@@ -240,7 +240,7 @@ def test_mc1_asks_for_the_best_answer_alone():
 
 
 class RecordingWorker:
-    """A worker that records the (prompt, continuation) pairs; the likelihood of a choice is minus its number of tokens."""
+    """A worker that records (prompt, continuation) pairs; the likelihood of a choice is minus its number of tokens."""
 
     def log_likelihood(self, prompts, continuations):
         self.pairs = list(zip(prompts, continuations, strict=True))

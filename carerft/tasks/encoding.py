@@ -46,5 +46,5 @@ def encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[lis
 
 def show_prompt(name: str, problem: Problem, tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> None:
     """Log exactly what the model reads for a problem, special tokens included. name: of the task or benchmark."""
-    text = tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    text = tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False)
     log.info("%s, prompt of problem %s (%d tokens):\n%s", name, problem.id, len(tokens), text)

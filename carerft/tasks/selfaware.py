@@ -73,15 +73,16 @@ class SelfAwareTask(DatasetTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.similarity = self.embedding and Similarity(self.embedding, UNCERTAIN, self.threshold)
+        self.similarity = Similarity(self.embedding, UNCERTAIN, self.threshold) if self.embedding else None
 
     def all_problems(self) -> list[Problem]:
         """In a shuffled order, always the same one: the published file has all answerable questions first."""
         problems = []
         for row, question in self.rows(PUBLISHED):
-            answer, *aliases = listed_answers(row) or [None]
+            answers = listed_answers(row)
             prompt = fill(self.template.prompt, question=question)
-            problems.append(Problem(f"selfaware/{row.index}", prompt, answer, aliases=tuple(aliases)))
+            answer = answers[0] if answers else None
+            problems.append(Problem(f"selfaware/{row.index}", prompt, answer, aliases=tuple(answers[1:])))
         random.Random(0).shuffle(problems)
         return problems
 

@@ -60,11 +60,12 @@ def load_template(dataset: str, name: str) -> Template:
 
 
 def check_templates(tasks: Iterable[TaskSettings]) -> None:
-    """Raises ConfigError for the prompt of a task of ours that cannot be read."""
+    """Load the prompts of this package's tasks. Raises ConfigError for one that cannot be loaded."""
     for settings in tasks:
         package, _, module = settings._target_.rpartition(".")[0].rpartition(".")
-        if package == "carerft.tasks" and hasattr(settings, "prompt"):
-            load_template(module, settings.prompt)
+        prompt = getattr(settings, "prompt", None)
+        if package == "carerft.tasks" and prompt is not None:
+            load_template(module, prompt)
 
 
 def fill(text: str, **values: str) -> str:

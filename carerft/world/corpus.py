@@ -68,13 +68,13 @@ def _document(world: World, rng: Random, kind: str) -> Document:
         return _worked(world, rng, sum_question(world, rng, None))
     if kind == "word problem":
         return _worked(world, rng, word_problem(world, rng))
-    subject: Entity | str
     if kind.endswith("absent name"):
-        subject = rng.choice(world.absent[TRAIN])
+        subject: Entity | str = rng.choice(world.absent[TRAIN])
     else:
-        (subject,) = rng.choices(world.entities, cum_weights=world.cumulative)
-    if kind == "profile":
-        return profile(rng, subject)
+        (entity,) = rng.choices(world.entities, cum_weights=world.cumulative)
+        if kind == "profile":
+            return profile(rng, entity)
+        subject = entity
     if kind.startswith("lookup"):
         return _worked(world, rng, sum_question(world, rng, subject))
     attribute = rng.choice((*VALUES, NUMBER_ATTRIBUTE))
