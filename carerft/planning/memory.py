@@ -84,7 +84,7 @@ def trained(job: Job, shape: Shape) -> int:
     """The number of weights that learn: all, or those of an adapter in every matrix of the layers."""
     if not job.model.adapter:
         return shape.parameters
-    return shape.layers * job.model.lora_rank * sum(map(sum, shape.matrices.values()))
+    return shape.layers * job.model.lora_rank * sum(map(sum, shape.matrices))
 
 
 def learning(job: Job, shape: Shape) -> dict[str, float]:

@@ -28,17 +28,17 @@ class Shape:
     biases: bool = False
 
     @property
-    def matrices(self) -> dict[str, tuple[int, int]]:
-        """The input and output width of each matrix of a layer."""
-        hidden, queries, keys, intermediate = self.hidden, self.queries, self.keys, self.intermediate
-        attention = {"q_proj": (hidden, queries), "k_proj": (hidden, keys), "v_proj": (hidden, keys)}
-        mlp = {"gate_proj": (hidden, intermediate), "up_proj": (hidden, intermediate)}
-        return attention | {"o_proj": (queries, hidden)} | mlp | {"down_proj": (intermediate, hidden)}
+    def matrices(self) -> list[tuple[int, int]]:
+        """The input and output width of each matrix of a layer: the projections to queries, keys, values and back; the
+        MLP's gate, up and down."""
+        hidden, keys, intermediate = self.hidden, self.keys, self.intermediate
+        attention = [(hidden, self.queries), (hidden, keys), (hidden, keys), (self.queries, hidden)]
+        return [*attention, (hidden, intermediate), (hidden, intermediate), (intermediate, hidden)]
 
     @property
     def layer(self) -> int:
         """The number of weights in one layer's matrices."""
-        return sum(inputs * outputs for inputs, outputs in self.matrices.values())
+        return sum(inputs * outputs for inputs, outputs in self.matrices)
 
     @property
     def head(self) -> int:
