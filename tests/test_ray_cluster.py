@@ -53,14 +53,17 @@ def test_an_address_without_a_cluster_is_said_at_once(address: str, monkeypatch:
 
 @needs_ray
 def test_gpus_that_the_cluster_lacks_are_waited_for_and_named(cluster, monkeypatch, caplog):
+    from ray.exceptions import GetTimeoutError
+
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(dedicated, "START_S", 2.0)
     options = EngineOptions("", 8, 1, 0.5, eos_token_ids=(), tensor_parallel_size=2)
     lacking = "the engines need 8 GPUs; 0 of Ray's 0 are free"
-    with pytest.raises(CareError, match=rf"(?s)did not start \({lacking}\).*rollout\.engines"):
+    with pytest.raises(CareError, match=rf"(?s)did not start \({lacking}\).*rollout\.engines") as raised:
         dedicated.DedicatedWorker(options, engines=4, timeout_s=1.0, max_restarts=0)
     assert f"{lacking}: waiting for them" in caplog.text
+    assert isinstance(raised.value.__cause__, GetTimeoutError)  # not ActorDiedError: they were waited for
 
 
 @needs_ray

@@ -157,10 +157,10 @@ class DedicatedWorker(RolloutWorker):
             return
         for index in range(len(self.engines)):
 
-            def probe(prompts: list[list[int]], sampling: Sampling, seed: int, index: int = index) -> Rollouts:
-                return self._call("sample", [(prompts, completion_seeds(prompts, 1, seed), sampling)], [index])[0]
+            def sample(prompts: list[list[int]], n: int, sampling: Sampling, seed: int, index: int = index) -> Rollouts:
+                return self._call("sample", [(prompts, completion_seeds(prompts, n, seed), sampling)], [index])[0]
 
-            check_sync(probe, score, vocabulary, self.options.dtype, self.options.max_model_len)
+            check_sync(sample, score, vocabulary, self.options)
         self.verified = True
 
     def reset(self) -> None:

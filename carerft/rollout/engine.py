@@ -203,9 +203,11 @@ class Engine:
             self.asleep = True
 
     def close(self) -> None:
-        """Ends the engine and frees its memory."""
+        """Ends the engine and frees its memory. May be repeated."""
         from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
+        if not hasattr(self, "llm"):
+            return
         with _default_group_spared(self._shares_process_group):
             self.llm.llm_engine.engine_core.shutdown()
             del self.llm

@@ -13,6 +13,7 @@ from carerft.errors import CareError
 from carerft.model.compilation import eagerly
 from carerft.model.sharding import reshard
 from carerft.rollout import Rollouts, Sampling
+from carerft.rollout.engine import EngineOptions
 
 # Largest difference (nats) between the two log-probabilities of one token. float32 agrees to 1e-5 on a CPU; bfloat16
 # keeps 8 bits of every logit, and the two round in different places.
@@ -21,26 +22,25 @@ PROMPTS, PROMPT_TOKENS, TOKENS = 4, 8, 16
 
 
 def check_sync(
-    sample: Callable[[list[list[int]], Sampling, int], Rollouts],
+    sample: Callable[[list[list[int]], int, Sampling, int], Rollouts],
     score: Callable[[Tensor, Tensor], Tensor],
     vocabulary: int,
-    dtype: str,
-    context: int,
+    options: EngineOptions,
 ) -> None:
     """Compares the log-probabilities of some completions of random prompts.
 
-    sample: (prompts, sampling, seed) -> the engine's completion of each prompt. score: (prompts, tokens) -> the
-    policy's `teacher_forced`. vocabulary: the number of tokens. dtype: the engine's. context: the model's, in tokens.
-    Raises CareError if they differ by more than rounding explains.
+    sample: `RolloutWorker.sample` of the engine with these options. score: (prompts, tokens) -> the policy's
+    `teacher_forced`. vocabulary: the number of tokens. Raises CareError if they differ by more than rounding explains.
     """
+    context, tolerance = options.max_model_len, TOLERANCE[options.dtype]
     length = max(1, min(PROMPT_TOKENS, context - TOKENS))
     prompts = torch.randint(vocabulary, (PROMPTS, length), generator=torch.Generator().manual_seed(0))
-    rollouts = sample(prompts.tolist(), Sampling(min(TOKENS, context - length), ignore_eos=True), 0)
+    rollouts = sample(prompts.tolist(), 1, Sampling(min(TOKENS, context - length), ignore_eos=True), 0)
     difference = float((rollouts.log_probs - score(rollouts.prompt_tokens, rollouts.tokens)).abs().max())
-    if not difference <= TOLERANCE[dtype]:
+    if not difference <= tolerance:
         raise CareError(
             f"after a weight sync the engine's log-probabilities differ from the policy's by up to {difference:.3g} "
-            f"nats (in {dtype}, up to {TOLERANCE[dtype]} is rounding): it would sample from another model",
+            f"nats (in {options.dtype}, up to {tolerance} is rounding): it would sample from another model",
             "use rollout=transformers, and report the model and the versions: this should not happen",
         )
 
