@@ -8,8 +8,9 @@ import pytest
 from helpers.invented_rows import FALSE, KNOWN, MOON, UNKNOWABLE, configured, document, real_files
 from helpers.runs import run
 
+from carerft.config.settings import EvaluationSettings
 from carerft.errors import DataError
-from carerft.evaluation.evaluate import _problem_records, multiple_choice
+from carerft.evaluation.evaluate import Evaluator, multiple_choice
 from carerft.metrics.scores import score
 from carerft.tasks import Grade, Problem
 from carerft.tasks.replies import words
@@ -255,16 +256,21 @@ class Pairs:
         return {"input_ids": [[text[i : i + 2] for i in range(0, len(text), 2)] for text in texts]}
 
 
+def problem_records(worker, tokenizer, problems, prompts, path):
+    evaluator = Evaluator(worker, tokenizer, EvaluationSettings(), samples=1, seed=0, context=1024)
+    return evaluator._problem_records(problems, prompts, path)
+
+
 def test_choices_are_tokenised_with_their_prompt(tmp_path):
     problem = Problem("x", "abc", "de", choices=(("de", True), ("fghi", False)))
     worker = RecordingWorker()
     prompts = Pairs()([problem.prompt], add_special_tokens=False)["input_ids"]
-    (record,) = _problem_records(worker, Pairs(), [problem], prompts, tmp_path / "x.problems.jsonl")
+    (record,) = problem_records(worker, Pairs(), [problem], prompts, tmp_path / "x.problems.jsonl")
     assert worker.pairs == [(["ab", "c"], ["e"]), (["ab", "c"], ["gh", "i"])]
     assert record["mc1"] == 1
     with pytest.raises(DataError, match="problem y: a choice adds no token"):
         swallowed = Problem("y", "abc", "d", choices=(("d", True),))
-        _problem_records(worker, Pairs(), [swallowed], prompts, tmp_path / "y.problems.jsonl")
+        problem_records(worker, Pairs(), [swallowed], prompts, tmp_path / "y.problems.jsonl")
 
 
 def test_prompt_and_choice_together_are_the_whole_text_for_the_tiny_model(moon, tmp_path):
@@ -274,7 +280,7 @@ def test_prompt_and_choice_together_are_the_whole_text_for_the_tiny_model(moon, 
     (problem,) = moon.problems()
     prompts = tokenizer([problem.prompt], add_special_tokens=False)["input_ids"]
     worker = RecordingWorker()
-    (record,) = _problem_records(worker, tokenizer, [problem], prompts, tmp_path / "m.problems.jsonl")
+    (record,) = problem_records(worker, tokenizer, [problem], prompts, tmp_path / "m.problems.jsonl")
     texts = [tokenizer.decode([*prompt, *choice]) for prompt, choice in worker.pairs]
     assert texts == [f"{HARNESS_PROMPT} {answer}" for answer in (STONE, "It is a stone", *FALSE)]
     assert record["aliases"] == ["It is a stone"]
