@@ -21,7 +21,7 @@ from carerft.errors import CareError, NonFiniteError
 from carerft.objective.regularizers import Regularizer, SkewReverseKL
 from carerft.rollout import Rollouts, completion_texts
 from carerft.training import checkpoint
-from carerft.training.collector import Batch, Drawn
+from carerft.training.collector import Batch, SamplerState
 from carerft.training.learner import Learner
 from carerft.training.trainer import Trainer
 
@@ -35,7 +35,7 @@ def test_groups_that_teach_nothing_are_replaced_by_those_of_the_next_prompts():
     # Round 1 keeps 2 of 4, so that 2 are missing, which 2 * 4/2 = 4 prompts promise. After round 2, 3 of 8 are kept:
     # the last one is promised by 1 * 8/3 prompts, rounded up 3. They hold two; the second is not needed.
     assert batch.problem_ids == ["0-mixed", "3-mixed", "5-mixed", "8-mixed"]
-    assert collector.drawn == Drawn(prompts=11, rounds=3)
+    assert collector.sampler_state == SamplerState(prompts=11, rounds=3)
     # One of four is right: mean 1/4, sample std 1/2, advantages (1 - 1/4) / (1/2) and (0 - 1/4) / (1/2).
     advantages = batch.advantages.view(PROMPTS, GROUP)
     assert torch.allclose(advantages.sort(-1).values, torch.tensor([-0.5, -0.5, -0.5, 1.5]).expand(PROMPTS, -1))
@@ -57,7 +57,7 @@ def test_groups_that_teach_nothing_are_replaced_by_those_of_the_next_prompts():
 
 def test_a_batch_that_is_full_at_once_takes_one_round():
     collector, learner = collection("mixed mixed mixed mixed right right")
-    assert len(collector.next(learner, last=True).problem_ids) == PROMPTS and collector.drawn == Drawn(
+    assert len(collector.next(learner, last=True).problem_ids) == PROMPTS and collector.sampler_state == SamplerState(
         prompts=4, rounds=1
     )
 
@@ -67,7 +67,7 @@ def test_without_dynamic_sampling_every_group_is_kept():
     batch = collector.next(learner, last=True)
     assert batch.problem_ids == ["0-right", "1-wrong", "2-silent", "3-right"]
     assert torch.equal(batch.advantages, torch.zeros(PROMPTS * GROUP))
-    assert collector.drawn == Drawn(prompts=4, rounds=1) and batch.metrics["rollout/rounds"] == 1
+    assert collector.sampler_state == SamplerState(prompts=4, rounds=1) and batch.metrics["rollout/rounds"] == 1
 
 
 def test_equal_rewards_have_no_advantage_where_the_epsilon_is_zero_too():
@@ -90,7 +90,7 @@ def test_too_few_groups_are_an_error_that_names_counts_and_remedy():
     assert "of 12 prompts" in raised.value.what
     for key in ("algorithm.dynamic_rounds", "algorithm.group_size", "algorithm.dynamic_shortage=smaller"):
         assert key in raised.value.remedy
-    assert collector.drawn == Drawn(prompts=12, rounds=3)  # no round more than allowed
+    assert collector.sampler_state == SamplerState(prompts=12, rounds=3)  # no round more than allowed
 
 
 def test_a_smaller_batch_holds_what_was_found():
@@ -113,7 +113,9 @@ def test_groups_need_two_verdicts_that_differ():
     collector, learner = collection("lone gap mixed mixed  silent mixed right")
     batch = collector.next(learner, last=True)
     # Round 1 keeps 3 of 4: the last one is promised by 1 * 4/3 prompts, rounded up 2.
-    assert batch.problem_ids == ["1-gap", "2-mixed", "3-mixed", "5-mixed"] and collector.drawn == Drawn(6, 2)
+    assert batch.problem_ids == ["1-gap", "2-mixed", "3-mixed", "5-mixed"] and collector.sampler_state == SamplerState(
+        6, 2
+    )
     # A gap's three verdicts are 1, 0, 0: mean 1/3, sample std sqrt(1/3); what has no verdict has advantage 0.
     expected = torch.tensor([-(3**0.5) / 3, -(3**0.5) / 3, 0.0, 2 * 3**0.5 / 3])
     assert torch.allclose(batch.advantages.view(PROMPTS, GROUP)[0].sort().values, expected)
@@ -137,7 +139,7 @@ def test_smaller_batches_make_fewer_steps_and_the_run_all_of_its_own(epochs: int
     run, seen = trainer(tmp_path, collector, learner, steps=4 * epochs, epochs=epochs), []
 
     def on_step(metrics: dict[str, float]) -> None:
-        seen.append((run.supply.drawn.rounds, run.progress.batch, metrics))
+        seen.append((run.source.sampler_state.rounds, run.progress.batch, metrics))
 
     assert run.run(on_step, lambda: False)
     assert [metrics["step"] for _, _, metrics in seen] == list(range(1, 4 * epochs + 1))
@@ -170,7 +172,7 @@ def test_sampling_from_diverged_weights_leaves_the_last_good_checkpoint(tmp_path
     collector, learner = collection("mixed " * 12)
     later = Trainer(learner, collector, collector.tokenizer, replace(settings, checkpoint_every=9), 9, tmp_path)
     assert later.resume() == 1
-    learner.optimizer.param_groups[0]["lr"] = 1e30  # the second step leaves weights that give no probabilities
+    learner.settings = replace(learner.settings, learning_rate=1e30)  # the second step leaves weights that give no probabilities
     with pytest.raises(NonFiniteError, match="sampling met probabilities that are not finite"):
         later.run(lambda metrics: None, lambda: False)
     assert later.progress.step == 2

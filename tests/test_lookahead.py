@@ -35,24 +35,24 @@ def looking_ahead(directory: Path, kinds: str = "mixed " * 16, **settings: objec
     plan = {"importance_correction": "token", **settings}
     collector, learner = collection(kinds, algorithm(dynamic_rounds=1), SkewReverseKL(0.1), Apart, **plan)
     run = trainer(directory, collector, learner, steps=STEPS)
-    run.supply = Lookahead(collector)
+    run.source = Lookahead(collector)
     return run
 
 
 def test_a_batch_is_sampled_with_the_weights_from_before_the_last_one(tmp_path: Path):
     run = looking_ahead(tmp_path)
-    learner, worker = run.learner, run.supply.collector.worker
+    learner, worker = run.learner, run.source.collector.worker
     batches: list[Batch] = []
     weights: list[dict[str, torch.Tensor]] = []  # when the learner began with each batch
     metrics: list[dict[str, float]] = []
-    supplied = run.supply.next
+    supplied = run.source.next
 
     def watched(*arguments, **keywords) -> Batch:
         weights.append(copy.deepcopy(learner.policy.state_dict()))
         batches.append(supplied(*arguments, **keywords))
         return batches[-1]
 
-    run.supply.next = watched
+    run.source.next = watched
     assert run.run(metrics.append, lambda: False)
     assert [m["rollout/staleness"] for m in metrics] == [0, 0, 2, 2, 2, 2]
     assert all({"time/wait_s", "time/sync_s", "time/rollout_s"} <= m.keys() for m in metrics)

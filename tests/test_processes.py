@@ -23,7 +23,7 @@ from carerft.model.sharding import full_tensor
 from carerft.objective.algorithms import Algorithm
 from carerft.objective.regularizers import NoRegularizer, SkewReverseKL
 from carerft.rollout import Rollouts
-from carerft.training.learner import Correction, Learner
+from carerft.training.learner import Learner, TruncatedImportance
 
 WORLD, STEPS, GROUP = 2, 5, 4
 EPSILON = torch.finfo(torch.float32).eps
@@ -60,9 +60,9 @@ class CountingLearner(Learner):
 
     tokens = 0
 
-    def _microbatch(self, step: Any, index: Tensor) -> None:
+    def _backward(self, step: Any, index: Tensor) -> None:
         self.tokens += int(step.rollouts.lengths[index].sum())
-        super()._microbatch(step, index)
+        super()._backward(step, index)
 
 
 def rollouts(shape: str) -> Rollouts:
@@ -124,7 +124,7 @@ def learned(algorithm: str, shape: str, mesh: DeviceMesh | None = None, **settin
     correction = None
     if algorithm == "dapo":  # with an importance correction
         log_probs = learner.log_probs(batch)
-        correction = Correction(log_probs, (log_probs - batch.log_probs).exp().clamp(max=2.0))
+        correction = TruncatedImportance(log_probs, (log_probs - batch.log_probs).exp().clamp(max=2.0))
     learner.tokens = 0
     learner.gradient(batch, advantages, correction)
     tokens, gradient = learner.tokens, flat([p.grad for p in learner.policy.parameters() if p.requires_grad])

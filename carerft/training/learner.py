@@ -1,7 +1,7 @@
 """The learner: one optimizer step on one minibatch of rollouts.
 
-`Learner.step` is objective + beta * regularizer, differentiated over microbatches. What it is given is plain data
-(rollouts, advantages); what it returns is plain numbers. It knows nothing of tasks, rewards or files.
+`Learner.step` differentiates objective + beta * regularizer over microbatches. It takes plain data (rollouts,
+advantages) and returns plain numbers. The learner knows nothing of tasks or rewards.
 """
 
 import math
@@ -34,42 +34,43 @@ from carerft.training.packing import microbatches
 
 
 @dataclass
-class Correction:
-    """Truncated importance sampling of rollouts whose sampler was not quite the policy (method.md, section 3).
+class TruncatedImportance:
+    """Truncated importance sampling, for rollouts from a sampler that differs from the policy (method.md, section 3).
 
-    log_probs: (S, T) of the tokens under the learner's weights when the batch was sampled; the objective's ratio is
-    taken to these. weights: (S, T), these over the sampler's own probabilities, truncated; the objective is multiplied
-    by them, the regularizer is not.
+    log_probs: (S, T), log-probabilities of the tokens under the learner's weights when learning from the batch began;
+    the denominator of the objective's ratio. weights: (S, T), these probabilities over the sampler's own, truncated;
+    factors of the objective, but not of the regularizer.
     """
 
     log_probs: Tensor
     weights: Tensor
 
-    def prompts(self, index: slice, group_size: int) -> "Correction":
-        """The part of some of the prompts, as `Rollouts.prompts`."""
+    def prompts(self, index: slice, group_size: int) -> "TruncatedImportance":
+        """The part of some of the prompts, as `Rollouts.prompts` selects them."""
         members = slice(index.start * group_size, index.stop * group_size)
-        return Correction(self.log_probs[members], self.weights[members])
+        return TruncatedImportance(self.log_probs[members], self.weights[members])
 
 
 @dataclass
 class _Step:
     """What the microbatches of one optimizer step share. advantages: (S,); weights, mask: (S, T).
 
-    sums: of each metric over the tokens so far (losses: over the microbatches); maxima: of each metric so far.
+    sums: each metric's sum over the tokens so far (a loss's over the microbatches); maxima: each metric's maximum.
     """
 
     rollouts: Rollouts
     advantages: Tensor
     weights: Tensor
     mask: Tensor
-    correction: Correction | None
+    correction: TruncatedImportance | None
     regularizer: Regularizer
     sums: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     maxima: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
 
 class Learner:
-    """A policy, its frozen reference, and the optimizer that moves the one away from the other."""
+    """A policy, its frozen reference, and the policy's optimizer. steps_done: optimizer steps, also those before a
+    resumption."""
 
     def __init__(
         self,
@@ -80,15 +81,15 @@ class Learner:
         steps: int,
         mesh: DeviceMesh | None = None,
     ):
-        """policy: in float32 on its device; the reference is a frozen copy of it as it is, or itself without adapter.
+        """policy: in float32 on its device. The reference is its current state (`frozen_reference`).
 
         steps: optimizer steps of the whole run, which schedules need.
 
-        mesh: processes that share out each batch's microbatches, the weights, gradients and the optimizer's state. Each
-        is given the same policy, and at the same time the same calls, with whole batches. None: this process alone.
+        mesh: processes that divide the microbatches of each batch among them, and weights, gradients and optimizer
+        state. All must be given the same policy and make the same calls, with undivided batches. None: one process.
         """
         self.policy, self.algorithm, self.regularizer = policy, algorithm, regularizer
-        self.settings, self.steps, self.mesh = settings, steps, mesh
+        self.settings, self.steps, self.steps_done, self.mesh = settings, steps, 0, mesh
         policy.train()
         self.layout = best_layout(policy, settings.share_prompts)
         self.reference: PreTrainedModel | None = None
@@ -105,19 +106,17 @@ class Learner:
         elif settings.precision == "bfloat16":
             if separate:
                 round_matrices(self.reference)
-            else:  # beside an adapter, with which it is merged when it is saved
+            else:  # exactly, because an export merges these weights with the adapter
                 round_matrices(policy, exactly=True)
         self.optimizer = make_optimizer([p for p in policy.parameters() if p.requires_grad], settings)
         self._tensors = CheckpointTensors(policy, self.optimizer, mesh is not None)
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: learning_rate_factor(step, settings, steps)
-        )
 
-    def step(self, rollouts: Rollouts, advantages: Tensor, correction: Correction | None = None) -> dict[str, float]:
+    def step(
+        self, rollouts: Rollouts, advantages: Tensor, correction: TruncatedImportance | None = None
+    ) -> dict[str, float]:
         """One optimizer step. advantages: (S,). Returns metrics by their names in metrics.jsonl.
 
-        Raises NonFiniteError where the loss or its gradient is not finite; the weights and the optimizer's state are
-        then as they were before.
+        Raises NonFiniteError if the loss or its gradient is not finite; weights and optimizer state are then unchanged.
         """
         metrics = self.gradient(rollouts, advantages, correction)
         parameters = [p for p in self.policy.parameters() if p.grad is not None]
@@ -129,62 +128,57 @@ class Learner:
                 "lower learner.learning_rate or learner.max_grad_norm, or use learner.precision=float32",
             )
         clip_grads_with_norm_(parameters, self.settings.max_grad_norm, norm)
-        metrics["learner/grad_norm"] = float(norm)
-        metrics["learner/learning_rate"] = self.scheduler.get_last_lr()[0]
+        rate = self.settings.learning_rate * learning_rate_factor(self.steps_done, self.settings, self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
         self.optimizer.step()
-        self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return metrics
+        self.steps_done += 1
+        return {**metrics, "learner/grad_norm": float(norm), "learner/learning_rate": rate}
 
     def gradient(
-        self, rollouts: Rollouts, advantages: Tensor, correction: Correction | None = None
+        self, rollouts: Rollouts, advantages: Tensor, correction: TruncatedImportance | None = None
     ) -> dict[str, float]:
-        """Make the parameters' gradient that of the loss, microbatch by microbatch, and return the metrics."""
+        """Set the parameters' gradients to the loss's, microbatch by microbatch, and return the metrics."""
         self.optimizer.zero_grad(set_to_none=True)
         mask = rollouts.mask()
         regularizer = self.regularizer.at(self.progress)
         step = _Step(rollouts, advantages, self.algorithm.weights(mask), mask, correction, regularizer)
-        for index, mine in self._turns(rollouts):
-            if mine:
-                self._microbatch(step, index)
+        for index, is_real in self._microbatches(rollouts):
+            if is_real:
+                self._backward(step, index)
             else:
                 (0.0 * self.score(rollouts, index, regularizer).log_prob.sum()).backward()
         if self.reference is not None:
             reshard(self.reference)
         if self.mesh is not None:
-            self._add_up(step)
+            self._reduce_metrics(step)
         losses = {key: step.sums.pop(key) for key in list(step.sums) if key.startswith("loss/")}
         means = {key: value / int(mask.sum()) for key, value in step.sums.items()}
         return {**losses, **means, **step.maxima, **regularizer.parameters()}
-
-    @property
-    def steps_done(self) -> int:
-        """Optimizer steps so far, those before a resumption included."""
-        return int(self.scheduler.last_epoch)
 
     @property
     def progress(self) -> float:
         """0 at the first optimizer step, 1 at the last."""
         return min(1.0, self.steps_done / max(1, self.steps - 1))
 
-    def _turns(self, rollouts: Rollouts) -> list[tuple[Tensor, bool]]:
-        """This process's microbatches, True; for each that only others have, some sequence, False: weights are gathered
-        by all, or by none."""
-        count = 1 if self.mesh is None else self.mesh.size()
+    def _microbatches(self, rollouts: Rollouts) -> list[tuple[Tensor, bool]]:
+        """(sequences, is_real) of each microbatch of this rank. Ranks with fewer microbatches get a dummy, because
+        collective operations must match."""
+        rank, count = (0, 1) if self.mesh is None else (self.mesh.get_rank(), self.mesh.size())
         cut = microbatches(rollouts, self.settings.tokens_per_microbatch, self.layout, count)
-        mine = cut[0 if self.mesh is None else self.mesh.get_rank() :: count]
-        return [(index, True) if len(index) else (torch.tensor([0]), False) for index in mine]
+        return [(index, True) if len(index) else (torch.tensor([0]), False) for index in cut[rank::count]]
 
-    def _add_up(self, step: _Step) -> None:
-        """Make the metrics those of all processes."""
-        everyone: list[Any] = [None] * self.mesh.size()
-        dist.all_gather_object(everyone, (dict(step.sums), dict(step.maxima)), group=self.mesh.get_group())
-        sums, maxima = zip(*everyone, strict=True)
-        step.sums = {key: sum(theirs.get(key, 0.0) for theirs in sums) for key in sorted(set().union(*sums))}
-        step.maxima = {key: max(theirs.get(key, 0.0) for theirs in maxima) for key in sorted(set().union(*maxima))}
+    def _reduce_metrics(self, step: _Step) -> None:
+        """Combine the metrics of all processes."""
+        gathered: list[Any] = [None] * self.mesh.size()
+        dist.all_gather_object(gathered, (dict(step.sums), dict(step.maxima)), group=self.mesh.get_group())
+        sums, maxima = zip(*gathered, strict=True)
+        step.sums = {key: sum(part.get(key, 0.0) for part in sums) for key in sorted(set().union(*sums))}
+        step.maxima = {key: max(part.get(key, 0.0) for part in maxima) for key in sorted(set().union(*maxima))}
 
-    def _microbatch(self, step: _Step, index: Tensor) -> None:
-        """Backward through the sequences `index` (b,) of the step."""
+    def _backward(self, step: _Step, index: Tensor) -> None:
+        """Add the gradient of the sequences `index` (b,), and their part of the metrics."""
         rollouts, correction, regularizer = step.rollouts, step.correction, step.regularizer
         device = self.policy.device
         width = int(rollouts.lengths[index].max())
@@ -226,7 +220,7 @@ class Learner:
             sums["policy/entropy"] += float(statistics.entropy.sum())
             sums["policy/clip_fraction"] += float(self.algorithm.clipped(ratio, advantages)[mask].sum())
             maxima["policy/ratio_max"] = max(maxima["policy/ratio_max"], float(ratio[mask].max()))
-            # At a batch's first step, where weights are equal, this is the sampler against the learner.
+            # At a batch's first step, when the weights are equal, this compares the sampler with the learner.
             drift = (log_pi - log_sampler)[mask]
             sums["rollout/mismatch_mean"] += float(drift.abs().sum())
             maxima["rollout/mismatch_max"] = max(maxima["rollout/mismatch_max"], float(drift.abs().max()))
@@ -234,26 +228,26 @@ class Learner:
             if statistics.ref_kl is not None and statistics.ref_log_prob is not None:
                 sums["policy/kl_to_reference"] += float(statistics.ref_kl.sum())
                 target = regularizer.log_target(statistics.log_prob, statistics.ref_log_prob)
-                if target is not None:  # a value to watch, never a loss: see sampled_estimate
+                if target is not None:  # for monitoring only: as a loss it is wrong (sampled_estimate)
                     sums["regularizer/k1"] += float(sampled_estimate(target - statistics.log_prob, "k1").sum())
 
     @torch.no_grad()
     def log_probs(self, rollouts: Rollouts) -> Tensor:
-        """(S, T) float32 log-probability of each sampled token under the policy as it is now; 0 outside the mask."""
-        mask, found = rollouts.mask(), torch.zeros(rollouts.tokens.shape)
-        for index, mine in self._turns(rollouts):
+        """(S, T) float32 log-probability of each sampled token under the current policy; 0 outside the mask."""
+        mask, log_probs = rollouts.mask(), torch.zeros(rollouts.tokens.shape)
+        for index, is_real in self._microbatches(rollouts):
             scored = self.score(rollouts, index).log_prob.float().cpu()
-            if mine:
-                found[index] = torch.zeros_like(found[index]).masked_scatter(mask[index], scored)
+            if is_real:
+                log_probs[index] = torch.zeros_like(log_probs[index]).masked_scatter(mask[index], scored)
         reshard(self.policy)
         if self.mesh is not None:
-            dist.all_reduce(found, group=self.mesh.get_group())
-        return found
+            dist.all_reduce(log_probs, group=self.mesh.get_group())
+        return log_probs
 
     def score(self, rollouts: Rollouts, index: Tensor, regularizer: Regularizer | None = None) -> TokenStatistics:
-        """Statistics of the completion tokens of the sequences `index` (b,), one after another: N tokens in all.
+        """Statistics of the N completion tokens of the sequences `index` (b,), one sequence after another.
 
-        Without a regularizer they are those of the policy alone.
+        Without a regularizer they are of the policy alone.
         """
         width = int(rollouts.lengths[index].max())
         targets = rollouts.tokens[index, :width][rollouts.mask()[index, :width]].to(self.policy.device)
@@ -276,19 +270,17 @@ class Learner:
 
     def _autocast(self) -> torch.autocast:
         bfloat16 = self.settings.precision == "bfloat16"
-        # Rounded copies of all weights are kept until the pass ends, unless its layers will be gone through again.
-        keep = not self.policy.is_gradient_checkpointing
-        return torch.autocast(self.policy.device.type, torch.bfloat16, enabled=bfloat16, cache_enabled=keep)
+        # The cache keeps rounded copies of all weights until the pass ends. With gradient checkpointing, layers are
+        # recomputed after that, and the copies would only take memory.
+        cache = not self.policy.is_gradient_checkpointing
+        return torch.autocast(self.policy.device.type, torch.bfloat16, enabled=bfloat16, cache_enabled=cache)
 
     def weights(self, precision: torch.dtype | None = None) -> dict[str, Tensor]:
-        """Each weight by its name in a checkpoint, whole and merged; of several processes, only the first has them.
-
-        precision: to which matrices are rounded, if to any.
-        """
+        """The policy's weights by their names in a checkpoint, full and merged (`gather_weights`)."""
         return gather_weights(self.policy, self.mesh, precision)
 
     def adapter(self) -> dict[str, Tensor]:
-        """The weights of the policy's adapter, alike, by their names in peft's files."""
+        """The weights of the policy's adapter by their names in peft's files (`adapter_weights`)."""
         return adapter_weights(self.policy, self.mesh)
 
     def save(self, path: Path, asynchronous: bool = False) -> None:
@@ -304,14 +296,13 @@ class Learner:
         self._tensors.load(path)
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run needs beside weights and the optimizer's state."""
-        return {"scheduler": self.scheduler.state_dict()}
+        """What a resumed run needs beside weights and optimizer state. The keys are those of a torch scheduler, which
+        earlier versions used."""
+        return {"scheduler": {"last_epoch": self.steps_done}}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from `state()`."""
-        self.scheduler.load_state_dict(state["scheduler"])
-        for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
-            group["lr"] = rate
+        self.steps_done = state["scheduler"]["last_epoch"]
 
 
 def _present(value: Tensor | None) -> Tensor:

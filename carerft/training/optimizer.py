@@ -10,7 +10,7 @@ from carerft.objective.schedules import scheduled
 
 
 def make_optimizer(parameters: Iterable[Tensor], settings: LearnerSettings) -> torch.optim.Optimizer:
-    """AdamW over these parameters, which are on their devices, and sharded if they will be."""
+    """AdamW over these parameters, which must already be on their devices and sharded."""
     arguments = {
         "lr": settings.learning_rate,
         "betas": (settings.adam_beta1, settings.adam_beta2),
@@ -25,7 +25,7 @@ def make_optimizer(parameters: Iterable[Tensor], settings: LearnerSettings) -> t
 
 
 def learning_rate_factor(step: int, settings: LearnerSettings, steps: int) -> float:
-    """What the learning rate is multiplied by at a step: linear warm-up, then constant, linear or cosine decay to 0.
+    """The factor of the learning rate at a step: linear warm-up, then constant, or linear or cosine decay to 0.
 
     steps: optimizer steps of the whole run.
     """

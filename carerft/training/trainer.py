@@ -1,7 +1,7 @@
-"""The trainer: the only place that knows the order in which a run samples, grades, learns and saves.
+"""The trainer: the order in which a run samples, grades, learns and saves.
 
-Everything random in it is a function of the seed and a counter (which prompts, which samples), so that what a resumed
-run needs beside weights and optimizer is a few counters and the rollout batch in hand.
+Everything random (which prompts, which samples) is a function of the seed and a counter. Beside weights and optimizer
+state, a resumed run therefore needs a few counters and the current rollout batch.
 """
 
 import time
@@ -25,15 +25,15 @@ from carerft.training.learner import Learner
 
 @dataclass
 class Progress:
-    """Where a run is. step: optimizer steps done; used: updates made from `batch`."""
+    """How far a run is. step: optimizer steps done; used: those made from `batch`."""
 
     step: int = 0
     used: int = 0
     batch: Batch | None = None
 
 
-class BatchSupply(Protocol):
-    """Where rollout batches come from: `Collector`, or `Lookahead`."""
+class RolloutSource(Protocol):
+    """Where rollout batches come from: `Collector` or `Lookahead`."""
 
     def next(self, learner: Learner, last: bool) -> Batch: ...
 
@@ -44,14 +44,10 @@ class BatchSupply(Protocol):
 
 @dataclass
 class Trainer:
-    """Samples, grades, learns and saves until `steps` optimizer steps are done.
-
-    directory: the run's. on_step: called with each step's metrics.
-    should_stop: asked after each step; True ends the run early, with a checkpoint.
-    """
+    """Samples, grades, learns and saves until `steps` optimizer steps are done. directory: the run's."""
 
     learner: Learner
-    supply: BatchSupply
+    source: RolloutSource
     tokenizer: PreTrainedTokenizerBase
     settings: LearnerSettings
     steps: int
@@ -62,22 +58,24 @@ class Trainer:
         self._checkpoints = Checkpoints(self.directory / "checkpoints", self.learner, self.settings.async_checkpoints)
 
     def resume(self) -> int:
-        """Continue from the newest intact checkpoint, if there is one. Returns the step that the run is at."""
+        """Continue from the newest intact checkpoint, if there is one. Returns the number of steps done."""
         state = self._checkpoints.load_latest()
         if state is not None:
             self.learner.load_state(state["learner"])
             batch = state["batch"]
             self.progress = Progress(state["step"], state["used"], batch and Batch.from_state(batch))
-            self.supply.load_state(state["supply"])
+            self.source.load_state(state["supply"])
         return self.progress.step
 
     def run(self, on_step: Callable[[dict[str, float]], None], should_stop: Callable[[], bool]) -> bool:
-        """Train to the end. Returns whether it got there (False: should_stop).
+        """Train to the end. Returns whether the run is complete; False if it was stopped.
 
-        Raises NonFiniteError (the batch is written to `nonfinite/` and the weights before it are checkpointed, beside
-        all earlier checkpoints), ShortageError (the same command goes on with further prompts), EngineError (the
-        same command goes on) and RunDirectoryError (a checkpoint can't be written). All checkpoints are there when it
-        ends, however it does.
+        on_step: called with each step's metrics. should_stop: called after each step; True stops the run, with a
+        checkpoint.
+
+        Raises NonFiniteError (the batch is written to `nonfinite/`; the weights before it are checkpointed, and no
+        earlier checkpoint is deleted), ShortageError and EngineError (the same command continues) and
+        RunDirectoryError (a checkpoint cannot be written). All checkpoints are complete when this returns or raises.
         """
         try:
             while self.progress.step < self.steps:
@@ -93,61 +91,60 @@ class Trainer:
         return True
 
     def save(self, keep_all: bool = False) -> None:
-        """Write a checkpoint of this moment, or, with async_checkpoints, begin to."""
-        now = self.progress
+        """Write a checkpoint or, with async_checkpoints, begin to write it. keep_all: delete no earlier one."""
+        progress = self.progress
         state = {
             "learner": self.learner.state(),
-            "supply": self.supply.state(),
-            "step": now.step,
-            "used": now.used,
-            "batch": now.batch and now.batch.state(),
+            "supply": self.source.state(),
+            "step": progress.step,
+            "used": progress.used,
+            "batch": progress.batch and progress.batch.state(),
         }
-        self._checkpoints.save(now.step, state, None if keep_all else self.settings.keep_checkpoints)
+        self._checkpoints.save(progress.step, state, None if keep_all else self.settings.keep_checkpoints)
 
     def _step(self) -> dict[str, float]:
-        """One optimizer step, on a new rollout batch where the last one is used up. Returns its metrics."""
-        now, settings = self.progress, self.settings
-        fresh = now.batch is None or now.used == len(now.batch.parts(settings.updates_per_batch)) * settings.epochs
-        if fresh:
-            now.batch, now.used = self._collect(), 0
-        batch = now.batch
-        assert batch is not None
+        """One optimizer step, on a new rollout batch if the last one is used up. Returns its metrics."""
+        progress, settings, batch = self.progress, self.settings, self.progress.batch
+        fresh = batch is None or progress.used == len(batch.parts(settings.updates_per_batch)) * settings.epochs
+        if batch is None or fresh:
+            batch = progress.batch = self._next_batch()
+            progress.used = 0
         parts = batch.parts(settings.updates_per_batch)
-        part = parts[now.used % len(parts)]
+        part = parts[progress.used % len(parts)]
         rollouts = batch.rollouts.prompts(part)
         group = rollouts.group_size
         advantages = batch.advantages[part.start * group : part.stop * group]
         correction = batch.correction and batch.correction.prompts(part, group)
 
-        began = time.perf_counter()
+        start = time.perf_counter()
         try:
             metrics = self.learner.step(rollouts, advantages, correction)
         except NonFiniteError as error:
             raise self._record_nonfinite(error, rollouts, advantages, batch.problem_ids[part]) from error
-        seconds = time.perf_counter() - began
-        now.used += 1
-        now.step += 1
-        if now.used == 1:  # only at a batch's first step are the sampler's and the learner's weights equal
+        seconds = time.perf_counter() - start
+        progress.used += 1
+        progress.step += 1
+        if progress.used == 1:  # the sampler's and the learner's weights are equal only at a batch's first step
             batch.metrics |= {key: value for key, value in metrics.items() if key.startswith("rollout/")}
-        learned = int(rollouts.lengths.sum())
-        times = {"time/learn_s": seconds, "throughput/learned_tokens_per_s": learned / seconds}
-        idle = {} if fresh else {key: 0.0 for key in batch.metrics if key.startswith("time/")}
-        return {"step": now.step, **metrics, **batch.metrics, **idle, **times}
+        tokens = int(rollouts.lengths.sum())
+        times = {} if fresh else {key: 0.0 for key in batch.metrics if key.startswith("time/")}
+        times |= {"time/learn_s": seconds, "throughput/learned_tokens_per_s": tokens / seconds}
+        return {"step": progress.step, **metrics, **batch.metrics, **times}
 
-    def _collect(self) -> Batch:
+    def _next_batch(self) -> Batch:
         try:
             updates = self.settings.updates_per_batch * self.settings.epochs
-            return self.supply.next(self.learner, last=self.progress.step + updates >= self.steps)
+            return self.source.next(self.learner, last=self.progress.step + updates >= self.steps)
         except (ShortageError, EngineError):
-            self.save()  # with what has been drawn, so that the run goes on, after a shortage with other prompts
+            self.save()  # with the source's state, so that the run continues, after a shortage with other prompts
             raise
 
     def _record_nonfinite(
         self, error: NonFiniteError, rollouts: Rollouts, advantages: Tensor, problem_ids: list[str]
     ) -> NonFiniteError:
-        """Write down what the failed step was given, save the good weights, and say where both are."""
-        place = self.directory / "nonfinite" / f"step_{self.progress.step + 1}"
-        place.parent.mkdir(parents=True, exist_ok=True)
+        """Write the failed step's inputs and a checkpoint of the weights before it. Returns the error to raise."""
+        path = self.directory / "nonfinite" / f"step_{self.progress.step + 1}"
+        path.parent.mkdir(parents=True, exist_ok=True)
         texts = completion_texts(rollouts, self.tokenizer)
         group = rollouts.group_size
         lines = "".join(
@@ -155,12 +152,12 @@ class Trainer:
             for i, problem in enumerate(problem_ids)
             for j in range(group)
         )
-        write_atomically(place.with_suffix(".tsv"), "problem\tadvantage\tcompletion\n" + lines)
-        torch.save({"rollouts": asdict(rollouts), "advantages": advantages}, place.with_suffix(".pt"))
-        self.save(keep_all=True)  # what makes a loss infinite may be these very weights
+        write_atomically(path.with_suffix(".tsv"), "problem\tadvantage\tcompletion\n" + lines)
+        torch.save({"rollouts": asdict(rollouts), "advantages": advantages}, path.with_suffix(".pt"))
+        self.save(keep_all=True)  # the cause may lie in these weights, so earlier ones are kept
         return NonFiniteError(
-            f"step {self.progress.step + 1}: {error.what}. Its prompts were {', '.join(problem_ids[:5])}"
+            f"step {self.progress.step + 1}: {error.what}. Its prompts are {', '.join(problem_ids[:5])}"
             + (f" and {len(problem_ids) - 5} more" if len(problem_ids) > 5 else "")
-            + f"; they, and the completions, are in {place.with_suffix('.tsv')}",
+            + f"; they and the completions are in {path.with_suffix('.tsv')}",
             f"the weights before it are saved; {error.remedy}",
         )
