@@ -23,8 +23,8 @@ def main(config: DictConfig) -> None:
     """Measure a model on each benchmark. A finished evaluation is shown again; an unfinished one is continued."""
     record = plain(config)
     settings = evaluate_settings(record)
-    check_evaluate(settings)
     check_templates(settings.benchmark.values())
+    check_evaluate(settings)
     directory = job_directory("evaluate", record)
     if directory is None:
         return
