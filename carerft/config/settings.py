@@ -259,47 +259,47 @@ else:  # Hydra must let a class of a user's own have keys that no class here dec
 
 
 @dataclass
-class TrainSettings:
-    """`carerft train`: finetune, then evaluate."""
+class RunSettings:
+    """What a training and an evaluation have in common."""
 
-    name: str = "train"
+    # Runs of one name share a directory, outputs/<name>/.
+    name: str = MISSING
     seed: int = field(default=0, metadata={"least": 0})
-    # Optimizer steps.
-    steps: int = field(default=100, metadata={"least": 0})
-    # Completions per question in the evaluation that follows.
+    # Completions per question of a benchmark.
     samples: int = field(default=8, metadata={"least": 1})
     model: ModelSettings = field(default_factory=ModelSettings)
-    algorithm: AnyAlgorithm = MISSING
-    regularizer: AnyRegularizer = MISSING
     rollout: AnyRollout = MISSING
-    learner: LearnerSettings = field(default_factory=LearnerSettings)
-    task: AnyTask = MISSING
     data: DataSettings = field(default_factory=DataSettings)
     benchmark: dict[str, AnyTask] = field(default_factory=dict)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     tracker: TrackerSettings = field(default_factory=TrackerSettings)
 
+
+@dataclass
+class TrainSettings(RunSettings):
+    """`carerft train`: finetune, then evaluate."""
+
+    name: str = "train"
+    # Optimizer steps.
+    steps: int = field(default=100, metadata={"least": 0})
+    algorithm: AnyAlgorithm = MISSING
+    regularizer: AnyRegularizer = MISSING
+    learner: LearnerSettings = field(default_factory=LearnerSettings)
+    task: AnyTask = MISSING
+
     @property
     def precision(self) -> str:
-        """The precision that the model is read in."""
+        """The precision of the model's matrix products."""
         return self.learner.precision
 
 
 @dataclass
-class EvaluateSettings:
+class EvaluateSettings(RunSettings):
     """`carerft evaluate`: measure a model without training it."""
 
     name: str = "evaluate"
-    seed: int = field(default=0, metadata={"least": 0})
-    samples: int = field(default=8, metadata={"least": 1})
     device: str = "auto"
     precision: str = field(default="float32", metadata=PRECISIONS)
-    model: ModelSettings = field(default_factory=ModelSettings)
-    rollout: AnyRollout = MISSING
-    data: DataSettings = field(default_factory=DataSettings)
-    benchmark: dict[str, AnyTask] = field(default_factory=dict)
-    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
-    tracker: TrackerSettings = field(default_factory=TrackerSettings)
 
 
 @cache
