@@ -39,8 +39,6 @@ examples:
   carerft report outputs/demo
   eval "$(carerft train -sc install=bash)"                     tab completion (bash; also zsh, fish)
 """
-
-
 COMPOSED = ("train", "evaluate", "sweep", "plan")  # their words are Hydra's overrides
 
 
@@ -74,8 +72,10 @@ def run(command: str, words: list[str]) -> int:
             raise ConfigError("-m and --cfg together", "a multirun is many configurations: write --cfg without -m")
         if command in COMPOSED:
             words = expand_model(words)
-        # Hydra installs completion for the program of this name, and prints the name in its messages.
-        sys.argv = ["carerft" if "-sc" in words else f"carerft {command}", *words, *(quiet() * (command == "train"))]
+        if command == "train":
+            words += quiet()
+        # Hydra installs completion for a program of this name, and prints it in its messages.
+        sys.argv = ["carerft" if "-sc" in words else f"carerft {command}", *words]
         return module.main() or 0
     except CareError as error:
         return _fail(error.what, error.remedy)

@@ -41,9 +41,7 @@ class Sweep:
     """The keys of `carerft sweep` itself."""
 
     dry_run: bool = argument("list the cells, which of them are done, and how long the rest may take", False)
-    jobs: int | None = argument(
-        "cells run at the same time; null: one for each core, or one where there is a GPU", None
-    )
+    jobs: int | None = argument("cells run at the same time; null: one per core, 1 beside a GPU", None, least=1)
 
 
 def main() -> int:

@@ -1,5 +1,5 @@
-"""Experiments: the paper's tables, figures and ablations, and its reviewers' questions, as folders of `experiments/`.
+"""Experiments: tables, figures and ablations, those of the paper and others, as folders of `experiments/`.
 
-`folders` finds them; `cells` says which runs one consists of and where they stand; `sharing` lets two experiments have
-a run in common; `workers` runs what is left of one.
+`folders` lists them. `cells` composes the runs of one, each with its directory and status. `workers` runs those that
+are not done, and `sharing` lets experiments have a finished run in common.
 """
