@@ -112,7 +112,8 @@ def test_words_name_an_experiment_and_override_its_configuration():
         (["figure2", "jobs=two"], "jobs: Value 'two' .* could not be converted to Integer"),
     ],
 )
-def test_wrong_words_are_refused(arguments: list[str], says: str, capsys):
+def test_wrong_words_are_refused(arguments: list[str], says: str, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     assert cli.main(["sweep", *arguments]) == 2
     assert re.search(says, capsys.readouterr().err)
 
