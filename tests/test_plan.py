@@ -336,12 +336,17 @@ def test_the_search_finds_the_fewest_settings_that_fit_and_of_these_the_cheapest
     shape, h100 = shape_of("Qwen/Qwen2.5-3B", STATED.models), hardware("h100", STATED).device
 
     def found(wanted: Job, used: Device = h100, devices: int = 1) -> dict[str, dict[str, Any]]:
-        def fits(job: Job) -> bool:
-            return job.devices <= devices and memory(job, shape, used).fits
+        def fits(changes: dict[str, Any]) -> bool:
+            changed = wanted.with_settings(changes)
+            return changed.devices <= devices and memory(changed, shape, used).fits
 
-        solutions = search(wanted, fits, lambda job: seconds(job, shape, used, STATED).total * job.devices)
-        assert not fits(wanted) and all(fits(wanted.with_settings(changes)) for changes in solutions.values())
-        return solutions
+        def cost(changes: dict[str, Any]) -> float:
+            changed = wanted.with_settings(changes)
+            return seconds(changed, shape, used, STATED).total * changed.devices
+
+        solutions = search(wanted, fits, cost)
+        assert not fits({}) and all(fits(changes) for changes, _ in solutions.values())
+        return {effect: changes for effect, (changes, _) in solutions.items()}
 
     usual = job(run_of("table1", "model=qwen2.5-3b"), STATED)
     assert memory(usual, shape, h100).fits
@@ -370,6 +375,8 @@ ONE = ["model=qwen2.5-7b", "task=gsm8k", "rollout=vllm", "learner.precision=bflo
         (["figure2", "model=qwen2.5-3b", "hardware=h200", "price=2", "seed=0"], 0, "it fits"),
         (["figure2", "hardware=2xcpu", "seed=0"], 0, "all runs, 2 at the same time"),
         ([*ONE, "hardware=8xh100", "learner.processes=8", "learner.gradient_checkpointing=true"], 0, "it fits"),
+        # Without a penalty learner.monitor_reference=false would be enough, but it must help with one as well.
+        (["table2", "model=qwen2.5-7b", "hardware=2xh100", "learner.processes=2", *FEW], 1, ": learner.reference_offl"),
         ([*ONE, "hardware=h100"], 1, "model.adapter=lora"),
         (["hardware=2xcpu"], 0, "carerft train: tiny on 2 x cpu"),
         (["table2", "model=qwen2.5-3b", "hardware=h100", *FEW, *APART], 2, "a run needs 2 devices and hardware has 1"),
@@ -378,6 +385,7 @@ ONE = ["model=qwen2.5-7b", "task=gsm8k", "rollout=vllm", "learner.precision=bflo
         (["table1", "model=qwen2.5-3b", *FEW, "learner.epochs=0"], 2, "learner.epochs=0"),
         (["table1", "hardware=8xh1000"], 2, "did you mean h100?"),
         (["table1", "price=much"], 2, "much"),
+        (["table1", "price=-1"], 2, "must be at least 0"),
         (["table1", "table2"], 2, "only one experiment can be planned"),
         (["tabel1"], 2, "did you mean table1?"),
     ],

@@ -57,7 +57,7 @@ def resident(job: Job, shape: Shape) -> dict[str, float]:
     """
     processes, weights = job.learner.processes, 4 * shape.parameters
     rounded = weights - 2 * (shape.layers * shape.layer + (0 if shape.tied else shape.head))  # a tied head stays
-    parts = {"weights, float32": weights / processes}
+    parts: dict[str, float] = {"weights, float32": weights / processes}
     if job.model.adapter:
         if rounds_frozen(job):
             parts = {"weights, mostly bfloat16": rounded}
@@ -89,7 +89,7 @@ def trained(job: Job, shape: Shape) -> int:
 
 def learning(job: Job, shape: Shape) -> dict[str, float]:
     """What exists during an optimizer step only."""
-    parts = {"gradients, float32": 4 * trained(job, shape) / job.learner.processes}
+    parts: dict[str, float] = {"gradients, float32": 4 * trained(job, shape) / job.learner.processes}
     if job.learner.precision == "bfloat16" and not (job.model.adapter and rounds_frozen(job)):
         # Autocast keeps a copy of each float32 weight until the pass ends: of one layer at a time where weights are
         # sharded (beside the head, which is gathered as well), or where layers are computed again.

@@ -10,26 +10,29 @@ Changes = dict[str, Any]  # values of settings, by dotted key
 MOST_CHANGES = 4
 
 
-def search(job: Job, fits: Callable[[Job], bool], cost: Callable[[Job], float]) -> dict[str, Changes]:
-    """The changes with which a job fits, by their effect: "the same result", "other rounding", "another method". An
-    effect that is worse than another is listed only if it costs less. Empty if no changes of four settings help."""
-    solutions: dict[str, Changes] = {}
+def search(
+    job: Job, fits: Callable[[Changes], bool], cost: Callable[[Changes], float]
+) -> dict[str, tuple[Changes, float]]:
+    """Changes of a job's settings with which the runs fit, and their cost, by their effect: "the same result", "other
+    rounding", "another method". An effect that is worse than another is listed only if it costs less. Empty if no
+    changes of up to four settings help."""
+    solutions: dict[str, tuple[Changes, float]] = {}
     axes: list[list[Changes]] = []
     least = float("inf")
     for effect, settings in _axes(job).items():
         axes += settings
-        for changes in _fewest(job, axes, fits):
-            if (dollars := cost(job.with_settings(changes))) < least:
-                solutions[effect], least = changes, dollars
+        for changes in _fewest(axes, fits):
+            if (price := cost(changes)) < least:
+                solutions[effect], least = (changes, price), price
     return solutions
 
 
-def _fewest(job: Job, axes: list[list[Changes]], fits: Callable[[Job], bool]) -> list[Changes]:
-    """Every combination of the fewest axes with which the job fits."""
+def _fewest(axes: list[list[Changes]], fits: Callable[[Changes], bool]) -> list[Changes]:
+    """Every combination of the fewest axes with which the runs fit."""
     for count in range(1, MOST_CHANGES + 1):
         choices = (choice for subset in combinations(axes, count) for choice in product(*subset))
         combined = ({key: value for part in choice for key, value in part.items()} for choice in choices)
-        if fitting := [changes for changes in combined if fits(job.with_settings(changes))]:
+        if fitting := [changes for changes in combined if fits(changes)]:
             return fitting
     return []
 
