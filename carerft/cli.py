@@ -1,6 +1,6 @@
 """`carerft COMMAND ...`: finds the command, runs it, and explains errors in the configuration that it composes.
 
-Each command is a module of `carerft.commands`, which also runs as `python -m carerft.commands.COMMAND`.
+Each command is a module of `carerft.commands` with a function `main`.
 """
 
 import importlib
@@ -158,7 +158,3 @@ def _fail(what: str, remedy: str) -> int:
     bold, end = ("\033[1;31m", "\033[0m") if sys.stderr.isatty() else ("", "")
     print(f"{bold}error:{end} {what}" + (f"\n  {remedy}" if remedy else ""), file=sys.stderr)
     return 2
-
-
-if __name__ == "__main__":
-    sys.exit(main())

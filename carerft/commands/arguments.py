@@ -37,7 +37,7 @@ def read(kind: type[T], words: Sequence[str], about: str | None) -> tuple[T, lis
     for an unknown dotted key or a value of another type.
     """
     config = OmegaConf.structured(kind)
-    names = [entry.name for entry in fields(kind)]  # type: ignore[arg-type]
+    names = [str(key) for key in config]
     if {"-h", "--help"} & set(words):
         print(f"{(about or '').strip()}\n\nkeys, with their defaults:\n" + "\n".join(_help(kind, config)))
         sys.exit(0)
@@ -60,9 +60,9 @@ def read(kind: type[T], words: Sequence[str], about: str | None) -> tuple[T, lis
     if missing := sorted(OmegaConf.missing_keys(config)):
         refuse(kind, others)  # a misspelt key may be the missing one
         raise ConfigError(f"{missing[0]}= is missing", "--help describes every key")
-    settings = OmegaConf.to_object(config)
+    settings: Any = OmegaConf.to_object(config)
     check_constraints(settings)
-    return settings, others  # type: ignore[return-value]
+    return settings, others
 
 
 def refuse(kind: Any, words: Sequence[str]) -> None:

@@ -42,7 +42,3 @@ def main() -> None:
     output = Path(settings.output)
     build_base(settings.seed, output, **({} if settings.steps is None else {"steps": settings.steps}))
     print(output)
-
-
-if __name__ == "__main__":
-    main()

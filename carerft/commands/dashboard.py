@@ -99,7 +99,3 @@ def layout(project: str, entity: str, title: str) -> "Workspace":
         settings=ws.WorkspaceSettings(x_axis="step", max_runs=30),
         runset_settings=ws.RunsetSettings(groupby=[Metric("Group"), Config("cell")]),
     )
-
-
-if __name__ == "__main__":
-    main()

@@ -90,7 +90,3 @@ def main() -> None:
     refuse(settings, others)
     counts = grade_file(settings.benchmark, Path(settings.input), Path(settings.output), extraction=settings.extraction)
     print(", ".join(f"{counts[verdict]} {verdict}" for verdict in ("correct", "wrong", "none")))
-
-
-if __name__ == "__main__":
-    main()

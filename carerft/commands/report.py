@@ -96,7 +96,3 @@ def main() -> None:
     with Trackers(named_tracker(settings.tracker, written, lambda: report_description(written, names))) as trackers:
         trackers.show(ReportOutcome(written))
     print(f"open {page.resolve()}")
-
-
-if __name__ == "__main__":
-    main()

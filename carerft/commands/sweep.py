@@ -139,7 +139,3 @@ def summarize(experiment: Experiment, planned: Sequence[Cell], console: Console)
         console.print(f"logs: {logs}; the same command continues", highlight=False)
     console.print(f"compare them: carerft report {experiment.name}", highlight=False)
     return int(bool(unfinished))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -13,11 +13,16 @@ from carerft.config.settings import EvaluateSettings, TrainSettings
 T = TypeVar("T")
 
 
-def config_directory() -> Path:
-    """`conf/`: inside the package when installed from a wheel, beside it in a checkout."""
+def data_directory(name: str) -> Path:
+    """`conf/` or `experiments/`: inside the package when installed from a wheel, beside it in a checkout."""
     package = Path(carerft.__file__).parent
-    inside = package / "conf"
-    return inside if inside.is_dir() else package.parent / "conf"
+    inside = package / name
+    return inside if inside.is_dir() else package.parent / name
+
+
+def config_directory() -> Path:
+    """The directory of the YAML files that Hydra composes."""
+    return data_directory("conf")
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

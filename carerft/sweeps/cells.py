@@ -1,7 +1,7 @@
-"""The runs that an experiment consists of, each with its directory and where it stands.
+"""The cells of an experiment: every run that it consists of, with its settings, directory and status.
 
-Composed as Hydra composes them: `carerft sweep table1 ...` and `carerft train -m experiment=table1 ...` have the same
-cells. Every base model that they start from is one cell more, an evaluation.
+Hydra composes them: `carerft sweep table1 ...` and `carerft train -m experiment=table1 ...` have the same trainings.
+An evaluation of each base model that they start from is added.
 """
 
 import json
@@ -24,7 +24,7 @@ from carerft.sweeps.composition import composing
 from carerft.sweeps.folders import Experiment
 from carerft.tasks.templates import check_templates
 
-# What an evaluation of a base model takes over from the runs that start from it.
+# The settings that the evaluation of a base model takes from the trainings that start from it.
 MEASURED = ("seed", "samples", "model", "benchmark", "data", "evaluation", "rollout")
 NOT_MEASURED = {
     *("rollout.prompts_per_batch", "rollout.max_tokens", "rollout.lookahead"),
@@ -47,7 +47,7 @@ class Cell:
         return "/".join(self.directory.parts[-2:])
 
     def status(self) -> str:
-        """ "done", "running", "stopped" (nobody is at it), "failed", "interrupted" or "missing"."""
+        """ "done", "running", "stopped" (its process died), "failed", "interrupted" or "missing"."""
         manifest = read_manifest(self.directory)
         if manifest is None:
             return "missing"
@@ -57,33 +57,33 @@ class Cell:
 
 
 def cells(experiment: Experiment, overrides: Sequence[str], here: bool = True) -> list[Cell]:
-    """Every run of an experiment, evaluations of base models first. overrides: as on Hydra's command line.
+    """Every cell of an experiment, evaluations of base models first. overrides: as on Hydra's command line.
 
-    here: whether they are to run on this machine, as `carerft.config.checks` asks.
-    Raises ConfigError, or Hydra's own errors, for what is impossible or can't be composed.
+    here: whether the cells are to run on this machine; see `carerft.config.checks`.
+    Raises ConfigError for impossible settings, and Hydra's errors for a configuration that cannot be composed.
     """
-    found: list[Cell] = []
     with composing():
-        for sweep in experiment.sweeps:
-            for job in jobs(sweep, experiment.overrides_of(sweep, overrides)):
-                found.append(_trained(job, here))
-        bases = _bases(found, overrides, here)
-    return bases + found
+        trainings = [
+            _training(job, here)
+            for sweep in experiment.sweeps
+            for job in jobs(sweep, experiment.overrides_of(sweep, overrides))
+        ]
+        return _bases(trainings, overrides, here) + trainings
 
 
 def jobs(sweep: str, overrides: Sequence[str]) -> list[list[str]]:
     """The overrides of each job of one sweep, as Hydra's sweeper makes them."""
     parser = OverridesParser.create()
-    every = parser.parse_overrides(list(overrides))
-    given = [override for override in every if not override.key_or_group.startswith("hydra")]
-    fixed = [override.input_line for override in every if not override.is_sweep_override()]
+    parsed = parser.parse_overrides(list(overrides))
+    settings = [override for override in parsed if not override.key_or_group.startswith("hydra")]
+    fixed = [override.input_line for override in parsed if not override.is_sweep_override()]
     master = compose("train", [f"experiment={sweep}", *fixed], return_hydra_config=True)
     axes = [f"{key}={value}" for key, value in master.hydra.sweeper.params.items()]
-    (batch,) = BasicSweeper.split_arguments([*parser.parse_overrides(axes), *given], max_batch_size=None)
+    (batch,) = BasicSweeper.split_arguments([*parser.parse_overrides(axes), *settings], max_batch_size=None)
     return [[f"experiment={sweep}", *job] for job in batch]
 
 
-def _trained(job: Sequence[str], here: bool) -> Cell:
+def _training(job: Sequence[str], here: bool) -> Cell:
     composed = compose("train", list(job), return_hydra_config=True)
     settings = train_settings(plain(composed))
     check_train(settings, here)
@@ -92,47 +92,50 @@ def _trained(job: Sequence[str], here: bool) -> Cell:
 
 
 def _choices(job: Sequence[str], composed: DictConfig) -> Iterator[str]:
-    """What was chosen for the groups that an evaluation shares with a training: the scale may have, or the job."""
-    chosen = composed.hydra.runtime.choices
+    """The choices, for groups that trainings and evaluations share, that the scale has made and not the job."""
+    choices = composed.hydra.runtime.choices
     for group in ("model", "benchmark", "rollout"):
-        if group in chosen and not any(text.startswith(f"{group}=") for text in job):
-            yield f"{group}={chosen[group]}"
+        if group in choices and not any(text.startswith(f"{group}=") for text in job):
+            yield f"{group}={choices[group]}"
 
 
 def _directory(composed: DictConfig) -> Path:
     return Path(composed.hydra.sweep.dir) / composed.hydra.sweep.subdir
 
 
-def _bases(trained: Sequence[Cell], overrides: Sequence[str], here: bool) -> list[Cell]:
-    """An evaluation of each model that a training starts from, measured as the training is."""
-    given = [text for text in overrides if _measured(text.split("=")[0])]
+def _bases(trainings: Sequence[Cell], overrides: Sequence[str], here: bool) -> list[Cell]:
+    """An evaluation of each model that a training starts from, with the settings of the training's evaluation."""
+    measured = [text for text in overrides if _measured(text.split("=")[0])]
     bases: dict[str, Cell] = {}
-    for cell in trained:
+    for cell in trainings:
         model = flatten({"model": vars(cell.settings.model)})
         start = json.dumps({key: value for key, value in model.items() if _measured(key)}, sort_keys=True)
         if start not in bases:
-            bases[start] = _base(cell, given, here)
+            bases[start] = _base(cell, measured, here)
     return list(bases.values())
 
 
-def _base(cell: Cell, given: Sequence[str], here: bool) -> Cell:
-    trained = cell.settings
-    groups = [text for text in cell.overrides if text.split("=")[0] in ("model", "model.path", "benchmark", "rollout")]
-    wanted = {key: value for key, value in flatten(_nested(trained)).items() if _measured(key)}
-    wanted |= {"name": trained.name, "precision": trained.precision}
-    usual = flatten(plain(compose("evaluate", groups)))
-    changed = [f"++{key}={_written(value)}" for key, value in wanted.items() if usual.get(key, ...) != value]
-    place = ",".join(["base", *sorted(text for text in given if not text.startswith("seed="))])
-    subdir = _written(f"{place}/seed={trained.seed}")
-    where = [f"hydra.sweep.dir=outputs/{trained.name}", f"hydra.sweep.subdir={subdir}"]
-    composed = compose("evaluate", [*groups, *changed, *where], return_hydra_config=True)
-    settings = evaluate_settings(plain(composed))
-    check_evaluate(settings, here)
-    return Cell("evaluate", (*groups, *changed, *where), settings, _directory(composed))
+def _base(training: Cell, measured: Sequence[str], here: bool) -> Cell:
+    """The evaluation of the model from which a training starts. measured: overrides that are part of its name."""
+    settings = training.settings
+    shared = ("model", "model.path", "benchmark", "rollout")
+    groups = [text for text in training.overrides if text.split("=")[0] in shared]
+    values = {key: value for key, value in flatten(_nested(settings)).items() if _measured(key)}
+    values |= {"name": settings.name, "precision": settings.precision}
+    defaults = flatten(plain(compose("evaluate", groups)))
+    changed = [f"++{key}={_written(value)}" for key, value in values.items() if defaults.get(key, ...) != value]
+    name = ",".join(["base", *sorted(text for text in measured if not text.startswith("seed="))])
+    subdir = _written(f"{name}/seed={settings.seed}")
+    directory = [f"hydra.sweep.dir=outputs/{settings.name}", f"hydra.sweep.subdir={subdir}"]
+    overrides = (*groups, *changed, *directory)
+    composed = compose("evaluate", list(overrides), return_hydra_config=True)
+    evaluation = evaluate_settings(plain(composed))
+    check_evaluate(evaluation, here)
+    return Cell("evaluate", overrides, evaluation, _directory(composed))
 
 
 def _nested(settings: Any) -> Any:
-    """Settings as the nested dictionaries that they were made from."""
+    """The nested dictionaries from which settings were made."""
     if isinstance(settings, dict):
         return {key: _nested(value) for key, value in settings.items()}
     return {key: _nested(value) for key, value in vars(settings).items()} if is_dataclass(settings) else settings

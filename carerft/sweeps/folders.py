@@ -11,7 +11,7 @@ from pathlib import Path
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-import carerft
+from carerft.config.composition import data_directory
 from carerft.errors import ConfigError
 from carerft.text import did_you_mean
 
@@ -38,10 +38,8 @@ def axes(file: Path) -> set[str]:
 
 
 def experiments_directory() -> Path:
-    """`experiments/`: inside the package when installed from a wheel, beside it in a checkout."""
-    package = Path(carerft.__file__).parent
-    inside = package / "experiments"
-    return inside if inside.is_dir() else package.parent / "experiments"
+    """The directory that holds a folder for each experiment."""
+    return data_directory("experiments")
 
 
 def experiments() -> dict[str, Experiment]:
