@@ -7,6 +7,7 @@ import importlib
 import os
 import re
 import sys
+from typing import Any
 
 from carerft import __version__
 from carerft.errors import CareError, ConfigError
@@ -125,8 +126,8 @@ def explain(command: str, error: Exception) -> tuple[str, str]:
     errors = [each for each in (error, error.__cause__) if each is not None]
     for each in errors:
         if isinstance(each, ConfigAttributeError | ConfigKeyError) and each.parent_node is not None:
-            config = OmegaConf.to_container(each.parent_node._get_root(), resolve=False)
-            keys = [*flatten(config), *config]  # type: ignore[arg-type, list-item]
+            config: Any = OmegaConf.to_container(each.parent_node._get_root(), resolve=False)
+            keys = [*flatten(config), *config]
             return f"there is no key {each.full_key!r}", did_you_mean(str(each.full_key), keys) + listing
     technical = re.compile(r"$|object_type=|reference_type=|full_key: |To append to your config")
     lines = [line.strip() for each in errors for line in str(each).splitlines()]

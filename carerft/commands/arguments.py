@@ -104,7 +104,7 @@ def _help(kind: type, config: DictConfig) -> Iterator[str]:
     for entry in fields(kind):
         name = entry.name
         value = "..." if OmegaConf.is_missing(config, name) else config[name]
-        entries = value.items() if OmegaConf.is_dict(value) else ()
+        entries = value.items() if isinstance(value, DictConfig) else ()
         if choices := _choices(config, name):
             key, entries = f"{name}={'|'.join(choices)}", ()
         elif isinstance(value, bool):

@@ -34,11 +34,11 @@ def main() -> None:
         what = f"steps={settings.steps} without output: the cache holds only models of the default length"
         raise ConfigError(what, "add output=DIRECTORY")
     from carerft.world.bases import base_directory
-    from carerft.world.pretraining import build_base
+    from carerft.world.pretraining import STEPS, build_base
 
     if settings.output is None:
         print(base_directory(settings.seed))
         return
     output = Path(settings.output)
-    build_base(settings.seed, output, **({} if settings.steps is None else {"steps": settings.steps}))
+    build_base(settings.seed, output, STEPS if settings.steps is None else settings.steps)
     print(output)

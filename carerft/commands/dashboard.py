@@ -56,7 +56,7 @@ def main() -> None:
 
     require_login()
     try:
-        entity = settings.entity or wandb.Api().default_entity
+        entity = settings.entity or wandb.Api().default_entity or ""
         workspace = layout(settings.project, entity, settings.title).save()
     except (wandb.Error, ValueError) as error:
         raise CareError(
@@ -88,8 +88,8 @@ def layout(project: str, entity: str, title: str) -> "Workspace":
     sections = [
         ws.Section("Evaluation", [bars(name, metric) for name, metric in measured], is_open=True),
         *(ws.Section(name, [curve(metric) for metric in metrics], is_open=True) for name, metrics in CURVES.items()),
-        ws.Section("Reliability diagrams", figures),
-        ws.Section("Answers", answers),
+        ws.Section("Reliability diagrams", [*figures]),
+        ws.Section("Answers", [*answers]),
     ]
     return ws.Workspace(
         entity=entity,

@@ -76,7 +76,7 @@ def jobs(sweep: str, overrides: Sequence[str]) -> list[list[str]]:
     parser = OverridesParser.create()
     parsed = parser.parse_overrides(list(overrides))
     settings = [override for override in parsed if not override.key_or_group.startswith("hydra")]
-    fixed = [override.input_line for override in parsed if not override.is_sweep_override()]
+    fixed = [str(override.input_line) for override in parsed if not override.is_sweep_override()]
     master = compose("train", [f"experiment={sweep}", *fixed], return_hydra_config=True)
     axes = [f"{key}={value}" for key, value in master.hydra.sweeper.params.items()]
     (batch,) = BasicSweeper.split_arguments([*parser.parse_overrides(axes), *settings], max_batch_size=None)
