@@ -52,7 +52,7 @@ class Pool(contextlib.AbstractContextManager["Pool"]):
         self._new_worker = lambda: _Worker(cpu_seconds, deadline, memory_mb)
         self._lock = threading.Lock()
         self._running: list[_Worker] = []
-        os.register_at_fork(after_in_child=self._running.clear)
+        os.register_at_fork(after_in_child=self._running.clear)  # they belong to the parent
         atexit.register(self.close)
 
     def __exit__(self, *_: object) -> None:

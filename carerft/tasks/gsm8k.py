@@ -43,9 +43,8 @@ class Gsm8kTask(DatasetTask):
     options: ClassVar = {"split": SPLITS, "extraction": EXTRACTIONS}
 
     split: str = "train"
-    extraction: str = (
-        "flexible"  # strict: a completion's last "#### 42"; flexible: its last box, else that, else number
-    )
+    # strict: the last "#### 42" of a completion only; flexible: its last box, else that, else its last number.
+    extraction: str = "flexible"
 
     def all_problems(self) -> list[Problem]:
         return [
