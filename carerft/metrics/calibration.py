@@ -219,7 +219,7 @@ def ece_floor(
     simulation of k-1 voters. The excess falls as 1/k, so it is scaled by (k-1)/k. For the majority this is exact at
     k = 2; over nine families of answer distributions, k from 3 to 32 and 500 or 5,000 questions it lay within 20% of
     the true floor (0.80 at worst, 0.95 in the median). NaN at k = 1, where nothing can be held out. The questions are
-    taken as they are: the spread of the result is that of the truth only.
+    not resampled: the spread of the result is that of the truth only.
     """
     n, k = answers.shape
     if k < 2:

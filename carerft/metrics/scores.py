@@ -160,15 +160,15 @@ def _other_confidences(votes: Votes, counts: NDArray, bins: int, seed: int) -> d
     sources = {"likelihood": votes.likelihood(), "likelihood_per_token": votes.likelihood(per_token=True)}
     if any("self_report" in record for row in votes.rows for record in row):
         sources["self_report"] = votes.column("self_report")
-    found = {}
+    metrics = {}
     for name, source in sources.items():
         problem, confidence, correct = predictions(votes, majority(votes.answers), source)
         weight = counts[:, problem]
-        found[f"ece_{name}"] = calibration.ece(confidence, correct, bins, weight)
-        found[f"ece_{name}_floor"] = _with_mean(calibration.ece_floor_stated(confidence, bins, seed=seed))
-        found[f"brier_{name}"] = calibration.brier(confidence, correct, weight)
-        found[f"auroc_{name}"] = calibration.auroc(confidence, correct, weight)
-    return found
+        metrics[f"ece_{name}"] = calibration.ece(confidence, correct, bins, weight)
+        metrics[f"ece_{name}_floor"] = _with_mean(calibration.ece_floor_stated(confidence, bins, seed=seed))
+        metrics[f"brier_{name}"] = calibration.brier(confidence, correct, weight)
+        metrics[f"auroc_{name}"] = calibration.auroc(confidence, correct, weight)
+    return metrics
 
 
 def _with_mean(simulated: NDArray) -> NDArray:
@@ -196,5 +196,5 @@ def replicates(
     votes = collect_votes(samples, [p["problem_id"] for p in problems])
     counts = resample(len(problems), resamples, seed)
     sums = {**_sample_sums(problems, votes), **_problem_sums(problems, votes)}
-    found = {name: ratio(counts @ sums[name][0], counts @ sums[name][1]) for name in names if name in sums}
-    return found | _calibration(votes, counts, bins, names)
+    ratios = {name: ratio(counts @ sums[name][0], counts @ sums[name][1]) for name in names if name in sums}
+    return ratios | _calibration(votes, counts, bins, names)

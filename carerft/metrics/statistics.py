@@ -1,9 +1,9 @@
 """Statistics over questions: voting, pass@k, and bootstrap intervals. Pure functions of arrays.
 
-The unit of everything here is the question: its k samples are not independent of each other, so intervals resample
-questions, never samples. A resample is a row of counts (how often each question was drawn), because every metric of
-this project is a function of weighted sums over questions: a thousand resamples are then one matrix product, and
-metrics computed from the same counts are resampled together.
+The unit is the question: its k samples are not independent of each other, so intervals resample questions, never
+samples. A resample is a row of counts (how often each question was drawn), because every metric of this project is a
+function of weighted sums over questions: a thousand resamples are then one matrix product, and metrics computed from
+the same counts are resampled together.
 """
 
 from typing import NamedTuple
@@ -78,7 +78,7 @@ def pass_at_k(n: ArrayLike, c: ArrayLike, k: ArrayLike) -> NDArray[np.float64]:
 
 
 def resample(n: int, resamples: int = 1000, seed: int = 0) -> NDArray[np.float64]:
-    """(resamples + 1, n) how often each of n questions is drawn. Row 0 is the data as they are: every question once."""
+    """(resamples + 1, n) how often each of n questions is drawn. Row 0 is the data: every question once."""
     drawn = np.random.default_rng(seed).integers(n, size=(resamples, n)) + n * np.arange(resamples)[:, None]
     counts = np.bincount(drawn.ravel(), minlength=resamples * n).reshape(resamples, n)
     return np.concatenate([np.ones((1, n)), counts])

@@ -1,7 +1,4 @@
-"""A run's directory: its manifest, its metrics, and the lock that keeps a second process out.
-
-Left out: checkpoints and evaluations, which use the same atomic writing.
-"""
+"""A run's directory: its manifest, and the lock that keeps a second process out."""
 
 import contextlib
 import fcntl
@@ -29,16 +26,16 @@ SWEEP = "CARERFT_SWEEP"
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a file's content as one act: a reader, or a crash at any moment, meets the old text or the new."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    """Replace a file's content atomically: a reader finds the old text or the new, also after a crash."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(beside, "w", encoding="utf-8") as file:
+        with open(temporary, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        os.replace(temporary, path)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def read_manifest(directory: Path) -> dict[str, Any] | None:
@@ -54,19 +51,19 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
         ) from error
 
 
-def manifests(places: Iterable[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The run directories among these, in order, each with its manifest; without those whose manifest can't be read."""
-    for place in places:
+def manifests(directories: Iterable[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """(directory, manifest) of the run directories among these, in order; unreadable manifests are skipped."""
+    for directory in directories:
         with contextlib.suppress(RunDirectoryError, OSError):
-            if (manifest := read_manifest(place)) is not None:
-                yield place, manifest
+            if (manifest := read_manifest(directory)) is not None:
+                yield directory, manifest
 
 
 def unfinished_run(parent: Path, identity: str) -> Path | None:
-    """The newest directory in `parent` whose run has this config hash, has not finished, and is nobody's now."""
-    for place, manifest in manifests(sorted(parent.glob("*"), reverse=True)):
-        if config_hash(manifest["config"]) == identity and manifest.get("status") != "done" and not locked(place):
-            return place
+    """The newest directory in `parent` whose run has this config hash, is not done, and that no process holds."""
+    for directory, manifest in manifests(sorted(parent.glob("*"), reverse=True)):
+        if config_hash(manifest["config"]) == identity and manifest.get("status") != "done" and not locked(directory):
+            return directory
     return None
 
 
@@ -101,14 +98,14 @@ def _git_revision() -> str | None:
 def _versions() -> dict[str, str]:
     import torch
 
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    found["torch"] = torch.__version__  # with its build ("+cu130"), which the package's own version may lack
-    return found
+    versions["torch"] = torch.__version__  # with its build ("+cu130"), which the package's own version may lack
+    return versions
 
 
 def _hardware() -> dict[str, Any]:
@@ -138,7 +135,7 @@ class RunDirectory:
         return self.manifest["status"] == "done"
 
     def update(self, **values: Any) -> None:
-        """Change the manifest, on disk as one act."""
+        """Change the manifest, in memory and on disk."""
         self.manifest |= values
         write_atomically(self.path / "manifest.json", json.dumps(self.manifest, indent=2) + "\n")
 
@@ -146,7 +143,7 @@ class RunDirectory:
     def recording(self) -> Iterator[None]:
         """Sets the manifest's status from how the block ends: done, interrupted (Ctrl-C) or failed (with the error).
 
-        `seconds` adds up the time of every part of the run that ended here; `sweep` is the sweep that had it last.
+        `seconds` adds up over the parts of a continued run; `sweep` is the last sweep that ran it.
         """
         self.update(status="running", error=None, sweep=os.environ.get(SWEEP))
         before, start = self.manifest.get("seconds", 0.0), time.monotonic()
@@ -167,7 +164,7 @@ class RunDirectory:
 
 @contextlib.contextmanager
 def open_run(path: Path, command: str, config: Mapping[str, Any]) -> Iterator[RunDirectory]:
-    """Take a directory for a run, new or continued, and hold it against other processes.
+    """Open the directory of a new or continued run, locked against other processes.
 
     config: resolved, with `name` and `seed`. Raises RunDirectoryError if the directory can't be written, holds a run
     of another configuration (naming the keys), or is being written by another process.

@@ -1,4 +1,4 @@
-"""Every figure of a report: as an element of the page, and as files of its own."""
+"""Every figure of a report, as an element of the page and as files."""
 
 import re
 from collections.abc import Mapping, Sequence

@@ -46,8 +46,8 @@ def tradeoff(rows: Sequence[Row], scores: Scores, x: Column, y: Column, looks: M
     axes.margins(0.14)
     axes.set(xlabel=f"{x.title} accuracy  →", title=quality_title(axis_title(y), y.direction))
     up_is_better(axes, x.direction, y.direction)
-    place = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "right", "va": "top"}
-    axes.annotate("better ↗", (1, 1), (-4, -4), **place, color=MUTED, fontsize=8.5)
+    corner = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "right", "va": "top"}
+    axes.annotate("better ↗", (1, 1), (-4, -4), **corner, color=MUTED, fontsize=8.5)
     if numbered:
         label_points(axes, numbers, size=8)
     legend(figure, axes)
