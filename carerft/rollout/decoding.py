@@ -11,6 +11,7 @@ while decoding.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,9 @@ class PreallocatedLayer(DynamicLayer):
 
     It never drops old tokens: a model with a sliding window masks them itself.
     """
+
+    keys: Any  # Tensor; transformers declares Tensor | None
+    values: Any
 
     def __init__(self, keys: Tensor, values: Tensor, limit: int):
         """keys, values: (R, heads, T, head_dim) of the prompts; limit: the most slots that will be needed."""
@@ -76,7 +80,7 @@ class Decoder:
         tokens = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
         padding = torch.tensor([width - len(prompt) for prompt in prompts], device=device)
         visible = torch.arange(width + steps, device=device) >= padding[:, None] if padding.any() else None
-        cache = DynamicCache()
+        cache: Any = DynamicCache()  # Any: the declared types of its layers include some without keys
         output = model(
             tokens,
             attention_mask=None if visible is None else visible[:, :width],
@@ -88,7 +92,7 @@ class Decoder:
         rows = rows.to(device)
         self.model = model
         self.layers = [PreallocatedLayer(c.keys[rows], c.values[rows], width + steps) for c in cache.layers]
-        self.cache = Cache(layers=self.layers)
+        self.cache = Cache(layers=list(self.layers))
         self.logits = output.logits[rows, -1]
         self.visible = None if visible is None else visible[rows]  # (R, slots) bool
         self.positions = width - padding[rows]  # (R,), of the token that the next step reads

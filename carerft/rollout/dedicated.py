@@ -257,7 +257,8 @@ class DedicatedWorker(RolloutWorker):
 
         self._kill(indices)
         actor = ray.remote(num_cpus=0, num_gpus=self._gpus_per_engine, max_restarts=0)(EngineProcess)
-        handles, located = [actor.remote() for _ in indices], False
+        handles: list[Any] = [actor.remote() for _ in indices]
+        located = False
         try:
             for index, handle in zip(indices, handles, strict=True):
                 self.engines[index] = RunningEngine(handle, *ray.get(handle.identity.remote(), timeout=START_S))

@@ -1,6 +1,7 @@
 """Stop strings, for a sampler that has none of its own."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerBase
@@ -23,7 +24,8 @@ class StopStrings:
                 f"stop strings {tuple(stop)} need a tokenizer of the tokenizers library",
                 "give the worker the model's tokenizer, or leave the stop strings out",
             )
-        self.tokenizer, self.stop = tokenizer.backend_tokenizer, tuple(stop)
+        self.tokenizer: Any = tokenizer.backend_tokenizer
+        self.stop = tuple(stop)
         self.tail_length = max(map(len, self.stop)) - 1  # characters in which a stop string may have begun
         self.streams = [DecodeStream(ids=list(map(int, prompt)), skip_special_tokens=True) for prompt in prompts]
         self.tails = [""] * len(prompts)

@@ -5,6 +5,7 @@ run would continue, learning from the samples of another model.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,7 +46,7 @@ def check_sync(
         )
 
 
-def vocabulary_of(policy: torch.nn.Module) -> int:
+def vocabulary_of(policy: Any) -> int:
     return policy.get_input_embeddings().weight.shape[0]
 
 

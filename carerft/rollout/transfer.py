@@ -54,8 +54,10 @@ class Transfer:
             if self._sender is None:
                 with socket.socket() as unused:
                     unused.bind(("127.0.0.1", 0))
-                    address = unused.getsockname()
-                group = NCCLTrainerInitInfo(*address, 1 + self.engines * self.devices, rank=0)
+                    host, port = unused.getsockname()
+                group = NCCLTrainerInitInfo(
+                    master_address=host, master_port=port, world_size=1 + self.engines * self.devices, rank=0
+                )
                 self._sender = WeightTransferTrainerFactory.trainer_init(group, client=self, source=self._source)
             self._sender.send_weights()
 

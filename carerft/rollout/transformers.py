@@ -159,7 +159,7 @@ class TransformersWorker(RolloutWorker):
         stopped = torch.zeros(count, dtype=torch.int64)
         rows = torch.arange(count, device=noise.device)  # those that are still decoded
         done = torch.zeros(count, dtype=torch.bool, device=noise.device)
-        logits = decoder.logits
+        logits, step = decoder.logits, 0
         for step in range(steps):
             newest, log_prob = draw(logits, noise[step, rows], sampling.temperature, sampling.top_p)
             tokens[step, rows], log_probs[step, rows] = newest, log_prob
