@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -13,7 +11,7 @@ import torch
 import torch.distributed as dist
 from helpers.models import random_rollouts, tiny_model
 from helpers.processes import call
-from helpers.runs import ENVIRONMENT, PLAN, finish, lines, logged, start, train, wait_for, weights
+from helpers.runs import finish, lines, logged, start, train, train_on_a_full_disk, wait_for, weights
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
@@ -129,18 +127,7 @@ def test_a_run_that_is_killed_and_continued_ends_as_one_without_it(tmp_path: Pat
 
 def test_a_full_disk_ends_the_run_at_the_next_checkpoint(tmp_path: Path):
     """The limit on a file's size stops the writing as a full disk does. There is a checkpoint every two steps."""
-    command = [
-        "ulimit -f 1000; exec",
-        sys.executable,
-        "-m carerft train",
-        *PLAN,
-        ASYNCHRONOUS,
-        f"hydra.run.dir={tmp_path}/run",
-    ]
-    stopped = subprocess.run(
-        ["bash", "-c", " ".join(command)],
-        capture_output=True, text=True, env=ENVIRONMENT, cwd=tmp_path, timeout=240,
-    )  # fmt: skip
+    stopped = train_on_a_full_disk(tmp_path / "run", ASYNCHRONOUS)
     assert stopped.returncode == 2, stopped.stdout + stopped.stderr
     assert "cannot write the checkpoint of step 2" in " ".join(stopped.stderr.split())
     assert "Traceback" not in stopped.stderr

@@ -13,7 +13,20 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.models import tiny_model
-from helpers.runs import ENVIRONMENT, PLAN, STEPS, finish, lines, logged, start, train, wait_for, weights
+from helpers.processes import fresh
+from helpers.runs import (
+    ENVIRONMENT,
+    PLAN,
+    STEPS,
+    finish,
+    lines,
+    logged,
+    start,
+    train,
+    train_on_a_full_disk,
+    wait_for,
+    weights,
+)
 from transformers import PreTrainedModel
 
 from carerft.errors import RunDirectoryError
@@ -25,7 +38,8 @@ from carerft.training.checkpoint_tensors import CheckpointTensors
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("whole") / "run"
-    train(directory)
+    with fresh():  # its own seed of string hashes, for one
+        train(directory)
     assert [line["step"] for line in lines(directory)] == list(range(1, STEPS + 1))
     assert sum(abs(line["learner/grad_norm"]) > 0 for line in lines(directory)) >= STEPS // 2  # it does learn
     return directory
@@ -118,12 +132,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(uninterrupted: Path, tmp_pa
     process.send_signal(signal.SIGKILL)
     finish(process)
     good = checkpoint.steps_of(directory / "checkpoints")[-1]
-    command = " ".join(
-        ["ulimit -f 1000; exec", sys.executable, "-m carerft train", *PLAN, f"hydra.run.dir={directory}"]
-    )
-    stopped = subprocess.run(
-        ["bash", "-c", command], capture_output=True, text=True, env=ENVIRONMENT, cwd=tmp_path, timeout=240
-    )
+    stopped = train_on_a_full_disk(directory)
     assert stopped.returncode == 2, stopped.stdout + stopped.stderr
     assert f"step {good} is intact" in stopped.stderr and "Traceback" not in stopped.stderr
     assert checkpoint.steps_of(directory / "checkpoints")[-1] == good

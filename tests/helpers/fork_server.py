@@ -16,8 +16,10 @@ import selectors
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import traceback
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +33,20 @@ PRELOADED = """
 """.split()
 
 
-def preload() -> None:
-    """Import what a run imports, and let Hydra and transformers build the tables that every run would build."""
+def preload(directory: Path) -> None:
+    """Import what a run imports, and let Hydra and transformers build the tables that every run would build.
+
+    directory: of the temporary files that modules make while they are imported.
+    """
+    tempfile.tempdir = str(directory)
     for name in PRELOADED:
         with contextlib.suppress(ImportError):  # the command says so itself
             importlib.import_module(name)
     importlib.import_module("hydra.core.plugins").Plugins.instance()
     importlib.import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("qwen2")
+    tempfile.tempdir = None
+    for finalizer in weakref.finalize._registry:
+        finalizer.atexit = False  # what belongs to the server is not a fork's to remove
     gc.collect()
     gc.freeze()  # the collector of a fork would touch, and with it copy, every page
 
@@ -67,7 +76,7 @@ class Server:
         """Fork for the next request, and answer with the pid. Returns the request in the fork, None in the server."""
         connection, _ = self.listener.accept()
         if not self.loaded:
-            preload()
+            preload(self.directory)
             self.loaded = True
         with connection, connection.makefile("rw") as stream:
             _, descriptors, _, _ = socket.recv_fds(connection, 1, 4)
@@ -121,6 +130,8 @@ def become(request: dict[str, Any]) -> None:
     places = [os.path.abspath(place) for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place]
     sys.path[:] = [os.getcwd(), *places, *sys.path[1:]]
     importlib.invalidate_caches()
+    if "wandb" in sys.modules:  # the temporary directory that W&B makes while it is imported
+        sys.modules["wandb.sdk.data_types._private"].MEDIA_TMP.__init__("wandb-media")
     sys.argv = [request["module"], *request["arguments"]]
 
 

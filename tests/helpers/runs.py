@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -41,16 +42,24 @@ PLAN = [
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
-def start(directory: Path, *overrides: str) -> subprocess.Popen:
+def start(directory: Path, *overrides: str, stderr: int = subprocess.STDOUT) -> subprocess.Popen:
     command = [sys.executable, "-m", "carerft", "train", *PLAN, *overrides, f'hydra.run.dir="{directory}"']
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT, cwd=directory.parent
+        command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=ENVIRONMENT, cwd=directory.parent
     )
 
 
 def finish(process: subprocess.Popen) -> str:
     output, _ = process.communicate(timeout=240)
     return output
+
+
+def train_on_a_full_disk(directory: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    """A run in which no file may grow beyond 1000 KiB: that stops a checkpoint's writing as a full disk does."""
+    process = start(directory, *overrides, stderr=subprocess.PIPE)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (1000 * 1024, 1000 * 1024))
+    output, errors = process.communicate(timeout=240)
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
 def train(directory: Path, *overrides: str) -> str:

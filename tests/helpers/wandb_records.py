@@ -2,10 +2,11 @@
 
 import json
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from wandb.util import get_core_path
 
 
 @dataclass
@@ -47,7 +48,8 @@ def offline_runs(directory: Path) -> list[OfflineRun]:
     found = []
     for place in sorted(directory.glob("wandb/offline-run-*")):
         (file,) = place.glob("*.wandb")
-        command = [str(Path(sys.executable).parent / "wandb"), "leet", "inspect", "--json", str(file)]
+        # What `wandb leet inspect` runs.
+        command = [get_core_path(), "leet", "inspect", "--no-observability", "--json", "--run-file", file, place]
         printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
         found.append(OfflineRun(place, [json.loads(line) for line in printed.splitlines() if line.startswith("{")]))
     return found
