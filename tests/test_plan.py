@@ -304,9 +304,10 @@ def test_hardware_is_a_number_and_a_kind():
 
 def run_of(name: str, *overrides: str) -> TrainSettings:
     """A training of an experiment, planned where vLLM isn't installed."""
-    return cells(experiment(name), ["seed=0", "algorithm=grpo", "regularizer=srkl", *overrides], here=False)[
-        -1
-    ].settings
+    overrides = ("seed=0", "algorithm=grpo", "regularizer=srkl", *overrides)
+    settings = cells(experiment(name), overrides, here=False)[-1].settings
+    assert isinstance(settings, TrainSettings)
+    return settings
 
 
 def test_finished_runs_correct_each_stage(tmp_path: Path):

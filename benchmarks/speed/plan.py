@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from carerft.config.composition import train_settings
 from carerft.planning.assumptions import hardware, load
 from carerft.planning.job import job
 from carerft.planning.measured import correction, newest
@@ -33,7 +34,8 @@ def main() -> None:
         manifest = manifests[run]
         device = here.device.times(manifest["hardware"]["threads"])
         factors = correction(newest(set(manifests) - {run}, here, path), shape, here, assumptions)
-        estimate = seconds(job(manifest["config"], assumptions), shape, device, assumptions).corrected(factors)
+        wanted = job(train_settings(manifest["config"]), assumptions)
+        estimate = seconds(wanted, shape, device, assumptions).corrected(factors)
         ratios.append(estimate.total / manifest["seconds"])
         took = f"{manifest['seconds']:.0f} s"
         table.add_row("/".join(run.parts[-2:]), manifest["ended"][11:16], took, f"{ratios[-1]:.2f}")

@@ -42,9 +42,8 @@ def correction(runs: Sequence[Path], shape: Shape, hardware: Hardware, assumptio
     measured, computed = Counter[str](), Counter[str]()
     for directory, manifest in manifests(runs):
         device = hardware.device.times(manifest["hardware"]["threads"] if hardware.kind == "cpu" else 1)
-        computed.update(
-            seconds(job(train_settings(manifest["config"]), assumptions), shape, device, assumptions).stages
-        )
+        settings = train_settings(manifest["config"])
+        computed.update(seconds(job(settings, assumptions), shape, device, assumptions).stages)
         measured["rest"] += manifest["seconds"]
         for line in read_lines(directory / "metrics.jsonl", []):
             for stage, keys in TIMES.items():
