@@ -14,7 +14,7 @@ ENGINE ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo vllm || { [ "$$(uname -s
 help:
 	@echo "make demo     train the tiny model with and without penalties, and write a report (about 10 minutes)"
 	@echo "make test     run the tests"
-	@echo "make lint     run ruff"
+	@echo "make lint     run ruff and pyright"
 	@echo "make install  set up $(VENV) (the others do it by themselves)"
 
 install: $(INSTALLED)
@@ -49,6 +49,7 @@ test: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: install
 	$(BIN)/ruff check --fix .
