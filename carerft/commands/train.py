@@ -43,7 +43,7 @@ def main(config: DictConfig) -> None:
     directory = job_directory("train", record)
     if directory is None:
         return
-    if launch.to_be_started(settings.learner):
+    if launch.starts_processes(settings.learner):
         return launch.start(settings.learner, hydra.overrides.task, directory)
     with leading(settings.learner) as leader, open_run(directory, "train", record) as run:
         if run.done:
@@ -86,7 +86,7 @@ def train(settings: TrainSettings, run: RunDirectory, leader: "Leader | None" = 
     from carerft.model.export import export
     from carerft.model.lora import export_adapter
     from carerft.tasks.encoding import show_prompt
-    from carerft.training.interruption import Interruption
+    from carerft.training.interruption import interruption
     from carerft.training.lookahead import Lookahead
     from carerft.training.trainer import Trainer
 
@@ -111,8 +111,8 @@ def train(settings: TrainSettings, run: RunDirectory, leader: "Leader | None" = 
         if step:
             log.info("continuing %s at step %d", run.path, step)
         with assembly.trackers(settings, run, step) as trackers:
-            with Interruption() as interruption:
-                finished = trainer.run(trackers.log, interruption)
+            with interruption() as stop_requested:
+                finished = trainer.run(trackers.log, stop_requested)
             if not finished:
                 log.warning("stopped at step %d, which is saved: the same command continues", trainer.progress.step)
                 raise KeyboardInterrupt

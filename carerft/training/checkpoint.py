@@ -159,7 +159,9 @@ def damage(path: Path) -> str | None:
 
 def random_states() -> dict[str, Any]:
     """The state of every global random number generator."""
-    name, keys, *rest = np.random.get_state()
+    numpy_state = np.random.get_state()
+    assert isinstance(numpy_state, tuple)
+    name, keys, *rest = numpy_state
     states: dict[str, Any] = {
         "python": random.getstate(),
         "numpy": (name, torch.from_numpy(keys.astype(np.int64)), *rest),

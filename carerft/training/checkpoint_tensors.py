@@ -48,7 +48,9 @@ class CheckpointTensors:
             wait([self._pending])  # the first process has waited already; the others are about to finish
         if self._distributed and self._group is None:
             self._group = dist.new_group(backend="gloo")  # for the threads: training uses the default group meanwhile
-        self._pending = dcp.async_save(self._tensors(), checkpoint_id=path, process_group=self._group, no_dist=no_dist)  # type: ignore[assignment]  # always a future, because no other kind of result is asked for
+        saving = dcp.async_save(self._tensors(), checkpoint_id=path, process_group=self._group, no_dist=no_dist)
+        assert isinstance(saving, Future)  # the default type of asynchronous checkpoint returns nothing else
+        self._pending = saving
 
     def finish_saving(self) -> None:
         """Wait until all processes have written what they write asynchronously. Raises RunDirectoryError."""
@@ -59,18 +61,14 @@ class CheckpointTensors:
     def load(self, path: Path) -> None:
         """Read what any number of processes wrote. Weights are copied into their parameters' own memory, whose
         alignment affects rounding."""
-        parameters = self._trained()
-        tensors = {f"weights.{name}": parameter.detach() for name, parameter in parameters.items()}
+        parameters, tensors = self._trained(), self._tensors()
         for key, stored in dcp.FileSystemReader(path).read_metadata().state_dict_metadata.items():
-            kind, slot, name = key.split(".", 2)
-            if kind == "optimizer":
+            if key not in tensors:  # the state of an optimizer that has not taken a step yet
+                _, slot, name = key.split(".", 2)
                 parameter = parameters[name]
-                tensor = self._state(parameter).get(slot)
-                if tensor is None:  # the optimizer has not taken a step yet
-                    same = stored.size == parameter.shape
-                    tensor = torch.zeros_like(parameter) if same else torch.zeros(stored.size, device=parameter.device)
-                    self._optimizer.state[parameter][slot] = tensor
-                tensors[key] = tensor
+                same = stored.size == parameter.shape
+                tensor = torch.zeros_like(parameter) if same else torch.zeros(stored.size, device=parameter.device)
+                tensors[key] = self._optimizer.state[parameter][slot] = tensor
         dcp.load(tensors, checkpoint_id=path, no_dist=not self._distributed)
 
     def _tensors(self) -> dict[str, Tensor]:

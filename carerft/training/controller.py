@@ -178,7 +178,7 @@ class DedicatedToAll:
     def __init__(self, leader: Leader, engines: DedicatedWorker):
         self._leader, self._engines = leader, engines
         self.sample, self.log_likelihood = engines.sample, engines.log_likelihood
-        self.sleep, self.close = engines.sleep, engines.close
+        self.sleep, self.reset, self.close = engines.sleep, engines.reset, engines.close
 
     def sync(self, policy: torch.nn.Module) -> None:
         """As the engines' own, with weights that are gathered in the first process's CPU memory."""
@@ -215,6 +215,9 @@ class DistributedWorker:
 
     def sleep(self) -> None:
         self._leader.perform("sleep")
+
+    def reset(self) -> None:
+        """Nothing: each process resets its own worker."""
 
     def close(self) -> None:
         """Nothing: each process closes its own worker."""

@@ -1,41 +1,43 @@
-"""Ctrl-C, and the signal by which a cluster announces the end of a job: finish the step, save, and stop."""
+"""Ctrl-C (SIGINT), and the signal by which a cluster announces the end of a job (SIGTERM)."""
 
 import logging
 import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 log = logging.getLogger(__name__)
 
 
-class Interruption:
-    """A context in which the first SIGINT or SIGTERM requests a stop and a second one stops at once.
+@contextmanager
+def interruption() -> Iterator[Callable[[], bool]]:
+    """Finish the step, save, and stop: in a `with` block the first signal requests a stop and a second one stops at
+    once. Yields a function that returns whether a stop was requested.
 
-    Calling it returns whether a stop was requested. Outside the main thread, where Python allows no signal handlers,
-    signals keep their usual effect.
+    Outside the main thread, where Python allows no signal handlers, signals keep their usual effect.
     """
+    received: list[int] = []
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-    def __init__(self) -> None:
-        self._requested = False
-        self._previous: dict[signal.Signals, object] = {}
-
-    def __call__(self) -> bool:
-        return self._requested
-
-    def __enter__(self) -> "Interruption":
-        try:
-            self._previous = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
-        except ValueError:
-            log.debug("not in the main thread: Ctrl-C will stop the run without a checkpoint")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal returned
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._requested:
+    def handle(number: int, frame: FrameType | None) -> None:
+        if received:
             raise KeyboardInterrupt
-        self._requested = True
+        received.append(number)
         log.warning("stopping after this step, which will be saved (once more to stop at once)")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    with signals_handled(handle):
+        yield lambda: bool(received)
+
+
+@contextmanager
+def signals_handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Let this function handle SIGINT and SIGTERM for the length of a `with` block."""
+    previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler_before in previous.items():
+            signal.signal(number, handler_before)

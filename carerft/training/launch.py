@@ -1,11 +1,10 @@
-"""One command, several processes: what `learner.processes` starts, and what a process that torchrun started must know.
+"""Starting the processes of `learner.processes` by torchrun, and what a process knows of torchrun.
 
-Nothing heavy is imported here: most runs are of one process.
+Imports nothing heavy, because most runs have one process.
 """
 
 import logging
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -14,72 +13,68 @@ from typing import Any
 
 from carerft.config.settings import LearnerSettings, TrainSettings
 from carerft.errors import CareError, ConfigError
+from carerft.training.interruption import signals_handled
 
 log = logging.getLogger(__name__)
 
 
 def processes(settings: LearnerSettings) -> int:
-    """How many processes learn together. torchrun, where it started this one, knows better than the configuration."""
-    return int(os.environ["WORLD_SIZE"]) if _started() else settings.processes
+    """The number of processes that learn together: torchrun's if it started this one, else the configured one."""
+    return int(os.environ["WORLD_SIZE"]) if _under_torchrun() else settings.processes
 
 
-def to_be_started(settings: LearnerSettings) -> bool:
-    """Whether this process is to start those that learn, and not to learn itself."""
-    return not _started() and settings.processes > 1
+def starts_processes(settings: LearnerSettings) -> bool:
+    """Whether this process starts those that learn, instead of learning itself."""
+    return not _under_torchrun() and settings.processes > 1
 
 
 def follows() -> bool:
-    """Whether this is one of several processes, and not the first."""
-    return _started() and int(os.environ["RANK"]) > 0
+    """Whether this process follows another: it is not the first of those that learn."""
+    return _under_torchrun() and int(os.environ["RANK"]) > 0
 
 
-def _started() -> bool:
+def _under_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def quiet() -> list[str]:
-    """Overrides for a process that follows: it has no directory, writes no log, and says nothing but errors."""
+    """Overrides for a process that follows: no run directory, no log file, and only errors on the terminal."""
     if not follows():
         return []
-    log_to = "hydra.job_logging"
-    handlers = [f"{log_to}.root.handlers=[rich]", f"~{log_to}.handlers.file", f"{log_to}.root.level=ERROR"]
-    return ["hydra.run.dir=.", *handlers]
+    root = "hydra.job_logging.root"
+    return ["hydra.run.dir=.", f"{root}.handlers=[rich]", f"{root}.level=ERROR", "~hydra.job_logging.handlers.file"]
 
 
 def recorded(function: Callable[..., int]) -> Callable[..., int]:
-    """The function, such that torchrun shows the error by which it ends."""
-    if not _started():
+    """The function, wrapped so that torchrun reports the error that ends it."""
+    if not _under_torchrun():
         return function
     from torch.distributed.elastic.multiprocessing.errors import record
 
-    return record(function)  # type: ignore[return-value]
+    return record(function)  # type: ignore[return-value]  # None only if the function returns None
 
 
 def start(settings: LearnerSettings, overrides: Sequence[str], directory: Path) -> None:
     """Run the processes that learn, to their end. overrides: of the run, in `directory`.
 
-    Raises CareError where they fail: the one that failed has then said why; and KeyboardInterrupt where they were
-    interrupted, which is handed on to them.
+    Signals are forwarded to them. Raises KeyboardInterrupt after a signal, and CareError if a process fails; that
+    process has then printed why.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc-per-node={settings.processes}", f"--max-restarts={settings.max_restarts}"]
     path = str(directory.absolute()).replace("\\", "\\\\").replace('"', '\\"')
     command += ["-m", "carerft.commands.train", *overrides, f'hydra.run.dir="{path}"']
-    # A session of its own: Ctrl-C reaches it once, through us.
+    # In a session of its own, so that Ctrl-C reaches it once, through this process.
     child = subprocess.Popen(command, start_new_session=True)
-    asked: list[int] = []
+    received: list[int] = []
 
-    def hand_on(number: int, _: Any) -> None:
-        asked.append(number)
+    def forward(number: int, _: Any) -> None:
+        received.append(number)
         child.send_signal(number)
 
-    before = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with signals_handled(forward):
         status = child.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if asked:
+    if received:
         raise KeyboardInterrupt
     if status:
         raise CareError(
@@ -89,23 +84,23 @@ def start(settings: LearnerSettings, overrides: Sequence[str], directory: Path) 
 
 
 def check_processes(settings: TrainSettings, multirun: bool) -> None:
-    """Raises ConfigError for what processes cannot do together. multirun: Hydra's -m."""
+    """Raises ConfigError for settings that do not fit the number of processes. multirun: Hydra's -m."""
     learner, rollout = settings.learner, settings.rollout
     count = processes(learner)
     if count == 1:
         if learner.reference_offload:
             raise ConfigError(
-                "learner.reference_offload=true with one process: only what is shared out can be kept elsewhere",
+                "learner.reference_offload=true with one process: only a reference that is sharded can be offloaded",
                 "write learner.processes=N, or learner.reference_offload=false",
             )
         return
-    if _started() and multirun:
+    if _under_torchrun() and multirun:
         raise ConfigError(
             "several runs (-m) under torchrun", f"write learner.processes={count} without torchrun: it starts each run"
         )
     if getattr(rollout, "weight_transfer", None) == "nccl":
         raise ConfigError(
-            f"rollout.weight_transfer=nccl with {count} processes of the learner: it is from one process",
+            f"rollout.weight_transfer=nccl with {count} processes of the learner: NCCL transfer is from one process",
             "write rollout.weight_transfer=reload, or learner.processes=1",
         )
     kind, _, index = learner.device.partition(":")

@@ -30,7 +30,7 @@ from carerft.rollout import Rollouts
 from carerft.training.checkpoint_tensors import CheckpointTensors
 from carerft.training.hidden_states import best_layout, completion_states
 from carerft.training.optimizer import learning_rate_factor, make_optimizer
-from carerft.training.packing import microbatches
+from carerft.training.packing import Layout, microbatches
 
 
 @dataclass
@@ -91,21 +91,22 @@ class Learner:
         self.policy, self.algorithm, self.regularizer = policy, algorithm, regularizer
         self.settings, self.steps, self.steps_done, self.mesh = settings, steps, 0, mesh
         policy.train()
-        self.layout = best_layout(policy, settings.share_prompts)
+        self.layout: Layout = best_layout(policy, settings.share_prompts)
         self.reference: PreTrainedModel | None = None
         if regularizer.needs_reference or settings.monitor_reference:
             self.reference = frozen_reference(policy)
-        separate = self.reference not in (None, policy)
+        copied = None if self.reference is policy else self.reference
         if settings.compile:
-            for model in (policy, self.reference) if separate else (policy,):
-                compile_layers(model)
+            compile_layers(policy)
+            if copied is not None:
+                compile_layers(copied)
         if mesh is not None:
             shard(policy, mesh, settings.precision)
-            if separate:
-                shard(self.reference, mesh, settings.precision, settings.reference_offload)
+            if copied is not None:
+                shard(copied, mesh, settings.precision, settings.reference_offload)
         elif settings.precision == "bfloat16":
-            if separate:
-                round_matrices(self.reference)
+            if copied is not None:
+                round_matrices(copied)
             else:  # exactly, because an export merges these weights with the adapter
                 round_matrices(policy, exactly=True)
         self.optimizer = make_optimizer([p for p in policy.parameters() if p.requires_grad], settings)
@@ -120,7 +121,7 @@ class Learner:
         """
         metrics = self.gradient(rollouts, advantages, correction)
         parameters = [p for p in self.policy.parameters() if p.grad is not None]
-        norm = full_tensor(get_total_norm([p.grad for p in parameters]))
+        norm = full_tensor(get_total_norm([p.grad for p in parameters if p.grad is not None]))
         if not (math.isfinite(metrics["loss/total"]) and torch.isfinite(norm)):
             self.optimizer.zero_grad(set_to_none=True)
             raise NonFiniteError(
@@ -152,7 +153,7 @@ class Learner:
         if self.reference is not None:
             reshard(self.reference)
         if self.mesh is not None:
-            self._reduce_metrics(step)
+            _reduce_metrics(step, self.mesh)
         losses = {key: step.sums.pop(key) for key in list(step.sums) if key.startswith("loss/")}
         means = {key: value / int(mask.sum()) for key, value in step.sums.items()}
         return {**losses, **means, **step.maxima, **regularizer.parameters()}
@@ -168,14 +169,6 @@ class Learner:
         rank, count = (0, 1) if self.mesh is None else (self.mesh.get_rank(), self.mesh.size())
         cut = microbatches(rollouts, self.settings.tokens_per_microbatch, self.layout, count)
         return [(index, True) if len(index) else (torch.tensor([0]), False) for index in cut[rank::count]]
-
-    def _reduce_metrics(self, step: _Step) -> None:
-        """Combine the metrics of all processes."""
-        gathered: list[Any] = [None] * self.mesh.size()
-        dist.all_gather_object(gathered, (dict(step.sums), dict(step.maxima)), group=self.mesh.get_group())
-        sums, maxima = zip(*gathered, strict=True)
-        step.sums = {key: sum(part.get(key, 0.0) for part in sums) for key in sorted(set().union(*sums))}
-        step.maxima = {key: max(part.get(key, 0.0) for part in maxima) for key in sorted(set().union(*maxima))}
 
     def _backward(self, step: _Step, index: Tensor) -> None:
         """Add the gradient of the sequences `index` (b,), and their part of the metrics."""
@@ -204,7 +197,10 @@ class Learner:
             if statistics.divergence is not None:
                 penalty = padded(statistics.divergence)
             else:
-                penalty = regularizer.estimate(log_pi, padded(_present(statistics.ref_log_prob)), log_sampler)
+                assert statistics.ref_log_prob is not None, (
+                    "a sampled estimator needs the reference's log-probabilities"
+                )
+                penalty = regularizer.estimate(log_pi, padded(statistics.ref_log_prob), log_sampler)
             loss_regularizer = regularizer.weight * (weights * penalty).sum()
         if regularizer.entropy_bonus:
             entropy = padded(statistics.entropy)
@@ -270,8 +266,8 @@ class Learner:
 
     def _autocast(self) -> torch.autocast:
         bfloat16 = self.settings.precision == "bfloat16"
-        # The cache keeps rounded copies of all weights until the pass ends. With gradient checkpointing, layers are
-        # recomputed after that, and the copies would only take memory.
+        # The cache keeps rounded copies of all weights until the pass ends, which is not worth their memory if gradient
+        # checkpointing runs the layers again afterwards.
         cache = not self.policy.is_gradient_checkpointing
         return torch.autocast(self.policy.device.type, torch.bfloat16, enabled=bfloat16, cache_enabled=cache)
 
@@ -305,6 +301,10 @@ class Learner:
         self.steps_done = state["scheduler"]["last_epoch"]
 
 
-def _present(value: Tensor | None) -> Tensor:
-    assert value is not None, "a sampled estimator needs the reference's log-probabilities"
-    return value
+def _reduce_metrics(step: _Step, mesh: DeviceMesh) -> None:
+    """Combine the metrics of all processes."""
+    gathered: list[Any] = [None] * mesh.size()
+    dist.all_gather_object(gathered, (dict(step.sums), dict(step.maxima)), group=mesh.get_group())
+    sums, maxima = zip(*gathered, strict=True)
+    step.sums = {key: sum(part.get(key, 0.0) for part in sums) for key in sorted(set().union(*sums))}
+    step.maxima = {key: max(part.get(key, 0.0) for part in maxima) for key in sorted(set().union(*maxima))}

@@ -137,9 +137,10 @@ def pack(rollouts: Rollouts, index: Tensor, layout: Layout, device: torch.device
 
     owners = (index // rollouts.group_size).tolist()
     prompts = {owner: rollouts.prompt_tokens[owner, : rollouts.prompt_lengths[owner]] for owner in owners}
+    ends: dict[int, int] = {}
     if layout == "shared":
         ends = {owner: add(prompt) + len(prompt) - 1 for owner, prompt in prompts.items()}
-        segments = {owner: number for number, owner in enumerate(prompts)}
+    segments = {owner: number for number, owner in enumerate(prompts)}
     for i, owner in zip(index.tolist(), owners, strict=True):
         prompt, n = prompts[owner], int(rollouts.lengths[i])
         read = rollouts.tokens[i, : n - 1]
@@ -151,8 +152,13 @@ def pack(rollouts: Rollouts, index: Tensor, layout: Layout, device: torch.device
         if n > 1:
             start = add(read, len(prompt), segments[owner])
             predictors.append(torch.arange(start, start + n - 1))
-    row = (torch.cat(parts).to(device) for parts in (pieces, positions))
-    return Packed(*row, torch.tensor(starts), torch.tensor(prefixes), torch.cat(predictors).to(device))
+    return Packed(
+        tokens=torch.cat(pieces).to(device),
+        positions=torch.cat(positions).to(device),
+        starts=torch.tensor(starts),
+        prefixes=torch.tensor(prefixes),
+        predictors=torch.cat(predictors).to(device),
+    )
 
 
 def microbatches(rollouts: Rollouts, token_budget: int, layout: Layout, processes: int = 1) -> list[Tensor]:
