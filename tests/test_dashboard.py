@@ -62,9 +62,9 @@ def test_what_is_not_installed_is_said_with_its_command(monkeypatch, tmp_path: P
     from carerft import cli
 
     monkeypatch.setitem(sys.modules, "tensorboard", None)  # what Python holds to be absent
-    with pytest.raises(ConfigError, match=r"pip install 'carerft\[tensorboard\]'"):
+    with pytest.raises(ConfigError, match=r'pip install "carerft\[tensorboard\]"'):
         check_train(settings("tracker=tensorboard"))
     monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
     monkeypatch.chdir(tmp_path)
     assert cli.main(["dashboard"]) == 2
-    assert "pip install 'carerft[dashboard]'" in capsys.readouterr().err
+    assert 'pip install "carerft[dashboard]"' in capsys.readouterr().err

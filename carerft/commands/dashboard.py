@@ -49,7 +49,7 @@ def main() -> None:
     settings, words = read(Dashboard, sys.argv[1:], __doc__)
     refuse(settings, words)
     if importlib.util.find_spec("wandb_workspaces") is None:
-        raise ConfigError("wandb-workspaces is not installed", "pip install 'carerft[dashboard]'")
+        raise ConfigError("wandb-workspaces is not installed", 'pip install "carerft[dashboard]"')
     import wandb
 
     from carerft.trackers.weights_and_biases import require_login
