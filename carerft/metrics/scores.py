@@ -109,7 +109,7 @@ def _problem_sums(problems: Sequence[Record], votes: Votes) -> dict[str, tuple[N
     some = judged > 0
     problem, confidence, correct = predictions(votes, majority(votes.answers))
     voted = np.bincount(problem, minlength=n)
-    sums = {
+    sums: dict[str, tuple[NDArray, NDArray]] = {
         "majority": (np.bincount(problem, correct, n), voted),
         "confidence": (np.bincount(problem, confidence, n), voted),
     }

@@ -81,7 +81,7 @@ def resample(n: int, resamples: int = 1000, seed: int = 0) -> NDArray[np.float64
     """(resamples + 1, n) how often each of n questions is drawn. Row 0 is the data: every question once."""
     drawn = np.random.default_rng(seed).integers(n, size=(resamples, n)) + n * np.arange(resamples)[:, None]
     counts = np.bincount(drawn.ravel(), minlength=resamples * n).reshape(resamples, n)
-    return np.concatenate([np.ones((1, n)), counts])
+    return np.concatenate([np.ones((1, n)), counts.astype(float)])
 
 
 def ratio(numerator: ArrayLike, denominator: ArrayLike) -> NDArray[np.float64]:

@@ -123,6 +123,7 @@ def predictions(
     selected: (n, k). confidence: (n, k); None: each answer's share of the votes.
     """
     verdict = votes.answer_verdict()
-    confidence = vote_counts(votes.answers) / votes.answers.shape[1] if confidence is None else confidence
+    if confidence is None:
+        confidence = np.asarray(vote_counts(votes.answers) / votes.answers.shape[1])
     selected = selected & ~np.isnan(verdict) & ~np.isnan(confidence)
     return np.nonzero(selected)[0], confidence[selected], verdict[selected]

@@ -48,13 +48,18 @@ class Findings:
     @property
     def columns(self) -> list[Column]:
         """The paper's columns, under their own names, that these runs have."""
-        named = zip(self.paper.columns, self.quantities, strict=True)
-        return [Column(*quantity, name, benchmark_title(quantity[0])) for name, quantity in named if quantity]
+        columns = map(paper_column, self.paper.columns, self.quantities)
+        return [column for column in columns if column]
 
     @property
     def meaning(self) -> str:
         """What each of the paper's columns is here, in words."""
         return "; ".join(f"{c.group}: {c.title}, {metric_title(c.metric)}" for c in self.columns)
+
+
+def paper_column(name: str, quantity: Quantity | None) -> Column | None:
+    """A paper's column under its own name; None where these runs don't have it."""
+    return Column(*quantity, name, benchmark_title(quantity[0])) if quantity else None
 
 
 def find(name: str, paper: Paper, rows: Sequence[Row], scores: Scores, level: float) -> Findings:

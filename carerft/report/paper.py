@@ -81,11 +81,11 @@ def read_paper(experiment: Experiment) -> Paper:
     }
     if unknown := sorted({*raw} - {entry.name for entry in fields(Paper)} | {*raw} & {"candidates"}):
         raise DataError(f"{file}: {unknown[0]!r} is not known", HELP)
-    kinds = {"numbers": _numbers, "claims": _claim, "compare": lambda entry: Comparison(**entry), "frontiers": tuple}
+    kinds = {"columns": str, "numbers": _numbers, "claims": _claim, "compare": lambda entry: Comparison(**entry)}
+    kinds |= {"frontiers": tuple, "figures": str}
     try:
-        lists = {key: tuple(map(kind, raw[key])) for key, kind in kinds.items() if key in raw}
-        lists |= {key: tuple(raw[key]) for key in ("columns", "figures") if key in raw}
-        paper = Paper(candidates=candidates, **(raw | lists))
+        values: dict[str, Any] = {key: tuple(map(kind, raw[key])) for key, kind in kinds.items() if key in raw}
+        paper = Paper(candidates=candidates, **(raw | values))
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{file}: {type(error).__name__}: {error}", HELP) from error
     names = [*paper.columns, *(c for claim in paper.claims for c in claim.columns), *sum(paper.frontiers, ())]

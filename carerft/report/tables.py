@@ -195,7 +195,8 @@ def _entry(value: Interval | None, best: bool) -> Text:
 def experiment_grids(findings: Findings) -> dict[str, Grid]:
     """`beside` (ours and the paper's), and `claims` and `compared` (paired differences) where there are any."""
     names = findings.paper.columns
-    rows, numbers = [], [["row", "column", "ours", "low", "high", "paper"]]
+    rows: list[list[str]] = []
+    numbers: list[list[object]] = [["row", "column", "ours", "low", "high", "paper"]]
     for row in findings.beside:
         values = list(zip(names, row.ours, row.theirs, strict=True))
         texts = [interval_text(ours) + (f" ({theirs:.3f})" if theirs is not None else "") for _, ours, theirs in values]

@@ -236,12 +236,13 @@ def _interval(value: Any) -> Interval | None:
 def _reliability(entry: Any) -> Reliability | None:
     if not isinstance(entry, dict):
         return None
-    columns = [entry.get(key) for key in ("edges", "count", "confidence", "accuracy")]
-    if not all(isinstance(column, list) for column in columns):
+    entries = (entry.get(key) for key in ("edges", "count", "confidence", "accuracy"))
+    columns = [column for column in entries if isinstance(column, list)]
+    if len(columns) < 4:
         return None
     edges, count, confidence, accuracy = (
         np.array([math.nan if (x := number(value)) is None else x for value in column], dtype=np.float64)
-        for column in columns  # type: ignore[union-attr]
+        for column in columns
     )
     fits = 0 < len(count) == len(confidence) == len(accuracy) == len(edges) - 1
     if not fits or np.isnan(edges).any() or np.isnan(count).any() or (count < 0).any() or (np.diff(edges) <= 0).any():

@@ -40,17 +40,9 @@ class WandbTracker:
         # A run is resumed under its id; "create_new" keeps two runs of one process apart. The manifest names the
         # revision and the hardware: W&B need not look for them.
         settings = wandb.Settings(silent=True, console="off", disable_git=True)
+        target: dict[str, Any] = {"dir": str(directory), "project": project, "entity": entity, "mode": mode}
         try:
-            self._run = wandb.init(
-                dir=str(directory),
-                project=project,
-                entity=entity,
-                mode=mode,
-                reinit="create_new",
-                resume="allow",
-                settings=settings,
-                **run,
-            )
+            self._run = wandb.init(**target, **run, reinit="create_new", resume="allow", settings=settings)
         except wandb.Error as error:
             raise CareError(
                 f"W&B did not start: {error}", "tracker=wandb keeps the run offline; tracker=none leaves W&B out"
@@ -67,7 +59,8 @@ class WandbTracker:
         from PIL import Image
 
         shown: dict[str, Any] = {"step": self._step}
-        shown |= {name: wandb.Table(columns=table.columns, data=table.rows) for name, table in outcome.tables().items()}
+        for name, table in outcome.tables().items():
+            shown[name] = wandb.Table(columns=[*table.columns], data=[*table.rows])
         shown |= {name: wandb.Image(Image.open(io.BytesIO(data))) for name, data in outcome.figures().items()}
         with _data_in(self._directory / "wandb"):
             self._run.log(shown, step=self._step + 1, commit=True)

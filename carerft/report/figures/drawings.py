@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from carerft.report.claims import locate
 from carerft.report.columns import Column, MainTable, benchmark_title, tradeoff_columns
-from carerft.report.experiment import Findings
+from carerft.report.experiment import Findings, paper_column
 from carerft.report.figures.along import along, frontier
 from carerft.report.figures.curves import CURVES, curve_metrics, curves
 from carerft.report.figures.reliability import reliability
@@ -58,21 +58,18 @@ def draw(
             paper = findings.paper
             key = paper.along or "regularizer.beta"
             for pair in paper.frontiers:
-                columns = [
-                    Column(*quantity, name, benchmark_title(quantity[0]))
-                    for name in pair
-                    if (quantity := locate(paper, name, rows))
-                ]
-                if len(columns) == 2:
-                    label = _in_words(" against ".join(c.group for c in columns), rows, scores, columns)
-                    figure = frontier(rows, scores, key, *columns, looks)
+                x, y = (paper_column(name, locate(paper, name, rows)) for name in pair)
+                if x and y:
+                    label = _in_words(f"{x.group} against {y.group}", rows, scores, [x, y])
+                    figure = frontier(rows, scores, key, x, y, looks)
                     add("experiment", f"frontier-{pair[0]}-{pair[1]}", figure, label)
             for column in findings.columns if paper.along else ():
                 label = _in_words(f"Over {key}: {column.group}", rows, scores, [column])
                 figure = along(rows, scores, key, column, looks)
                 add("experiment", f"along-{column.group}", figure, label)
-        x, *others = tradeoff_columns(main) or [None]
-        for y in others if x and x.metric == "accuracy" else ():
+        columns = tradeoff_columns(main)
+        for y in columns[1:] if columns and columns[0].metric == "accuracy" else ():
+            x = columns[0]
             label = _in_words(f"{x.title} accuracy against {axis_title(y)}", rows, scores, [x, y])
             figure = tradeoff(rows, scores, x, y, looks)
             add("tradeoff", f"tradeoff-{y.benchmark}-{y.metric}", figure, label)

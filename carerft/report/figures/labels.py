@@ -23,16 +23,16 @@ def label_points(axes: Axes, labels: Sequence[tuple[str, float, float]], size: f
     """
     axes.autoscale_view()
     scale = 72 / axes.figure.dpi
-    points = [tuple(axes.transData.transform((x, y)) * scale) for _, x, y in labels]
+    points = [axes.transData.transform((x, y)) * scale for _, x, y in labels]
     distances = DISTANCES if all_of_them else DISTANCES[:1]
-    occupied: list[Box] = [_around(*point, MARKER, MARKER) for point in points]
-    for (text, *position), point in zip(labels, points, strict=True):
+    occupied: list[Box] = [_around(x, y, MARKER, MARKER) for x, y in points]
+    for (text, *at), (x, y) in zip(labels, points, strict=True):
         width, height = 0.32 * size * len(text), 0.5 * size
         offsets = [
             ((distance + width) * math.cos(math.radians(angle)), (distance + height) * math.sin(math.radians(angle)))
             for distance, angle in itertools.product(distances, ANGLES)
         ]
-        boxes = [_around(point[0] + dx, point[1] + dy, width, height) for dx, dy in offsets]
+        boxes = [_around(x + dx, y + dy, width, height) for dx, dy in offsets]
         covered = [sum(_overlap(box, other) for other in occupied) for box in boxes]
         best = covered.index(min(covered))
         if covered[best] and not all_of_them:
@@ -40,7 +40,7 @@ def label_points(axes: Axes, labels: Sequence[tuple[str, float, float]], size: f
         occupied.append(boxes[best])
         style = {"ha": "center", "va": "center", "fontsize": size, "color": INK, "zorder": 6}
         halo = [withStroke(linewidth=2, foreground=PAPER)]
-        axes.annotate(text, position, offsets[best], textcoords="offset points", path_effects=halo, **style)
+        axes.annotate(text, (at[0], at[1]), offsets[best], textcoords="offset points", path_effects=halo, **style)
 
 
 def _around(x: float, y: float, width: float, height: float) -> Box:

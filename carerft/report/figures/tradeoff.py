@@ -28,9 +28,15 @@ def tradeoff(rows: Sequence[Row], scores: Scores, x: Column, y: Column, looks: M
         (a, b), look = points[row.label], looks[row.label]
         base = base_of(row, rows)
         if base is not None and base.label in points:
-            start = tuple(value.value for value in points[base.label])
+            start = points[base.label]
             arrow = {"arrowstyle": "-|>", "color": look.colour, "alpha": 0.45, "linewidth": 1.1, "mutation_scale": 9}
-            axes.annotate("", (a.value, b.value), start, arrowprops=arrow | {"shrinkA": 5, "shrinkB": 6}, zorder=2)
+            axes.annotate(
+                "",
+                (a.value, b.value),
+                (start[0].value, start[1].value),
+                arrowprops=arrow | {"shrinkA": 5, "shrinkB": 6},
+                zorder=2,
+            )
         seeds = [
             tuple(run.benchmarks[c.benchmark].metrics[c.metric].value for c in (x, y))
             for run in row.evaluated
@@ -46,8 +52,8 @@ def tradeoff(rows: Sequence[Row], scores: Scores, x: Column, y: Column, looks: M
     axes.margins(0.14)
     axes.set(xlabel=f"{x.title} accuracy  →", title=quality_title(axis_title(y), y.direction))
     up_is_better(axes, x.direction, y.direction)
-    corner = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "right", "va": "top"}
-    axes.annotate("better ↗", (1, 1), (-4, -4), **corner, color=MUTED, fontsize=8.5)
+    style = {"ha": "right", "va": "top", "color": MUTED, "fontsize": 8.5}
+    axes.annotate("better ↗", (1, 1), (-4, -4), xycoords="axes fraction", textcoords="offset points", **style)
     if numbered:
         label_points(axes, numbers, size=8)
     legend(figure, axes)
