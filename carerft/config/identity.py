@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from carerft.config.settings import defaults
+from carerft.config.settings import defaults, task_defaults
 
 # These change where a run is shown, how often it is saved, what its engines may take and what shares its work, never
 # what it computes.
@@ -44,10 +44,15 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
     """The dotted keys of a composed configuration that decide a run's numbers, and aren't at their default."""
-    usual = _without_modules(defaults())
+    flat, usual = _without_modules(flatten(config)), _without_modules(defaults())
+    for key, value in flat.items():
+        if key.endswith("._target_"):
+            usual |= {
+                key.removesuffix("_target_") + name: default for name, default in task_defaults.get(value, {}).items()
+            }
     return {
         key: value
-        for key, value in _without_modules(flatten(config)).items()
+        for key, value in flat.items()
         if not any(key == skip or key.startswith(f"{skip}.") for skip in INCIDENTAL)
         and (key not in usual or value != usual[key])
     }

@@ -324,6 +324,19 @@ def defaults() -> dict[str, Any]:
     }
 
 
+task_defaults: dict[str, dict[str, Any]] = {}
+"""Of each registered class of a task, by its name: the defaults of its settings."""
+
+
+def register_task(name: str, kind: type) -> None:
+    """Let YAML files take the settings of a task's dataclass by `defaults: [/schema/<name>@_here_]`."""
+    own = [(f.name, f.type, field(default=f.default)) for f in fields(kind)]
+    target = ("_target_", str, field(default=f"{kind.__module__}.{kind.__name__}"))
+    schema = make_dataclass(kind.__name__, [*own, target], bases=(TaskSettings,))
+    ConfigStore.instance().store(group="schema", name=name, node=schema)
+    task_defaults[kind.__name__] = {f.name: f.default for f in fields(kind)}
+
+
 def register() -> None:
     """Put every schema where the YAML files look for it."""
     store = ConfigStore.instance()

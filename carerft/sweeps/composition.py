@@ -16,6 +16,11 @@ from carerft.config.composition import config_directory, plain
 from carerft.config.identity import config_hash
 from carerft.runs.directory import unfinished_run
 from carerft.sweeps import folders
+from carerft.tasks.gsm8k import Gsm8kTask
+from carerft.tasks.math import MathTask
+from carerft.tasks.selfaware import SelfAwareTask
+from carerft.tasks.truthfulqa import TruthfulQaTask
+from carerft.tasks.world import WorldTask
 
 
 @cache  # Hydra resolves the name more than once, and must get the same each time
@@ -34,6 +39,8 @@ def register() -> None:
     """Register schemas, experiments and resolvers, once in every process that composes a configuration."""
     settings.register()
     folders.register()
+    for task in (Gsm8kTask, MathTask, SelfAwareTask, TruthfulQaTask, WorldTask):
+        settings.register_task(task.__module__.rpartition(".")[2], task)
     OmegaConf.register_new_resolver("carerft.scale", lambda model: "tiny" if model == "tiny" else "paper", replace=True)
     OmegaConf.register_new_resolver("carerft.timestamp", _timestamp, replace=True)
     OmegaConf.register_new_resolver("carerft.basename", lambda path: os.path.basename(path.rstrip("/")), replace=True)
