@@ -172,7 +172,8 @@ def test_sampling_from_diverged_weights_leaves_the_last_good_checkpoint(tmp_path
     collector, learner = collection("mixed " * 12)
     later = Trainer(learner, collector, collector.tokenizer, replace(settings, checkpoint_every=9), 9, tmp_path)
     assert later.resume() == 1
-    learner.settings = replace(learner.settings, learning_rate=1e30)  # the second step leaves weights that give no probabilities
+    # The second step leaves weights that give no probabilities.
+    learner.settings = replace(learner.settings, learning_rate=1e30)
     with pytest.raises(NonFiniteError, match="sampling met probabilities that are not finite"):
         later.run(lambda metrics: None, lambda: False)
     assert later.progress.step == 2

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from carerft.trackers.outcome import COLUMNS, LONG_TEXT, QUESTIONS, SAMPLES, SHORT_TEXT, EvaluationOutcome
 from helpers.synthetic_runs import make_demo
 from helpers.wandb_records import offline_run
 
