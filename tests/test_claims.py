@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from scipy.stats import t as student_t
 from carerft import cli
 from carerft.metrics import scores
 from carerft.metrics.statistics import Interval
+from carerft.report.build import publish
 from carerft.report.claims import FAILS, HOLDS, NO_RUNS, ONE_SEED, UNCLEAR, dominance, judge, verdict
 from carerft.report.paired import Paired, block_spread, matches, nearest, partners, seed_pairs
 from carerft.report.paper import Claim, read_paper
@@ -188,6 +190,10 @@ def test_the_report_of_an_experiment(demo: Path, monkeypatch, capsys):
     assert sum(page.count(f"| {verdict} |") for verdict in (HOLDS, FAILS, UNCLEAR)) == 13
     for file in [line.split("](")[1].rstrip(")") for line in page.splitlines() if line.startswith("![")]:
         assert (demo / "report" / file).exists()
+    publish(demo / "report", demo.parent / "page" / "table1.md")
+    copied = {f"figures/{path.name}" for path in (demo.parent / "page" / "figures").iterdir()}
+    assert copied == set(re.findall(r"\]\((figures/[^)]+)\)", page)) and len(copied) == 2
+    assert (demo.parent / "page" / "table1.md").read_text() == page
     for name in ("beside", "claims", "compared"):
         assert (demo / "report" / f"{name}.tex").read_text().startswith(r"\begin{tabular}")
     tidy = list(csv.DictReader((demo / "report" / "beside.csv").open()))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice, takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from carerft.runs.reading import Run, load_run, read_lines
 from carerft.text import number, visible
@@ -22,9 +22,8 @@ COLUMNS = (
 Value = str | float | bool | None
 
 
-@dataclass(frozen=True)
-class Table:
-    """columns: their names. rows: each as long as `columns`."""
+class Table(NamedTuple):
+    """The columns' names, and rows that are as long."""
 
     columns: list[str]
     rows: list[list[Value]]

@@ -35,10 +35,10 @@ class TensorboardTracker:
         for name, data in outcome.figures().items():
             pixels = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
             self._writer.add_image(name, pixels, self._step, dataformats="HWC")
-        for name, table in outcome.tables().items():
+        for name, (columns, rows) in outcome.tables().items():
             # TensorBoard renders Markdown; four spaces before each line make a code block.
-            rows = [json.dumps(dict(zip(table.columns, row, strict=True)), ensure_ascii=False) for row in table.rows]
-            self._writer.add_text(name, "\n".join(f"    {row}" for row in rows), self._step)
+            lines = [json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False) for row in rows]
+            self._writer.add_text(name, "\n".join(f"    {line}" for line in lines), self._step)
 
     def finish(self, failed: bool) -> None:
         self._writer.close()

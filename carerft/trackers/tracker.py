@@ -1,21 +1,15 @@
 """What a tracker is, what it can be shown, and several trackers as one."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import ClassVar, Protocol
 
 log = logging.getLogger(__name__)
 
 
-class Table(Protocol):
-    """columns: their names. rows: each as long as `columns`."""
-
-    @property
-    def columns(self) -> list[str]: ...
-
-    @property
-    def rows(self) -> Sequence[list[str | float | bool | None]]: ...
+Table = tuple[list[str], list[list[str | float | bool | None]]]
+"""The columns' names, and rows that are as long."""
 
 
 class Outcome(Protocol):

@@ -59,8 +59,8 @@ class WandbTracker:
         from PIL import Image
 
         shown: dict[str, Any] = {"step": self._step}
-        for name, table in outcome.tables().items():
-            shown[name] = wandb.Table(columns=[*table.columns], data=[*table.rows])
+        for name, (columns, rows) in outcome.tables().items():
+            shown[name] = wandb.Table(columns=[*columns], data=[*rows])
         shown |= {name: wandb.Image(Image.open(io.BytesIO(data))) for name, data in outcome.figures().items()}
         with _data_in(self._directory / "wandb"):
             self._run.log(shown, step=self._step + 1, commit=True)
