@@ -3,12 +3,12 @@
     python -m venv relplot-venv && relplot-venv/bin/pip install relplot==1.0.3
     PYTHONPATH=. relplot-venv/bin/python benchmarks/method/smooth_ece.py
 
-relplot is no dependency of carerft; tests/test_calibration.py holds ours to the values that this prints. The third
-column is smECE's definition, a sum over mirror images, at our width: a fixed point where it equals ours.
+carerft does not depend on relplot; tests/test_calibration.py compares our smooth ECE with the values printed here. The
+third column is smECE's definition, a sum over mirror images, at our width: the width is right if it equals ours.
 
-relplot rounds the width to 1/1024 and confidences to a grid, which makes up to 1e-3. One difference is larger: its
-mirror leaves out the grid's last point (`np.flip(values)[:-1]`), so predictions of exactly 0 or 1 count half. Votes are
-full of them; moved inwards by 1/1000 they agree again.
+relplot rounds the width to 1/1024 and confidences to a grid, which changes the value by up to 1e-3. One difference is
+larger: its mirror image leaves out the grid's last point (`np.flip(values)[:-1]`), so that predictions of exactly 0 or
+1 count half. Votes contain many of them; after moving them inwards by 1/1000, both agree.
 """
 
 import numpy as np
@@ -18,7 +18,7 @@ from carerft.metrics.calibration import smooth_ece
 
 
 def cases() -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Confidences (n,) and outcomes (n,) of models that err in different ways."""
+    """Confidences (n,) and outcomes (n,) of models that are miscalibrated in different ways."""
     rng = np.random.default_rng(0)
     sure, luck = rng.random(1000), rng.random(1000)
     votes = np.round(sure * 8) / 8
@@ -33,7 +33,7 @@ def cases() -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def definition(confidence: np.ndarray, correct: np.ndarray, width: float) -> float:
-    """The integral over [0, 1] of the residuals smoothed by a Gaussian that is reflected at both ends."""
+    """The integral over [0, 1] of the absolute residuals, smoothed by a Gaussian that is reflected at both ends."""
     t = (np.arange(4000) + 0.5)[:, None] / 4000
     centres = [2 * m + sign * confidence for m in range(-4, 5) for sign in (1, -1)]
     kernel = sum(np.exp(-(((t - c) / width) ** 2) / 2) for c in centres) / (width * np.sqrt(2 * np.pi))

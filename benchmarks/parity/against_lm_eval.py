@@ -1,16 +1,16 @@
-"""Verdicts and likelihoods of carerft against lm-evaluation-harness's, question by question.
+"""Verdicts and likelihoods of carerft and of lm-evaluation-harness, question by question.
 
     CARERFT_DATA=DIRECTORY python benchmarks/parity/against_lm_eval.py --lm-eval-python PATH/bin/python
 
 - TruthfulQA: MC1 and MC2 of all 817 questions, by `carerft evaluate` and by lm-eval's tasks, for one model: a small
   Qwen2 with random weights and a byte-level BPE tokenizer trained on the questions. Such a model knows nothing, but its
-  likelihoods depend on every token, so that another prompt, another split into tokens or another normalisation shows.
-- GSM8K and MATH: what each side finds in the same completions and thinks of it. `completions.py` writes them from the
-  real problems: the reference solutions, and variants of how an answer is given. lm-eval's filters and metrics are run
-  by lm-eval itself, on a model that says what it is told (`lm_eval_side.py`).
+  likelihoods depend on every token, so that any difference in prompts, tokens or normalisation changes the numbers.
+- GSM8K and MATH: the verdicts of both sides on the same completions. `completions.py` writes these from the real
+  problems: the reference solutions, and variants of how an answer is written. lm-eval itself runs its filters and
+  metrics, on a model that repeats given completions (`lm_eval_side.py`).
 
-Every disagreement is counted under the variant that it belongs to, with who is right and why; one that is not explained
-here makes the script end with 1. CARERFT_DATA: the data as carerft's benchmarks find them.
+Disagreements are counted by variant, with the side that is right and the reason (`explanations.py`). The exit status is
+1 if a disagreement has no explanation. CARERFT_DATA: the directory of the benchmarks' data.
 """
 
 import argparse
@@ -47,7 +47,7 @@ HOW_TO_GET_LM_EVAL = """lm-evaluation-harness needs an environment of its own; n
 
 @dataclass(frozen=True)
 class Completion:
-    """One completion of one problem: `row` as lm-eval is to see it, `variant` it was written as."""
+    """One completion of one problem. row: lm-eval's fields of the problem, and the completion."""
 
     problem: Problem
     variant: Variant
@@ -92,37 +92,37 @@ def save_model(directory: str, texts: Sequence[str]) -> None:
 
 
 def our_choices(model: str, count: int, directory: str) -> list[dict]:
-    """The problem records of `carerft evaluate benchmark=truthfulqa`, with mc1 and mc2."""
+    """The records of each problem, with mc1 and mc2, from `carerft evaluate benchmark=truthfulqa`."""
     overrides = [f"model={model}", "benchmark=truthfulqa", "samples=1", "benchmark.truthfulqa.max_tokens=1"]
     overrides += [f"evaluation.limit={count}", "evaluation.bootstrap=1", "device=cpu", f"hydra.run.dir={directory}"]
-    done = subprocess.run([sys.executable, "-m", "carerft", "evaluate", *overrides], capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"carerft evaluate failed:\n{done.stderr[-3000:]}")
+    process = subprocess.run([sys.executable, "-m", "carerft", "evaluate", *overrides], capture_output=True, text=True)
+    if process.returncode:
+        sys.exit(f"carerft evaluate failed:\n{process.stderr[-3000:]}")
     return json_lines(Path(directory) / "evaluation/truthfulqa.problems.jsonl")
 
 
 def theirs(spec: dict, python: str, directory: str) -> dict[str, dict[str, list[float]]]:
-    """What lm-eval makes of the tasks in spec, in a process of its own environment. See `lm_eval_side.py`."""
+    """lm-eval's metrics of the tasks in spec, from a process of its own environment (`lm_eval_side.py`)."""
     path = Path(directory) / "spec.json"
     path.write_text(json.dumps(spec))
     side = Path(__file__).with_name("lm_eval_side.py")
     environment = {**os.environ, "TRANSFORMERS_VERBOSITY": "error", "PYTHONPATH": ""}
-    done = subprocess.run([python, str(side), str(path)], capture_output=True, text=True, env=environment)
-    if done.returncode:
-        sys.exit(f"lm-eval's side failed:\n{done.stderr[-3000:]}\n{HOW_TO_GET_LM_EVAL}")
-    return json.loads(done.stdout.splitlines()[-1])
+    process = subprocess.run([python, str(side), str(path)], capture_output=True, text=True, env=environment)
+    if process.returncode:
+        sys.exit(f"lm-eval failed:\n{process.stderr[-3000:]}\n{HOW_TO_GET_LM_EVAL}")
+    return json.loads(process.stdout.splitlines()[-1])
 
 
 def hub_row(row: dict) -> dict:
-    """A row of the authors' file in the form that the hub gives it, which lm-eval reads."""
+    """A row of the authors' file in the hub's form, which lm-eval reads."""
     forms = {
         key: {"choices": list(row[key]), "labels": list(row[key].values())} for key in ("mc1_targets", "mc2_targets")
     }
     return {"question": row["question"], **forms}
 
 
-def written(variants: Sequence[Variant], rows: Sequence[tuple[dict, str, str, str]]) -> list[Completion]:
-    """Every variant of every row, a row being (lm-eval's fields, solution, answer, wrong answer)."""
+def completions_of(variants: Sequence[Variant], rows: Sequence[tuple[dict, str, str, str]]) -> list[Completion]:
+    """Every variant of every row. rows: (lm-eval's fields, solution, answer, wrong answer)."""
     return [
         Completion(
             Problem(str(i), "", answer), variant, {**fields, "completion": variant.write(solution, answer, wrong)}
@@ -137,22 +137,22 @@ def gsm8k_completions(count: int) -> list[Completion]:
     for row in json_lines(data() / "gsm8k/test.jsonl")[:count]:
         answer = row["answer"].rpartition("#### ")[2].replace(",", "")
         rows.append((row, row["answer"], answer, str(int(answer) + 7)))
-    return written(GSM8K, rows)
+    return completions_of(GSM8K, rows)
 
 
 def math_completions(count: int) -> list[Completion]:
-    found = json_lines(data() / "math500/test.jsonl")[:count]
-    answers = [last_box(row["solution"]) or "" for row in found]
+    problems = json_lines(data() / "math500/test.jsonl")[:count]
+    answers = [last_box(row["solution"]) or "" for row in problems]
     rows = []
-    for i, (row, answer) in enumerate(zip(found, answers, strict=True)):
+    for i, (row, answer) in enumerate(zip(problems, answers, strict=True)):
         others = (answers[(i + j) % len(answers)] for j in range(1, len(answers)))
         wrong = next(other for other in others if canonical(other) != canonical(answer))
         rows.append(({"problem": row["problem"], "solution": row["solution"]}, row["solution"], answer, wrong))
-    return written(MATH, rows)
+    return completions_of(MATH, rows)
 
 
 def verdicts(task: Task, completions: Sequence[Completion]) -> list[bool]:
-    """Ours; no verdict counts as not correct, which is all that lm-eval can say."""
+    """Our verdicts. No verdict counts as not correct, because lm-eval does not distinguish the two."""
     grades = task.grade([c.problem for c in completions], [c.row["completion"] for c in completions])
     return [grade.correct is True for grade in grades]
 
@@ -160,10 +160,10 @@ def verdicts(task: Task, completions: Sequence[Completion]) -> list[bool]:
 def compare_verdicts(
     name: str, completions: Sequence[Completion], ours: Sequence[bool], other: Sequence[float], console: Console
 ) -> list[dict]:
-    """Print the counts of agreement by variant; returns the disagreements, each with its explanation or None."""
-    shown = Table(title=name, title_justify="left")
+    """Print the agreement by variant. Returns the disagreements, each with its explanation or None."""
+    table = Table(title=name, title_justify="left")
     for heading in ("variant", "completions", "agree", "only ours says correct", "only theirs", "why"):
-        shown.add_column(heading, justify="left" if heading in ("variant", "why") else "right", overflow="fold")
+        table.add_column(heading, justify="left" if heading in ("variant", "why") else "right", overflow="fold")
     disagreements, counts = [], Counter()
     for completion, mine, their in zip(completions, ours, other, strict=True):
         verdict = (completion.variant.name, bool(mine), bool(their))
@@ -181,16 +181,16 @@ def compare_verdicts(
             for side, n in (("ours", ours_only), ("theirs", theirs_only))
             if n
         ]
-        shown.add_row(
+        table.add_row(
             variant, str(agree + ours_only + theirs_only), str(agree), str(ours_only), str(theirs_only), "; ".join(whys)
         )
-    console.print(shown)
-    plain = [(c.variant.right, mine, bool(their)) for c, mine, their in zip(completions, ours, other, strict=True)]
-    plain = [verdicts for verdicts in plain if verdicts[0] is not None]
+    console.print(table)
+    sides = zip(completions, ours, other, strict=True)
+    readable = [(c.variant.right, mine, bool(their)) for c, mine, their in sides if c.variant.right is not None]
     console.print(
-        f"{name}: {len(completions) - len(disagreements)} of {len(completions)} agree. As a person would read them, "
-        f"ours are right on {sum(right == mine for right, mine, _ in plain)} of {len(plain)}, "
-        f"theirs on {sum(right == their for right, _, their in plain)}"
+        f"{name}: {len(completions) - len(disagreements)} of {len(completions)} agree. By a person's reading, "
+        f"ours are right on {sum(right == mine for right, mine, _ in readable)} of {len(readable)}, "
+        f"theirs on {sum(right == their for right, _, their in readable)}"
     )
     return disagreements
 
@@ -198,8 +198,8 @@ def compare_verdicts(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lm-eval-python", help="the Python of an environment that has lm-eval[math]")
-    parser.add_argument("--questions", type=int, default=817, help="of TruthfulQA, the first ones")
-    parser.add_argument("--problems", type=int, default=200, help="of GSM8K and of MATH-500, each with every variant")
+    parser.add_argument("--questions", type=int, default=817, help="the first of TruthfulQA")
+    parser.add_argument("--problems", type=int, default=200, help="of GSM8K and of MATH-500, each in every variant")
     parser.add_argument("--output", type=Path, help="also write every disagreement to this file, as JSON lines")
     options = parser.parse_args()
     if not options.lm_eval_python:
@@ -211,21 +211,21 @@ def main() -> None:
     questions = json.loads((data() / "truthfulqa/v1/mc_task.json").read_text(encoding="utf-8"))[: options.questions]
     gsm8k, mathematics = gsm8k_completions(options.problems), math_completions(options.problems)
     with tempfile.TemporaryDirectory() as directory:
-        place = Path(directory)
-        model = str(place / "model")
+        folder = Path(directory)
+        model = str(folder / "model")
         save_model(model, [row["question"] for row in questions] + [a for row in questions for a in row["mc2_targets"]])
         spec = {
             "model": model,
-            "truthfulqa": write_lines(place / "truthfulqa.jsonl", [hub_row(row) for row in questions]),
-            "gsm8k": write_lines(place / "gsm8k.jsonl", [c.row for c in gsm8k]),
-            "math": write_lines(place / "math.jsonl", [c.row for c in mathematics]),
+            "truthfulqa": write_lines(folder / "truthfulqa.jsonl", [hub_row(row) for row in questions]),
+            "gsm8k": write_lines(folder / "gsm8k.jsonl", [c.row for c in gsm8k]),
+            "math": write_lines(folder / "math.jsonl", [c.row for c in mathematics]),
         }
         with console.status("lm-evaluation-harness"):
-            found = theirs(spec, options.lm_eval_python, directory)
+            metrics = theirs(spec, options.lm_eval_python, directory)
         with console.status("carerft evaluate"):
-            records = our_choices(model, len(questions), str(place / "run"))
+            records = our_choices(model, len(questions), str(folder / "run"))
 
-    mc1, mc2 = found["truthfulqa_mc1"]["none/acc"], found["truthfulqa_mc2"]["none/acc"]
+    mc1, mc2 = metrics["truthfulqa_mc1"]["none/acc"], metrics["truthfulqa_mc2"]["none/acc"]
     differing = [r["problem_id"] for r, their in zip(records, mc1, strict=True) if r["mc1"] != their]
     gaps = [abs(r["mc2"] - their) for r, their in zip(records, mc2, strict=True)]
     console.print(
@@ -235,10 +235,10 @@ def main() -> None:
     )
     disagreements = []
     for name, task, completions, metric in (
-        ("GSM8K, strict", Gsm8kTask("test", extraction="strict"), gsm8k, found["gsm8k"]["strict-match/exact_match"]),
-        ("GSM8K, flexible", Gsm8kTask("test"), gsm8k, found["gsm8k"]["flexible-extract/exact_match"]),
-        ("MATH, math_verify", MathTask("math500"), mathematics, found["minerva_math"]["none/math_verify"]),
-        ("MATH, exact_match", MathTask("math500"), mathematics, found["minerva_math"]["none/exact_match"]),
+        ("GSM8K, strict", Gsm8kTask("test", extraction="strict"), gsm8k, metrics["gsm8k"]["strict-match/exact_match"]),
+        ("GSM8K, flexible", Gsm8kTask("test"), gsm8k, metrics["gsm8k"]["flexible-extract/exact_match"]),
+        ("MATH, math_verify", MathTask("math500"), mathematics, metrics["minerva_math"]["none/math_verify"]),
+        ("MATH, exact_match", MathTask("math500"), mathematics, metrics["minerva_math"]["none/exact_match"]),
     ):
         disagreements += compare_verdicts(name, completions, verdicts(task, completions), metric, console)
     if options.output:

@@ -1,6 +1,6 @@
-"""What a model may write to a GSM8K or MATH problem: the reference solution, and variants of how an answer is given.
+"""Completions of a GSM8K or MATH problem: the reference solution, and variants of how an answer is written.
 
-`right` says whether a text gives the right answer, as a person would read it; None where a person could not say.
+`right` says whether a person would read the text as a right answer; None if a person could not tell.
 """
 
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Variant:
-    """write: (solution, right answer, a wrong answer) -> completion."""
+    """write: maps a solution, the right answer and a wrong answer to a completion."""
 
     name: str
     write: Callable[[str, str, str], str]

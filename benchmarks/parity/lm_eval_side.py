@@ -2,9 +2,9 @@
 
     python lm_eval_side.py SPEC.json
 
-SPEC.json: {"model": a directory, "truthfulqa" | "gsm8k" | "math": JSON lines in the hub's form}; prints one line of
-JSON, {task: {filter/metric: a value for each row, in order}}. The tasks are lm-eval's own YAML files with one change:
-where the data lie. Rows of gsm8k and math bring their own `completion`, which takes the place of a model's.
+SPEC.json: {"model": a directory, "truthfulqa" | "gsm8k" | "math": JSON lines in the hub's form}. Prints one line of
+JSON, {task: {filter/metric: a value for each row, in order}}. The tasks are lm-eval's own YAML files, but the data are
+read from these files. Rows of gsm8k and math have a field `completion`, which replaces a model's completion.
 """
 
 import json
@@ -27,11 +27,11 @@ TASKS = {
     "gsm8k": ("gsm8k", "gsm8k/gsm8k.yaml", "test"),
     "minerva_math": ("math", "minerva_math/minerva_math_algebra.yaml", "test"),
 }
-"""name: (key of SPEC.json, lm-eval's own file, the split that it measures)."""
+"""name: (key of SPEC.json, lm-eval's file, the split that it measures)."""
 
 
 class Replay(LM):
-    """Says what stands in the row, up to the task's stop strings, as a model that generated it would have."""
+    """A model whose completion of a row is the row's `completion`, cut at the task's stop strings."""
 
     def generate_until(self, requests, **kwargs) -> list[str]:
         completions = []
@@ -48,11 +48,11 @@ class Replay(LM):
     loglikelihood_rolling = loglikelihood
 
 
-def local_task(name: str, own: str, split: str, data: str) -> str:
-    """The YAML of lm-eval's task with its data taken from a file, and no examples before the question."""
+def local_task(name: str, file: str, split: str, data: str) -> str:
+    """The YAML of lm-eval's task, with data from a file, and without examples before the question."""
     splits = {key: None for key in ("training_split", "validation_split", "test_split", "fewshot_split")}
     changes = {
-        "include": str(Path(lm_eval.__file__).parent / "tasks" / own),
+        "include": str(Path(lm_eval.__file__).parent / "tasks" / file),
         "task": f"{name}_local",
         "dataset_path": "json",
         "dataset_name": None,
@@ -66,13 +66,13 @@ def local_task(name: str, own: str, split: str, data: str) -> str:
 
 
 def main(spec: dict) -> dict:
-    found = {}
+    results = {}
     with tempfile.TemporaryDirectory() as directory:
-        wanted = {name: task for name, task in TASKS.items() if task[0] in spec}
-        for name, (key, own, split) in wanted.items():
-            (Path(directory) / f"{name}.yaml").write_text(local_task(name, own, split, spec[key]))
+        tasks = {name: task for name, task in TASKS.items() if task[0] in spec}
+        for name, (key, file, split) in tasks.items():
+            (Path(directory) / f"{name}.yaml").write_text(local_task(name, file, split, spec[key]))
         manager = TaskManager(include_path=directory, include_defaults=False)
-        for name, (key, _, _) in wanted.items():
+        for name, (key, _, _) in tasks.items():
             model = Replay()
             if key == "truthfulqa":
                 model = HFLM(pretrained=spec["model"], dtype="float32", device="cpu", batch_size=32)
@@ -83,8 +83,8 @@ def main(spec: dict) -> dict:
             for sample in result["samples"][f"{name}_local"]:
                 for metric in sample["metrics"]:
                     values.setdefault(f"{sample['filter']}/{metric}", {})[sample["doc_id"]] = float(sample[metric])
-            found[name] = {key: [rows[i] for i in sorted(rows)] for key, rows in values.items()}
-    return found
+            results[name] = {key: [rows[i] for i in sorted(rows)] for key, rows in values.items()}
+    return results
 
 
 if __name__ == "__main__":

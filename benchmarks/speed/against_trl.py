@@ -3,28 +3,29 @@
     python benchmarks/speed/against_trl.py --trl-python PATH/bin/python --threads 2 --steps 10
 
 A step samples 8 completions for each of 8 prompts, each forced to 64 tokens, rewards them, and takes one optimizer
-step on all of them, in float32 on the CPU. The model is a Qwen2 of 3.1 million parameters: at this size it is the
-overhead around the matrix products that differs. TRL runs in its own environment (`trl_side.py` says how it is tuned).
+step on all of them, in float32 on the CPU. The model is a Qwen2 of 3.1 million parameters: at this size the systems
+differ in the overhead around the matrix products. TRL runs in its own environment; `trl_side.py` says how it is tuned.
 
-Every system takes its turn in each round, so that a drift of the machine shows as a difference between the rounds.
-Measure on an idle machine: two processes that fight over cores slow both by more than their share.
-The floor is the time of the matrix products of the same step alone (`matmul_floor`).
+Each round measures every system once, so that a drift of the machine shows as a difference between the rounds.
+Measure on an idle machine: two processes on the same cores slow each other by more than half.
+The floor is the time of the step's matrix products alone (`matmul_floor`).
 """
 
 import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from rich.console import Console
+from launch import how_to_get_trl, load_average, make_console, make_table, run
+from measuring import BETA
 from rich.table import Table
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
@@ -34,18 +35,11 @@ from trl_side import reward
 from carerft.config.settings import LearnerSettings
 from carerft.objective.algorithms import Algorithm
 from carerft.objective.regularizers import NoRegularizer, Regularizer, SkewReverseKL
-from carerft.rollout import Sampling
+from carerft.rollout import Rollouts, Sampling
 from carerft.rollout.transformers import TransformersWorker
 from carerft.training.learner import Learner
 
-TRL_VERSION = "1.16.0"
-HOW_TO_GET_TRL = f"""TRL needs an environment of its own; make one, and name its Python with --trl-python:
-  python -m venv trl-venv
-  trl-venv/bin/pip install torch==2.13.0
-  trl-venv/bin/pip install trl=={TRL_VERSION} "transformers>=5.16.1,<5.20"
-  python benchmarks/speed/against_trl.py --trl-python trl-venv/bin/python"""
-
-Times = dict[str, list[float]]  # "step_s", "generate_s", "cpu_s": one number per measured step
+Times = dict[str, list[float]]  # "step_s", "generate_s", "cpu_s" -> a number for each measured step
 
 
 @dataclass(frozen=True)
@@ -76,7 +70,7 @@ class Work:
         return self.sequences * self.tokens
 
     def texts(self) -> list[str]:
-        """Prompts of exactly prompt_tokens words."""
+        """Prompts of `prompt_tokens` words, which are as many tokens."""
         words = torch.randint(2, self.vocabulary, (self.prompts, self.prompt_tokens), generator=torch.manual_seed(0))
         return [" ".join(f"w{word}" for word in prompt) for prompt in words.tolist()]
 
@@ -103,55 +97,65 @@ class Work:
         PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>").save_pretrained(directory)
 
 
-def ours(work: Work, directory: str, regularizer: Regularizer) -> Times:
-    """Steps of `TransformersWorker` and `Learner`, the policy being sampled from where it is trained."""
-    policy = Qwen2ForCausalLM.from_pretrained(directory, dtype=torch.float32)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
-    algorithm = Algorithm("grpo", work.samples, 0.2, 0.2, "token", "sequence", "sample", 1e-6)
-    # TRL without KL has no reference model, so neither have we.
-    settings = LearnerSettings(work.learning_rate, monitor_reference=False)
-    learner = Learner(policy, algorithm, regularizer, settings, work.warmup + work.steps)
-    worker = TransformersWorker(policy, eos_token_ids=[1], pad_token_id=0)
-    sampling = Sampling(work.tokens, ignore_eos=True)
+def timed(work: Work, generate: Callable[[int], Any], learn: Callable[[Any], object]) -> Times:
+    """Times of the measured steps. generate takes the step's number; learn takes what generate returns."""
     times: Times = {"step_s": [], "generate_s": [], "cpu_s": []}
     for step in range(work.warmup + work.steps):
         cpu, begin = time.process_time(), time.perf_counter()
-        rollouts = worker.sample(tokenizer(work.texts())["input_ids"], work.samples, sampling, seed=step)
+        rollouts = generate(step)
         generated = time.perf_counter()
-        texts = tokenizer.batch_decode(rollouts.tokens)
-        rewards = torch.tensor([reward(text) for text in texts]).view(work.prompts, work.samples)
-        learner.step(rollouts, algorithm.advantages(rewards).flatten())
-        worker.sync(policy)
+        learn(rollouts)
         if step >= work.warmup:
             times["step_s"].append(time.perf_counter() - begin)
             times["generate_s"].append(generated - begin)
             times["cpu_s"].append(time.process_time() - cpu)
-        assert rollouts.tokens.shape == (work.sequences, work.tokens), "the completions do not have the forced length"
     return times
+
+
+def ours(work: Work, directory: str, regularizer: Regularizer) -> Times:
+    """Steps of `TransformersWorker`, which samples from the learner's own policy, and of `Learner`."""
+    policy = Qwen2ForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
+    algorithm = Algorithm("grpo", work.samples)
+    # TRL without KL holds no reference model, so ours holds none either.
+    settings = LearnerSettings(work.learning_rate, monitor_reference=False)
+    learner = Learner(policy, algorithm, regularizer, settings, work.warmup + work.steps)
+    worker = TransformersWorker(policy, eos_token_ids=[1], pad_token_id=0)
+    sampling = Sampling(work.tokens, ignore_eos=True)
+
+    def generate(step: int) -> Rollouts:
+        rollouts = worker.sample(tokenizer(work.texts())["input_ids"], work.samples, sampling, seed=step)
+        assert rollouts.tokens.shape == (work.sequences, work.tokens), "the completions do not have the forced length"
+        return rollouts
+
+    def learn(rollouts: Rollouts) -> None:
+        texts = tokenizer.batch_decode(rollouts.tokens)
+        rewards = torch.tensor([reward(text) for text in texts]).view(work.prompts, work.samples)
+        learner.step(rollouts, algorithm.advantages(rewards).flatten())
+        worker.sync(policy)
+
+    return timed(work, generate, learn)
 
 
 def trl(work: Work, directory: str, beta: float, python: str) -> Times:
     """Steps of TRL's GRPOTrainer, in a process of its own environment."""
     spec = {**asdict(work), "model": directory, "prompts": work.texts(), "beta": beta}
-    command = [python, str(Path(__file__).with_name("trl_side.py")), json.dumps(spec)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(work.threads), "TRANSFORMERS_VERBOSITY": "error"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if done.returncode != 0:
-        raise SystemExit(f"TRL's side failed:\n{done.stderr[-3000:]}\n{HOW_TO_GET_TRL}")
-    return json.loads(done.stdout.splitlines()[-1])
+    times = run([python, str(Path(__file__).with_name("trl_side.py")), json.dumps(spec)], work.threads)
+    if "why_not" in times:
+        raise SystemExit(f"TRL {times['why_not']}\n{how_to_get_trl(Path(__file__).name)}")
+    return times
 
 
 def matmul_floor(work: Work) -> Times:
-    """Times of the matrix products that a step without a reference cannot avoid, and of nothing else.
+    """Times of the matrix products that a step without a reference cannot avoid.
 
-    A product of (m, k) and (k, n) is done at its real size, as often as it occurs, each layer with its own operands:
-    - generation: the P prompts once, (P * 16, hidden) by each weight; then 63 steps of (S, hidden) by each weight,
-      and for each sequence and key/value head its (heads / groups) queries by the t keys so far and back by the
-      values, t growing from 17 to 79; the head for S rows, 64 times.
-    - learning: the forward products over all S * 80 positions, S * heads attention products of 80 x 80 (their causal
-      half is not left out, as no dense product can), the head for the S * 64 completion tokens; each has two more in
-      the backward pass, the gradients of its two operands.
-    Returned as a step whose `generate_s` is the former and the rest the latter.
+    Each product is computed at its real size, as often as it occurs, and each layer has its own operands:
+    - generation: the P prompts once, (P * 16, hidden) times each weight; then 63 steps of (S, hidden) times each
+      weight, and for each sequence and key/value head its (heads / groups) queries times the t keys so far, and these
+      scores times the values, with t from 17 to 79; the head for S rows, 64 times.
+    - learning: the forward products over all S * 80 positions, S * heads attention products of 80 x 80 (a dense
+      product cannot leave out the half that is not causal), the head for the S * 64 completion tokens; each has two
+      more products in the backward pass, the gradients of its two operands.
     """
     w, d = work, work.hidden // work.heads
     length = w.prompt_tokens + w.tokens
@@ -161,7 +165,7 @@ def matmul_floor(work: Work) -> Times:
     head = torch.randn(w.hidden, w.vocabulary)
     keys = [torch.randn(w.sequences * w.groups, length, d) for _ in range(2 * w.layers)]
     queries = torch.randn(w.sequences * w.groups, w.heads // w.groups, d)
-    outputs: dict[tuple[int, ...], torch.Tensor] = {}  # written over and over: memory is not what is measured here
+    outputs: dict[tuple[int, ...], torch.Tensor] = {}  # used again and again: memory is not measured here
 
     def inputs(rows: int) -> list[torch.Tensor]:
         return [torch.randn(rows, shape[0]) for shape in shapes]
@@ -177,7 +181,7 @@ def matmul_floor(work: Work) -> Times:
     q, scores = torch.randn(w.sequences * w.heads, length, d), torch.randn(w.sequences * w.heads, length, length)
     hidden, grad_logits = torch.randn(w.completion_tokens, w.hidden), torch.randn(w.completion_tokens, w.vocabulary)
 
-    def generate() -> None:
+    def generate(step_number: int) -> None:
         for t in range(w.prompt_tokens, length):
             for layer, weights in enumerate(layers):
                 for x, weight in zip(prompt if t == w.prompt_tokens else step, weights, strict=True):
@@ -187,7 +191,7 @@ def matmul_floor(work: Work) -> Times:
                     product(attention, keys[2 * layer + 1][:, :t])
             product(step[0], head)
 
-    def learn() -> None:
+    def learn(_: None) -> None:
         for weights in layers:
             for x, weight, grad in zip(learning, weights, grads, strict=True):
                 for a, b in ((x, weight), (grad, weight.T), (x.T, grad)):
@@ -197,22 +201,12 @@ def matmul_floor(work: Work) -> Times:
         for a, b in ((hidden, head), (grad_logits, head.T), (hidden.T, grad_logits)):
             product(a, b)
 
-    times: Times = {"step_s": [], "generate_s": [], "cpu_s": []}
     with torch.inference_mode():
-        for round_ in range(w.warmup + w.steps):
-            cpu, begin = time.process_time(), time.perf_counter()
-            generate()
-            generated = time.perf_counter()
-            learn()
-            if round_ >= w.warmup:
-                times["step_s"].append(time.perf_counter() - begin)
-                times["generate_s"].append(generated - begin)
-                times["cpu_s"].append(time.process_time() - cpu)
-    return times
+        return timed(work, generate, learn)
 
 
 def summary(work: Work, rounds: list[Times]) -> dict[str, float]:
-    """Medians over the steps of all rounds, rates in tokens per second, and how far the rounds' medians lie apart."""
+    """Medians over the steps of all rounds. drift: the largest median of a round over the smallest, less 1."""
     steps = [time for times in rounds for time in times["step_s"]]
     generation = statistics.median(time for times in rounds for time in times["generate_s"])
     learning = statistics.median(
@@ -230,64 +224,59 @@ def summary(work: Work, rounds: list[Times]) -> dict[str, float]:
     }
 
 
-def table(found: dict[str, dict[str, float]], base: str | None) -> Table:
+def show(summaries: dict[str, dict[str, float]], base: str | None) -> Table:
     """One row per system. generated/s, learned/s: tokens; "of floor": the floor's seconds over this system's."""
-    shown = Table(title="One GRPO step: 64 completions of 64 tokens, Qwen2 3.1M, float32, CPU")
-    if base:
-        shown.caption = f"step, generate, learn: times as fast as {base}. s/step, CPU: medians, in seconds."
     ratios = ["step", "generate", "learn"] if base else []
-    for column in ["", "s/step", "generated/s", "learned/s", *ratios, "of floor", "CPU", "rounds differ"]:
-        shown.add_column(column, justify="right" if column else "left", no_wrap=True)
-    floor = found["matmul floor"]["step_s"]
-    for name, row in found.items():
-        against = [f"{found[base][key] / row[key]:.2f}" for key in ("step_s", "generate_s", "learn_s")] if base else []
+    columns = ["", "s/step", "generated/s", "learned/s", *ratios, "of floor", "CPU", "rounds differ"]
+    table = make_table("One GRPO step: 64 completions of 64 tokens, Qwen2 3.1M, float32, CPU", columns)
+    if base:
+        table.caption = f"step, generate, learn: times as fast as {base}. s/step, CPU: medians, in seconds."
+    floor = summaries["matmul floor"]["step_s"]
+    for name, row in summaries.items():
+        keys = ("step_s", "generate_s", "learn_s")
+        against = [f"{summaries[base][key] / row[key]:.2f}" for key in keys] if base else []
         rates = [f"{row['generated_tokens_per_s']:,.0f}", f"{row['learned_tokens_per_s']:,.0f}"]
         tail = [f"{floor / row['step_s']:.0%}", f"{row['cpu_s']:.2f}", f"{row['drift']:.0%}"]
-        shown.add_row(name, f"{row['step_s']:.3f}", *rates, *against, *tail)
-    return shown
+        table.add_row(name, f"{row['step_s']:.3f}", *rates, *against, *tail)
+    return table
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trl-python", help="the Python of an environment that has TRL; without it only ours is run")
+    parser.add_argument("--trl-python", help="the Python of an environment that has TRL; without it, only ours runs")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=10, help="measured steps of each system in each round")
-    parser.add_argument("--rounds", type=int, default=2, help="times that every system takes its turn")
-    parser.add_argument("--output", type=Path, help="also write the numbers, of every step, to this JSON file")
+    parser.add_argument("--rounds", type=int, default=2, help="how often every system is measured")
+    parser.add_argument("--output", type=Path, help="also write the numbers of every step to this JSON file")
     options = parser.parse_args()
-    console = Console()
-    if not console.is_terminal:
-        console.width = 120
+    console = make_console(120)
     disable_progress_bar()
     torch.set_num_threads(options.threads)
     work = Work(threads=options.threads, steps=options.steps)
-    load = os.getloadavg()[0]
-    if load > 0.5:
-        console.print(f"[yellow]The machine is not idle (load {load:.1f}): times and ratios will be off.[/]")
-
+    load = load_average(console)
     with tempfile.TemporaryDirectory() as directory:
         work.save_model(directory)
         systems: dict[str, Callable[[], Times]] = {"matmul floor": lambda: matmul_floor(work)}
         if options.trl_python:
             systems["TRL, no KL"] = lambda: trl(work, directory, 0.0, options.trl_python)
-            systems["TRL, KL (k3)"] = lambda: trl(work, directory, 0.04, options.trl_python)
-        systems["carerft, no KL"] = lambda: ours(work, directory, NoRegularizer(0.0))
-        systems["carerft, exact SRKL"] = lambda: ours(work, directory, SkewReverseKL(0.04, "exact", "srkl", alpha=0.8))
+            systems["TRL, KL (k3)"] = lambda: trl(work, directory, BETA, options.trl_python)
+        systems["carerft, no KL"] = lambda: ours(work, directory, NoRegularizer())
+        systems["carerft, exact SRKL"] = lambda: ours(work, directory, SkewReverseKL(BETA))
         rounds: dict[str, list[Times]] = {name: [] for name in systems}
         for number in range(options.rounds):
-            for name, run in systems.items():
+            for name, measure in systems.items():
                 with console.status(f"round {number + 1} of {options.rounds}: {name}"):
-                    rounds[name].append(run())
+                    rounds[name].append(measure())
 
-    found = {name: summary(work, times) for name, times in rounds.items()}
+    summaries = {name: summary(work, times) for name, times in rounds.items()}
     base = "TRL, no KL" if options.trl_python else None
-    console.print(table(found, base))
+    console.print(show(summaries, base))
     if options.output:
         machine = {"threads": options.threads, "cores": os.cpu_count(), "load_before": load, "torch": torch.__version__}
-        report = {"work": asdict(work), "machine": machine, "summary": found, "rounds": rounds}
+        report = {"work": asdict(work), "machine": machine, "summary": summaries, "rounds": rounds}
         options.output.write_text(json.dumps(report, indent=1) + "\n")
     if not options.trl_python:
-        console.print(HOW_TO_GET_TRL, style="yellow", markup=False)
+        console.print(how_to_get_trl(Path(__file__).name), style="yellow", markup=False)
         sys.exit(2)
 
 

@@ -1,13 +1,14 @@
-r"""How fast answers are graded, and whether hostile ones slow that down.
+"""How fast answers are graded, and how much hostile answers slow grading down.
 
     python benchmarks/speed/grader.py [--workers 1] [--ordinary 10000] [--plain 1000] [--hostile 1000] [--seed 0]
 
-1. Throughput of `carerft.grading` and of plain math-verify (parse and verify as its README has them, in this process,
-   with its own alarms) on the same answers, and their ratio; and where the two verdicts differ.
-2. The time of the ordinary answers alone against that of the same answers with hostile ones mixed among them.
+1. Throughput of `carerft.grading` and of plain math-verify (parse and verify as in its README, in this process, with
+   its own alarms) on the same answers, their ratio, and the answers on which the two verdicts differ.
+2. The time of the ordinary answers alone, and of the same answers with hostile ones among them.
 
-The ordinary answers belong to the gold answers of $CARERFT_DATA/math if it is there, else to invented ones: 55 of 100
-repeat the gold answer, 15 write it otherwise, 30 are wrong: in one digit, or the answer of another problem.
+The ordinary answers are made from the gold answers of $CARERFT_DATA/math if that directory exists, otherwise from
+invented gold answers: 55 of 100 repeat the gold answer, 15 spell it differently, and 30 are wrong (one digit is
+changed, or it is another problem's answer).
 """
 
 import argparse
@@ -61,7 +62,7 @@ def ordinary_pairs(count: int, rng: random.Random) -> list[Pair]:
 
 
 def hostile_texts(count: int, rng: random.Random) -> list[str]:
-    """Texts that make plain math-verify hang, crash or run out of memory, each a little different from the others."""
+    """Texts that make plain math-verify hang, crash or run out of memory. Many hold a random number."""
 
     def one() -> str:
         n = rng.randint(1000, 9999)
@@ -81,7 +82,7 @@ def hostile_texts(count: int, rng: random.Random) -> list[str]:
 
 
 def graded(pairs: list[Pair], workers: int) -> tuple[list[Verdict], float]:
-    """Verdicts on (gold, text) pairs and the seconds that they took, extraction included, by workers that are warm."""
+    """Verdicts on (gold, text) pairs, and the seconds of extracting and grading, after a warm-up of the workers."""
     with Pool(workers) as pool:
         pool.compare([(f"{i}x+1", f"1+{i}x") for i in range(100)])
         began = time.perf_counter()
@@ -90,7 +91,7 @@ def graded(pairs: list[Pair], workers: int) -> tuple[list[Verdict], float]:
 
 
 def plain_math_verify(pairs: list[Pair]) -> tuple[list[bool], float]:
-    """As a user of math-verify would: the gold answer boxed, the whole text parsed."""
+    """Verdicts and seconds of math-verify, used as in its README: the gold answer in a box, all of the text parsed."""
     from math_verify import parse, verify
 
     began = time.perf_counter()
@@ -99,7 +100,6 @@ def plain_math_verify(pairs: list[Pair]) -> tuple[list[bool], float]:
 
 
 def main() -> None:
-    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("workers", 1), ("ordinary", 10_000), ("plain", 1_000), ("hostile", 1_000), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
@@ -108,7 +108,7 @@ def main() -> None:
     pairs = ordinary_pairs(options.ordinary, rng)
 
     few = pairs[: options.plain]
-    plain_math_verify(pairs[-50:])  # warm
+    plain_math_verify(pairs[-50:])  # warm-up
     plain, plain_seconds = plain_math_verify(few)
     verdicts, seconds = graded(few, options.workers)
     print(f"plain math-verify:    {len(few) / plain_seconds:9,.0f} answers/s")
@@ -125,10 +125,10 @@ def main() -> None:
     mixed = [(pair, False) for pair in pairs] + [(pair, True) for pair in hostile]
     rng.shuffle(mixed)
     again, mixed_seconds = graded([pair for pair, _ in mixed], options.workers)
-    found = [verdict for verdict, (_, is_hostile) in zip(again, mixed, strict=True) if is_hostile]
-    print(f"with {len(hostile):,} hostile:      {mixed_seconds:.1f} s, {mixed_seconds / ordinary_seconds:.2f} x")
-    print("verdicts on the hostile:", dict(Counter(verdict.name for verdict in found)))
-    for why, times in Counter(verdict.why for verdict in found if "refused" not in verdict.why).most_common():
+    on_hostile = [verdict for verdict, (_, is_hostile) in zip(again, mixed, strict=True) if is_hostile]
+    print(f"with {len(hostile):,} hostile ones:  {mixed_seconds:.1f} s, {mixed_seconds / ordinary_seconds:.2f} x")
+    print("verdicts on the hostile:", dict(Counter(verdict.name for verdict in on_hostile)))
+    for why, times in Counter(verdict.why for verdict in on_hostile if "refused" not in verdict.why).most_common():
         print(f"  {times:5} {why}")
 
 

@@ -3,23 +3,26 @@
     python benchmarks/speed/learner.py [--shape 3b] [--penalties none,k3,exact] [--trl-python PATH/bin/python]
 
 A model of the shape, with random weights, takes optimizer steps on invented rollouts: random tokens, 8 completions a
-prompt, prompts around 150 tokens, completions log-normal around 600 and cut at 3,072. Nothing is sampled and nothing
-downloaded. Every system runs in a process of its own, one after another:
+prompt, prompts around 150 tokens, completions log-normal around 600 and cut at 3,072. It samples and downloads nothing.
+Each system runs in a process of its own, one after another:
 
-- carerft without a penalty (and so without a reference), with SRKL's k3 estimate, and with the exact SRKL;
-- TRL's GRPOTrainer on the same rollouts, without KL and with its k3. The same shape, precision, checkpointing and
-  tokens in a microbatch; `learner_trl.py` says what is TRL's in it.
+- carerft without a penalty (hence without a reference), with SRKL's k3 estimate, and with the exact SRKL;
+- TRL's GRPOTrainer on the same rollouts, without KL and with its k3, with the same shape, precision, checkpointing and
+  tokens in a microbatch; `learner_trl.py` says which parts are TRL's.
 
-tokens/s counts real tokens, for all systems alike: those of the completions, and each prompt once. Utilisation counts
-real work by the formula below the table: of a GPU's data sheet (MFU), and of the rate of a bare matrix product in the
-same precision, measured in the same process before and after the steps; a CPU has only the latter.
+tokens/s counts the same tokens for all systems: those of the completions, and each prompt once. Utilisation is the
+useful operations per second, by the formula below the table, over a GPU's data sheet (MFU), and over the speed of a
+bare matrix product in the same precision, measured in the same process before and after the steps; for a CPU only the
+second.
 
 **Memory** by component: weights, reference, gradients and Adam's moments are the sizes of the tensors; "the rest"
-(activations, the head, autocast's copies) is the peak less those. The peak is the allocator's on CUDA. On a CPU it is
-of the resident set by the kernel's count (Linux), above what the process held before the model: with fragmentation.
-**Stages** are of one further step, in which the device is waited for at the ends of each. GB are 1e9 bytes.
+(activations, the head, autocast's copies) is the peak less those. On CUDA the peak is the allocator's. On a CPU it is
+the peak of the resident set by the kernel's count (Linux), less what the process held before the model; it includes
+fragmentation. **Stages** are those of one further step, in which the clock waits for the device before and after each
+stage. GB are 1e9 bytes.
 
-Where a whole step doesn't fit the device, the gradient alone is measured, or else forward passes; the table says so.
+If a complete step doesn't fit into the device's memory, the gradient alone is measured, or else forward passes; the
+table says which.
 Measure on an idle machine.
 """
 
@@ -27,7 +30,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from dataclasses import asdict
@@ -35,18 +37,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from launch import device_named, how_to_get_trl, load_average, make_console, make_table, run
 from learner_ours import LEARNING_RATE, PENALTIES, DoesNotFitError, measure
 from learner_work import CONFIGS, FORMULA, MODES, Work, peak_flops, real_tokens, useful_flops
-from lm_head_trl import BETA
-from rich.console import Console
+from measuring import BETA
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
-
-HOW_TO_GET_TRL = """TRL is left out. It needs an environment of its own; make one, and name its Python:
-  python -m venv trl-venv
-  trl-venv/bin/pip install torch==2.13.0
-  trl-venv/bin/pip install trl==1.16.0 "transformers>=5.16.1,<5.20"
-  python benchmarks/speed/learner.py --trl-python trl-venv/bin/python"""
 
 OURS = {"none": "carerft, no penalty", "k3": "carerft, k3", "exact": "carerft, exact SRKL"}
 TRL = {"trl-none": ("TRL, no KL", 0.0), "trl-k3": ("TRL, k3", BETA)}
@@ -55,84 +51,70 @@ BASE = {"none": "trl-none", "k3": "trl-k3", "exact": "trl-k3"}
 COMPONENTS = ("weights", "reference", "gradients", "moments", "the rest")
 
 
-def in_a_process(command: list[str], work: Work) -> dict[str, Any]:
-    """What the process prints, or {"why_not": ..}."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(work.threads), "TRANSFORMERS_VERBOSITY": "error"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if done.returncode:
-        return {"why_not": f"failed: {(done.stderr.splitlines() or [f'exit status {done.returncode}'])[-1][:300]}"}
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def ours(work: Work, penalty: str) -> tuple[dict[str, Any] | None, list[str]]:
-    """The most of a step that fits, and why more doesn't."""
+    """The measurement of the first of MODES that fits into memory, and why those before it do not."""
     reasons = []
     for mode in MODES:
         spec = {"work": asdict(work), "penalty": penalty, "mode": mode}
-        found = in_a_process([sys.executable, __file__, "--measure", json.dumps(spec)], work)
-        if "why_not" not in found:
-            return found, reasons
-        reasons.append(found["why_not"])
-        if found["why_not"].startswith("failed"):
+        measurement = run([sys.executable, __file__, "--measure", json.dumps(spec)], work.threads)
+        if "why_not" not in measurement:
+            return measurement, reasons
+        reasons.append(measurement["why_not"])
+        if measurement["why_not"].startswith("failed"):
             break
     return None, reasons
 
 
 def trl(work: Work, beta: float, python: str) -> tuple[dict[str, Any] | None, list[str]]:
+    """As `ours`, of a complete step of TRL's."""
     rollouts = work.rollouts()
     rewards = torch.rand(work.sequences, generator=torch.Generator().manual_seed(work.seed))
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "rollouts.pt"
         torch.save({**vars(rollouts), "advantages": rewards - 0.5}, file)
         spec = {"work": asdict(work), "config": work.config, "rollouts": str(file), "beta": beta}
-        command = [python, str(Path(__file__).with_name("learner_trl.py"))]
-        found = in_a_process([*command, json.dumps({**spec, "learning_rate": LEARNING_RATE})], work)
-    if "why_not" in found:
-        return None, [found["why_not"]]
+        spec["learning_rate"] = LEARNING_RATE
+        script = str(Path(__file__).with_name("learner_trl.py"))
+        measurement = run([python, script, json.dumps(spec)], work.threads)
+    if "why_not" in measurement:
+        return None, [measurement["why_not"]]
     flops = useful_flops(work.sizes, rollouts, 3 + (beta > 0))
     counts = {"real_tokens": real_tokens(rollouts), "completion_tokens": int(rollouts.lengths.sum())}
-    return {"mode": "step", "useful_flops": flops, **counts, **found}, []
+    return {"mode": "step", "useful_flops": flops, **counts, **measurement}, []
 
 
-def row(found: dict[str, Any], peak: float | None) -> dict[str, Any]:
-    """The figures of a system. peak: operations per second by the data sheet."""
-    time, rate = statistics.median(found["seconds"]), statistics.median(found["matmul_flops"])
-    resident, most = found.get("resident_bytes"), found["peak_bytes"]
+def row(measurement: dict[str, Any], peak: float | None) -> dict[str, Any]:
+    """The numbers of a system. peak: the data sheet's operations per second."""
+    time, rate = statistics.median(measurement["seconds"]), statistics.median(measurement["matmul_flops"])
+    read = measurement["read_tokens"]
+    resident, most = measurement.get("resident_bytes"), measurement["peak_bytes"]
     memory = resident and most and {**resident, "the rest": most - sum(resident.values())}
     return {
-        "mode": found["mode"],
+        "mode": measurement["mode"],
         "step_s": time,
-        "cpu_s": statistics.median(found["cpu_seconds"]),
-        "tokens_per_s": found["real_tokens"] / time,
-        "completion_tokens_per_s": found["completion_tokens"] / time,
-        # a completion's last token need not be read: a learner without padding reads a few less than there are
-        "padding": max(0.0, 1 - found["real_tokens"] / found["read_tokens"]) if found["read_tokens"] else None,
-        "flops_per_s": found["useful_flops"] / time,
-        "mfu": peak and found["useful_flops"] / time / peak,
-        "of_matmul": found["useful_flops"] / time / rate,
+        "cpu_s": statistics.median(measurement["cpu_seconds"]),
+        "tokens_per_s": measurement["real_tokens"] / time,
+        "completion_tokens_per_s": measurement["completion_tokens"] / time,
+        # A completion's last token is not read, so that a learner without padding reads fewer than all real tokens.
+        "padding": max(0.0, 1 - measurement["real_tokens"] / read) if read else None,
+        "flops_per_s": measurement["useful_flops"] / time,
+        "mfu": peak and measurement["useful_flops"] / time / peak,
+        "of_matmul": measurement["useful_flops"] / time / rate,
         "peak_gb": most and most / 1e9,
         "memory_gb": memory and {name: size / 1e9 for name, size in memory.items()},
-        "measured": found,
+        "measured": measurement,
     }
 
 
-def speeds(title: str, rows: dict[str, dict[str, Any]], mfu: bool, against: bool) -> Table:
-    table = Table(title=title)
-    columns = [
-        "",
-        "s/step",
-        *([] if mfu else ["CPU s"]),
-        "tokens/s",
-        *(["x TRL"] if against else []),
-        "TFLOP/s",
-        *(["MFU"] if mfu else []),
-    ]
-    for name in (*columns, "of matmul", "not real", "peak, GB"):
-        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+def speeds(title: str, rows: dict[str, dict[str, Any]], mfu: bool, against_trl: bool) -> Table:
+    """Speed, utilisation and peak of each system. mfu: whether the device's peak is known; else CPU seconds."""
+    columns = ["", "s/step", *([] if mfu else ["CPU s"]), "tokens/s", *(["x TRL"] if against_trl else []), "TFLOP/s"]
+    columns += [*(["MFU"] if mfu else []), "of matmul", "not real", "peak, GB"]
+    table = make_table(title, columns)
     for system, one in rows.items():
         name = NAMES[system] + ("" if one["mode"] == "step" else f": {MODES[one['mode']]}")
         cells = [f"{one['step_s']:.3g}", *([] if mfu else [f"{one['cpu_s']:.3g}"]), f"{one['tokens_per_s']:,.0f}"]
-        if against:
+        if against_trl:
             base = rows.get(BASE.get(system, ""))
             comparable = base and one["mode"] == base["mode"]
             cells.append(f"{one['tokens_per_s'] / base['tokens_per_s']:.2f}" if comparable else "")
@@ -140,29 +122,26 @@ def speeds(title: str, rows: dict[str, dict[str, Any]], mfu: bool, against: bool
         cells += [f"{one['of_matmul']:.1%}", "" if one["padding"] is None else f"{one['padding']:.0%}"]
         table.add_row(name, *cells, "" if one["peak_gb"] is None else f"{one['peak_gb']:.2f}")
     caption = '"not real": share of the tokens read that are padding, or a prompt read again.'
-    table.caption = caption + (" x TRL: k3 and exact against its k3." if against else "")
+    table.caption = caption + (" x TRL: k3 and exact over TRL's k3." if against_trl else "")
     return table
 
 
 def breakdown(rows: dict[str, dict[str, Any]]) -> list[Table]:
-    """Memory by component and time by stage, of ours."""
-    memory, time = Table("", *COMPONENTS, title="Peak memory, GB"), None
+    """Memory by component and time by stage, of our systems."""
+    memory = make_table("Peak memory, GB", ["", *COMPONENTS])
+    names = {name: None for one in rows.values() for name in one["measured"].get("stages", {}) if name != "rest"}
+    time = make_table("Time by stage, seconds of one step", ["", *names, "rest"])
     for system, one in rows.items():
         if one["memory_gb"]:
             memory.add_row(NAMES[system], *(f"{one['memory_gb'][name]:.3f}" for name in COMPONENTS))
-        if parts := one["measured"].get("stages"):
-            time = time or Table("", title="Time by stage, seconds of one step")
-            if len(time.columns) == 1:
-                every = {name: None for other in rows.values() for name in other["measured"].get("stages", {})}
-                names = [name for name in every if name != "rest"] + ["rest"]
-                for name in names:
-                    time.add_column(name, justify="right")
-            time.add_row(NAMES[system], *(f"{parts[name]:.3g}" if name in parts else "" for name in names))
-    return [table for table in (memory, time) if table is not None and table.row_count]
+        if stages := one["measured"].get("stages"):
+            cells = (f"{stages[name]:.3g}" if name in stages else "" for name in (*names, "rest"))
+            time.add_row(NAMES[system], *cells)
+    return [table for table in (memory, time) if table.row_count]
 
 
 def targets(work: Work, rows: dict[str, dict[str, Any]]) -> list[str]:
-    """What is aimed at on one H100, and whether this run reached it."""
+    """Each target on one H100, and whether this run reached it."""
     exact = rows.get("exact")
     here = exact is not None and exact["mode"] == "step" and "H100" in exact["measured"]["device"]
     here = here and (work.shape, work.tokens_per_microbatch) == ("3b", 16384)
@@ -171,12 +150,9 @@ def targets(work: Work, rows: dict[str, dict[str, Any]]) -> list[str]:
         ("the same, peak: under 75 GB", "peak_gb", lambda x: x < 75, "{:.1f}"),
     ]
     return [
-        f"{name}: "
-        + (
-            f"{form.format(exact[key])}, {'' if reached(exact[key]) else 'not '}reached"
-            if here
-            else "not measured here"
-        )
+        f"{name}: {form.format(exact[key])}, {'reached' if reached(exact[key]) else 'not reached'}"
+        if here
+        else f"{name}: not measured here"
         for name, key, reached, form in aims
     ]
 
@@ -195,24 +171,28 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--checkpointing", action=argparse.BooleanOptionalAction, help="of activations; default at 3b and 7b on a GPU"
     )
-    parser.add_argument("--compile", action="store_true", help="ours with learner.compile; TRL as it is")
+    parser.add_argument("--compile", action="store_true", help="measure ours with learner.compile")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--peak-tflops", type=float, help="of the GPU in this precision, if conf/plan.yaml hasn't it")
-    parser.add_argument("--trl-python", help="the Python of an environment that has TRL; without it only ours is run")
-    parser.add_argument("--output", type=Path, help="also write every figure to this file, a line of JSON a system")
-    parser.add_argument("--measure", help=argparse.SUPPRESS)  # the process of one system
+    parser.add_argument(
+        "--peak-tflops", type=float, help="the GPU's peak in this precision, if conf/plan.yaml lacks it"
+    )
+    parser.add_argument("--trl-python", help="the Python of an environment that has TRL; without it, only ours runs")
+    parser.add_argument(
+        "--output", type=Path, help="also write all numbers to this file, one line of JSON for each system"
+    )
+    parser.add_argument("--measure", help=argparse.SUPPRESS)  # in the process of one system
     options = parser.parse_args()
     options.penalties = options.penalties.split(",")
     if unknown := set(options.penalties) - set(PENALTIES):
-        parser.error(f"--penalties: {', '.join(sorted(unknown))}: there are {', '.join(PENALTIES)}")
+        parser.error(f"--penalties: {', '.join(sorted(unknown))}: choose from {', '.join(PENALTIES)}")
     if options.sequences and options.sequences % options.group_size:
         parser.error(f"--sequences {options.sequences} is no multiple of --group-size {options.group_size}")
     return options
 
 
-def chosen(options: argparse.Namespace) -> Work:
-    device = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+def work_of(options: argparse.Namespace) -> Work:
+    device = device_named(options.device)
     shape = options.shape or ("tiny" if device == "cpu" else "3b")
     checkpointing = options.checkpointing
     return Work(
@@ -241,14 +221,10 @@ def main() -> None:
             print(json.dumps({"why_not": str(error)}))
         return
 
-    work, console = chosen(options), Console()
-    if not console.is_terminal:
-        console.width = 140
-    load = os.getloadavg()[0]
-    if load > 0.5:
-        console.print(f"[yellow]The machine is not idle (load {load:.1f}): times and ratios will be off.[/]")
+    work, console = work_of(options), make_console(140)
+    load = load_average(console)
     systems = [*(list(TRL) if options.trl_python else []), *options.penalties]
-    found, notes, peak = {}, [], options.peak_tflops and options.peak_tflops * 1e12
+    measurements, notes, peak = {}, [], options.peak_tflops and options.peak_tflops * 1e12
     with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console) as progress:
         for system in systems:
             task = progress.add_task(NAMES[system], total=1)
@@ -260,8 +236,8 @@ def main() -> None:
             notes += [f"{NAMES[system]}: {reason}" for reason in reasons]
             if one:
                 peak = peak or peak_flops(one.get("device", ""), work.precision)
-                found[system] = one
-    rows = {system: row(one, peak if work.device == "cuda" else None) for system, one in found.items()}
+                measurements[system] = one
+    rows = {system: row(one, peak if work.device == "cuda" else None) for system, one in measurements.items()}
 
     if rows:
         where = f"CPU, threads: {work.threads}" if work.device == "cpu" else torch.cuda.get_device_name()
@@ -277,13 +253,13 @@ def main() -> None:
     for line in targets(work, rows):
         console.print(line, highlight=False)
     if work.device == "cuda" and not peak:
-        console.print("No MFU: conf/plan.yaml has no peak of this GPU; give --peak-tflops.", style="yellow")
+        console.print("No MFU: conf/plan.yaml lacks the peak of this GPU; give it with --peak-tflops.", style="yellow")
     if options.output:
         line = {"work": asdict(work), "parameters": work.sizes.parameters, "load_before": load}
         lines = [json.dumps({"system": NAMES[system], **line, **one}) for system, one in rows.items()]
         options.output.write_text("".join(f"{text}\n" for text in lines))
     if not options.trl_python:
-        console.print(HOW_TO_GET_TRL, style="yellow", markup=False)
+        console.print(how_to_get_trl(Path(__file__).name), style="yellow", markup=False)
     sys.exit(0 if rows else 1)
 
 

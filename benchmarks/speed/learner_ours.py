@@ -1,4 +1,4 @@
-"""Our half of `learner.py`: steps of `Learner`, timed, weighed, and once taken apart into stages."""
+"""Our half of `learner.py`: the time and memory of `Learner`'s steps, and the stages of one of them."""
 
 import statistics
 import time
@@ -10,9 +10,8 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from learner_trl import matmul_flops
 from learner_work import MODES, Work, real_tokens, state_bytes, useful_flops
-from lm_head_trl import BETA, free_bytes, peak, seconds, start_counting
+from measuring import BETA, free_bytes, matmul_flops, peak, seconds, start_counting
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 import carerft.training.learner
@@ -23,23 +22,24 @@ from carerft.objective.regularizers import NoRegularizer, Regularizer, SkewRever
 from carerft.training.learner import Learner
 
 PENALTIES: dict[str, Regularizer] = {
-    "none": NoRegularizer(0.0),
-    "k3": SkewReverseKL(BETA, "k3", "srkl", alpha=0.8),
-    "exact": SkewReverseKL(BETA, "exact", "srkl", alpha=0.8),
+    "none": NoRegularizer(),
+    "k3": SkewReverseKL(BETA, "k3"),
+    "exact": SkewReverseKL(BETA),
 }
 LEARNING_RATE = 1e-6
 
 
 class DoesNotFitError(Exception):
-    """The device has too little memory for what was to be measured."""
+    """The device has too little memory for the measurement."""
 
 
 def measure(work: Work, penalty: str, mode: str) -> dict[str, Any]:
     """Wall and CPU seconds of each step, operations per second, memory by component, seconds by stage.
 
-    mode: one of MODES. Without a penalty there is no reference either. peak_bytes: on CUDA of the allocator's,
-    elsewhere of the resident set, above what there was before the model; None where the system does not tell.
-    Raises DoesNotFitError before anything is made, if what must be resident is more than the free memory, or later.
+    mode: one of MODES. Without a penalty there is no reference either. peak_bytes: the allocator's on CUDA, elsewhere
+    the resident set's, less what was allocated before the model; None where the system does not report it.
+    Raises DoesNotFitError: before anything is allocated, if weights and moments need more than the free memory, or
+    when an allocation fails.
     """
     torch.set_num_threads(work.threads)
     regularizer = PENALTIES[penalty]
@@ -52,27 +52,27 @@ def measure(work: Work, penalty: str, mode: str) -> dict[str, Any]:
             len(rollouts.prompt_lengths), work.group_size, generator=torch.Generator().manual_seed(work.seed)
         )
         advantages = learner.algorithm.advantages(rewards).flatten()
-        turn: Callable[[], object] = {
+        action: Callable[[], object] = {
             "step": lambda: learner.step(rollouts, advantages),
             "gradient": lambda: learner.gradient(rollouts, advantages),
             "reading": lambda: learner.log_probs(rollouts),
         }[mode]
         for _ in range(work.warmup):
-            turn()
+            action()
         rates = matmul_flops(work.device, work.precision)
         start_counting(work.device)
         cpu, times = [time.process_time()], []
         for _ in range(work.steps):
-            times.append(seconds(work.device, turn))
+            times.append(seconds(work.device, action))
             cpu.append(time.process_time())
-        most = None if before is None else peak(work.device) - before
+        peak_bytes = None if before is None else peak(work.device) - before
         rates += matmul_flops(work.device, work.precision)
-        with stages(learner, work.device) as found:
-            whole = seconds(work.device, turn)
+        with stages(learner, work.device) as staged:
+            total = seconds(work.device, action)
     except torch.OutOfMemoryError as error:
         raise DoesNotFitError(f"out of memory with {work.tokens_per_microbatch:,} tokens a microbatch") from error
-    parts, resident = found["seconds"], resident_bytes(learner, found["gradients"])
-    parts["rest"] = whole - sum(parts.values())
+    parts, resident = staged["seconds"], resident_bytes(learner, staged["gradients"])
+    parts["rest"] = total - sum(parts.values())
     passes = (3 if mode != "reading" else 1) + (mode != "reading" and learner.reference is not None)
     return {
         "mode": mode,
@@ -81,12 +81,12 @@ def measure(work: Work, penalty: str, mode: str) -> dict[str, Any]:
         "useful_flops": useful_flops(work.sizes, rollouts, passes),
         "matmul_flops": rates,
         "real_tokens": real_tokens(rollouts),
-        "read_tokens": found["read"],
+        "read_tokens": staged["read"],
         "completion_tokens": int(rollouts.lengths.sum()),
         "stages": dict(parts),
-        "staged_over_median": whole / statistics.median(times),
+        "staged_over_median": total / statistics.median(times),
         "resident_bytes": resident,
-        "peak_bytes": most,
+        "peak_bytes": peak_bytes,
         "reserved_bytes": torch.cuda.max_memory_reserved() if work.device == "cuda" else None,
         "device": torch.cuda.get_device_name() if work.device == "cuda" else "cpu",
         "torch": torch.__version__,
@@ -94,17 +94,17 @@ def measure(work: Work, penalty: str, mode: str) -> dict[str, Any]:
 
 
 def _check(work: Work, mode: str, reference: bool) -> None:
-    needed, room = state_bytes(work, mode, reference), free_bytes(work.device)
-    if room is not None and sum(needed.values()) > room:
+    needed, free = state_bytes(work, mode, reference), free_bytes(work.device)
+    if free is not None and sum(needed.values()) > free:
         parts = " + ".join(f"{name} {size / 1e9:.1f}" for name, size in needed.items() if size)
         raise DoesNotFitError(
             f"{MODES[mode]} needs {sum(needed.values()) / 1e9:.1f} GB ({parts}) before any activation; "
-            f"{room / 1e9:.1f} GB are free"
+            f"{free / 1e9:.1f} GB are free"
         )
 
 
 def build(work: Work, regularizer: Regularizer) -> Learner:
-    """A learner whose policy has random weights, made on its device."""
+    """A learner whose policy has random weights, which are made on the device."""
     config = {key: value for key, value in work.config.items() if key != "model_type"}
     torch.manual_seed(work.seed)
     with torch.device(work.device):
@@ -118,12 +118,12 @@ def build(work: Work, regularizer: Regularizer) -> Learner:
         monitor_reference=False,
         compile=work.compile,
     )
-    algorithm = Algorithm("grpo", work.group_size, 0.2, 0.2, "token", "sequence", "sample", 1e-6)
+    algorithm = Algorithm("grpo", work.group_size)
     return Learner(policy, algorithm, regularizer, settings, work.warmup + work.steps + 1)
 
 
 def resident_bytes(learner: Learner, gradients: int) -> dict[str, int]:
-    """Of the tensors that outlive a microbatch; a tied weight once."""
+    """The sizes of the tensors that outlive a microbatch. A tied weight counts once."""
     moments = [value for state in learner.optimizer.state.values() for value in state.values()]
     return {
         "weights": sum(weight.nbytes for weight in learner.policy.parameters()),
@@ -135,14 +135,14 @@ def resident_bytes(learner: Learner, gradients: int) -> dict[str, int]:
 
 @contextmanager
 def stages(learner: Learner, device: str) -> Iterator[dict[str, Any]]:
-    """Takes apart what the learner does within the block.
+    """Measures the stages of what the learner does within the block, and fills the dictionary that it yields.
 
-    "seconds": by stage, where the head's are of policy and reference together; "read": tokens that went into the
-    policy's body, padding included; "gradients": their bytes when the optimizer has them. The device is waited for at
-    both ends of each stage: what this slows is not what is timed elsewhere.
+    "seconds": by stage; the head's are those of policy and reference together. "read": the number of tokens that the
+    policy's body read, with padding. "gradients": their bytes when the optimizer step begins. The clock waits for the
+    device before and after each stage, which slows the step; the times of complete steps are measured outside.
     """
     spent: dict[str, float] = defaultdict(float)
-    found: dict[str, Any] = {"seconds": spent, "read": 0, "gradients": 0}
+    staged: dict[str, Any] = {"seconds": spent, "read": 0, "gradients": 0}
     begun: dict[str, float] = {}
 
     def now() -> float:
@@ -171,10 +171,10 @@ def stages(learner: Learner, device: str) -> Iterator[dict[str, Any]]:
         end("body, backward")
 
     def read(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        found["read"] += kwargs["input_ids"].numel()
+        staged["read"] += kwargs["input_ids"].numel()
 
     def gradients(*_: Any) -> None:
-        found["gradients"] = sum(p.grad.nbytes for p in learner.policy.parameters() if p.grad is not None)
+        staged["gradients"] = sum(p.grad.nbytes for p in learner.policy.parameters() if p.grad is not None)
 
     plain_backward = torch.Tensor.backward
     decoders = {"body, forward": learner.policy.get_decoder()}
@@ -194,7 +194,7 @@ def stages(learner: Learner, device: str) -> Iterator[dict[str, Any]]:
         ]
         for handle in removable:
             hooks.callback(handle.remove)
-        yield found
-        if not found["gradients"]:
+        yield staged
+        if not staged["gradients"]:
             gradients()
     spent["body, backward"] -= spent["head, backward"]

@@ -1,6 +1,6 @@
-"""What `learner.py` gives a learner to do: a model's shape, invented rollouts of realistic lengths, their arithmetic.
+"""The work that `learner.py` measures: a model's shape, invented rollouts of realistic lengths, and their arithmetic.
 
-Shapes and the devices' peaks are those of conf/plan.yaml, read without Hydra, which a GPU machine may lack.
+Shapes and the devices' peaks are read from conf/plan.yaml, without Hydra, which a GPU machine may lack.
 """
 
 import math
@@ -39,7 +39,7 @@ LONGEST_PROMPT, LONGEST_COMPLETION = 512, 3072
 
 @dataclass(frozen=True)
 class Work:
-    """What a measured step is, for every system alike. threads: of a CPU. compile: ours alone."""
+    """A measured step; every system is given the same. threads: of a CPU. compile: of ours alone."""
 
     shape: str
     device: str
@@ -56,7 +56,7 @@ class Work:
 
     @property
     def config(self) -> dict[str, Any]:
-        """Of a Qwen2."""
+        """The config.json of a Qwen2."""
         return CONFIGS[self.shape]
 
     @property
@@ -70,7 +70,7 @@ class Work:
 def synthetic_rollouts(sequences: int, group_size: int, vocabulary: int, seed: int) -> Rollouts:
     """Random tokens. Lengths are log-normal: prompts around 150 tokens, completions around 600, cut at 3,072.
 
-    The sampler's probability of each token is said to be 1 / vocabulary, near that under a model with random weights.
+    The sampler's probability of each token is 1 / vocabulary, which is close to that of a model with random weights.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -82,22 +82,22 @@ def synthetic_rollouts(sequences: int, group_size: int, vocabulary: int, seed: i
         return tokens * (torch.arange(tokens.shape[1]) < lengths[:, None])
 
     prompt_lengths = lengths(sequences // group_size, PROMPT, PROMPT_SPREAD).clamp(max=LONGEST_PROMPT)
-    wanted = lengths(sequences, COMPLETION, COMPLETION_SPREAD)
-    tokens = text(wanted.clamp(max=LONGEST_COMPLETION))
+    untruncated = lengths(sequences, COMPLETION, COMPLETION_SPREAD)
+    tokens = text(untruncated.clamp(max=LONGEST_COMPLETION))
     rollouts = Rollouts(
         prompt_tokens=text(prompt_lengths),
         prompt_lengths=prompt_lengths,
         tokens=tokens,
-        lengths=wanted.clamp(max=LONGEST_COMPLETION),
+        lengths=untruncated.clamp(max=LONGEST_COMPLETION),
         log_probs=torch.zeros(tokens.shape),
-        finished=wanted <= LONGEST_COMPLETION,
+        finished=untruncated <= LONGEST_COMPLETION,
     )
     rollouts.log_probs[rollouts.mask()] = -math.log(vocabulary)
     return rollouts
 
 
 def real_tokens(rollouts: Rollouts) -> int:
-    """Of completions, and of each prompt once."""
+    """The number of tokens of all completions, and of each prompt once."""
     return int(rollouts.prompt_lengths.sum() + rollouts.lengths.sum())
 
 
@@ -105,13 +105,13 @@ FORMULA = """\
 Useful operations of one pass: the body's, f(p, p) summed over prompts and f(n, 2p + n) over their completions, with
   f(t, c) = t x layers x (2 x weights of a layer's matrices + 2 x width of all query heads x c),
 and the head's, 2 x hidden x vocabulary for each completion token; p, n: tokens of a prompt and of a completion.
-A step is 3 passes (forward, backward twice that), and 1 of the reference where there is one.
-Not counted: padding, prompts read again, whatever is computed again (activation checkpointing, the head's logits),
-norms, softmax, the optimizer. Utilisation = useful operations / (seconds of the step x operations per second)"""
+A step is 3 passes (forward, and backward, which is twice that), and 1 of the reference if there is one.
+Not counted: padding, prompts read again, what is computed again (activation checkpointing, the head's logits), norms,
+softmax, the optimizer. Utilisation = useful operations / (seconds of the step x operations per second)"""
 
 
 def useful_flops(shape: Shape, rollouts: Rollouts, passes: int) -> float:
-    """As FORMULA says. passes: 3 for learning, 1 more for a reference; 1 for reading alone."""
+    """The useful operations by FORMULA. passes: 3 for learning, 1 more for a reference; 1 for a forward pass alone."""
     prompts = rollouts.prompt_lengths.tolist()
     owners = rollouts.prompt_lengths.repeat_interleave(rollouts.group_size).tolist()
     completions = rollouts.lengths.tolist()
@@ -121,22 +121,22 @@ def useful_flops(shape: Shape, rollouts: Rollouts, passes: int) -> float:
 
 
 def peak_flops(device_name: str, precision: str) -> float | None:
-    """The data sheet's operations per second of a GPU, or None for one that conf/plan.yaml has not."""
+    """The data sheet's operations per second of a GPU; None if conf/plan.yaml lacks the GPU."""
     words = device_name.lower().replace("-", " ").split()
     known = next((entry for kind, entry in PLAN["hardware"].items() if kind in words), None)
-    # plan.yaml's are the SXM modules; the cards of the same name are slower
+    # conf/plan.yaml describes the SXM modules; PCIe cards of the same name are slower.
     return None if known is None or {"pcie", "nvl"} & set(words) else known["peak"][precision] * 1e12
 
 
 MODES = {
-    "step": "a whole step",
+    "step": "a complete step",
     "gradient": "the gradient alone, without an optimizer",
     "reading": "forward passes of the policy alone",
 }
 
 
 def state_bytes(work: Work, mode: str, reference: bool) -> dict[str, float]:
-    """What must be resident, by arithmetic: all of it float32, and autocast's copies of the weights in bfloat16."""
+    """Bytes that a step must hold, by component: all float32, and autocast's copies of the weights in bfloat16."""
     weights = 4 * work.sizes.parameters
     return {
         "weights": weights,

@@ -1,29 +1,25 @@
-"""TRL's half of `lm_head.py`, run by the Python of TRL's own environment, and the measuring that both halves share.
+"""TRL's half of `lm_head.py`, run by the Python of TRL's own environment, and what both halves share.
 
     python lm_head_trl.py '{"variant": "trl-rkl", "work": {"device": "cpu", "dtype": "float32", ..}}'
 
 prints one line of JSON. Nothing here imports carerft, and TRL is imported only by `trl_loss`.
 """
 
-import ctypes
-import gc
 import json
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
+from measuring import BETA, peak, seconds, start_counting
 from torch import Tensor
 
-FLOOR_ELEMENTS = 2**28  # logits that the floor makes at once, enough for a product to run at full speed
-BETA = 0.04
+FLOOR_ELEMENTS = 2**28  # logits that the floor computes at once, enough for a product to run at full speed
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is computed, and how often; everything that both environments must agree on."""
+    """What is computed, and how often; both environments are given the same."""
 
     device: str
     dtype: str
@@ -36,13 +32,13 @@ class Work:
 
     @property
     def elements(self) -> int:
-        """Logits of one model."""
+        """The number of logits of one model."""
         return self.tokens * self.vocabulary
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Random states and weights of a policy and of a reference close to it; see `token_statistics`."""
+    """Random hidden states and head weights of a policy and of a reference close to it (`token_statistics`)."""
 
     hidden: Tensor
     weight: Tensor
@@ -67,98 +63,54 @@ class Inputs:
         return cls(hidden.requires_grad_(), weight.requires_grad_(), targets, ref_hidden, ref_weight, advantages)
 
     def policy_loss(self, log_prob: Tensor) -> Tensor:
-        """REINFORCE's, as a stand-in: any that depends on the log-probabilities costs the same."""
+        """REINFORCE's loss. Any other loss of the log-probabilities would cost the same."""
         return -(self.advantages * log_prob).mean()
 
 
 Loss = Callable[[Inputs], Tensor]
 
 
-def seconds(device: str, work: Callable[[], object]) -> float:
-    """Wall-clock time of a piece of work, all of it done when the clock is read."""
-    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
-    wait()
-    begin = time.perf_counter()
-    work()
-    wait()
-    return time.perf_counter() - begin
-
-
 @torch.no_grad()
-def matmul_floor(work: Work, given: Inputs) -> list[float]:
-    """Seconds of the products that make logits, the gradient of hidden, and that of the weight, and of nothing else.
+def matmul_floor(work: Work, inputs: Inputs) -> list[float]:
+    """Seconds of three bare matrix products: the logits, the gradient of hidden, and the gradient of the weight.
 
-    Each is done once over one block of the vocabulary, of at most FLOOR_ELEMENTS logits, operands and result in the
-    inputs' precision; its time is that of the block, times the number of blocks.
+    Each is done once over one block of the vocabulary, of at most FLOOR_ELEMENTS logits, with operands and result in
+    the inputs' precision; its time is the block's, times the number of blocks.
     """
     columns = min(work.vocabulary, FLOOR_ELEMENTS // work.tokens)
-    hidden, weight = given.hidden.detach(), given.weight[:columns].detach()
+    hidden, weight = inputs.hidden.detach(), inputs.weight[:columns].detach()
     logits, grad_hidden, grad_weight = hidden.new_ones(work.tokens, columns), hidden.clone(), weight.clone()
     products = ((hidden, weight.T, logits), (logits, weight, grad_hidden), (logits.T, hidden, grad_weight))
     scale = work.vocabulary / columns
     return [scale * seconds(work.device, lambda a=a, b=b, out=out: torch.mm(a, b, out=out)) for a, b, out in products]
 
 
-def start_counting(device: str) -> int | None:
-    """Bytes allocated at this moment; `peak` counts from here on. None where the system does not tell."""
-    gc.collect()
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated()
-    try:
-        ctypes.CDLL(None).malloc_trim(0)  # what earlier work has freed would hide as much of what comes
-        Path("/proc/self/clear_refs").write_text("5")
-    except (OSError, AttributeError):
-        return None
-    return _status("VmRSS")
-
-
-def peak(device: str) -> int:
-    """The most bytes that were allocated at once since `start_counting`."""
-    return torch.cuda.max_memory_allocated() if device == "cuda" else _status("VmHWM")
-
-
-def free_bytes(device: str) -> int | None:
-    """Of the device's memory. None where the system does not tell."""
-    if device == "cuda":
-        return torch.cuda.mem_get_info()[0]
-    return _kilobytes("/proc/meminfo", "MemAvailable") if Path("/proc/meminfo").exists() else None
-
-
-def _status(field: str) -> int:
-    return _kilobytes("/proc/self/status", field)
-
-
-def _kilobytes(file: str, field: str) -> int:
-    return 1024 * next(int(line.split()[1]) for line in Path(file).read_text().splitlines() if line.startswith(field))
-
-
 def measure(work: Work, loss: Loss) -> dict:
-    """Times, floors and memory of the forward and backward pass of a loss; the floor is taken before and after each.
+    """Times and memory of a loss's forward and backward pass. The floor is measured before and after each pass.
 
-    seconds: of each pass. floors: of each `matmul_floor`. extra_bytes: the largest of the passes' peaks above what was
-    allocated before the pass and above the gradients; None where memory cannot be measured. gradient_bytes: of those
-    of hidden and of the weight.
+    seconds: of each pass. floors: each result of `matmul_floor`. extra_bytes: the largest of the passes' peaks, less
+    what was allocated before the pass and less the gradients; None where memory cannot be measured. gradient_bytes:
+    the sizes of the gradients of hidden and of the weight.
     """
     torch.set_num_threads(work.threads)
-    given = Inputs.random(work)
+    inputs = Inputs.random(work)
     times, extras, gradients = [], [], []
 
-    def both_passes() -> None:
-        gradients[:] = torch.autograd.grad(loss(given), (given.hidden, given.weight))
+    def forward_and_backward() -> None:
+        gradients[:] = torch.autograd.grad(loss(inputs), (inputs.hidden, inputs.weight))
 
     for _ in range(work.warmup):
-        both_passes()
-        matmul_floor(work, given)
-    floors = [matmul_floor(work, given)]
+        forward_and_backward()
+        matmul_floor(work, inputs)
+    floors = [matmul_floor(work, inputs)]
     for _ in range(work.repeats):
         gradients.clear()
         before = start_counting(work.device)
-        times.append(seconds(work.device, both_passes))
+        times.append(seconds(work.device, forward_and_backward))
         returned = [gradient.nbytes for gradient in gradients]
         if before is not None:
             extras.append(peak(work.device) - before - sum(returned))
-        floors.append(matmul_floor(work, given))
+        floors.append(matmul_floor(work, inputs))
     return {
         "seconds": times,
         "floors": floors,
@@ -170,28 +122,28 @@ def measure(work: Work, loss: Loss) -> dict:
 
 
 def trl_loss(variant: str) -> Loss:
-    """trl-logprob: the policy's and the reference's log-probabilities, loss as GRPO with its k3. trl-rkl, trl-jsd: the
+    """trl-logprob: GRPO's loss with its k3, from the log-probabilities of policy and reference. trl-rkl, trl-jsd: the
     exact divergence alone, without log-probabilities."""
     from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
     from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 
     def log_prob(hidden: Tensor, weight: Tensor, targets: Tensor, *outputs: str) -> Tensor:
-        columns, temperature, no_softcap, scale = 32768, 1.0, None, 1.0  # of GRPOTrainer, as are the outputs
+        columns, temperature, no_softcap, scale = 32768, 1.0, None, 1.0  # GRPOTrainer's values, also of `outputs`
         return ChunkedLogProbFunction.apply(
             hidden, weight, None, targets, temperature, columns, no_softcap, scale, ("log_probs", *outputs)
         )[0]
 
-    def grpo(given: Inputs) -> Tensor:
-        log_pi = log_prob(given.hidden, given.weight, given.targets, "entropy")
+    def grpo(inputs: Inputs) -> Tensor:
+        log_pi = log_prob(inputs.hidden, inputs.weight, inputs.targets, "entropy")
         with torch.no_grad():
-            log_ref = log_prob(given.ref_hidden, given.ref_weight, given.targets)
+            log_ref = log_prob(inputs.ref_hidden, inputs.ref_weight, inputs.targets)
         log_u = log_ref - log_pi
-        return given.policy_loss(log_pi) + BETA * (torch.expm1(log_u) - log_u).mean()
+        return inputs.policy_loss(log_pi) + BETA * (torch.expm1(log_u) - log_u).mean()
 
     def divergence(between: float) -> Loss:
-        def loss(given: Inputs) -> Tensor:
+        def loss(inputs: Inputs) -> Tensor:
             return ChunkedDivergenceFunction.apply(
-                given.hidden, given.weight, None, given.ref_hidden, given.ref_weight, None, between
+                inputs.hidden, inputs.weight, None, inputs.ref_hidden, inputs.ref_weight, None, between
             )[0].mean()
 
         return loss

