@@ -1,11 +1,10 @@
-"""What holds for every test: one thread, and processes that start warm; and the smallest model."""
+"""What holds for every test: one thread, commands that begin with everything imported, and the smallest model."""
 
 import os
 import signal
 
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # for small matrices more threads are slower, most of all on a busy machine
+# For small matrices more threads are slower, most of all on a busy machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and with them every process that they start,
 # of which some are to be stopped by it.
@@ -13,8 +12,15 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 from helpers import processes
-from helpers.models import tiny_model
-from transformers import PreTrainedModel
+
+with processes.without(*processes.UNUSED):
+    from helpers.models import tiny_model
+    from transformers import PreTrainedModel
+
+ENGINES = """
+    adapters chat dedicated dedicated_processes engine_guest ray_cluster rollout_contract transfer vllm_run
+""".split()
+"""The test modules that start engines or Ray."""
 
 
 @pytest.fixture
@@ -28,3 +34,12 @@ def pytest_configure(config: pytest.Config) -> None:
         offer = processes.server()
         offer.__enter__()
         config.add_cleanup(lambda: offer.__exit__(None, None, None))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `--dist loadgroup`, a module's tests stay together, and those of all engines in the one process that imports
+    vLLM."""
+    for item in items:
+        name = item.path.stem.removeprefix("test_")
+        item.add_marker(pytest.mark.xdist_group("engines" if name in ENGINES else name))

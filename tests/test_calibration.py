@@ -5,8 +5,6 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
-from torchmetrics.functional.classification import binary_calibration_error
 
 from carerft.metrics import calibration
 from carerft.metrics.calibration import (
@@ -67,6 +65,8 @@ def test_ece_by_hand():
 @pytest.mark.parametrize("bins", [5, 10, 15])
 def test_ece_agrees_with_torchmetrics_away_from_edges(bins):
     confidence, correct = continuous(2000)
+    from torchmetrics.functional.classification import binary_calibration_error
+
     theirs = binary_calibration_error(torch.tensor(confidence), torch.tensor(correct).long(), n_bins=bins, norm="l1")
     assert ece(confidence, correct, bins) == pytest.approx(theirs.item(), abs=1e-6)
 
@@ -127,6 +127,8 @@ def test_smooth_ece_closed_forms():
 
 
 def test_brier_by_hand_and_by_scikit_learn():
+    from sklearn.metrics import brier_score_loss
+
     # (0.64 + 0.04) + (0.16 + 0.16 + 0.36) + 0 = 1.36
     assert brier(CONFIDENCE, CORRECT) == pytest.approx(1.36 / 6)
     confidence, correct = continuous(500)
@@ -157,6 +159,8 @@ def test_debiased_brier_recovers_the_score_of_the_true_probabilities(k):
 
 
 def test_negative_log_likelihood_clips_and_agrees_with_scikit_learn():
+    from sklearn.metrics import log_loss
+
     # A unanimous wrong vote of 4 counts as 1 - 1/8: -log(1/8)
     assert negative_log_likelihood([1.0], [0], clip=1 / 8) == pytest.approx(np.log(8))
     assert negative_log_likelihood([1.0, 0.5], [1, 0], clip=1 / 8) == pytest.approx((np.log(8 / 7) + np.log(2)) / 2)
@@ -165,6 +169,8 @@ def test_negative_log_likelihood_clips_and_agrees_with_scikit_learn():
 
 
 def test_auroc_by_hand_and_by_scikit_learn():
+    from sklearn.metrics import roc_auc_score
+
     # Right {0.2, 0.6, 0.6, 1} against wrong 0.2: tie, win, win, win = 3.5; against wrong 0.6: loss, tie, tie, win = 2
     assert auroc(CONFIDENCE, CORRECT) == pytest.approx(5.5 / 8)
     confidence, correct = continuous(500)

@@ -39,9 +39,10 @@ def preload(directory: Path) -> None:
     directory: of the temporary files that modules make while they are imported.
     """
     tempfile.tempdir = str(directory)
-    for name in PRELOADED:
-        with contextlib.suppress(ImportError):  # the command says so itself
-            importlib.import_module(name)
+    with processes.without(*processes.UNUSED):
+        for name in PRELOADED:
+            with contextlib.suppress(ImportError):  # the command says so itself
+                importlib.import_module(name)
     importlib.import_module("hydra.core.plugins").Plugins.instance()
     importlib.import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("qwen2")
     tempfile.tempdir = None

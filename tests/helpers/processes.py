@@ -31,6 +31,8 @@ MODULES = ("carerft", "carerft.commands.*", "torch.distributed.run", "helpers.ca
 """The modules whose commands are forked. (carerft.grading.worker isn't among them: it limits its memory.)"""
 IMPORT_TIME = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "PYTHONHASHSEED", "HF_HOME")
 """Environment variables that modules read while they are imported: a command that sets another value isn't forked."""
+UNUSED = ("sklearn", "torchao")
+"""Packages that transformers imports where they are installed, in more than a second, for what no test uses."""
 DIRECTORY = "CARERFT_TEST_SERVER"
 """The environment variable by which the processes of pytest-xdist find the server: the directory of its socket."""
 
@@ -78,6 +80,18 @@ def install(directory: str) -> None:
     global _directory, _imported_with
     _directory, _imported_with = directory, {name: os.environ.get(name) for name in IMPORT_TIME}
     subprocess.Popen = Popen
+
+
+@contextlib.contextmanager
+def without(*names: str) -> Iterator[None]:
+    """Within the `with` block, these packages seem not to be installed, unless they are imported already."""
+    hidden = [name for name in names if name not in sys.modules]
+    sys.modules |= dict.fromkeys(hidden)
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
 
 
 @contextlib.contextmanager

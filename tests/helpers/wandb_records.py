@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wandb.util import get_core_path
-
 
 @dataclass
 class OfflineRun:
@@ -45,6 +43,8 @@ class OfflineRun:
 
 def offline_runs(directory: Path) -> list[OfflineRun]:
     """The offline runs of one run directory, in the order of their start."""
+    from wandb.util import get_core_path
+
     found = []
     for place in sorted(directory.glob("wandb/offline-run-*")):
         (file,) = place.glob("*.wandb")
