@@ -52,7 +52,8 @@ class Task(Protocol):
     attribute `until`; evaluation stops sampling there.
     """
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def problems(self) -> list[Problem]:
         """All problems, in a fixed order. Raises DataError (absent, empty or malformed data; names file and line)."""

@@ -1,10 +1,11 @@
 """What the tasks over published datasets share: their settings, their prompt template, and the pass over the rows."""
 
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import ClassVar
 
-from carerft.errors import ConfigError, DataError
+from carerft.config.constraints import check_constraints
+from carerft.errors import DataError
 from carerft.tasks import Problem
 from carerft.tasks.files import Published, Row, load_rows
 from carerft.tasks.templates import load_template
@@ -15,16 +16,14 @@ class DatasetTask:
     """A task over the rows of a published dataset, or of a file of the same format. Raises ConfigError."""
 
     name: ClassVar[str]
-    options: ClassVar[dict[str, Collection[str]]] = {}
-    """The allowed values of settings that have a fixed set of them."""
     question_fields: ClassVar[tuple[str, ...]] = ("question", "problem")
 
     path: str | None = None  # a file in place of the published one
     prompt: str = "zero_shot"  # the name or the file of a template: see `load_template`
-    limit: int | None = None  # only the first so many problems
+    limit: int | None = field(default=None, metadata={"least": 1})  # only the first so many problems
 
     def __post_init__(self) -> None:
-        check_settings(self, self.options)
+        check_constraints(self)
         self.template = load_template(self.name, self.prompt)
 
     @property
@@ -51,12 +50,3 @@ class DatasetTask:
                 raise DataError(f"{row.location}: the same problem as {first[question]}", "leave one of them out")
             first[question] = row.location
             yield row, question
-
-
-def check_settings(task: Any, options: dict[str, Collection[str]]) -> None:
-    """Check `limit` and the settings that have a fixed set of values. Raises ConfigError."""
-    for key, values in options.items():
-        if getattr(task, key) not in values:
-            raise ConfigError(f"{key}={getattr(task, key)!r} is unknown", f"write one of {', '.join(values)}")
-    if task.limit is not None and task.limit < 1:
-        raise ConfigError(f"limit={task.limit} problems", "write a limit of at least 1, or leave it out")

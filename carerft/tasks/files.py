@@ -10,13 +10,11 @@ import hashlib
 import json
 import logging
 import os
-import socket
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies, urlopen
+from urllib.request import urlopen
 
 from carerft.errors import DataError, reason
 from carerft.world.bases import cache_directory
@@ -197,12 +195,11 @@ def _hub_rows(published: Published) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _reachable(url: str) -> bool:
-    if getproxies():
-        return True  # only the proxy knows
-    parts = urlsplit(url)
+    from huggingface_hub import get_session
+
     try:
-        socket.create_connection((parts.hostname or "", parts.port or 443), timeout=3.0).close()
-    except OSError:
+        get_session().head(url, timeout=5.0)
+    except Exception:  # the client's own errors, which change with its versions
         return False
     return True
 

@@ -5,8 +5,7 @@ Grading is exact arithmetic on the number that a completion ends with; nothing i
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
 
 from carerft.errors import DataError
 from carerft.grading.mathematics import canonical, last_box, normalise, number
@@ -40,11 +39,10 @@ class Gsm8kTask(DatasetTask):
     """GSM8K's train or test split, or JSON lines of the same form (question, answer ending in "#### 42")."""
 
     name = "gsm8k"
-    options: ClassVar = {"split": SPLITS, "extraction": EXTRACTIONS}
 
-    split: str = "train"
+    split: str = field(default="train", metadata={"choices": tuple(SPLITS)})
     # strict: the last "#### 42" of a completion only; flexible: its last box, else that, else its last number.
-    extraction: str = "flexible"
+    extraction: str = field(default="flexible", metadata={"choices": EXTRACTIONS})
 
     def all_problems(self) -> list[Problem]:
         return [

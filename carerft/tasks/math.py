@@ -11,8 +11,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
 
 from carerft.errors import ConfigError, DataError
 from carerft.grading.grader import grade_answers
@@ -60,11 +59,11 @@ class MathTask(DatasetTask):
     """A split of MATH, or JSON lines with `problem` and `answer` (or a `solution` that ends in a box)."""
 
     name = "math"
-    options: ClassVar = {"split": SPLITS, "extraction": EXTRACTIONS}
     question_fields = ("problem", "question")
 
-    split: str = "train"
-    extraction: str = "flexible"  # boxed: the last \boxed{} of a completion only; flexible: or its last "answer is"
+    split: str = field(default="train", metadata={"choices": tuple(SPLITS)})
+    # boxed: the last \boxed{} of a completion only; flexible: or its last "answer is"
+    extraction: str = field(default="flexible", metadata={"choices": EXTRACTIONS})
 
     def all_problems(self) -> list[Problem]:
         parts = SPLITS[self.split][:1] if self.path else SPLITS[self.split]

@@ -21,7 +21,7 @@ Wrong replies vote together only if their words are equal; all right ones vote t
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from carerft.errors import DataError
 from carerft.tasks import Grade, Problem
@@ -69,7 +69,10 @@ class SelfAwareTask(DatasetTask):
     name = "selfaware"
 
     embedding: str | None = None  # a model of sentence embeddings, by hub name or directory; None: phrases alone
-    threshold: float = 0.75  # the cosine above which five words count as one of the phrases
+    # The cosine above which five words count as one of the phrases.
+    threshold: float = field(
+        default=0.75, metadata={"least": -1, "below": 1, "remedy": "write 0.75, as the authors do"}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import chain
 
-from carerft.errors import CareError, ConfigError, reason
+from carerft.errors import CareError, reason
 
 WINDOW = 5  # words
 LONGEST = 128  # tokens of a window
@@ -24,10 +24,7 @@ class Similarity:
     """Compares texts with phrases, which are embedded once."""
 
     def __init__(self, model: str, phrases: Sequence[str], threshold: float):
-        """model: one that AutoModel can load, by hub name or directory. Raises ConfigError (a threshold that is no
-        cosine) and CareError (the model cannot be loaded)."""
-        if not -1 <= threshold < 1:
-            raise ConfigError(f"threshold={threshold}: a cosine never exceeds it", "write 0.75, as the authors do")
+        """model: one that AutoModel can load, by hub name or directory. Raises CareError if it cannot be loaded."""
         import torch
         from transformers import AutoModel, AutoTokenizer
 

@@ -22,8 +22,8 @@ without one is wrong.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
+from operator import itemgetter
 
 from carerft.errors import ConfigError, DataError
 from carerft.tasks import Grade, Problem
@@ -58,10 +58,9 @@ class TruthfulQaTask(DatasetTask):
     option forms mc0_targets too), each {answer: 1 or 0} as in the authors' file or {choices, labels} as on the hub."""
 
     name = "truthfulqa"
-    options: ClassVar = {"form": FORMS}
 
     prompt: str = "few_shot"
-    form: str = "mc"
+    form: str = field(default="mc", metadata={"choices": tuple(FORMS)})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -76,20 +75,18 @@ class TruthfulQaTask(DatasetTask):
         return [self._problem(row, question) for row, question in self.rows(FORMS[self.form])]
 
     def _problem(self, row: Row, question: str) -> Problem:
-        best, false = single_true(row, "mc1_targets")
-        listed = targets(row, "mc2_targets")
-        if listed.get(best) is not True or set(false) != {answer for answer, true in listed.items() if not true}:
+        one_true, listed = single_true(row, "mc1_targets"), targets(row, "mc2_targets")
+        if one_true != {answer: true for answer, true in listed.items() if answer in one_true or not true}:
             raise DataError(
                 f"{row.location}: 'mc1_targets' are not the best and the false answers of 'mc2_targets'",
                 "list the same false answers in both",
             )
-        choices = {best: True, **listed}  # the best answer first: MC1 asks for it
-        right, wrong = ([answer for answer, true in choices.items() if true is which] for which in (True, False))
-        shown_options = ""
+        answers = choices = {next(iter(one_true)): True, **listed}  # the best answer first: MC1 asks for it
         if self.form != "mc":
-            best, false = single_true(row, "mc0_targets")
-            choices = {best: True, **dict.fromkeys(false, False)}
-            right, wrong = list(dict.fromkeys([best, *right])), list(dict.fromkeys([*false, *wrong]))
+            choices = single_true(row, "mc0_targets")
+            answers = {**choices, **answers}
+        right, wrong = ([answer for answer, true in answers.items() if true is which] for which in (True, False))
+        shown_options = ""
         if self.form == "options":
             order = list(choices) if row.index % 2 == 0 else list(reversed(choices))
             if len(order) != len(LETTERS):
@@ -101,7 +98,7 @@ class TruthfulQaTask(DatasetTask):
         return Problem(
             id=f"truthfulqa/{self.form}/{row.index}",
             prompt=fill(self.template.prompt, question=question, options=shown_options),
-            answer=best,
+            answer=right[0],
             misconceptions=tuple(wrong),
             choices=tuple((f" {answer}", true) for answer, true in choices.items()),
             aliases=tuple(right[1:]),
@@ -135,14 +132,12 @@ def targets(row: Row, field: str) -> dict[str, bool]:
     return truth
 
 
-def single_true(row: Row, field: str) -> tuple[str, list[str]]:
-    """The one true answer of a field, and its false ones. Raises DataError."""
+def single_true(row: Row, field: str) -> dict[str, bool]:
+    """As `targets`, with the one true answer first. Raises DataError if there are more."""
     truth = targets(row, field)
-    best, *others = (answer for answer, true in truth.items() if true)
-    if others:
-        what = f"{row.location}: {field!r} has {len(others) + 1} true answers"
-        raise DataError(what, "mark one with 1, the rest with 0")
-    return best, [answer for answer, true in truth.items() if not true]
+    if (count := sum(truth.values())) > 1:
+        raise DataError(f"{row.location}: {field!r} has {count} true answers", "mark one with 1, the rest with 0")
+    return dict(sorted(truth.items(), key=itemgetter(1), reverse=True))
 
 
 def grade_reply(problem: Problem, reply: str) -> Grade:

@@ -10,11 +10,11 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from carerft.config.constraints import check_constraints
 from carerft.errors import ConfigError
 from carerft.tasks import Grade, Problem
-from carerft.tasks.dataset import check_settings
 from carerft.world.facts import TEST, TRAIN, build_world
 from carerft.world.questions import PARTS, Question, draw_questions
 from carerft.world.words import REFUSAL
@@ -28,13 +28,15 @@ ANSWER = re.compile(r"[a-z]{1,24}")  # one word; numbers are words here
 class WorldTask:
     """One part of the built-in world. Raises ConfigError."""
 
-    part: str = "reasoning"  # a key of PARTS
-    split: str = TRAIN  # train or test, of disjoint entities, names and sums
-    limit: int | None = None  # number of problems; None: DEFAULT_SIZE, or all where there are fewer (truth)
+    part: str = field(default="reasoning", metadata={"choices": tuple(PARTS)})
+    # The splits have disjoint entities, names and sums.
+    split: str = field(default=TRAIN, metadata={"choices": (TRAIN, TEST)})
+    # Number of problems; None: DEFAULT_SIZE, or all where there are fewer (truth).
+    limit: int | None = field(default=None, metadata={"least": 1})
     seed: int = 0  # which problems
 
     def __post_init__(self) -> None:
-        check_settings(self, {"part": PARTS, "split": DEFAULT_SIZE})
+        check_constraints(self)
         self.name = f"world_{self.part}"
 
     def questions(self) -> list[Question]:
