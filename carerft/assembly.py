@@ -85,17 +85,14 @@ class Subject:
             benchmarks[name] = Benchmark(measured, settings.max_tokens, stop=(until,) if until else ())
         return benchmarks
 
-    def rollout_worker(self, mesh: DeviceMesh | None = None) -> AbstractContextManager[RolloutWorker | None]:
+    def rollout_worker(self, mesh: DeviceMesh | None = None) -> AbstractContextManager[RolloutWorker]:
         """The engine that `rollout` names, started, for the length of a `with` block: it is then kept for the next run
         of this process, or ended if the block failed. It samples from the policy's weights only after a `sync`.
 
-        mesh: processes that will share the policy's weights. Each then samples from a full copy on its own device, but
-        dedicated engines belong to the first process alone: None in the others.
+        mesh: processes that will share the policy's weights. Each then samples from a full copy on its own device.
         """
         settings = self.settings.rollout
         if isinstance(settings, VllmSettings):
-            if settings.placement == "dedicated" and mesh is not None and mesh.get_rank() > 0:
-                return nullcontext()
             return self._vllm_worker(settings)
         policy = self.policy
         if mesh is not None:
@@ -106,7 +103,7 @@ class Subject:
             TransformersWorker(
                 policy,
                 eos_token_ids=ends,
-                pad_token_id=pad if pad is not None else ends[0],
+                pad_token_id=pad if isinstance(pad, int) else ends[0],
                 batch_size=settings.batch_size,
                 dtype=torch.bfloat16 if self.settings.precision == "bfloat16" else None,
                 tokenizer=self.tokenizer,
@@ -151,15 +148,18 @@ class Subject:
 
     def _header(self, run: RunDirectory) -> dict[str, Any]:
         """What evaluation.json says of the model and of its prompts."""
-        prompts = {n: b.prompt for n, b in self.settings.benchmark.items() if hasattr(b, "prompt")}
+        prompts = {
+            name: vars(task)["prompt"] for name, task in self.settings.benchmark.items() if "prompt" in vars(task)
+        }
         model = self.settings.model.name
         return {"command": run.manifest["command"], "model": model, "chat": self.chat, "prompts": prompts}
 
 
 @dataclass
 class Training:
-    """What a process that learns has of its own."""
+    """What a process that learns has of its own. worker: None if the engines belong to the first process alone."""
 
+    settings: TrainSettings
     subject: Subject
     algorithm: Algorithm
     worker: RolloutWorker | None
@@ -167,7 +167,7 @@ class Training:
 
     def collector(self, worker: RolloutWorker) -> Collector:
         """worker: of all processes, where several learn together."""
-        subject, settings = self.subject, self.subject.settings
+        subject, settings = self.subject, self.settings
         training_task = subject.task(settings.task)
         return Collector(
             worker, training_task, subject.tokenizer, self.algorithm, settings.rollout, settings.seed, subject.context
@@ -184,14 +184,16 @@ def training(settings: TrainSettings, mesh: DeviceMesh | None) -> Iterator[Train
     else:  # no device need have room for the full model: sharding takes it there, from the first process, in parts
         device = torch.device("cpu" if mesh.get_rank() == 0 else "meta")
     subject = Subject(settings, *load_model(settings.model, device))
-    with subject.rollout_worker(mesh) as worker:
+    follows = mesh is not None and mesh.get_rank() > 0
+    shares_engines = follows and getattr(settings.rollout, "placement", None) == "dedicated"
+    with nullcontext() if shares_engines else subject.rollout_worker(mesh) as worker:
         policy = subject.policy
         if settings.learner.gradient_checkpointing:
             policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if settings.model.adapter:
             add_lora(policy, settings.model, settings.seed)
         learner = Learner(policy, algorithm, regularizer, settings.learner, settings.steps, mesh)
-        yield Training(subject, algorithm, worker, learner)
+        yield Training(settings, subject, algorithm, worker, learner)
 
 
 def trackers(settings: TrainSettings | EvaluateSettings, run: RunDirectory, step: int = 0) -> Trackers:

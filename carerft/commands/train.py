@@ -95,6 +95,7 @@ def train(settings: TrainSettings, run: RunDirectory, leader: "Leader | None" = 
     with assembly.training(settings, leader and leader.mesh) as own:
         subject = own.subject
         policy, tokenizer = subject.policy, subject.tokenizer
+        assert own.worker is not None, "the first process always has a worker"
         worker, learner = leader.lead(own.worker, own.learner) if leader else (own.worker, own.learner)
         collector = own.collector(worker)
         trainer = Trainer(
@@ -124,6 +125,8 @@ def train(settings: TrainSettings, run: RunDirectory, leader: "Leader | None" = 
 
 
 if __name__ == "__main__":
+    from torch.distributed.elastic.multiprocessing.errors import record  # torchrun then reports the error that ends it
+
     from carerft import cli
 
-    sys.exit(launch.recorded(cli.run)("train", sys.argv[1:]))
+    sys.exit(record(cli.run)("train", sys.argv[1:]))

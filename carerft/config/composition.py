@@ -1,16 +1,15 @@
 """From what Hydra composed to settings: plain data for a run's record, and typed objects for everything else."""
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 import carerft
 from carerft.config import settings as schema
 from carerft.config.settings import EvaluateSettings, TrainSettings
-
-T = TypeVar("T")
 
 
 def data_directory(name: str) -> Path:
@@ -30,7 +29,7 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
     Raises omegaconf.errors.OmegaConfBaseException where a value is missing or an interpolation leads nowhere.
     """
-    own = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     return OmegaConf.to_container(own, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
 
 
@@ -61,10 +60,10 @@ def _shared(record: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _of_a_class(entry: Mapping[str, Any], *kinds: type[T]) -> T:
+def _of_a_class(entry: Mapping[str, Any], *kinds: Any) -> Any:
     """An object of the kind that has most of the entry's keys. It holds the entry's keys and nothing else, those of a
     user's own class included; the kind's other fields read as their defaults."""
-    kind = max(kinds, key=lambda kind: len(entry.keys() & kind.__dataclass_fields__.keys()))
+    kind = max(kinds, key=lambda kind: sum(setting.name in entry for setting in fields(kind)))
     typed = kind.__new__(kind)
     vars(typed).update(entry)
     return typed

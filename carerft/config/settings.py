@@ -12,7 +12,7 @@ tasks and benchmarks do.
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import dataclass, field, fields, make_dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
@@ -252,8 +252,10 @@ class EvaluationSettings:
 
 
 if TYPE_CHECKING:
-    AnyAlgorithm, AnyRegularizer = AlgorithmSettings, RegularizerSettings | SkewRegularizerSettings
-    AnyRollout, AnyTask = RolloutSettings, TaskSettings
+    AnyAlgorithm: TypeAlias = AlgorithmSettings
+    AnyRegularizer: TypeAlias = RegularizerSettings | SkewRegularizerSettings
+    AnyRollout: TypeAlias = RolloutSettings
+    AnyTask: TypeAlias = TaskSettings
 else:  # Hydra must let a class of a user's own have keys that no class here declares
     AnyAlgorithm = AnyRegularizer = AnyRollout = AnyTask = Any
 

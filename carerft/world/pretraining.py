@@ -96,8 +96,8 @@ def initial_model(seed: int, tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
         tie_word_embeddings=True,
         initializer_range=0.05,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,  # type: ignore[arg-type]  # transformers declares more types than one id has
+        pad_token_id=tokenizer.pad_token_id,  # type: ignore[arg-type]  # likewise
         dtype="float32",
     )
     with torch.random.fork_rng(devices=[]):

@@ -28,10 +28,10 @@ def build_tokenizer() -> Qwen2Tokenizer:
     vocabulary = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *(start + byte for start, byte in merges)]
     return Qwen2Tokenizer(
         vocab={spelling: number for number, spelling in enumerate(vocabulary)},
-        merges=list(merges),
+        merges=list(merges),  # type: ignore[arg-type]  # pairs are right, transformers declares lines of text
         eos_token=END,
         pad_token=PADDING,
-        unk_token=None,
+        unk_token=None,  # type: ignore[arg-type]  # every byte has a token
         clean_up_tokenization_spaces=False,
         model_max_length=8192,
         padding_side="right",
