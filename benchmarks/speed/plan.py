@@ -1,9 +1,9 @@
-"""`carerft plan` against finished trainings: estimated over measured seconds of each run directory given.
+"""`carerft plan` against finished trainings: the estimated over the measured seconds of each run directory.
 
     python benchmarks/speed/plan.py outputs/table1/*/seed=*
 
-Each run is estimated from the newest six of the other runs. All must be of one model, on this machine. The last line
-says how many estimates lie within 30%.
+Each run is estimated from the newest six of the other runs. All must be runs of one model on this machine. The last
+line says how many estimates lie within 30% of the measurement.
 """
 
 import argparse
