@@ -15,7 +15,7 @@ help:
 	@echo "make demo     train the tiny model with and without penalties, and write a report (about 10 minutes)"
 	@echo "make test     run the tests"
 	@echo "make lint     run ruff and pyright"
-	@echo "make install  set up $(VENV) (every other target does this first)"
+	@echo "make install  set up $(VENV) (demo, test, lint and format do this first)"
 	@echo "make format   correct most of what make lint reports"
 	@echo "make clean    remove $(VENV) and builds"
 

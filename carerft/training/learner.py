@@ -5,9 +5,8 @@ advantages) and returns plain numbers. The learner knows nothing of tasks or rew
 """
 
 import math
-from collections import defaultdict
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -51,23 +50,6 @@ class TruncatedImportance:
         return TruncatedImportance(self.log_probs[members], self.weights[members])
 
 
-@dataclass
-class _Step:
-    """What the microbatches of one optimizer step share. advantages: (S,); weights, mask: (S, T).
-
-    sums: each metric's sum over the tokens so far (a loss's over the microbatches); maxima: each metric's maximum.
-    """
-
-    rollouts: Rollouts
-    advantages: Tensor
-    weights: Tensor
-    mask: Tensor
-    correction: TruncatedImportance | None
-    regularizer: Regularizer
-    sums: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    maxima: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-
-
 class Learner:
     """A policy, its frozen reference, and the policy's optimizer. steps_done: optimizer steps, also those before a
     resumption."""
@@ -95,22 +77,17 @@ class Learner:
         self.reference: PreTrainedModel | None = None
         if regularizer.needs_reference or settings.monitor_reference:
             self.reference = frozen_reference(policy)
-        copied = None if self.reference is policy else self.reference
-        if settings.compile:
-            compile_layers(policy)
-            if copied is not None:
-                compile_layers(copied)
-        if mesh is not None:
-            shard(policy, mesh, settings.precision)
-            if copied is not None:
-                shard(copied, mesh, settings.precision, settings.reference_offload)
-        elif settings.precision == "bfloat16":
-            if copied is not None:
-                round_matrices(copied)
-            else:  # exactly, because an export merges these weights with the adapter
-                round_matrices(policy, exactly=True)
+        models = [policy] if self.reference is None or self.reference is policy else [policy, self.reference]
+        for model in models:
+            if settings.compile:
+                compile_layers(model)
+            if mesh is not None:
+                shard(model, mesh, settings.precision, settings.reference_offload and model is not policy)
+        if mesh is None and settings.precision == "bfloat16":  # the policy exactly: it is exported with its adapter
+            round_matrices(models[-1], exactly=models[-1] is policy)
         self.optimizer = make_optimizer([p for p in policy.parameters() if p.requires_grad], settings)
-        self._tensors = CheckpointTensors(policy, self.optimizer, mesh is not None)
+        tensors = CheckpointTensors(policy, self.optimizer, mesh is not None)
+        self.save, self.finish_saving, self.load = tensors.save, tensors.finish_saving, tensors.load
 
     def step(
         self, rollouts: Rollouts, advantages: Tensor, correction: TruncatedImportance | None = None
@@ -142,21 +119,25 @@ class Learner:
     ) -> dict[str, float]:
         """Set the parameters' gradients to the loss's, microbatch by microbatch, and return the metrics."""
         self.optimizer.zero_grad(set_to_none=True)
-        mask = rollouts.mask()
-        regularizer = self.regularizer.at(self.progress)
-        step = _Step(rollouts, advantages, self.algorithm.weights(mask), mask, correction, regularizer)
+        mask, regularizer = rollouts.mask(), self.regularizer.at(self.progress)
+        weights, parts = self.algorithm.weights(mask), []
         for index, is_real in self._microbatches(rollouts):
             if is_real:
-                self._backward(step, index)
+                parts.append(self._backward(rollouts, advantages, weights, correction, regularizer, index))
             else:
                 (0.0 * self.score(rollouts, index, regularizer).log_prob.sum()).backward()
         if self.reference is not None:
             reshard(self.reference)
+        totals = _combined(parts)
         if self.mesh is not None:
-            _reduce_metrics(step, self.mesh)
-        losses = {key: step.sums.pop(key) for key in list(step.sums) if key.startswith("loss/")}
-        means = {key: value / int(mask.sum()) for key, value in step.sums.items()}
-        return {**losses, **means, **step.maxima, **regularizer.parameters()}
+            gathered: list[Any] = [None] * self.mesh.size()
+            dist.all_gather_object(gathered, totals, group=self.mesh.get_group())
+            totals = dict(sorted(_combined(gathered).items()))
+        tokens = int(mask.sum())
+        losses = {key: total for key, total in totals.items() if key.startswith("loss/")}
+        maxima = {key: total for key, total in totals.items() if key.endswith("_max")}
+        means = {key: total / tokens for key, total in totals.items() if key not in losses and key not in maxima}
+        return {**losses, **means, **maxima, **regularizer.parameters()}
 
     @property
     def progress(self) -> float:
@@ -170,16 +151,26 @@ class Learner:
         cut = microbatches(rollouts, self.settings.tokens_per_microbatch, self.layout, count)
         return [(index, True) if len(index) else (torch.tensor([0]), False) for index in cut[rank::count]]
 
-    def _backward(self, step: _Step, index: Tensor) -> None:
-        """Add the gradient of the sequences `index` (b,), and their part of the metrics."""
-        rollouts, correction, regularizer = step.rollouts, step.correction, step.regularizer
+    def _backward(
+        self,
+        rollouts: Rollouts,
+        advantages: Tensor,
+        weights: Tensor,
+        correction: TruncatedImportance | None,
+        regularizer: Regularizer,
+        index: Tensor,
+    ) -> dict[str, float]:
+        """Add the gradient of the sequences `index` (b,). Returns their part of the metrics (`_combined`).
+
+        advantages: (S,); weights: (S, T), of the tokens of the whole batch.
+        """
         device = self.policy.device
         width = int(rollouts.lengths[index].max())
 
         def part(tensor: Tensor) -> Tensor:  # (S, T) -> (b, width)
             return tensor[index, :width].to(device)
 
-        mask, weights, advantages = part(step.mask), part(step.weights), step.advantages[index].to(device)
+        mask, weights, advantages = part(rollouts.mask()), part(weights), advantages[index].to(device)
         log_sampler = part(rollouts.log_probs)
         log_old = part(correction.log_probs) if correction else log_sampler
         statistics = self.score(rollouts, index, regularizer)
@@ -197,9 +188,7 @@ class Learner:
             if statistics.divergence is not None:
                 penalty = padded(statistics.divergence)
             else:
-                assert statistics.ref_log_prob is not None, (
-                    "a sampled estimator needs the reference's log-probabilities"
-                )
+                assert statistics.ref_log_prob is not None, "an estimator needs the reference's log-probabilities"
                 penalty = regularizer.estimate(log_pi, padded(statistics.ref_log_prob), log_sampler)
             loss_regularizer = regularizer.weight * (weights * penalty).sum()
         if regularizer.entropy_bonus:
@@ -207,25 +196,27 @@ class Learner:
             loss_regularizer = loss_regularizer - regularizer.entropy_bonus * (weights * entropy).sum()
         (loss_policy + loss_regularizer).backward()
 
-        sums, maxima = step.sums, step.maxima
         with torch.no_grad():
-            sums["loss/policy"] += float(loss_policy)
-            sums["loss/regularizer"] += float(loss_regularizer)
-            sums["loss/total"] += float(loss_policy + loss_regularizer)
-            sums["regularizer/value"] += float(penalty[mask].sum()) if penalty is not None else 0.0
-            sums["policy/entropy"] += float(statistics.entropy.sum())
-            sums["policy/clip_fraction"] += float(self.algorithm.clipped(ratio, advantages)[mask].sum())
-            maxima["policy/ratio_max"] = max(maxima["policy/ratio_max"], float(ratio[mask].max()))
             # At a batch's first step, when the weights are equal, this compares the sampler with the learner.
             drift = (log_pi - log_sampler)[mask]
-            sums["rollout/mismatch_mean"] += float(drift.abs().sum())
-            maxima["rollout/mismatch_max"] = max(maxima["rollout/mismatch_max"], float(drift.abs().max()))
-            sums["rollout/mismatch_outside"] += float((torch.expm1(drift).abs() > 0.1).sum())
+            metrics = {
+                "loss/policy": float(loss_policy),
+                "loss/regularizer": float(loss_regularizer),
+                "loss/total": float(loss_policy + loss_regularizer),
+                "regularizer/value": 0.0 if penalty is None else float(penalty[mask].sum()),
+                "policy/entropy": float(statistics.entropy.sum()),
+                "policy/clip_fraction": float(self.algorithm.clipped(ratio, advantages)[mask].sum()),
+                "policy/ratio_max": float(ratio[mask].max()),
+                "rollout/mismatch_mean": float(drift.abs().sum()),
+                "rollout/mismatch_max": float(drift.abs().max()),
+                "rollout/mismatch_outside": float((torch.expm1(drift).abs() > 0.1).sum()),
+            }
             if statistics.ref_kl is not None and statistics.ref_log_prob is not None:
-                sums["policy/kl_to_reference"] += float(statistics.ref_kl.sum())
+                metrics["policy/kl_to_reference"] = float(statistics.ref_kl.sum())
                 target = regularizer.log_target(statistics.log_prob, statistics.ref_log_prob)
                 if target is not None:  # for monitoring only: as a loss it is wrong (sampled_estimate)
-                    sums["regularizer/k1"] += float(sampled_estimate(target - statistics.log_prob, "k1").sum())
+                    metrics["regularizer/k1"] = float(sampled_estimate(target - statistics.log_prob, "k1").sum())
+        return metrics
 
     @torch.no_grad()
     def log_probs(self, rollouts: Rollouts) -> Tensor:
@@ -252,7 +243,11 @@ class Learner:
         def states_and_head(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
             return completion_states(model, rollouts, index, self.layout), model.get_output_embeddings().weight
 
-        with self._autocast():
+        bfloat16 = self.settings.precision == "bfloat16"
+        # The cache keeps rounded copies of all weights until the pass ends, which is not worth their memory if gradient
+        # checkpointing runs the layers again afterwards.
+        cache = not self.policy.is_gradient_checkpointing
+        with torch.autocast(self.policy.device.type, torch.bfloat16, enabled=bfloat16, cache_enabled=cache):
             reference: tuple[Tensor | None, Tensor | None] = (None, None)
             if self.reference is not None and regularizer is not None:
                 with torch.no_grad(), adapter_off(self.reference):
@@ -264,13 +259,6 @@ class Learner:
 
             return as_forward(self.policy, statistics)
 
-    def _autocast(self) -> torch.autocast:
-        bfloat16 = self.settings.precision == "bfloat16"
-        # The cache keeps rounded copies of all weights until the pass ends, which is not worth their memory if gradient
-        # checkpointing runs the layers again afterwards.
-        cache = not self.policy.is_gradient_checkpointing
-        return torch.autocast(self.policy.device.type, torch.bfloat16, enabled=bfloat16, cache_enabled=cache)
-
     def weights(self, precision: torch.dtype | None = None) -> dict[str, Tensor]:
         """The policy's weights by their names in a checkpoint, full and merged (`gather_weights`)."""
         return gather_weights(self.policy, self.mesh, precision)
@@ -278,18 +266,6 @@ class Learner:
     def adapter(self) -> dict[str, Tensor]:
         """The weights of the policy's adapter by their names in peft's files (`adapter_weights`)."""
         return adapter_weights(self.policy, self.mesh)
-
-    def save(self, path: Path, asynchronous: bool = False) -> None:
-        """Write weights and optimizer state, as `CheckpointTensors.save` does. Raises RunDirectoryError."""
-        self._tensors.save(path, asynchronous)
-
-    def finish_saving(self) -> None:
-        """Wait for what is being written asynchronously. Raises RunDirectoryError."""
-        self._tensors.finish_saving()
-
-    def load(self, path: Path) -> None:
-        """Read weights and optimizer state, whatever number of processes wrote them."""
-        self._tensors.load(path)
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs beside weights and optimizer state. The keys are those of a torch scheduler, which
@@ -301,10 +277,11 @@ class Learner:
         self.steps_done = state["scheduler"]["last_epoch"]
 
 
-def _reduce_metrics(step: _Step, mesh: DeviceMesh) -> None:
-    """Combine the metrics of all processes."""
-    gathered: list[Any] = [None] * mesh.size()
-    dist.all_gather_object(gathered, (dict(step.sums), dict(step.maxima)), group=mesh.get_group())
-    sums, maxima = zip(*gathered, strict=True)
-    step.sums = {key: sum(part.get(key, 0.0) for part in sums) for key in sorted(set().union(*sums))}
-    step.maxima = {key: max(part.get(key, 0.0) for part in maxima) for key in sorted(set().union(*maxima))}
+def _combined(parts: Iterable[dict[str, float]]) -> dict[str, float]:
+    """Metrics of several microbatches, or processes, as one: sums, or maxima of those whose name ends in `_max`."""
+    totals: dict[str, float] = {}
+    for part in parts:
+        for key, value in part.items():
+            total = totals.get(key, 0.0)
+            totals[key] = max(total, value) if key.endswith("_max") else total + value
+    return totals
