@@ -91,7 +91,7 @@ def test_a_bad_row_is_named(tmp_path, name, rows, message):
 def test_a_published_document_that_is_short(tmp_path, monkeypatch):
     monkeypatch.setenv("CARERFT_DATA", str(tmp_path))
     document(tmp_path / "selfaware/SelfAware.json", {"example": [KNOWN, UNKNOWABLE]})
-    with pytest.raises(DataError, match=r"SelfAware.json, row 2 is its last: 2 rows, .* 3,369"):
+    with pytest.raises(DataError, match=r"SelfAware.json, row 2 is the last: 2 rows, .* 3,369"):
         configured("selfaware").problems()
 
 

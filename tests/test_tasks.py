@@ -105,7 +105,7 @@ def test_what_a_task_cannot_be(task, arguments):
 def test_a_published_file_that_is_short(tmp_path, monkeypatch):
     monkeypatch.setenv("CARERFT_DATA", str(tmp_path))
     write(tmp_path / "gsm8k/test.jsonl", SUM, LOSS)
-    with pytest.raises(DataError, match=r"gsm8k/test.jsonl, line 2 is its last: 2 rows, .* 1,319"):
+    with pytest.raises(DataError, match=r"gsm8k/test.jsonl:2 is the last: 2 rows, .* 1,319"):
         Gsm8kTask("test").problems()
 
 

@@ -35,10 +35,11 @@ def grade_answers(pairs: Sequence[tuple[str, str | None]], pool: Pool | None = N
     verdicts: dict[tuple[str, str | None], Verdict] = {}
     hard: list[tuple[str, str]] = []
     for pair in dict.fromkeys(pairs):
-        if verdict := _without_algebra(*pair):
+        gold, answer = pair
+        if verdict := _without_algebra(gold, answer):
             verdicts[pair] = verdict
-        else:
-            hard.append(pair)
+        elif answer is not None:  # without an answer there is always a verdict
+            hard.append((gold, answer))
     hard.sort()  # pairs with the same gold answer are adjacent: it is parsed once
     outcomes = (pool or shared_pool()).compare([(clean(gold), clean(answer)) for gold, answer in hard])
     for (gold, answer), (correct, why) in zip(hard, outcomes, strict=True):

@@ -6,6 +6,7 @@ MATH (length 159, nesting 3, exponents 4950). They were set by timing math-verif
 """
 
 import re
+from itertools import accumulate
 from math import prod
 
 MAX_LENGTH = 300
@@ -53,7 +54,7 @@ def hazard(answer: str, gold: str = "") -> str | None:
         return f"longer than {MAX_LENGTH} characters"
     if match := _NOT_MATHEMATICS.search(answer):
         return f"not mathematics: {match.group()!a}"
-    if (depth := _nesting(answer)) > MAX_NESTING:
+    if (depth := max(accumulate(((c in "{([") - (c in "})]") for c in answer), initial=0))) > MAX_NESTING:
         return f"nested {depth} deep, at most {MAX_NESTING}"
     if any(len(digits) > MAX_DIGITS for digits in _DIGITS.findall(answer)):
         return f"a number of more than {MAX_DIGITS} digits"
@@ -65,14 +66,6 @@ def hazard(answer: str, gold: str = "") -> str | None:
         if len(pattern.findall(answer)) > most:
             return f"more than {most} {kind}"
     return _large_power(answer) or _large_factorial(answer)
-
-
-def _nesting(text: str) -> int:
-    depth = deepest = 0
-    for character in text:
-        depth += (character in "{([") - (character in "})]")
-        deepest = max(deepest, depth)
-    return deepest
 
 
 def _large_power(text: str) -> str | None:

@@ -9,6 +9,7 @@ Hendrycks et al. 2021 (arXiv 2103.03874).
 """
 
 import re
+from collections import deque
 from fractions import Fraction
 
 MAX_ANSWER = 2_000
@@ -29,23 +30,14 @@ def last_box(text: str) -> str | None:
     A box without its closing brace (a truncated completion) is skipped for the one before it. An answer of more than
     `MAX_ANSWER` characters is cut there; `guards` refuses it. Only the last 20 boxes are tried.
     """
-    end = len(text)
-    for _ in range(_BOXES_TRIED):
-        start = max(text.rfind("\\boxed", 0, end), text.rfind("\\fbox", 0, end))
-        if start < 0:
-            return None
-        content = _box_content(text, start)
+    for box in reversed(deque(_BOX.finditer(text), maxlen=_BOXES_TRIED)):
+        content = _box_content(text, box.end())
         if content is not None:
             return content
-        end = start
     return None
 
 
-def _box_content(text: str, start: int) -> str | None:
-    match = _BOX.match(text, start)
-    if match is None:  # \boxedfoo
-        return None
-    opening = match.end()
+def _box_content(text: str, opening: int) -> str | None:
     if text[opening : opening + 1] != "{":
         bare = re.compile(r"[^\s$\\{}.,]{1,20}").match(text, opening)
         return bare.group() if bare else None

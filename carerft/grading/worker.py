@@ -144,7 +144,9 @@ def _parsed(latex: str) -> tuple[Any, ...]:
     from math_verify import LatexExtractionConfig, parse
 
     boxes = [LatexExtractionConfig(boxed_match_priority=0)]
-    return tuple(parse(rf"\boxed{{{latex}}}", boxes, extraction_mode="first_match", parsing_timeout=None))
+    # None is no time limit, whatever the annotation says.
+    options: dict[str, Any] = {"extraction_mode": "first_match", "parsing_timeout": None}
+    return tuple(parse(rf"\boxed{{{latex}}}", boxes, **options))
 
 
 def compare(gold: str, answer: str) -> tuple[bool | None, str]:

@@ -74,7 +74,16 @@ def load_rows(published: Published, path: str | None = None) -> list[Row]:
     if path is not None:
         return read_rows(Path(path).expanduser(), published.key)
     file = local_file(published) or (_downloaded(published) if published.url else None)
-    return _checked(file, published) if file else _from_hub(published)
+    rows = read_rows(file, published.key) if file else _from_hub(published)
+    if len(rows) != published.rows:
+        raise DataError(
+            f"{rows[-1].location} is the last: {len(rows):,} rows, but {published.file} has {published.rows:,}",
+            "fetch it again, from the hub after clearing the cache of `datasets`; "
+            f"a file of your own goes by data.path=FILE, not into ${ROOT_VARIABLE}",
+        )
+    if file and hashlib.sha256(file.read_bytes()).hexdigest() != published.sha256:
+        log.warning("%s is not byte for byte the file that this was tested with (sha256 differs)", file)
+    return rows
 
 
 def local_file(published: Published) -> Path | None:
@@ -127,20 +136,6 @@ def _json(data: bytes, file: Path, line: int = 1) -> Any:
         raise DataError(f"{file}:{line}: not readable as JSON ({error})", ROW_REMEDY) from error
 
 
-def _checked(file: Path, published: Published) -> list[Row]:
-    """The rows of a copy of the published file. Raises DataError if their number is not the published one."""
-    rows = read_rows(file, published.key)
-    if len(rows) != published.rows:
-        last = rows[-1].location.removeprefix(str(file)).replace(":", ", line ")
-        raise DataError(
-            f"{file}{last} is its last: {len(rows):,} rows, but {published.file} has {published.rows:,}",
-            f"fetch the file again; a file of your own goes by data.path=FILE, not into ${ROOT_VARIABLE}",
-        )
-    if hashlib.sha256(file.read_bytes()).hexdigest() != published.sha256:
-        log.warning("%s is not byte for byte the file that this was tested with (sha256 differs)", file)
-    return rows
-
-
 def _downloaded(published: Published) -> Path:
     """The file at published.url, cached in $CARERFT_CACHE/data (else ~/.cache/carerft/data). Raises DataError."""
     file = cache_directory() / "data" / published.file
@@ -165,11 +160,6 @@ def _from_hub(published: Published) -> list[Row]:
         rows = _hub_rows(published)
     except Exception as error:  # the network, the hub and the cache can fail in many ways
         raise _unavailable(published, f"the hub dataset {published.hub}", error) from error
-    if len(rows) != published.rows:
-        raise DataError(
-            f"{published.hub} at {published.revision} has {len(rows):,} rows, not {published.rows:,}",
-            "clear the cache of `datasets` and fetch it again",
-        )
     return [
         Row(fields, f"{published.hub} {config} {published.split}, row {index}", index)
         for index, (config, fields) in enumerate(rows)

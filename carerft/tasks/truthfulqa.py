@@ -114,16 +114,12 @@ def targets(row: Row, field: str) -> dict[str, bool]:
     """{answer: whether it is true}, at least one of each kind, without empty answers (the binary file contains some).
     Raises DataError."""
     value = row.fields.get(field)
-    by_answer = value if isinstance(value, dict) else {}
-    if by_answer.keys() == {"choices", "labels"}:  # the hub's form
-        choices, labels = by_answer["choices"], by_answer["labels"]
-        well_formed = isinstance(choices, list) and isinstance(labels, list) and len(choices) == len(labels)
-        pairs = list(zip(choices, labels, strict=True)) if well_formed else []
-    else:
-        pairs = list(by_answer.items())
-    if not all(isinstance(answer, str) and label in (0, 1) for answer, label in pairs):
-        pairs = []
-    truth = {answer.strip(): bool(label) for answer, label in pairs if answer.strip()}
+    try:
+        on_hub = value.keys() == {"choices", "labels"}
+        pairs = zip(value["choices"], value["labels"], strict=True) if on_hub else value.items()
+        truth = {answer.strip(): {0: False, 1: True}[label] for answer, label in pairs if answer.strip()}
+    except (AttributeError, KeyError, TypeError, ValueError):  # neither form
+        truth = {}
     if set(truth.values()) != {True, False}:
         raise DataError(
             f"{row.location}: {field!r} does not list true and false answers but {value!r:.200}",
