@@ -1,5 +1,7 @@
 """The tokens that end a completion, and whether prompts are put into the model's chat template."""
 
+from typing import Any
+
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from carerft.errors import ConfigError
@@ -39,7 +41,7 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
     answer = "5eed"
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
     try:
-        ending = tokenizer.apply_chat_template(turns, tokenize=False).rpartition(answer)[2]
+        ending = str(tokenizer.apply_chat_template(turns, tokenize=False)).rpartition(answer)[2]
     except Exception:  # no template, or a template whose code fails
         return None
     special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
@@ -50,5 +52,6 @@ def _configured_eos(policy: PreTrainedModel) -> list[int]:
     return [*_as_list(policy.config.eos_token_id), *_as_list(policy.generation_config.eos_token_id)]
 
 
-def _as_list(ids: int | list[int | None] | None) -> list[int]:
+def _as_list(ids: Any) -> list[int]:
+    """ids: an int, a list of ints, or None, as a configuration has them; transformers declares more types."""
     return [token for token in (ids if isinstance(ids, list) else [ids]) if token is not None]

@@ -56,7 +56,8 @@ def load_model(model: ModelSettings, device: torch.device) -> tuple[PreTrainedMo
     except Exception as error:
         raise _unloadable(path, "model", error) from error
     _check_head(policy, path)
-    return policy.to(device).eval(), tokenizer
+    # transformers' decorator of `to` hides that it is a method.
+    return policy.to(device).eval(), tokenizer  # pyright: ignore[reportArgumentType]
 
 
 def _without_weights(path: str, source: dict[str, Any], options: dict[str, Any]) -> PreTrainedModel:

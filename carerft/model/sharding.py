@@ -10,7 +10,7 @@ Weights are sent out layer by layer, so that no device ever holds more than one 
 
 import itertools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -43,14 +43,15 @@ def shard(model: PreTrainedModel, mesh: DeviceMesh, precision: str, offload: boo
         "offload_policy": CPUOffloadPolicy() if offload and mesh.device_type != "cpu" else OffloadPolicy(),
     }
     # The model itself comes last, with what is left: the embedding, which may also be the head, and the last norm.
-    for module in (*model.get_decoder().layers, model):
+    for module in (*cast(nn.ModuleList, model.get_decoder().layers), model):
         broadcast_module(module, mesh)
         fully_shard(module, **options)
     for module in model.modules():
         if isinstance(module, FSDPModule):  # the loss is a sum over processes, not a mean
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
-    model.as_forward = lambda function: function(model)
+    # torch declares every attribute of a module to be a tensor or a module.
+    model.as_forward = lambda function: function(model)  # pyright: ignore[reportArgumentType]
     register_fsdp_forward_method(model, "as_forward")
 
 
@@ -76,7 +77,9 @@ def as_forward(model: PreTrainedModel, function: Callable[[PreTrainedModel], Res
     The function must return a tensor or a tuple of tensors. Without a backward pass, the head and the embedding stay
     gathered until `reshard`.
     """
-    return model.as_forward(function) if isinstance(model, FSDPModule) else function(model)
+    if isinstance(model, FSDPModule):
+        return cast(Callable[[Callable], Result], model.as_forward)(function)
+    return function(model)
 
 
 def reshard(model: nn.Module) -> None:

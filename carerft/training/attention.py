@@ -6,7 +6,7 @@ a packed row, as in sampling, it is transformers' own "sdpa".
 """
 
 import inspect
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,9 @@ from carerft.training.packing import Grid, Packed
 
 NAME = "packed"
 # torch 2.11 accepts grouped queries without this argument.
-GROUPED_QUERIES = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+GROUPED_QUERIES: dict[str, Any] = (
+    {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+)
 
 
 def use_packed_attention(model: PreTrainedModel) -> bool:
@@ -69,10 +71,11 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, packed: Packed, scaling: float | No
     row = packed.varlen
     if row.key_index is not None:
         k, v = k.index_select(0, row.key_index), v.index_select(0, row.key_index)
-    return varlen_attn(
+    attended = varlen_attn(
         q, k, v, row.query_starts, row.key_starts, row.longest_query, row.longest_key,
         scale=scaling, window_size=(-1, 0), **(GROUPED_QUERIES if q.shape[1] != k.shape[1] else {}),
     )  # fmt: skip
+    return cast(Tensor, attended)  # a tuple only with return_aux
 
 
 def _grids(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, packed: Packed, scaling: float | None) -> Tensor:

@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from carerft.errors import RunDirectoryError
 
@@ -30,7 +32,7 @@ class CheckpointTensors:
 
     def __init__(self, policy: nn.Module, optimizer: torch.optim.Optimizer, distributed: bool):
         self._policy, self._optimizer, self._distributed = policy, optimizer, distributed
-        self._group: dist.ProcessGroup | None = None
+        self._group: Any = None  # a ProcessGroup; `new_group` declares more
         self._pending: Future | None = None
 
     def save(self, path: Path, asynchronous: bool = False) -> None:
@@ -64,6 +66,7 @@ class CheckpointTensors:
         parameters, tensors = self._trained(), self._tensors()
         for key, stored in dcp.FileSystemReader(path).read_metadata().state_dict_metadata.items():
             if key not in tensors:  # the state of an optimizer that has not taken a step yet
+                assert isinstance(stored, TensorStorageMetadata)
                 _, slot, name = key.split(".", 2)
                 parameter = parameters[name]
                 same = stored.size == parameter.shape
