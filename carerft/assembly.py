@@ -29,7 +29,7 @@ from carerft.rollout.engine import EngineOptions
 from carerft.rollout.transformers import TransformersWorker
 from carerft.runs.directory import RunDirectory
 from carerft.tasks import Task
-from carerft.tasks.chat import ChatTask
+from carerft.tasks.encoding import ChatTask
 from carerft.terminal import console
 from carerft.trackers import MetricsFile, ProgressTracker, Trackers
 from carerft.trackers.choice import named_tracker

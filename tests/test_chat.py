@@ -14,8 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from carerft.errors import ConfigError
 from carerft.model.chat import end_of_turn, eos_token_ids, uses_chat
 from carerft.tasks import Problem
-from carerft.tasks.chat import ChatTask
-from carerft.tasks.encoding import encode, prompt_tokens, show_prompt
+from carerft.tasks.encoding import ChatTask, encode, prompt_tokens, show_prompt
 from carerft.tasks.gsm8k import Gsm8kTask
 from carerft.world.bases import SHIPPED
 
