@@ -273,8 +273,8 @@ def of_negative_entropy(pi: float, q: float) -> float:
 def test_the_learner_reaches_the_optimum_of_a_bandit(regularizer: Regularizer, slope: Callable[[float, float], float]):
     actions = 5
     policy = tiny_model(seed=3, vocabulary=actions, tied=False)
-    steps = 300
-    settings = LearnerSettings(learning_rate=3e-3, schedule="cosine", max_grad_norm=1e9)
+    steps = 120
+    settings = LearnerSettings(learning_rate=6e-3, schedule="cosine", max_grad_norm=1e9)
     algorithm = Algorithm("bandit", actions, 1e9, 1e9, "token", "sequence", "none", 0.0)
     built = Learner(policy, algorithm, regularizer, settings, steps)
     prompt = torch.tensor([[2, 3]])
@@ -299,7 +299,7 @@ def test_the_learner_reaches_the_optimum_of_a_bandit(regularizer: Regularizer, s
         built.step(rollouts, rewards)
     optimum = bandit_optimum(ref, rewards, slope)
     assert float(optimum.sum()) == pytest.approx(1.0, abs=1e-9)
-    assert torch.allclose(probabilities(), optimum, atol=5e-3), (probabilities(), optimum)
+    assert torch.allclose(probabilities(), optimum, atol=1e-3), (probabilities(), optimum)
     assert float((optimum - ref).abs().max()) > 0.05  # the optimum is not where it started
-    if isinstance(regularizer, ReverseKL):  # known in closed form: ref exp(r / beta)
+    if type(regularizer) is ReverseKL:  # known in closed form: ref exp(r / beta)
         assert torch.allclose(optimum, (ref.log() + rewards.double() / 0.5).softmax(-1), atol=1e-9)
