@@ -89,7 +89,7 @@ def test_two_engines_give_the_samples_of_one(worker, policy):
     for i, prompt in enumerate(PROMPTS[:3]):  # one prompt goes to one engine alone
         assert completions(worker.sample([prompt], 5, Sampling(12), seed=0)) == completions(rollouts)[5 * i : 5 * i + 5]
     twice = worker.sample([PROMPTS[0], PROMPTS[0]], 5, Sampling(12, ignore_eos=True), seed=0)
-    assert len({tuple(tokens) for tokens in completions(twice)}) == 10  # equal prompts on different engines
+    assert len({tuple(tokens) for tokens in completions(twice)}) == 10  # equal prompts
     stopped = worker.sample(PROMPTS, 10, Sampling(12, stop=("c",)), seed=0)
     assert any(tokens[-1] == 2 for tokens in completions(stopped))
     assert all(bool(f) == (t[-1] in (2, EOS, 7)) for t, f in zip(completions(stopped), stopped.finished, strict=True))
@@ -105,17 +105,17 @@ def test_weights_travel_in_the_engines_precision(policy, directory):
     here, other = EngineProcess(), copy.deepcopy(policy)
     here.start(options(directory, dtype="bfloat16"))
     try:
-        asked = ([PROMPTS[0]], [[1, 2, 3]], Sampling(12, ignore_eos=True))
-        here.engine.load(merged_weights(policy))
+        asked = ([PROMPTS[0]], 3, Sampling(12, ignore_eos=True), 0)
+        here.load(merged_weights(policy))
         expected = here.sample(*asked)
         perturb(other, seed=2)
-        here.engine.load(merged_weights(other))
+        here.load(merged_weights(other))
         assert not equal(here.sample(*asked), expected)
         arrays = {name: as_array(weight, torch.bfloat16) for name, weight in merged_weights(policy)}
-        here.load(arrays)
+        here.load_arrays(arrays)
         assert equal(here.sample(*asked), expected)
     finally:
-        here.engine.close()
+        here.close()
     assert sum(array.nbytes for array in arrays.values()) == sum(
         (2 if weight.dim() > 1 else 4) * weight.numel() for _, weight in merged_weights(policy)
     )

@@ -43,7 +43,7 @@ def test_the_engine_leaves_threads_random_states_and_the_process_group_of_the_le
         group, before, threads = dist.group.WORLD, states(), torch.get_num_threads()
         engine = Engine(options(directory))
         engine.load(policy.state_dict().items())
-        engine.sample(PROMPTS, [[1]] * 4, Sampling(3))
+        engine.sample(PROMPTS, 1, Sampling(3), seed=1)
         engine.close()
         assert states() == before and torch.get_num_threads() == threads
         torch.set_num_threads(threads + 1)

@@ -54,7 +54,7 @@ def test_an_engine_samples_from_the_weights_that_were_sent(tmp_path, monkeypatch
         for seed in (1, 2):
             perturb(policy, seed)
             transfer.send(policy)
-            rollouts = engine.sample(PROMPTS, [[1]] * len(PROMPTS), Sampling(12, ignore_eos=True))
+            rollouts = engine.sample(PROMPTS, 1, Sampling(12, ignore_eos=True), seed=1)
             for prompt, tokens, log_probs in zip(PROMPTS, rollouts.tokens.tolist(), rollouts.log_probs, strict=True):
                 torch.testing.assert_close(log_probs, teacher_forced(policy, prompt, tokens), atol=2e-5, rtol=0)
         round_trip = ["start_weight_update", "update_weights", "finish_weight_update"]

@@ -98,7 +98,12 @@ class Sampling:
 
 
 class RolloutWorker(Protocol):
-    """Samples completions from the policy, and scores given text under it."""
+    """Samples completions from the policy, and scores given text under it.
+
+    context: the most tokens of prompt and completion together.
+    """
+
+    context: int
 
     def sample(self, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, seed: int) -> Rollouts:
         """n completions of each prompt (token ids). The same weights, arguments and seed give the same samples.

@@ -9,7 +9,6 @@ import logging
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -21,10 +20,10 @@ from torch import Tensor
 
 from carerft.errors import CareError, EngineError
 from carerft.model.lora import merged_weights, rounded
-from carerft.rollout import Rollouts, RolloutWorker, Sampling
+from carerft.rollout import Rollouts
 from carerft.rollout.engine import Engine, EngineOptions
 from carerft.rollout.local_ray import gpu_shortage, start_ray
-from carerft.rollout.requests import check_context, check_sampling, completion_seeds
+from carerft.rollout.requests import SharingWorker
 from carerft.rollout.sync_check import check_sync, teacher_forced, vocabulary_of
 
 log = logging.getLogger(__name__)
@@ -32,8 +31,11 @@ log = logging.getLogger(__name__)
 START_S = 1800.0  # a large model takes minutes to start, and a start that hangs is rare
 
 
-class EngineProcess:
-    """The Ray actor that holds an engine. `start` makes the engine, because Ray hides the errors of a constructor."""
+class EngineProcess(Engine):
+    """The Ray actor that is an engine. `start` starts it, because Ray hides the errors of a constructor."""
+
+    def __init__(self) -> None:
+        pass
 
     def identity(self) -> tuple[str, int]:
         """The ids of the node and of the process that this runs in."""
@@ -43,19 +45,10 @@ class EngineProcess:
 
     def start(self, options: EngineOptions) -> None:
         logging.getLogger("ray").setLevel(logging.ERROR)
-        self.engine = Engine(options)
+        super().__init__(options)
 
-    def load(self, weights: dict[str, np.ndarray]) -> None:
-        self.engine.load((name, from_array(array)) for name, array in weights.items())
-
-    def transfer(self, *arguments: Any) -> None:
-        self.engine.transfer(*arguments)
-
-    def sample(self, *arguments: Any) -> Rollouts:
-        return self.engine.sample(*arguments)
-
-    def log_likelihood(self, *arguments: Any) -> list[float]:
-        return self.engine.log_likelihood(*arguments)
+    def load_arrays(self, weights: dict[str, np.ndarray]) -> None:
+        self.load((name, from_array(array)) for name, array in weights.items())
 
 
 def as_array(weight: Tensor, precision: torch.dtype) -> np.ndarray:
@@ -81,7 +74,7 @@ class RunningEngine(NamedTuple):
     pid: int
 
 
-class DedicatedWorker(RolloutWorker):
+class DedicatedWorker(SharingWorker):
     """Samples and scores with one or more vLLM engines, each in its own process, on any number of which it gives the
     same samples.
 
@@ -94,8 +87,11 @@ class DedicatedWorker(RolloutWorker):
         self, options: EngineOptions, engines: int, timeout_s: float, max_restarts: int, verify_sync: bool = False
     ):
         """Starts the engines, all at the same time. Raises CareError if they cannot start."""
+        super().__init__(engines, options.max_model_len)
         self.options, self.timeout_s, self.max_restarts = options, timeout_s, max_restarts
         self.verify_sync, self.verified = verify_sync, False
+        self.precision: torch.dtype = getattr(torch, options.dtype)  # of the engines' weights
+        self._gpus_per_engine = options.tensor_parallel_size if torch.cuda.is_available() else 0
         self.weights: Any = None  # Ray's reference of the current weights, with which a lost engine is replaced
         self._transfer: Any = None  # the `carerft.rollout.transfer.Transfer` by which weights come, if they do
         self.engines: list[RunningEngine | None] = [None] * engines
@@ -109,56 +105,32 @@ class DedicatedWorker(RolloutWorker):
             self.close()
             raise
 
-    def sample(self, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, seed: int) -> Rollouts:
-        check_sampling(prompts, n, sampling, self.options.max_model_len)
-        seeds = completion_seeds(prompts, n, seed)
-        shares = self._shares(len(prompts))
-        parts = self._call(
-            "sample", [([list(prompts[i]) for i in share], [seeds[i] for i in share], sampling) for share in shares]
-        )
-        order = torch.tensor([i for share in shares for i in share]).argsort()
-        return Rollouts.concatenate(parts).prompts(order)
-
-    def log_likelihood(self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]) -> list[float]:
-        check_context(prompts, [len(c) for c in continuations], self.options.max_model_len)
-        shares = self._shares(len(prompts))
-        parts = self._call(
-            "log_likelihood", [([list(prompts[i]) for i in s], [list(continuations[i]) for i in s]) for s in shares]
-        )
-        totals = dict(zip((i for share in shares for i in share), (t for part in parts for t in part), strict=True))
-        return [totals[i] for i in range(len(prompts))]
-
     def sync(self, policy: torch.nn.Module) -> None:
         if self.options.weight_transfer_config:
             from carerft.rollout.transfer import Transfer
 
             devices = self.options.tensor_parallel_size
-            self._transfer = self._transfer or Transfer(self._call, len(self.engines), devices)
+            self._transfer = self._transfer or Transfer(self.call, self.workers, devices)
             self._transfer.send(policy)
         else:
             self.load(merged_weights(policy))
         self.verify(partial(teacher_forced, policy, dtype=self.options.dtype), vocabulary_of(policy))
-
-    @property
-    def precision(self) -> torch.dtype:
-        """The precision of the engines' weights."""
-        return getattr(torch, self.options.dtype)
 
     def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """The first half of `sync`: give these weights, named as in a checkpoint, to all engines."""
         import ray
 
         self.weights = ray.put({name: as_array(weight, self.precision) for name, weight in weights})
-        self._call("load", [(self.weights,)] * len(self.engines))
+        self.call("load_arrays", [(self.weights,)] * self.workers)
 
     def verify(self, score: Callable[[Tensor, Tensor], Tensor], vocabulary: int) -> None:
         """The second half of `sync`: `check_sync` of each engine, if this sync is to be checked."""
         if self.verified and not self.verify_sync:
             return
-        for index in range(len(self.engines)):
+        for index in range(self.workers):
 
-            def sample(prompts: list[list[int]], n: int, sampling: Sampling, seed: int, index: int = index) -> Rollouts:
-                return self._call("sample", [(prompts, completion_seeds(prompts, n, seed), sampling)], [index])[0]
+            def sample(*request: Any, index: int = index) -> Rollouts:
+                return self.call("sample", [request], first=index)[0]
 
             check_sync(sample, score, vocabulary, self.options)
         self.verified = True
@@ -174,10 +146,10 @@ class DedicatedWorker(RolloutWorker):
         import ray
 
         self._closed = True
-        self._kill(range(len(self.engines)))
+        self._kill(range(self.workers))
         if self._ray_in_use.acquire(timeout=60):  # a thread that uses Ray after its end would start it again
             self._ray_in_use.release()
-        self._kill(range(len(self.engines)))  # those that the thread was starting
+        self._kill(range(self.workers))  # those that the thread was starting
         self.weights = None
         if self._transfer is not None:
             self._transfer.close()
@@ -185,54 +157,37 @@ class DedicatedWorker(RolloutWorker):
             ray.shutdown()
             self._must_end_ray = False
 
-    def _shares(self, count: int) -> list[range]:
-        """The prompts of each engine, dealt out like cards. There are fewer shares than engines if prompts are few."""
-        return [range(i, count, len(self.engines)) for i in range(min(count, len(self.engines)))]
+    def call(self, method: str, arguments: Sequence[tuple], first: int = 0) -> list[Any]:
+        """Calls a method of engines and returns their answers. arguments[i]: of engine first + i.
 
-    def _call(self, method: str, arguments: Sequence[tuple], indices: Sequence[int] | None = None) -> list[Any]:
-        """Calls a method of engines and returns the answers in order.
-
-        arguments[i] go to engine indices[i], by default to engine i. Engines that die or do not answer in time are
-        replaced, and called again.
+        Engines that die or do not answer in time are replaced, and called again.
         """
         import ray
         from ray.exceptions import RayError, RayTaskError
 
-        indices = range(len(arguments)) if indices is None else indices
-        answers: dict[int, Any] = {}  # by their index in arguments
-        pending: dict[Any, int] = {}  # Ray's reference of an answer -> index in arguments
+        answers: dict[int, Any] = {}  # by engine
+        unanswered = dict(enumerate(arguments, first))
         restarts = 0
-
-        def submit(calls: Iterable[int]) -> float:
-            """Returns the deadline of the answers."""
-            for i in calls:
-                engine = self.engines[indices[i]]
-                assert engine is not None, "the worker is closed"
-                pending[getattr(engine.handle, method).remote(*arguments[i])] = i
-            return time.monotonic() + self.timeout_s
-
         with self._ray_in_use:
-            deadline = submit(range(len(arguments)))
-            while pending:
-                ready, _ = ray.wait(list(pending), num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
-                lost: dict[int, str] = {}
-                if not ready:
-                    lost = dict.fromkeys(
-                        pending.values(), f"gave no answer within rollout.timeout_s={self.timeout_s:g}"
-                    )
-                    pending.clear()
-                for reference in ready:
-                    i = pending.pop(reference)
+            while unanswered:
+                calls: dict[Any, int] = {}  # Ray's reference of an answer -> engine
+                for index, engine_arguments in unanswered.items():
+                    engine = self.engines[index]
+                    assert engine is not None, "the worker is closed"
+                    calls[getattr(engine.handle, method).remote(*engine_arguments)] = index
+                ready, late = ray.wait(list(calls), num_returns=len(calls), timeout=self.timeout_s)
+                lost = {calls[call]: f"gave no answer within rollout.timeout_s={self.timeout_s:g}" for call in late}
+                for call in ready:
                     try:
-                        answers[i] = ray.get(reference)
+                        answers[calls[call]] = ray.get(call)
                     except RayTaskError as error:
                         raise error.cause from error
                     except RayError as error:
-                        lost[i] = f"died ({type(error).__name__})"
+                        lost[calls[call]] = f"died ({type(error).__name__})"
                 self._check_open()
                 if lost:
                     restarts += len(lost)
-                    losses = "; ".join(f"engine {indices[i]} {why} during {method!r}" for i, why in lost.items())
+                    losses = "; ".join(f"engine {index} {why} during {method!r}" for index, why in lost.items())
                     if restarts > self.max_restarts:
                         raise EngineError(
                             f"{losses}, and rollout.max_restarts={self.max_restarts} allows no further restart",
@@ -241,10 +196,10 @@ class DedicatedWorker(RolloutWorker):
                             "rollout.gpu_memory_utilization or rollout.kv_cache_gib if it ran out of memory",
                         )
                     log.warning("%s: replacing it and calling again", losses)
-                    self._start([indices[i] for i in lost])
+                    self._start(list(lost))
                     self._check_open()
-                    deadline = submit(lost)
-        return [answers[i] for i in range(len(arguments))]
+                unanswered = {index: unanswered[index] for index in lost}
+        return [answers[index] for index in sorted(answers)]
 
     def _check_open(self) -> None:
         if self._closed:
@@ -253,25 +208,23 @@ class DedicatedWorker(RolloutWorker):
     def _start(self, indices: Sequence[int]) -> None:
         """Starts or replaces engines, with the current weights."""
         import ray
-        from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+        from ray.exceptions import RayError, RayTaskError
 
         self._kill(indices)
         actor = ray.remote(num_cpus=0, num_gpus=self._gpus_per_engine, max_restarts=0)(EngineProcess)
         handles: list[Any] = [actor.remote() for _ in indices]
-        located = False
         try:
             for index, handle in zip(indices, handles, strict=True):
                 self.engines[index] = RunningEngine(handle, *ray.get(handle.identity.remote(), timeout=START_S))
-            located = True
-            ready = [handle.start.remote(self.options) for handle in handles]
+            started = [handle.start.remote(self.options) for handle in handles]
             if self.weights is not None:
-                ready += [handle.load.remote(self.weights) for handle in handles]
-            ray.get(ready, timeout=START_S)
+                started += [handle.load_arrays.remote(self.weights) for handle in handles]
+            ray.get(started, timeout=START_S)
         except RayTaskError as error:
             raise error.cause from error
-        except (GetTimeoutError, RayError) as error:
+        except RayError as error:
             why = type(error).__name__
-            if not located:
+            if any(self.engines[index] is None for index in indices):
                 with suppress(Exception):  # Ray itself may have ended
                     why = gpu_shortage(len(indices) * self._gpus_per_engine) or why
             raise CareError(
@@ -279,10 +232,6 @@ class DedicatedWorker(RolloutWorker):
                 "lower rollout.engines or rollout.tensor_parallel_size, or look for the cause in the system's log (out "
                 "of memory?)",
             ) from error
-
-    @property
-    def _gpus_per_engine(self) -> int:
-        return self.options.tensor_parallel_size if torch.cuda.is_available() else 0
 
     def _kill(self, indices: Iterable[int]) -> None:
         """Ends engines' processes at once, even those that are stopped or hang."""

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from carerft.errors import CareError
 from carerft.rollout import Rollouts, Sampling
-from carerft.rollout.requests import check_finite
+from carerft.rollout.requests import check_context, check_finite, check_sampling, completion_seeds
 
 # What vLLM reads from the environment when it is imported. The user's own values take precedence.
 ENVIRONMENT = {
@@ -76,6 +76,7 @@ class Engine:
 
     def __init__(self, options: EngineOptions):
         """Raises CareError if the model does not fit into memory, or vLLM does not know it."""
+        self.options, self.context, self.asleep = options, options.max_model_len, False
         self._shares_process_group = torch.distributed.is_initialized()
         distributed = self._shares_process_group and torch.distributed.get_world_size() > 1
         for key, value in ENVIRONMENT.items():
@@ -88,7 +89,7 @@ class Engine:
             from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
             from vllm.platforms import current_platform
 
-            self.options, self.can_sleep, self.asleep = options, current_platform.is_sleep_mode_available(), False
+            self.can_sleep = current_platform.is_sleep_mode_available()
             arguments = asdict(options)
             del arguments["eos_token_ids"]
             cpu = current_platform.is_cpu()
@@ -113,22 +114,18 @@ class Engine:
                 cleanup_dist_env_and_memory()  # another engine may be started in this process
                 raise _start_error(options, error) from error
 
-    def sample(self, prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]], sampling: Sampling) -> Rollouts:
-        """One completion of each prompt for each of its seeds; all prompts must have the same number of seeds.
-
-        The same weights, seed and sampling give the same completion, except for float rounding, which depends on the
-        batch. Raises NonFiniteError if the model's probabilities are not finite numbers.
-        """
+    def sample(self, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, seed: int) -> Rollouts:
+        """As `RolloutWorker.sample`."""
+        check_sampling(prompts, n, sampling, self.context)
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        requests = [(prompt, seed) for prompt, row in zip(prompts, seeds, strict=True) for seed in row]
         parameters = [
             SamplingParams(
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
                 max_tokens=sampling.max_tokens,
-                seed=seed >> 1,  # vLLM holds it in a signed 64-bit integer
+                seed=completion_seed >> 1,  # vLLM holds it in a signed 64-bit integer
                 # vLLM's own end-of-sequence tokens come from the model's generation_config as well; ours replace them.
                 ignore_eos=True,
                 stop_token_ids=[] if sampling.ignore_eos else list(self.options.eos_token_ids),
@@ -139,9 +136,11 @@ class Engine:
                 flat_logprobs=True,
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
-            for _, seed in requests
+            for seeds in completion_seeds(prompts, n, seed)
+            for completion_seed in seeds
         ]
-        outputs = [output.outputs[0] for output in self._run([prompt for prompt, _ in requests], parameters)]
+        repeated = [prompt for prompt in prompts for _ in range(n)]
+        outputs = [output.outputs[0] for output in self._run(repeated, parameters)]
         log_probs = [torch.tensor(output.logprobs.logprobs, dtype=torch.float32) for output in outputs]
         check_finite(torch.cat(log_probs))
         return Rollouts.from_rows(
@@ -152,25 +151,23 @@ class Engine:
         )
 
     def log_likelihood(self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]) -> list[float]:
-        """Sum of log-probabilities (nats) of each continuation's tokens given its prompt, at temperature 1."""
+        """As `RolloutWorker.log_likelihood`."""
+        check_context(prompts, continuations, self.context)
         from vllm import SamplingParams
 
-        scored = [(list(p), list(c)) for p, c in zip(prompts, continuations, strict=True) if len(c)]
+        scored = [(i, list(c)) for i, c in enumerate(continuations) if len(c)]
         # vLLM always generates a token: that step scores the last one, so that a text may fill the context.
         parameters = [
             SamplingParams(
-                max_tokens=1, ignore_eos=True, detokenize=False, prompt_logprobs=0, logprob_token_ids=[c[-1]]
+                max_tokens=1, ignore_eos=True, detokenize=False, prompt_logprobs=0, logprob_token_ids=[tokens[-1]]
             )
-            for _, c in scored
+            for _, tokens in scored
         ]
-        outputs = iter(self._run([p + c[:-1] for p, c in scored], parameters) if scored else [])
+        outputs = self._run([[*prompts[i], *tokens[:-1]] for i, tokens in scored], parameters)
         totals = [0.0] * len(prompts)
-        for i, (prompt, continuation) in enumerate(zip(prompts, continuations, strict=True)):
-            if len(continuation):
-                output = next(outputs)
-                before = zip(output.prompt_logprobs[len(prompt) :], continuation[:-1], strict=True)
-                last = output.outputs[0].logprobs[0][continuation[-1]].logprob
-                totals[i] = float(sum(scores[token].logprob for scores, token in before) + last)
+        for (i, tokens), output in zip(scored, outputs, strict=True):
+            scores = [*output.prompt_logprobs[len(prompts[i]) :], output.outputs[0].logprobs[0]]
+            totals[i] = float(sum(score[token].logprob for score, token in zip(scores, tokens, strict=True)))
         return totals
 
     def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:

@@ -41,11 +41,7 @@ def start_ray(engines: int) -> bool:
         return True
     with environment_of_engines(engines):
         ray.init(
-            address="local",
-            num_cpus=engines,
-            include_dashboard=False,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
+            address="local", num_cpus=engines, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False
         )
     return True
 

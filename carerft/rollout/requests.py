@@ -1,13 +1,16 @@
-"""What every rollout worker does with a request: refuses what cannot work, derives seeds, and checks the result."""
+"""What rollout workers do with a request: refuse what cannot work, derive seeds, check the result, and divide it."""
 
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from carerft.errors import ConfigError, DataError, NonFiniteError
-from carerft.rollout import Sampling
+from carerft.rollout import Rollouts, RolloutWorker, Sampling
 
 
 def completion_seeds(prompts: Sequence[Sequence[int]], n: int, seed: int) -> list[list[int]]:
@@ -41,7 +44,7 @@ def check_sampling(prompts: Sequence[Sequence[int]], n: int, sampling: Sampling,
         raise ConfigError(f"top_p={sampling.top_p}", "write a number above 0 and at most 1; 1 leaves nothing out")
     if "" in sampling.stop:
         raise ConfigError("a stop string is empty", "leave it out")
-    check_context(prompts, [0] * len(prompts), context)
+    check_context(prompts, [[]] * len(prompts), context)
     longest = max(len(prompt) for prompt in prompts)
     if longest + sampling.max_tokens > context:
         raise ConfigError(
@@ -51,17 +54,18 @@ def check_sampling(prompts: Sequence[Sequence[int]], n: int, sampling: Sampling,
         )
 
 
-def check_context(prompts: Sequence[Sequence[int]], more: Sequence[int], context: int) -> None:
-    """Raises DataError: no prompts, an empty one, or one that does not fit. more: tokens that follow each prompt."""
+def check_context(prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], context: int) -> None:
+    """Raises DataError: no prompts, an empty one, or one that with its continuation does not fit."""
     if not prompts:
         raise DataError("there are no prompts to sample from or score", "give at least one")
-    for index, (prompt, extra) in enumerate(zip(prompts, more, strict=True)):
+    for index, (prompt, continuation) in enumerate(zip(prompts, continuations, strict=True)):
+        length = len(prompt) + len(continuation)
         if not len(prompt):
             raise DataError(f"prompt {index} (counted from 0) has no tokens", "leave it out, or correct its text")
-        if len(prompt) + extra > context - (extra == 0):
+        if length > context - (len(continuation) == 0):
             raise DataError(
-                f"prompt {index} (counted from 0) is too long: {len(prompt) + extra} tokens, including any "
-                f"continuation, for a context of {context}",
+                f"prompt {index} (counted from 0) is too long: {length} tokens, including any continuation, for a "
+                f"context of {context}",
                 "leave it out, shorten it, or choose a model with a longer context",
             )
 
@@ -73,3 +77,38 @@ def check_finite(log_probs: Tensor) -> None:
             "sampling met probabilities that are not finite numbers: the policy's weights have diverged",
             "go back to an earlier checkpoint, and continue with a lower learning rate",
         )
+
+
+class SharingWorker(RolloutWorker):
+    """Divides the prompts of each request among several workers, whose number does not change a prompt's samples."""
+
+    def __init__(self, workers: int, context: int):
+        self.workers, self.context = workers, context
+
+    def call(self, method: str, arguments: Sequence[tuple]) -> list[Any]:
+        """Calls a method of workers, at the same time, and returns their answers. arguments[i]: of worker i."""
+        raise NotImplementedError
+
+    def sample(self, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, seed: int) -> Rollouts:
+        check_sampling(prompts, n, sampling, self.context)
+        shares = self._shares(prompts)
+        parts = self.call("sample", [([prompts[i] for i in share], n, sampling, seed) for share in shares])
+        return Rollouts.concatenate(parts).prompts(torch.tensor(list(chain(*shares))).argsort())
+
+    def log_likelihood(self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]) -> list[float]:
+        check_context(prompts, continuations, self.context)
+        shares = self._shares(prompts)
+        arguments = [([prompts[i] for i in share], [continuations[i] for i in share]) for share in shares]
+        totals = dict(zip(chain(*shares), chain(*self.call("log_likelihood", arguments)), strict=True))
+        return [totals[i] for i in range(len(prompts))]
+
+    def _shares(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+        """The indices of each worker's prompts; fewer shares than workers if prompts are few.
+
+        Equal prompts go to one worker, which makes their samples differ and computes their keys and values once.
+        """
+        numbers: dict[tuple[int, ...], int] = {}
+        shares: list[list[int]] = [[] for _ in range(self.workers)]
+        for i, prompt in enumerate(prompts):
+            shares[numbers.setdefault(tuple(prompt), len(numbers)) % self.workers].append(i)
+        return [share for share in shares if share]

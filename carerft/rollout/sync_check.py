@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from carerft.errors import CareError
-from carerft.model.compilation import eagerly
 from carerft.model.sharding import reshard
 from carerft.rollout import Rollouts, Sampling
 from carerft.rollout.engine import EngineOptions
@@ -57,8 +56,9 @@ def teacher_forced(policy: torch.nn.Module, prompts: Tensor, tokens: Tensor, dty
     """
     device, training = next(policy.parameters()).device, policy.training
     policy.eval()
-    try:
-        with eagerly(), torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
+    autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == "bfloat16")
+    try:  # without compilation (learner.compile), which each new shape would start
+        with torch.compiler.set_stance("force_eager"), torch.no_grad(), autocast:
             logits = policy(torch.cat([prompts, tokens], dim=1).to(device), use_cache=False).logits.float()
     finally:
         policy.train(training)

@@ -71,16 +71,14 @@ class Transfer:
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         offsets = [init_info["rank_offset"] + index * self.devices for index in range(self.engines)]
-        self._call_all("init_weight_transfer_engine", [({**init_info, "rank_offset": offset},) for offset in offsets])
+        infos = [{**init_info, "rank_offset": offset} for offset in offsets]
+        self._call("transfer", [("init_weight_transfer_engine", info) for info in infos])
 
     def start_weight_update(self) -> None:
-        self._call_all("start_weight_update", [()] * self.engines)
+        self._call("transfer", [("start_weight_update",)] * self.engines)
 
     def update_weights(self, update_info: Any) -> None:
-        self._call_all("update_weights", [(update_info,)] * self.engines)
+        self._call("transfer", [("update_weights", update_info)] * self.engines)
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
-        self._call_all("finish_weight_update", [()] * self.engines)
-
-    def _call_all(self, method: str, arguments: Sequence[tuple]) -> None:
-        self._call("transfer", [(method, *engine_arguments) for engine_arguments in arguments])
+        self._call("transfer", [("finish_weight_update",)] * self.engines)

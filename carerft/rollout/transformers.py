@@ -8,20 +8,20 @@ every step, continues to decode rows that have ended, and draws from the global 
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+from tokenizers.decoders import DecodeStream
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from carerft.errors import ConfigError
-from carerft.model.compilation import eagerly
 from carerft.model.lora import merged_weights
 from carerft.rollout import Rollouts, RolloutWorker, Sampling
 from carerft.rollout.decoding import Decoder, decoder_for
 from carerft.rollout.requests import check_context, check_finite, check_sampling, completion_seeds
-from carerft.rollout.stops import StopStrings
 
 LOGITS = 2**27  # how many logits log_likelihood holds at a time: half a gibibyte in float32
 
@@ -61,6 +61,34 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> t
     return tokens[:, 0], log_probs.gather(1, tokens)[:, 0]
 
 
+class StopStrings:
+    """Follows the text of R completions token by token, as vLLM does: without special tokens and without the prompt.
+
+    The prompts only initialise the decoders: the text of a first token can depend on the token before it.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase | None, stop: Sequence[str], prompts: Sequence[Sequence[int]]
+    ):
+        """Raises ConfigError if there is no tokenizer, or it cannot decode a stream."""
+        if tokenizer is None or not tokenizer.is_fast:
+            raise ConfigError(
+                f"stop strings {tuple(stop)} need a tokenizer of the tokenizers library",
+                "give the worker the model's tokenizer, or leave the stop strings out",
+            )
+        self.tokenizer: Any = tokenizer.backend_tokenizer
+        self.stop = tuple(stop)
+        self.tail_length = max(map(len, self.stop)) - 1  # characters in which a stop string may have begun
+        self.streams = [DecodeStream(ids=list(map(int, prompt)), skip_special_tokens=True) for prompt in prompts]
+        self.tails = [""] * len(prompts)
+
+    def completes(self, row: int, token: int) -> bool:
+        """Appends this token to the row's completion. Returns whether it completes a stop string."""
+        text = self.tails[row] + (self.streams[row].step(self.tokenizer, token) or "")
+        self.tails[row] = text[max(0, len(text) - self.tail_length) :]
+        return any(stop in text for stop in self.stop)
+
+
 class TransformersWorker(RolloutWorker):
     """Samples and scores with a transformers model in this process.
 
@@ -92,12 +120,13 @@ class TransformersWorker(RolloutWorker):
         self.model = model
         self.eos_token_ids, self.pad_token_id = torch.tensor(list(eos_token_ids), dtype=torch.int64), pad_token_id
         self.batch_size, self.dtype, self.tokenizer = batch_size, dtype, tokenizer
+        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.context: int = limit or sys.maxsize  # some configurations name no limit
 
     def sample(self, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, seed: int) -> Rollouts:
         """As `RolloutWorker.sample`. batch_size does not change the samples either, but for float rounding."""
-        check_sampling(prompts, n, sampling, self._context())
-        seeds = completion_seeds(prompts, n, seed)
-        sequences = [(prompt, s) for prompt in range(len(prompts)) for s in seeds[prompt]]
+        check_sampling(prompts, n, sampling, self.context)
+        sequences = [(prompt, s) for prompt, seeds in enumerate(completion_seeds(prompts, n, seed)) for s in seeds]
         # Prompts of similar length together: less padding.
         order = sorted(range(len(sequences)), key=lambda i: len(prompts[sequences[i][0]]))
         tokens = [torch.empty(0)] * len(sequences)
@@ -113,17 +142,16 @@ class TransformersWorker(RolloutWorker):
                 if sampling.stop:
                     stops = StopStrings(self.tokenizer, sampling.stop, [prompts[p] for p, _ in batch])
                 decoder = make_decoder([prompts[i] for i in distinct], rows, sampling.max_tokens, self.pad_token_id)
-                drawn, drawn_log_probs, stopped = self._complete(decoder, noise.to(self.model.device), sampling, stops)
+                noise = noise.to(self.model.device)
+                drawn, drawn_log_probs, lengths, finished[members] = self._complete(decoder, noise, sampling, stops)
                 check_finite(drawn_log_probs)
-                lengths, ended = self._lengths(drawn, stopped, sampling.ignore_eos)
                 for row, (i, length) in enumerate(zip(members, lengths.tolist(), strict=True)):
                     tokens[i], log_probs[i] = drawn[row, :length], drawn_log_probs[row, :length]
-                finished[members] = ended
         return Rollouts.from_rows(prompts, tokens, log_probs, finished)
 
     def log_likelihood(self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]) -> list[float]:
-        pairs = [(list(p), list(c)) for p, c in zip(prompts, continuations, strict=True)]
-        check_context(prompts, [len(c) for c in continuations], self._context())
+        check_context(prompts, continuations, self.context)
+        pairs = [(tuple(p), list(c)) for p, c in zip(prompts, continuations, strict=True)]
         # Equal prompts side by side: a batch reads each of them once. Similar lengths together: less padding.
         order = sorted(range(len(pairs)), key=lambda i: (len(pairs[i][0]), pairs[i][0], len(pairs[i][1])))
         longest = max(1, max(len(continuation) for _, continuation in pairs))
@@ -146,63 +174,52 @@ class TransformersWorker(RolloutWorker):
 
     def _complete(
         self, decoder: Decoder, noise: Tensor, sampling: Sampling, stops: StopStrings | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """(R, T) tokens, (R, T) log-probabilities, and (R,) int64 the length at which a stop string ended a row, or 0.
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(R, T) tokens and log-probabilities, (R,) int64 each row's length, and (R,) bool whether the row has ended.
 
-        noise: (R, max_tokens). T is the length at which the last row ended; what follows a row's end is meaningless.
+        noise: (R, max_tokens). T is the length of the longest row; what follows a row's end is meaningless.
         """
-        count, steps = noise.shape
+        (count, steps), device = noise.shape, noise.device
         noise = noise.t().contiguous()
-        eos = self.eos_token_ids.to(noise.device)
-        tokens = torch.zeros(steps, count, dtype=torch.int64, device=noise.device)
-        log_probs = torch.zeros(steps, count, device=noise.device)
-        stopped = torch.zeros(count, dtype=torch.int64)
-        rows = torch.arange(count, device=noise.device)  # those that are still decoded
-        done = torch.zeros(count, dtype=torch.bool, device=noise.device)
+        eos = self.eos_token_ids.to(device)
+        tokens = torch.zeros(steps, count, dtype=torch.int64, device=device)
+        log_probs = torch.zeros(steps, count, device=device)
+        lengths = torch.zeros(count, dtype=torch.int64, device=device)
+        rows = torch.arange(count, device=device)  # those that are still decoded
+        done = torch.zeros(count, dtype=torch.bool, device=device)  # of those, which have ended
         logits, step = decoder.logits, 0
         for step in range(steps):
             newest, log_prob = draw(logits, noise[step, rows], sampling.temperature, sampling.top_p)
             tokens[step, rows], log_probs[step, rows] = newest, log_prob
+            lengths[rows] += ~done
             if stops is not None:
-                for i, (row, token, ended) in enumerate(zip(*(t.tolist() for t in (rows, newest, done)), strict=True)):
-                    if not ended and stops.completes(row, token):
-                        stopped[row], done[i] = step + 1, True
-            if step == steps - 1:
-                break
+                triples = zip(rows.tolist(), newest.tolist(), done.tolist(), strict=True)
+                completed = [not ended and stops.completes(row, token) for row, token, ended in triples]
+                done |= torch.tensor(completed, device=device)
             if not sampling.ignore_eos:
                 done |= torch.isin(newest, eos)
-            if not sampling.ignore_eos or stops is not None:
-                active = (~done).nonzero()[:, 0]
-                if len(active) == 0:
-                    break
-                if len(active) <= 0.875 * len(rows):  # moving their keys costs as much as reading them in a few steps
-                    decoder.keep(active)
-                    rows, newest, done = rows[active], newest[active], done[active]
+            active = (~done).nonzero()[:, 0]
+            if step == steps - 1 or len(active) == 0:
+                break
+            if len(active) <= 0.875 * len(rows):  # moving their keys costs as much as reading them in a few steps
+                decoder.keep(active)
+                rows, newest, done = rows[active], newest[active], done[active]
             logits = decoder.step(newest)
-        return tokens[: step + 1].t().cpu(), log_probs[: step + 1].t().cpu(), stopped
+        finished = torch.ones(count, dtype=torch.bool, device=device)
+        finished[rows] = done
+        return tokens[: step + 1].t().cpu(), log_probs[: step + 1].t().cpu(), lengths.cpu(), finished.cpu()
 
-    def _lengths(self, tokens: Tensor, stopped: Tensor, ignore_eos: bool) -> tuple[Tensor, Tensor]:
-        """(R,) length of each completion up to its first end, and (R,) bool whether it has one.
-
-        tokens: (R, T); stopped: (R,), as `_complete` returns them.
-        """
-        ends = torch.isin(tokens, self.eos_token_ids) & (not ignore_eos)
-        ends |= torch.arange(1, tokens.shape[1] + 1) == stopped[:, None]
-        finished = ends.any(1)
-        return torch.where(finished, ends.int().argmax(1) + 1, tokens.shape[1]), finished
-
-    def _likelihood(self, pairs: list[tuple[list[int], list[int]]]) -> Tensor:
+    def _likelihood(self, pairs: list[tuple[tuple[int, ...], list[int]]]) -> Tensor:
         """(B,) summed log-probabilities. A prompt's keys and values serve all of its continuations."""
         device = self.model.device
-        prompts = list(dict.fromkeys(tuple(prompt) for prompt, _ in pairs))
-        row_of = {prompt: row for row, prompt in enumerate(prompts)}
-        rows = torch.tensor([row_of[tuple(prompt)] for prompt, _ in pairs])
+        row_of = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompt for prompt, _ in pairs))}
+        rows = torch.tensor([row_of[prompt] for prompt, _ in pairs])
         continuations = [torch.tensor(tokens, dtype=torch.int64, device=device) for _, tokens in pairs]
         # (B, T), padded on the right: in a causal model no real position attends to padding.
         tokens = pad_sequence(continuations, batch_first=True, padding_value=self.pad_token_id)
         if tokens.shape[1] == 0:
             return torch.zeros(len(pairs))
-        decoder = Decoder(self.model, prompts, rows, tokens.shape[1] - 1, self.pad_token_id)
+        decoder = Decoder(self.model, list(row_of), rows, tokens.shape[1] - 1, self.pad_token_id)
         logits = decoder.logits[:, None]
         if tokens.shape[1] > 1:
             logits = torch.cat([logits, decoder.read(tokens[:, :-1])], dim=1)
@@ -211,10 +228,6 @@ class TransformersWorker(RolloutWorker):
         scored = torch.arange(tokens.shape[1], device=device) < lengths[:, None]
         return -(losses * scored).sum(1).cpu()
 
-    def _context(self) -> int:
-        """The most tokens that the model can read, sys.maxsize if its configuration names no limit."""
-        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
-
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
         """Eval mode, no gradients, and autocast to self.dtype; restores the mode of every module."""
@@ -222,7 +235,7 @@ class TransformersWorker(RolloutWorker):
         self.model.eval()
         try:
             with (
-                eagerly(),
+                torch.compiler.set_stance("force_eager"),  # each step has a shape, which would be compiled anew
                 torch.inference_mode(),
                 torch.autocast(self.model.device.type, dtype=self.dtype, enabled=self.dtype is not None),
             ):

@@ -8,22 +8,21 @@ its process, whereupon torchrun ends the rest.
 
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from carerft.errors import CareError, ConfigError
-from carerft.rollout import Rollouts, RolloutWorker, Sampling
+from carerft.rollout import RolloutWorker
 from carerft.rollout.dedicated import DedicatedWorker
-from carerft.rollout.requests import check_context
+from carerft.rollout.requests import SharingWorker
 from carerft.rollout.sync_check import teacher_forced, vocabulary_of
 from carerft.training.learner import Learner
 
@@ -67,10 +66,8 @@ def actions(worker: RolloutWorker | None, learner: Learner) -> dict[str, Action]
     named = {name: getattr(learner, name) for name in DistributedLearner.ACTIONS}
     named["teacher_forced"] = partial(teacher_forced, learner.policy, dtype=learner.settings.precision)
     if worker is not None:
-        named["sample"] = lambda prompts, *rest: worker.sample(prompts, *rest) if prompts else None
-        named["log_likelihood"] = lambda prompts, *rest: worker.log_likelihood(prompts, *rest) if prompts else []
-        named["sync"] = lambda: worker.sync(learner.policy)
-        named["sleep"] = worker.sleep
+        named |= {name: getattr(worker, name) for name in ("sample", "log_likelihood", "sleep")}
+        named["sync"] = partial(worker.sync, learner.policy)
     return named
 
 
@@ -86,23 +83,23 @@ class Leader:
         """Let the other processes build what `lead` takes, while this one builds its own."""
         dist.broadcast_object_list([START])
 
-    def lead(self, worker: RolloutWorker, learner: Learner) -> tuple[RolloutWorker, "DistributedLearner"]:
+    def lead(self, worker: RolloutWorker, learner: Learner) -> tuple[RolloutWorker, Learner]:
         """The worker and the learner of all processes. worker, learner: this process's."""
         self.actions = actions(worker, learner)
         dedicated = isinstance(worker, DedicatedWorker)
-        together = DedicatedToAll(self, worker) if dedicated else DistributedWorker(self)
-        return together, DistributedLearner(self, learner)
+        together = DedicatedToAll(self, worker) if dedicated else DistributedWorker(self, worker.context)
+        return together, cast(Learner, DistributedLearner(self, learner))  # it has every attribute of a learner
 
     def perform(self, action: str, *arguments: Any) -> Any:
         """Perform an action with equal arguments in each process. Returns this process's result; raises as `share`."""
         return self.share(action, [arguments] * self.mesh.size())[0]
 
     def share(self, action: str, arguments: Sequence[tuple]) -> list[Any]:
-        """Perform an action, with different arguments in each process. Returns each process's result; raises the first
-        CareError of any."""
+        """Perform an action in the first len(arguments) processes, each with its own arguments. Returns their results;
+        raises the first CareError of any."""
         self.lost = True
         dist.broadcast_object_list([(action, arguments)])
-        results = _perform(self.mesh, self.actions[action], arguments[0])
+        results = _perform(self.mesh, self.actions[action], arguments)[: len(arguments)]
         self.lost = False
         for result in results:
             if isinstance(result, CareError):
@@ -134,7 +131,7 @@ def follow(mesh: DeviceMesh, named: dict[str, Action]) -> None:
     """Perform the leader's actions until it ends. named: this process's `actions`."""
     while (request := _received()) is not None:
         action, arguments = request
-        _perform(mesh, named[action], arguments[mesh.get_rank()])
+        _perform(mesh, named[action], arguments)
 
 
 def _received() -> Any:
@@ -143,15 +140,16 @@ def _received() -> Any:
     return message[0]
 
 
-def _perform(mesh: DeviceMesh, function: Action, arguments: tuple) -> list[Any]:
-    """Call the function. The leader gets every process's result, which may be a CareError."""
-    first = mesh.get_rank() == 0
+def _perform(mesh: DeviceMesh, function: Action, arguments: Sequence[tuple]) -> list[Any]:
+    """Call the function with this process's arguments, if any. The leader gets every process's result or CareError."""
+    rank, result = mesh.get_rank(), None
     try:
-        result = function(*arguments)
+        if rank < len(arguments):
+            result = function(*arguments[rank])
     except CareError as error:
         result = error
     results: list[Any] = [None] * mesh.size()
-    dist.gather_object(None if first else result, results if first else None)
+    dist.gather_object(result if rank else None, None if rank else results)
     return [result, *results[1:]]
 
 
@@ -176,7 +174,7 @@ class DedicatedToAll:
     """
 
     def __init__(self, leader: Leader, engines: DedicatedWorker):
-        self._leader, self._engines = leader, engines
+        self._leader, self._engines, self.context = leader, engines, engines.context
         self.sample, self.log_likelihood = engines.sample, engines.log_likelihood
         self.sleep, self.reset, self.close = engines.sleep, engines.reset, engines.close
 
@@ -186,28 +184,15 @@ class DedicatedToAll:
         self._engines.verify(partial(self._leader.perform, "teacher_forced"), vocabulary_of(policy))
 
 
-class DistributedWorker:
-    """The rollout workers of all processes, which divide each request's prompts. Implements `RolloutWorker`."""
+class DistributedWorker(SharingWorker):
+    """The rollout workers of all processes. Each process resets and closes its own."""
 
-    def __init__(self, leader: Leader):
+    def __init__(self, leader: Leader, context: int):
+        super().__init__(leader.mesh.size(), context)
         self._leader = leader
 
-    def sample(self, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, seed: int) -> Rollouts:
-        """As one worker's: a prompt's samples do not depend on the number of processes."""
-        shares = self._shares(prompts)
-        results = self._leader.share("sample", [([prompts[i] for i in share], n, sampling, seed) for share in shares])
-        order = torch.tensor([i for share in shares for i in share])
-        return Rollouts.concatenate([part for part in results if part is not None]).prompts(order.argsort())
-
-    def log_likelihood(self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]) -> list[float]:
-        """As one worker's."""
-        shares = self._shares(prompts)
-        arguments = [([prompts[i] for i in share], [continuations[i] for i in share]) for share in shares]
-        values = [0.0] * len(prompts)
-        for share, part in zip(shares, self._leader.share("log_likelihood", arguments), strict=True):
-            for i, value in zip(share, part, strict=True):
-                values[i] = value
-        return values
+    def call(self, method: str, arguments: Sequence[tuple]) -> list[Any]:
+        return self._leader.share(method, arguments)
 
     def sync(self, policy: torch.nn.Module) -> None:
         """Sample from the policy's current weights from now on. policy: ignored; each process syncs its own."""
@@ -215,18 +200,3 @@ class DistributedWorker:
 
     def sleep(self) -> None:
         self._leader.perform("sleep")
-
-    def reset(self) -> None:
-        """Nothing: each process resets its own worker."""
-
-    def close(self) -> None:
-        """Nothing: each process closes its own worker."""
-
-    def _shares(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-        """The indices of each process's prompts. Equal prompts go to one process, which makes their samples differ."""
-        check_context(prompts, [0] * len(prompts), sys.maxsize)
-        numbers: dict[tuple[int, ...], int] = {}
-        shares: list[list[int]] = [[] for _ in range(self._leader.mesh.size())]
-        for i, prompt in enumerate(prompts):
-            shares[numbers.setdefault(tuple(prompt), len(numbers)) % len(shares)].append(i)
-        return shares

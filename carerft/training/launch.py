@@ -7,7 +7,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +43,6 @@ def quiet() -> list[str]:
         return []
     root = "hydra.job_logging.root"
     return ["hydra.run.dir=.", f"{root}.handlers=[rich]", f"{root}.level=ERROR", "~hydra.job_logging.handlers.file"]
-
-
-def recorded(function: Callable[..., int]) -> Callable[..., int]:
-    """The function, wrapped so that torchrun reports the error that ends it."""
-    if not _under_torchrun():
-        return function
-    from torch.distributed.elastic.multiprocessing.errors import record
-
-    return record(function)  # type: ignore[return-value]  # None only if the function returns None
 
 
 def start(settings: LearnerSettings, overrides: Sequence[str], directory: Path) -> None:
