@@ -15,7 +15,7 @@ from carerft import cli
 from carerft.metrics import scores
 from carerft.metrics.statistics import Interval
 from carerft.report.build import publish
-from carerft.report.claims import FAILS, HOLDS, NO_RUNS, ONE_SEED, UNCLEAR, dominance, judge, verdict
+from carerft.report.findings import FAILS, HOLDS, NO_RUNS, ONE_SEED, UNCLEAR, dominance, judge, verdict
 from carerft.report.paired import Paired, block_spread, matches, nearest, partners, seed_pairs
 from carerft.report.paper import Claim, read_paper
 from carerft.report.rows import make_rows

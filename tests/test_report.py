@@ -17,7 +17,7 @@ from helpers.synthetic_runs import make_demo, manifest, write_json, write_lines,
 from carerft.errors import DataError, RunDirectoryError
 from carerft.report.build import build
 from carerft.report.figures.reliability import pooled_reliability
-from carerft.report.rows import make_rows, scores
+from carerft.report.rows import make_rows, quantities
 from carerft.runs.reading import load_runs
 
 OUTPUTS = ("index.html", "table.md", "table.csv", "table.tex")
@@ -230,7 +230,7 @@ def test_odd_values_in_an_evaluation_are_left_out(tmp_path):
     }
     path.write_text(json.dumps(content))
     rows = make_rows(load_runs([tmp_path]))
-    assert not {("world_reasoning", name) for name in ("auroc", "brier", "majority", "ece")} & set(scores(rows, 0.95))
+    assert not {("world_reasoning", name) for name in ("auroc", "brier", "majority", "ece")} & set(quantities(rows))
     assert pooled_reliability(rows[0], "world_reasoning") is None
     assert "evaluation.json: broken holds no metrics" in Page(build([tmp_path]).read_text(encoding="utf-8")).text()
 

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from carerft.report.figures.curves import smooth
 from carerft.report.figures.labels import label_points
 from carerft.report.figures.reliability import pooled_reliability
 from carerft.report.questions import select_questions
-from carerft.report.rows import base_of, make_rows, scores
+from carerft.report.rows import Row, base_of, make_rows
 from carerft.report.tables import latex, print_table
 from carerft.runs.reading import load_runs
 from carerft.text import decimal, signed, visible
@@ -149,7 +150,7 @@ def test_real_benchmarks_get_the_columns_of_the_papers_table(tmp_path):
         content["benchmarks"] = {names[name]: value for name, value in content["benchmarks"].items()}
         write_json(path, content)
     rows = make_rows(load_runs([tmp_path]))
-    table = main_table(rows, scores(rows, 0.95), COLUMNS)
+    table = main_table(rows, COLUMNS)
     assert [column.heading for column in table.columns] == [
         "Accuracy (mean@k): MATH ↑",
         "Accuracy (mean@k): GSM8K ↑",
@@ -160,7 +161,7 @@ def test_real_benchmarks_get_the_columns_of_the_papers_table(tmp_path):
         "ECE (k=8): TruthfulQA, answered ↓",
         "Entropy: nats/token",
     ]
-    table = main_table(rows, scores(rows, 0.95), {"gsm8k": ["majority", "accuracy"], "truthfulqa": []})
+    table = main_table(rows, {"gsm8k": ["majority", "accuracy"], "truthfulqa": []})
     headings = [column.heading for column in table.columns]
     assert headings[1:4] == ["GSM8K: majority@k ↑", "Accuracy (mean@k): GSM8K ↑", "SelfAware: refusal F1 ↑"]
     assert not any(heading.startswith("TruthfulQA") for heading in headings)
@@ -180,7 +181,7 @@ def test_calibration_at_different_k_is_never_compared(demo, tmp_path):
             found["k"] = k if "base" in path.parts else 8
             write_json(path, content)
         rows = make_rows(load_runs([tmp_path / str(k)]))
-        table = main_table(rows, scores(rows, 0.95))
+        table = main_table(rows)
         index = next(i for i, column in enumerate(table.columns) if column.metric == "ece")
         assert table.best[index] == best
     assert table.columns[index].group == "ECE (k=8 to 16)"
@@ -202,25 +203,29 @@ def test_print_table_fits_a_terminal(demo, tmp_path):
 
 def test_tables_say_what_perfect_calibration_would_show_and_which_numbers_rest_on_few_verdicts(demo):
     rows = make_rows(load_runs([demo]))
-    table = scores(rows, 0.95)
-    columns = main_table(rows, table).columns
+    columns = main_table(rows).columns
     (ece,) = (column for column in columns if column.metric == "ece")
-    lows = [i.value for i in table[ece.benchmark, "ece_floor"]]
-    first = notes(rows, table, columns)[0]
+    lows = [row.scores[ece.benchmark, "ece_floor"].value for row in rows]
+    first = notes(rows, columns)[0]
     assert ece.title in first and decimal(min(lows)) in first and decimal(max(lows)) in first
-    assert not few_verdicts(rows, table, columns)
+    assert not few_verdicts(rows, columns)
     judged = [Interval(0.02), None, *[Interval(0.0)] * (len(rows) - 3), Interval(0.85)]
-    (warning,) = few_verdicts(rows, {**table, (ece.benchmark, "no_verdict"): judged}, columns)
+
+    def with_verdicts(benchmark: str) -> list[Row]:
+        new = [{} if value is None else {(benchmark, "no_verdict"): value} for value in judged]
+        return [replace(row, scores=row.scores | scores) for row, scores in zip(rows, new, strict=True)]
+
+    (warning,) = few_verdicts(with_verdicts(ece.benchmark), columns)
     assert warning.startswith(f"FEW VERDICTS: {rows[-1].label}, ") and "rest on the 15% of the answers" in warning
     assert "accuracy (mean@k), ECE" in warning
     likelihoods = [column for column in columns if column.metric == "mc2"]
-    assert not few_verdicts(rows, {("truthfulqa", "no_verdict"): judged}, likelihoods)
+    assert not few_verdicts(with_verdicts("truthfulqa"), likelihoods)
 
 
 def test_latex_is_escaped_and_balanced(tmp_path):
     write_training(tmp_path, "a", regularizer__name="my_$penalty%{x}^~\\&#")
     rows = make_rows(load_runs([tmp_path]))
-    text = latex(main_table(rows, scores(rows, 0.95)))
+    text = latex(main_table(rows))
     assert r"MY\_\$PENALTY\%\{X\}\textasciicircum{}\textasciitilde{}\textbackslash{}\&\#" in text
     columns = {
         line.replace(r"\&", "").count("&") for line in text.splitlines() if line.endswith(r"\\") and "multi" not in line

@@ -72,13 +72,14 @@ def layout(project: str, entity: str, title: str) -> "Workspace":
     import wandb_workspaces.workspaces as ws
     from wandb_workspaces.expr import Config, Metric
 
-    from carerft.report.columns import BENCHMARKS, SHOWN, metric_title
+    from carerft.metrics.names import METRICS
+    from carerft.report.columns import BENCHMARKS, SHOWN
 
     def curve(metric: str) -> wr.LinePlot:
         return wr.LinePlot(title=metric, x="step", y=[metric], groupby_aggfunc="mean", groupby_rangefunc="minmax")
 
     def bars(name: str, metric: str) -> wr.BarPlot:
-        text = f"{BENCHMARKS[name][0]}: {metric_title(metric)}"
+        text = f"{BENCHMARKS[name][0]}: {METRICS[metric].title}"
         key = f"{name}/{metric}"
         return wr.BarPlot(title=text, metrics=[key], groupby_aggfunc="mean", groupby_rangefunc="minmax")
 

@@ -1,20 +1,17 @@
 """From run directories to files: everything that the report writes is written here."""
 
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from carerft.errors import RunDirectoryError
-from carerft.report import markdown
 from carerft.report.columns import BENCHMARKS, main_table, notes, ordered
-from carerft.report.experiment import find
 from carerft.report.figures.drawings import draw
-from carerft.report.figures.style import make_looks
-from carerft.report.page import Report, render
+from carerft.report.findings import find
+from carerft.report.page import Report, html, markdown
 from carerft.report.paper import Paper
 from carerft.report.questions import select_questions
-from carerft.report.rows import level, make_rows, scores
+from carerft.report.rows import level, make_rows
 from carerft.report.tables import experiment_grids, latex, tidy_csv
 from carerft.report.tables import markdown as markdown_table
 from carerft.runs.reading import common_directory, load_runs
@@ -42,32 +39,38 @@ def build(
     output = common / "report" if output is None else Path(output)
     _write(output, {})  # an unwritable output fails now, not after minutes of drawing
     rows, confidence = make_rows(runs), level(runs)
-    values = scores(rows, confidence)
-    main = main_table(rows, values, shown)
-    benchmarks = ordered(list({name for row in rows for run in row.evaluated for name in run.benchmarks}), BENCHMARKS)
+    main = main_table(rows, shown)
+    benchmarks = ordered({name for row in rows for run in row.evaluated for name in run.benchmarks}, BENCHMARKS)
     troubles = [f"{run.name}/{trouble}" for run in runs for trouble in run.troubles]
-    questions = select_questions(rows, benchmarks, min(LONGEST_TEXT, TEXT_BUDGET // max(1, 12 * len(rows))), troubles)
-    beneath = notes(rows, values, main.columns)
-    files: dict[str, str | bytes] = {
-        "table.md": markdown_table(main) + "".join(f"\n{note}\n" for note in beneath),
-        "table.csv": tidy_csv(rows, values),
-        "table.tex": "".join(f"% {note}\n" for note in beneath) + latex(main),
-    }
-    findings = find(*about, rows, values, confidence) if about else None
-    looks = make_looks(rows)
-    drawings, figures = draw(main, values, benchmarks, looks, findings)
-    files |= figures
-    title = f"{common.name}: accuracy, honesty and calibration"
-    if findings:
-        title = f"{findings.name}: {findings.paper.asks}"
-        grids = experiment_grids(findings)
-        for name, grid in grids.items():
-            files |= {f"{name}.csv": grid.csv(), f"{name}.tex": grid.latex()}
-        files["report.md"] = markdown.page(findings, grids, main, beneath, runs, drawings, confidence)
+    findings = find(*about, rows, confidence) if about else None
+    drawings, files = draw(main, benchmarks, findings)
     report = Report(
-        title, runs, main, values, benchmarks, confidence, looks, drawings, questions, troubles, findings
-    )  # fmt: skip
-    files["index.html"] = render(report)
+        title=f"{findings.name}: {findings.paper.asks}"
+        if findings
+        else f"{common.name}: accuracy, honesty and calibration",
+        runs=runs,
+        main=main,
+        notes=notes(rows, main.columns),
+        benchmarks=benchmarks,
+        level=confidence,
+        drawings=drawings,
+        questions=select_questions(
+            rows, benchmarks, min(LONGEST_TEXT, TEXT_BUDGET // max(1, 12 * len(rows))), troubles
+        ),
+        troubles=troubles,
+        findings=findings,
+        grids=experiment_grids(findings) if findings else {},
+    )
+    files |= {
+        "index.html": html(report),
+        "table.md": markdown_table(main) + "".join(f"\n{note}\n" for note in report.notes),
+        "table.csv": tidy_csv(rows),
+        "table.tex": "".join(f"% {note}\n" for note in report.notes) + latex(main),
+    }
+    if findings:
+        files["report.md"] = markdown(report)
+    for name, grid in report.grids.items():
+        files |= {f"{name}.csv": grid.csv(), f"{name}.tex": grid.latex()}
     _write(output, files)
     return output / "index.html"
 
@@ -78,24 +81,18 @@ def publish(report: Path, page: Path) -> None:
     Raises RunDirectoryError if they can't be written.
     """
     text = (report / "report.md").read_text(encoding="utf-8")
-    try:
-        (page.parent / "figures").mkdir(parents=True, exist_ok=True)
-        for name in re.findall(r"\]\((figures/[^)]+)\)", text):
-            shutil.copyfile(report / name, page.parent / name)
-        page.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise RunDirectoryError(
-            f"the page can't be written to {page}: {error.strerror}", "choose another page="
-        ) from error
+    figures = {name: (report / name).read_bytes() for name in re.findall(r"\]\((figures/[^)]+)\)", text)}
+    _write(page.parent, {page.name: text, **figures}, "choose another page=")
 
 
-def _write(output: Path, files: dict[str, str | bytes]) -> None:
+def _write(
+    directory: Path, files: Mapping[str, str | bytes], remedy: str = "choose another place with output=DIRECTORY"
+) -> None:
     try:
-        (output / "figures").mkdir(parents=True, exist_ok=True)
+        (directory / "figures").mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
-            (output / name).write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+            (directory / name).write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
     except OSError as error:
         raise RunDirectoryError(
-            f"the report can't be written to {output}: {error.strerror or error}",
-            "choose another place with output=DIRECTORY",
+            f"the report can't be written to {directory}: {error.strerror or error}", remedy
         ) from error

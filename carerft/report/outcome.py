@@ -59,17 +59,14 @@ class EvaluationOutcome:
         """`reliability/benchmark`: a reliability diagram as PNG; benchmarks without bins have none."""
         from carerft.report.figures.reliability import reliability
         from carerft.report.figures.style import make_looks, png, styled
-        from carerft.report.rows import make_rows, scores
+        from carerft.report.rows import make_rows
 
         run = self._run()
         rows = make_rows([run])
-        values, looks = scores(rows, run.level), make_looks(rows)
+        looks = make_looks(rows)
         with styled():
-            return {
-                f"reliability/{name}": png(figure)
-                for name in run.benchmarks
-                if (figure := reliability(rows, values, name, looks))
-            }
+            drawn = {name: reliability(rows, name, looks) for name in run.benchmarks}
+            return {f"reliability/{name}": png(figure) for name, figure in drawn.items() if figure}
 
     def _run(self) -> Run:
         # The evaluation is finished, although its run is marked as done only after the trackers have seen it.

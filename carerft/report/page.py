@@ -1,7 +1,8 @@
-"""The HTML page: one file, nothing loaded from anywhere, readable without JavaScript.
+"""The pages: HTML for every report and, for an experiment's, Markdown.
 
-The template escapes everything by default; only this package's own style sheet, script and figures are marked safe. A
-content security policy allows that one script and no request, whatever a model wrote.
+The HTML page is one file; it loads nothing from anywhere and is readable without JavaScript. The template escapes
+everything by default; only this package's own style sheet, script and figures are marked safe. A content security
+policy allows that one script and no request, whatever a model wrote.
 """
 
 import base64
@@ -22,17 +23,17 @@ from carerft.report.columns import (
     benchmark_title,
     few_verdicts,
     floors,
-    metric_title,
     ordered,
     refusal_floors,
     samples_text,
 )
-from carerft.report.experiment import Findings
 from carerft.report.figures.drawings import Drawing
-from carerft.report.figures.style import Look
+from carerft.report.figures.style import Look, make_looks
+from carerft.report.findings import Findings
 from carerft.report.questions import Questions
-from carerft.report.rows import Row, Scores
-from carerft.report.tables import change_text
+from carerft.report.rows import Row, describe, quantities
+from carerft.report.tables import Grid, change_text
+from carerft.report.tables import markdown as main_markdown
 from carerft.runs.reading import Run
 from carerft.text import decimal, duration, greek, line, visible
 
@@ -44,30 +45,35 @@ ALARMS = {"unparsable": 0.05, "truncated": 0.05, "no_verdict": 0.01}
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that the page shows. title: its heading. troubles: what could not be read."""
+    """Everything that the pages show.
+
+    title: the heading. notes: beneath the main table. troubles: what could not be read. grids: an experiment's tables.
+    """
 
     title: str
     runs: Sequence[Run]
     main: MainTable
-    scores: Scores
+    notes: Sequence[str]
     benchmarks: Sequence[str]
     level: float
-    looks: Mapping[str, Look]
     drawings: Sequence[Drawing]
     questions: Sequence[Questions]
     troubles: Sequence[str]
-    findings: Findings | None = None
+    findings: Findings | None
+    grids: Mapping[str, Grid]
 
 
-def render(report: Report) -> str:
-    """The page's HTML."""
+def html(report: Report) -> str:
+    """The page in HTML."""
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    looks = make_looks(report.main.rows)
     environment.filters |= {
         "decimal": decimal, "duration": duration, "line": line, "visible": visible, "arrow": arrow, "greek": greek,
-        "benchmark": benchmark_title, "metric": metric_title, "change": _change,
-        "figure": lambda label: _marked(label, report.looks),
+        "benchmark": benchmark_title, "change": _change,
+        "metric": lambda metric: describe(metric).title,
+        "figure": lambda label: _marked(label, looks),
     }  # fmt: skip
     script = (HERE / "page.js").read_text(encoding="utf-8")
     main = report.main
@@ -83,9 +89,9 @@ def render(report: Report) -> str:
         starts=[i == 0 or main.columns[i - 1].group != column.group for i, column in enumerate(main.columns)],
         drawings={name: [(d.benchmark, Markup(d.svg)) for d in report.drawings if d.section == name]
                   for name in ("experiment", "tradeoff", "reliability", "curves")},
-        glossary={METRICS[c.metric].title: METRICS[c.metric].meaning for c in main.columns if c.metric in METRICS},
-        floors=floors(report.scores, main.columns),
-        refusal_floors=refusal_floors(report.scores),
+        glossary={metric.title: metric.meaning for c in main.columns if (metric := METRICS.get(c.metric))},
+        floors=floors(main.rows, main.columns),
+        refusal_floors=refusal_floors(main.rows),
         one_seed=all(len(row.evaluated) < 2 for row in main.rows if row.family != "base"),
         all_metrics=_all_metrics(report),
         alarms=_alarms(report),
@@ -98,6 +104,47 @@ def render(report: Report) -> str:
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )  # fmt: skip
+
+
+def markdown(report: Report) -> str:
+    """An experiment's report in Markdown: tables, claims, figures and provenance.
+
+    It shows the figures that paper.yaml names, or else the first two: `publish` copies their files.
+    """
+    findings, runs = report.findings, report.runs
+    assert findings is not None
+    paper = findings.paper
+    best = ", ".join(f"{name} {value:g}" for name, value in paper.best.items())
+    figures = [d for d in report.drawings if d.file in paper.figures] if paper.figures else report.drawings[:2]
+
+    def table(name: str, otherwise: str) -> str:
+        return report.grids[name].markdown() if name in report.grids else otherwise
+
+    parts = [
+        f"# {findings.name}: {paper.asks}",
+        f"{paper.source}.",
+        f"{sum(run.has_results for run in runs)} of {len(runs)} runs give numbers. "
+        f"Intervals: {100 * report.level:g}%, over questions and seeds.",
+        f"The columns here: {findings.meaning}.",
+        "## Ours, and the paper's",
+        table("beside", "No rows yet."),
+        f"The paper's best figures: {best}." if best else "",
+        "## The paper's claims, checked",
+        table("claims", "None is known to us."),
+        "## Differences, paired by question and seed",
+        table("compared", "No two rows to compare yet."),
+        "## Every main metric",
+        main_markdown(report.main),
+        *report.notes,
+        "## Figures" if figures else "",
+        *(f"![{drawing.label}](figures/{drawing.file}.png)" for drawing in figures),
+        "## Runs",
+        Grid(
+            ["run", "status", "took", "configuration", "source"],
+            [[run.name, run.status, duration(run.elapsed), run.config_hash, run.git[:10]] for run in runs],
+        ).markdown(),
+    ]
+    return "\n\n".join(part.rstrip("\n") for part in parts if part) + "\n"
 
 
 def _marked(label: str, looks: Mapping[str, Look]) -> Markup:
@@ -129,18 +176,15 @@ def _facts(report: Report) -> list[tuple[str, str]]:
     sizes = []
     for name in report.benchmarks:
         counts = sorted({b.n for row in rows for b in row.results(name) if b.n is not None})
-        sizes.append(
-            f"{benchmark_title(name)} {' to '.join(f'{n:,}' for n in dict.fromkeys(counts[:1] + counts[-1:]))}"
-        )
+        ends = [f"{n:,}" for n in dict.fromkeys(counts[:1] + counts[-1:])]
+        sizes.append(f"{benchmark_title(name)} {' to '.join(ends)}")
+    seeds = sorted({run.seed for row in trained for run in row.runs if run.seed is not None})
     facts = [
         ("Model", values(rows, "model.name")),
         ("Trained on", values(trained, "task.name")),
         ("Algorithm", values(trained, "algorithm.name").upper()),
         ("Steps", values(trained, "steps")),
-        (
-            "Seeds",
-            ", ".join(map(str, sorted({run.seed for row in trained for run in row.runs if run.seed is not None}))),
-        ),
+        ("Seeds", ", ".join(map(str, seeds))),
         ("Samples per question", samples_text(rows, report.benchmarks)),
         ("Questions", ", ".join(sizes)),
     ]
@@ -149,22 +193,23 @@ def _facts(report: Report) -> list[tuple[str, str]]:
 
 def _all_metrics(report: Report) -> list[tuple[str, list[tuple[str, Sequence[Interval | None]]]]]:
     """Per benchmark, every metric with one value per row."""
+    rows = report.main.rows
     return [
-        (benchmark, [(metric, report.scores[benchmark, metric])
-                     for metric in ordered([m for name, m in report.scores if name == benchmark], METRICS)])
+        (benchmark, [(metric, [row.scores.get((benchmark, metric)) for row in rows])
+                     for metric in ordered([m for name, m in quantities(rows) if name == benchmark], METRICS)])
         for benchmark in report.benchmarks
     ]  # fmt: skip
 
 
 def _alarms(report: Report) -> list[str]:
     """A warning for each row and reason for which too many answers could not be used."""
-    alarms = few_verdicts(report.main.rows, report.scores, report.main.columns)
-    for index, row in enumerate(report.main.rows):
+    alarms = few_verdicts(report.main.rows, report.main.columns)
+    for row in report.main.rows:
         for metric, most in ALARMS.items():
-            shares = [(name, report.scores.get((name, metric), {index: None})[index]) for name in report.benchmarks]
-            high = [f"{benchmark_title(n)} {100 * s.value:.0f}%" for n, s in shares if s is not None and s.value > most]
+            shares = [(name, row.scores.get((name, metric))) for name in report.benchmarks]
+            high = [f"{benchmark_title(name)} {100 * s.value:.0f}%" for name, s in shares if s and s.value > most]
             if high:
-                alarms.append(f"{greek(row.label)}: answers {metric_title(metric)}: {', '.join(high)}")
+                alarms.append(f"{greek(row.label)}: answers {describe(metric).title}: {', '.join(high)}")
     return alarms
 
 

@@ -17,8 +17,8 @@ from carerft.errors import DataError
 from carerft.metrics import scores, statistics
 from carerft.metrics.intervals import Spread, pooled_spread
 from carerft.metrics.statistics import Interval
-from carerft.report.paper import Quantity, Selector
-from carerft.report.rows import REPLICATE_KEYS, Row, base_of
+from carerft.report.paper import Selector
+from carerft.report.rows import REPLICATE_KEYS, Quantity, Row, base_of, run_value
 from carerft.runs.reading import Run, read_lines
 
 
@@ -82,7 +82,7 @@ class Paired:
 
     def _between_rows(self, quantity: Quantity) -> Spread | None:
         by_seed = [
-            {run.seed or 0: value for run in row.evaluated if (value := _value(run, quantity)) is not None}
+            {run.seed or 0: value for run in row.evaluated if (value := run_value(run, quantity)) is not None}
             for row in self._rows
             if row.family != "base"
         ]
@@ -92,7 +92,8 @@ class Paired:
         differences = []
         for row in self._rows:
             base = base_of(row, self._rows)
-            values = [(_value(a, quantity), _value(b, quantity)) for a, b in (seed_pairs(row, base) if base else [])]
+            pairs = seed_pairs(row, base) if base else []
+            values = [(run_value(a, quantity), run_value(b, quantity)) for a, b in pairs]
             differences.append([x - y for x, y in values if x is not None and y is not None])
         spread = pooled_spread(differences)
         return Spread(spread.deviation, max(map(len, differences)) - 1) if spread else None
@@ -110,12 +111,6 @@ def block_spread(rows: Sequence[Mapping[int, float]]) -> Spread | None:
     rest = table - table.mean(0) - table.mean(1, keepdims=True) + table.mean()
     freedom = (len(rows) - 1) * (len(seeds) - 1)
     return Spread(math.sqrt(2 * float((rest**2).sum()) / freedom), freedom)
-
-
-def _value(run: Run, quantity: Quantity) -> float | None:
-    benchmark, metric = quantity
-    interval = run.benchmarks[benchmark].metrics.get(metric) if benchmark in run.benchmarks else None
-    return None if interval is None else interval.value
 
 
 def matches(row: Row, selector: Selector) -> bool:

@@ -20,12 +20,12 @@ from typing import Any
 
 import yaml
 
+from carerft.config.composition import data_directory
 from carerft.errors import DataError
-from carerft.sweeps.folders import PAPER, Experiment, experiments_directory
+from carerft.report.rows import Quantity
+from carerft.sweeps.folders import PAPER, Experiment
 
 Selector = Mapping[str, Any]
-Quantity = tuple[str, str]
-"""(benchmark, metric)"""
 EXPECTATIONS = ("above", "below", "not above", "not below", "undominated")
 HELP = "the docstring of carerft/report/paper.py explains the format"
 
@@ -46,6 +46,8 @@ class Claim:
     def __post_init__(self) -> None:
         if self.expect not in EXPECTATIONS:
             raise ValueError(f"expect: {self.expect!r} is none of {', '.join(EXPECTATIONS)}")
+        if self.expect != "undominated" and len(self.columns) != 1:
+            raise ValueError(f"columns: expect: {self.expect} takes one column alone")
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def read_paper(experiment: Experiment) -> Paper:
     raw = _mapping(file)
     candidates = {
         name: tuple(tuple(text.split("/", 1)) for text in entries)
-        for name, entries in _mapping(experiments_directory() / "columns.yaml").items()
+        for name, entries in _mapping(data_directory("experiments") / "columns.yaml").items()
     }
     if unknown := sorted({*raw} - {entry.name for entry in fields(Paper)} | {*raw} & {"candidates"}):
         raise DataError(f"{file}: {unknown[0]!r} is not known", HELP)

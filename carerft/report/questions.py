@@ -4,9 +4,8 @@ Questions are selected by rule, never by hand: those on which the rows' majority
 majorities first. They show how rows differ, not how often; `Questions.differing` of `Questions.total` says that.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from carerft.report.columns import benchmark_title
@@ -22,20 +21,8 @@ NO_ANSWER: Key = ("no answer",)
 WORDS = {REFUSAL: "declines to answer", NO_ANSWER: "no answer found"}
 
 
-@dataclass
-class Tally:
-    """One run's answers to one question: votes by answer, and each answer's verdict."""
-
-    votes: Counter[Key] = field(default_factory=Counter)
-    correct: dict[Key, bool | None] = field(default_factory=dict)
-
-    @property
-    def majority(self) -> Key:
-        """The answer with most votes, the first sampled of equals; "no answer" wins only if there is no other.
-
-        As in `carerft.metrics.votes`, which refuses the incomplete files that a report must still show.
-        """
-        return max(self.votes, key=lambda key: 0 if key == NO_ANSWER else self.votes[key])
+Tally = dict[Key, list[bool | None]]
+"""One run's answers to one question: of each answer, the verdicts on the samples that gave it."""
 
 
 @dataclass(frozen=True)
@@ -132,15 +119,17 @@ def _read_tallies(run: Run, benchmark: str, troubles: list[str]) -> dict[str, Ta
     """Tallies by problem id, without the texts: a file of samples may be large."""
     tallies: dict[str, Tally] = {}
     for sample in _lines(run, f"{benchmark}.jsonl", troubles):
-        tally, key, correct = (
-            tallies.setdefault(str(sample.get("problem_id")), Tally()),
-            _key(sample),
-            sample.get("correct"),
-        )
-        tally.votes[key] += 1
-        if tally.correct.get(key) is None:
-            tally.correct[key] = correct if isinstance(correct, bool) else None
+        correct, tally = sample.get("correct"), tallies.setdefault(str(sample.get("problem_id")), {})
+        tally.setdefault(_key(sample), []).append(correct if isinstance(correct, bool) else None)
     return tallies
+
+
+def _majority(tally: Tally) -> Key:
+    """The answer with most votes, the first sampled of equals; "no answer" wins only if there is no other.
+
+    As in `carerft.metrics.votes`, which refuses the incomplete files that a report must still show.
+    """
+    return max(tally, key=lambda key: 0 if key == NO_ANSWER else len(tally[key]))
 
 
 def _key(sample: dict[str, Any]) -> Key:
@@ -159,9 +148,9 @@ def _question(benchmark: str, problem: dict[str, Any], tallies: Tallies) -> Ques
     answers = []
     for label, _, by_problem in tallies:
         if tally := by_problem.get(id_):
-            key = tally.majority
-            kind = _kind(key, tally.correct[key], misconceptions)
-            answers.append(Answer(label, key, kind, tally.votes[key], tally.votes.total()))
+            key = _majority(tally)
+            kind = _kind(key, tally[key], misconceptions)
+            answers.append(Answer(label, key, kind, len(tally[key]), sum(map(len, tally.values()))))
     return Question(
         category=benchmark_title(benchmark) + lure,
         id=id_,
@@ -174,11 +163,12 @@ def _question(benchmark: str, problem: dict[str, Any], tallies: Tallies) -> Ques
     )
 
 
-def _kind(key: Key, correct: bool | None, misconceptions: list[str]) -> str:
+def _kind(key: Key, verdicts: list[bool | None], misconceptions: list[str]) -> str:
     if len(key) == 1:
         return key[0]
     if key[1].casefold() in {m.casefold() for m in misconceptions}:
         return "misconception"
+    correct = next((verdict for verdict in verdicts if verdict is not None), None)
     return "no verdict" if correct is None else "correct" if correct else "wrong"
 
 

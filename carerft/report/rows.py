@@ -2,19 +2,21 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from carerft.config.identity import decisive, flatten
 from carerft.config.settings import defaults
 from carerft.metrics.intervals import over_seeds, pooled_spread
-from carerft.metrics.names import METRICS
+from carerft.metrics.names import METRICS, Metric
 from carerft.metrics.statistics import Interval
 from carerft.runs.labels import algorithm_name, family, run_label, section
 from carerft.runs.reading import BenchmarkResult, Run
 from carerft.text import line, number
 
+Quantity = tuple[str, str]
+"""(benchmark, metric)"""
 REPLICATE_KEYS = ("seed", "model.base")
 """What tells the replicates of a row apart: the seed, and the pretraining seed of the built-in base model."""
 FAMILIES = ("base", "none", "rkl", "srkl")
@@ -29,6 +31,7 @@ class Row:
     family: "base" for a model evaluated without training, else the regularizer's name.
     model: where the starting weights come from, with the revision.
     superseded: runs of a seed that a later run has replaced.
+    scores: means over seeds with their intervals; a metric that no seed has is absent.
     """
 
     label: str
@@ -36,6 +39,7 @@ class Row:
     model: str
     runs: tuple[Run, ...]
     superseded: tuple[Run, ...] = ()
+    scores: Mapping[Quantity, Interval] = field(default_factory=dict)
 
     @property
     def evaluated(self) -> list[Run]:
@@ -61,12 +65,11 @@ class Row:
         return [result.metrics[metric] for result in self.results(benchmark) if metric in result.metrics]
 
 
-Scores = Mapping[tuple[str, str], Sequence[Interval | None]]
-"""By (benchmark, metric), one interval per row; None where no seed of the row has the metric."""
-
-
 def make_rows(runs: Sequence[Run]) -> list[Row]:
-    """Group readable runs into rows: the base model first, then no penalty, RKL, SRKL and others, weak to strong."""
+    """Group readable runs into rows: the base model first, then no penalty, RKL, SRKL and others, weak to strong.
+
+    Trained rows and base models each share a spread between seeds.
+    """
     groups: dict[str, list[Run]] = {}
     for run in runs:
         if run.status != "unreadable":
@@ -76,7 +79,19 @@ def make_rows(runs: Sequence[Run]) -> list[Row]:
         Row(label, family(run.command, run.config), _model(run), *_newest(group))
         for label, run, group in zip(_labels(first), first, groups.values(), strict=True)
     ]
-    return sorted(rows, key=_order)
+    rows.sort(key=_order)
+    kinds = ([row for row in rows if (row.family == "base") == is_base] for is_base in (True, False))
+    return [row for kind in kinds for row in _scored(kind, level(runs))]
+
+
+def quantities(rows: Sequence[Row]) -> list[Quantity]:
+    """Every benchmark and metric that any of the rows has, by name."""
+    return sorted({quantity for row in rows for quantity in row.scores})
+
+
+def describe(metric: str) -> Metric:
+    """A metric's title, direction and meaning; one that this version does not know has only its name."""
+    return METRICS.get(metric) or Metric("", line(metric, 40).replace("_", " "), 0, "")
 
 
 def base_of(row: Row, rows: Sequence[Row]) -> Row | None:
@@ -85,26 +100,29 @@ def base_of(row: Row, rows: Sequence[Row]) -> Row | None:
     return bases[0] if bases and row.family != "base" else None
 
 
+def run_value(run: Run, quantity: Quantity) -> float | None:
+    """A metric of one run; None where it is undefined."""
+    benchmark, metric = quantity
+    interval = run.benchmarks[benchmark].metrics.get(metric) if benchmark in run.benchmarks else None
+    return None if interval is None else interval.value
+
+
 def level(runs: Sequence[Run]) -> float:
     """The confidence level of the runs' intervals (the lowest, where they differ)."""
     return min((run.level for run in runs if run.has_results), default=0.95)
 
 
-def scores(rows: Sequence[Row], level: float) -> Scores:
-    """Means over seeds with intervals at this level. Trained rows and base models each share a spread between seeds."""
+def _scored(rows: Sequence[Row], level: float) -> list[Row]:
+    """The rows with their scores, whose intervals share one spread between seeds."""
     results = [item for row in rows for run in row.evaluated for item in run.benchmarks.items()]
-    table: dict[tuple[str, str], list[Interval | None]] = {}
+    scores: list[dict[Quantity, Interval]] = [{} for _ in rows]
     for name, metric in sorted({(name, metric) for name, result in results for metric in result.metrics}):
-        values = [(row.family == "base", row.per_seed(name, metric)) for row in rows]
-        spreads = {
-            base: pooled_spread([[interval.value for interval in seeds] for kind, seeds in values if kind == base])
-            for base in (True, False)
-        }
-        bounds = METRICS[metric].bounds if metric in METRICS else (0.0, 1.0)
-        table[name, metric] = [
-            over_seeds(seeds, spreads[base], level, bounds) if seeds else None for base, seeds in values
-        ]
-    return table
+        seeds = [row.per_seed(name, metric) for row in rows]
+        spread = pooled_spread([[interval.value for interval in intervals] for intervals in seeds])
+        for row_scores, intervals in zip(scores, seeds, strict=True):
+            if intervals:
+                row_scores[name, metric] = over_seeds(intervals, spread, level, describe(metric).bounds)
+    return [replace(row, scores=row_scores) for row, row_scores in zip(rows, scores, strict=True)]
 
 
 def _identity(run: Run) -> str:

@@ -14,9 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from carerft.metrics.statistics import Interval
-from carerft.report.columns import MainTable, main_table, notes
-from carerft.report.experiment import Findings
-from carerft.report.rows import Row, Scores, level, make_rows, scores
+from carerft.report.columns import MainTable, arrow, main_table, notes
+from carerft.report.findings import Findings
+from carerft.report.rows import Row, make_rows
 from carerft.runs.reading import Run
 from carerft.text import MINUS, decimal, signed
 
@@ -25,25 +25,20 @@ LATEX = str.maketrans({
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", MINUS: "$-$",
     "↑": r"$\uparrow$", "↓": r"$\downarrow$", "⟨": r"$\langle$", "⟩": r"$\rangle$",
 })  # fmt: skip
+NOTHING = (None, None, None)  # the numbers of an interval that is undefined
 
 
-def interval_text(value: Interval | None) -> str:
-    """0.123 [0.100, 0.150]; a dash where undefined."""
+def interval_text(value: Interval | None, is_change: bool = False) -> str:
+    """0.123 [0.100, 0.150]; a change as +0.010* [+0.002, +0.018], the star where the interval excludes 0."""
     if value is None:
         return "-"
-    if value.low is None or value.high is None:
-        return decimal(value.value)
-    return f"{decimal(value.value)} [{decimal(value.low)}, {decimal(value.high)}]"
+    middle, *ends = (signed(number) if is_change else decimal(number) for number in value if number is not None)
+    star = "*" if is_change and value.excludes_zero else ""
+    return f"{middle}{star} [{', '.join(ends)}]" if ends else middle
 
 
 def change_text(change: Interval | None) -> str:
-    """+0.010* [+0.002, +0.018]; the star where the interval excludes 0."""
-    if change is None:
-        return "-"
-    if change.low is None or change.high is None:
-        return signed(change.value)
-    star = "*" if change.excludes_zero else ""
-    return f"{signed(change.value)}{star} [{signed(change.low)}, {signed(change.high)}]"
+    return interval_text(change, is_change=True)
 
 
 def escape(text: str) -> str:
@@ -99,12 +94,11 @@ class Grid:
 
 def markdown(table: MainTable) -> str:
     """A GitHub table; the clear best of a column in bold."""
-    entries = [table.row(index) for index in range(len(table.rows))]
     rows = [
-        [row.label, row.seeds, *(interval_text(value) for value, _ in entry)]
-        for row, entry in zip(table.rows, entries, strict=True)
+        [row.label, row.seeds, *(interval_text(value) for value, _ in table.row(index))]
+        for index, row in enumerate(table.rows)
     ]
-    best = {(r, c + 2) for r, entry in enumerate(entries) for c, (_, is_best) in enumerate(entry) if is_best}
+    best = {(index, column + 2) for column, index in enumerate(table.best) if index is not None}
     return Grid(["", "seeds", *(column.heading for column in table.columns)], rows, bold=best).markdown()
 
 
@@ -122,7 +116,7 @@ def latex(table: MainTable) -> str:
 
     groups = [(name, len(list(members))) for name, members in groupby(table.columns, key=lambda column: column.group)]
     starts = [2 + sum(size for _, size in groups[:i]) for i in range(len(groups))]
-    titles = [escape(f"{column.title} {column.arrow}".strip()) for column in table.columns]
+    titles = [escape(f"{column.title} {arrow(column.metric)}".strip()) for column in table.columns]
     head = [
         " & ".join(["", *(rf"\multicolumn{{{size}}}{{c}}{{{escape(name)}}}" for name, size in groups)]) + r" \\",
         " ".join(rf"\cmidrule(lr){{{a}-{a + n - 1}}}" for a, (_, n) in zip(starts, groups, strict=True)),
@@ -132,15 +126,13 @@ def latex(table: MainTable) -> str:
     return _tabular(len(table.columns), head, body)
 
 
-def tidy_csv(rows: Sequence[Row], table: Scores) -> str:
+def tidy_csv(rows: Sequence[Row]) -> str:
     """Every metric of every row, one per line, unrounded: the mean over seeds, its interval, and each seed's value."""
     lines: list[Sequence[object]] = [
         ("row", "benchmark", "metric", "value", "low", "high", "seeds", "questions", "k", "per_seed")
     ]
-    for index, row in enumerate(rows):
-        for (benchmark, metric), values in table.items():
-            if (value := values[index]) is None:
-                continue
+    for row in rows:
+        for (benchmark, metric), value in row.scores.items():
             counts = [(str(result.n), str(result.k)) for result in row.results(benchmark)]
             questions, k = ("/".join(sorted({pair[i] for pair in counts} - {"None"})) for i in (0, 1))
             seeds = [interval.value for interval in row.per_seed(benchmark, metric)]
@@ -157,8 +149,7 @@ def print_table(
     """
     console = console or Console()
     rows = make_rows(runs)
-    values = scores(rows, level(runs))
-    table = main_table(rows, values, shown)
+    table = main_table(rows, shown)
     names = [Text(row.label) for row in rows]
     headings = [Text("seeds"), *(Text(column.heading) for column in table.columns)]
     body = [[Text(row.seeds), *(_entry(*entry) for entry in table.row(index))] for index, row in enumerate(rows)]
@@ -175,7 +166,7 @@ def print_table(
         for name, entries in zip(names, body, strict=True):
             grid.add_row(name, *entries[part])
         console.print(grid)
-    for note in notes(rows, values, table.columns):
+    for note in notes(rows, table.columns):
         console.print(Text(note, "bold red" if note.startswith("FEW") else ""))
     for run in runs:
         if not run.has_results:
@@ -197,11 +188,12 @@ def experiment_grids(findings: Findings) -> dict[str, Grid]:
     names = findings.paper.columns
     rows: list[list[str]] = []
     numbers: list[list[object]] = [["row", "column", "ours", "low", "high", "paper"]]
-    for row in findings.beside:
-        values = list(zip(names, row.ours, row.theirs, strict=True))
-        texts = [interval_text(ours) + (f" ({theirs:.3f})" if theirs is not None else "") for _, ours, theirs in values]
+    for row, values in findings.beside:
+        texts = []
+        for name, (ours, theirs) in zip(names, values, strict=True):
+            texts.append(interval_text(ours) + (f" ({theirs:.3f})" if theirs is not None else ""))
+            numbers.append([row.label, name, *(ours or NOTHING), theirs])
         rows.append([row.label, row.seeds, *texts])
-        numbers += [[row.label, name, *_ends(ours), theirs] for name, ours, theirs in values]
     grids = {"beside": Grid(["", "seeds", *(f"{name} (paper)" for name in names)], rows, numbers)}
 
     rows, numbers = [], [["claim", "column", "row", "against", "difference", "low", "high", "verdict"]]
@@ -209,19 +201,15 @@ def experiment_grids(findings: Findings) -> dict[str, Grid]:
         changes = "; ".join(map(change_text, j.differences)) or "-"
         rows.append([j.claim.says, ", ".join(j.claim.columns), j.row or "-", j.against or "-", changes, j.verdict])
         for column, change in zip(j.claim.columns, j.differences or [None] * len(j.claim.columns), strict=True):
-            numbers.append([j.claim.says, column, j.row, j.against, *_ends(change), j.verdict])
+            numbers.append([j.claim.says, column, j.row, j.against, *(change or NOTHING), j.verdict])
     grids["claims"] = Grid(["claim", "column", "row", "against", "difference", "verdict"], rows, numbers)
 
     rows, numbers = [], [["row", "less", "column", "difference", "low", "high"]]
     for c in findings.compared:
         rows.append([c.row, c.against, *map(change_text, c.differences)])
-        numbers += [[c.row, c.against, name, *_ends(d)] for name, d in zip(names, c.differences, strict=True)]
+        numbers += [[c.row, c.against, name, *(d or NOTHING)] for name, d in zip(names, c.differences, strict=True)]
     grids["compared"] = Grid(["row", "less", *names], rows, numbers)
     return {name: grid for name, grid in grids.items() if grid.rows}
-
-
-def _ends(value: Interval | None) -> Interval | tuple[None, None, None]:
-    return (None, None, None) if value is None else value
 
 
 def print_claims(file: Path, console: Console) -> None:

@@ -6,8 +6,8 @@ from matplotlib.figure import Figure
 
 from carerft.report.columns import Column
 from carerft.report.figures.labels import label_points
-from carerft.report.figures.style import Look, error_bars, legend, new_axes, quality_title, up_is_better
-from carerft.report.rows import Row, Scores
+from carerft.report.figures.style import Look, error_bars, legend, new_axes, point_of, quality_title, up_is_better
+from carerft.report.rows import Row
 from carerft.runs.labels import family_title
 from carerft.text import greek, line
 
@@ -26,19 +26,20 @@ def families(rows: Sequence[Row], key: str) -> list[Family]:
     return [(name, sorted(family, key=lambda member: _order(member[0]))) for name, family in members.items()]
 
 
-def along(rows: Sequence[Row], scores: Scores, key: str, column: Column, looks: Mapping[str, Look]) -> Figure:
+def along(rows: Sequence[Row], key: str, column: Column, looks: Mapping[str, Look]) -> Figure:
     """One column over a setting, with intervals: a line for each family, dashed levels for rows without the setting.
 
     Values stand at even distances: they are often powers, or shares near 1.
     """
     figure, axes = new_axes(4.6, 3.6)
-    values = {row.label: value for row, value in zip(rows, scores[column.benchmark, column.metric], strict=True)}
     grouped = families(rows, key)
     lines = [(name, members) for name, members in grouped if len(members) > 1]
     ticks = sorted({setting for _, members in lines for setting, _ in members}, key=_order)
     for number, (name, members) in enumerate(lines):
         look = looks[members[0][1].label]
-        points = [(ticks.index(setting), value) for setting, row in members if (value := values[row.label])]
+        points = [
+            (ticks.index(setting), value) for setting, row in members if (value := row.scores.get(column.quantity))
+        ]
         xs = [x + 0.06 * (number - (len(lines) - 1) / 2) for x, _ in points]
         style = look.points(6, 0.8) | {"linestyle": _dash(name), "label": name}
         axes.plot(xs, [value.value for _, value in points], **style)
@@ -48,7 +49,7 @@ def along(rows: Sequence[Row], scores: Scores, key: str, column: Column, looks: 
     levels = [row for row in rows if row.family == "base"]
     levels += [members[0][1] for _, members in grouped if len(members) == 1]
     for row in levels:
-        if value := values[row.label]:
+        if value := row.scores.get(column.quantity):
             style = {"color": looks[row.label].colour, "linewidth": 1.2, "linestyle": (0, (1.5, 1.5))}
             axes.axhline(value.value, label=greek(row.label), **style)
     axes.set_xticks(range(len(ticks)), [_text(tick) for tick in ticks])
@@ -57,15 +58,13 @@ def along(rows: Sequence[Row], scores: Scores, key: str, column: Column, looks: 
     return figure
 
 
-def frontier(rows: Sequence[Row], scores: Scores, key: str, x: Column, y: Column, looks: Mapping[str, Look]) -> Figure:
+def frontier(rows: Sequence[Row], key: str, x: Column, y: Column, looks: Mapping[str, Look]) -> Figure:
     """One column against another, the rows of a family joined in the order of `key`; up and right is better."""
     figure, axes = new_axes(4.8, 4.4)
-    pairs = zip(rows, scores[x.benchmark, x.metric], scores[y.benchmark, y.metric], strict=True)
-    points = {row.label: (a, b) for row, a, b in pairs if a is not None and b is not None}
     labels: list[tuple[str, float, float]] = []
     bases: list[Family] = [("base model", [(None, row)]) for row in rows if row.family == "base"]
     for name, members in [*bases, *families(rows, key)]:
-        known = [(setting, *points[row.label]) for setting, row in members if row.label in points]
+        known = [(setting, *point) for setting, row in members if (point := point_of(row, x, y))]
         if not known:
             continue
         look = looks[members[0][1].label]

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from carerft.metrics.statistics import Interval
+from carerft.report.columns import Column
 from carerft.report.rows import Row
 
 PAPER, INK, MUTED, RULE = "#fffffe", "#1d2126", "#5c6571", "#d9dde2"
@@ -109,16 +110,9 @@ def styled() -> AbstractContextManager[None]:
     return matplotlib.style.context([SETTINGS], after_reset=True)
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, in inches, whose parts arrange themselves."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
 def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure with one pair of axes, without tick marks: the grid shows where the labels belong."""
-    figure = new_figure(width, height)
+    """A figure, in inches, with one pair of axes, without tick marks: the grid shows where the labels belong."""
+    figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
     axes.tick_params(length=0)
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
@@ -136,6 +130,12 @@ def error_bars(values: Sequence[Interval]) -> list[list[float]]:
     """Distances (2, n) from values down and up to the ends of their intervals, 0 where there is none."""
     sides = [value.sides or (0.0, 0.0) for value in values]
     return [[side[end] for side in sides] for end in (0, 1)]
+
+
+def point_of(row: Row, x: Column, y: Column) -> tuple[Interval, Interval] | None:
+    """A row's values in two columns, if it has both."""
+    a, b = (row.scores.get(column.quantity) for column in (x, y))
+    return (a, b) if a and b else None
 
 
 def quality_title(title: str, direction: int) -> str:

@@ -5,43 +5,42 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 
 from carerft.metrics.names import FLOORS
-from carerft.report.columns import Column, metric_title
+from carerft.report.columns import Column
 from carerft.report.figures.labels import label_points
-from carerft.report.figures.style import MUTED, Look, error_bars, legend, new_axes, quality_title, up_is_better
-from carerft.report.rows import Row, Scores, base_of
+from carerft.report.figures.style import (
+    MUTED,
+    Look,
+    error_bars,
+    legend,
+    new_axes,
+    point_of,
+    quality_title,
+    up_is_better,
+)
+from carerft.report.rows import Row, base_of, describe, run_value
 from carerft.text import greek
 
 
-def tradeoff(rows: Sequence[Row], scores: Scores, x: Column, y: Column, looks: Mapping[str, Look]) -> Figure:
+def tradeoff(rows: Sequence[Row], x: Column, y: Column, looks: Mapping[str, Look]) -> Figure:
     """Accuracy against another metric: means with intervals, single seeds as faint points, arrows from the base.
 
     Where several rows share a colour, points carry their row's number in the table.
     """
     figure, axes = new_axes(4.6, 4.3)
-    pairs = zip(rows, scores[x.benchmark, x.metric], scores[y.benchmark, y.metric], strict=True)
-    points = {row.label: (a, b) for row, a, b in pairs if a is not None and b is not None}
     numbered = len({row.family for row in rows}) < len(rows)
     numbers: list[tuple[str, float, float]] = []
     for position, row in enumerate(rows, start=1):
-        if row.label not in points:
+        if not (point := point_of(row, x, y)):
             continue
-        (a, b), look = points[row.label], looks[row.label]
+        (a, b), look = point, looks[row.label]
         base = base_of(row, rows)
-        if base is not None and base.label in points:
-            start = points[base.label]
+        if base and (start := point_of(base, x, y)):
             arrow = {"arrowstyle": "-|>", "color": look.colour, "alpha": 0.45, "linewidth": 1.1, "mutation_scale": 9}
-            axes.annotate(
-                "",
-                (a.value, b.value),
-                (start[0].value, start[1].value),
-                arrowprops=arrow | {"shrinkA": 5, "shrinkB": 6},
-                zorder=2,
-            )
-        seeds = [
-            tuple(run.benchmarks[c.benchmark].metrics[c.metric].value for c in (x, y))
-            for run in row.evaluated
-            if all(c.benchmark in run.benchmarks and c.metric in run.benchmarks[c.benchmark].metrics for c in (x, y))
-        ]
+            arrow |= {"shrinkA": 5, "shrinkB": 6}
+            ends = (a.value, b.value), (start[0].value, start[1].value)
+            axes.annotate("", *ends, arrowprops=arrow, zorder=2)
+        pairs = [[run_value(run, column.quantity) for column in (x, y)] for run in row.evaluated]
+        seeds = [pair for pair in pairs if None not in pair]
         if len(seeds) > 1:
             axes.plot(*zip(*seeds, strict=True), look.marker, color=look.colour, ms=4, alpha=0.45, mew=0, zorder=3)
         bars = {"xerr": error_bars([a]), "yerr": error_bars([b]), "elinewidth": 1.3, "linestyle": "none", "zorder": 4}
@@ -63,4 +62,4 @@ def tradeoff(rows: Sequence[Row], scores: Scores, x: Column, y: Column, looks: M
 def axis_title(column: Column) -> str:
     """A column's benchmark and metric."""
     benchmark = column.title.removesuffix(", answered") if column.metric in FLOORS else column.group
-    return f"{benchmark}: {metric_title(column.metric)}"
+    return f"{benchmark}: {describe(column.metric).title}"
