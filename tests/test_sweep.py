@@ -106,8 +106,8 @@ def test_words_name_an_experiment_and_override_its_configuration():
     ("arguments", "says"),
     [
         (["figure2", "--dry"], "no option --dry\n.*--help"),
-        (["figure2", "table1"], "2 experiments were named\n.*carerft sweep table1"),
-        (["seed=0"], "0 experiments were named"),
+        (["figure2", "table1"], "2 experiments were named\n.*such as figure2"),
+        (["seed=0"], "no experiment was named\n.*carerft sweep table1"),
         (["figure2", "jobs=0"], "jobs=0: must be at least 1\n.*1 or more"),
         (["figure2", "jobs=two"], "jobs: Value 'two' .* could not be converted to Integer"),
     ],

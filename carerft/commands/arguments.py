@@ -44,13 +44,12 @@ def read(kind: type[T], words: Sequence[str], about: str | None) -> tuple[T, lis
     if "-sc" in words:  # the shell asks for completions
         print("\n".join(f"{key}=" for key in names))
         sys.exit(0)
+    options = {"--" + entry.name.replace("_", "-"): entry.name for entry in fields(kind) if entry.type is bool}
     texts, others = {}, []
     for word in words:
-        key, equals, text = word.partition("=")
-        if word.startswith("-"):
-            key, equals, text = word.removeprefix("--").replace("-", "_"), "=", "true"
-            if not isinstance(config.get(key) if key in names else None, bool):
-                raise ConfigError(f"there is no option {word}", "--help lists every option")
+        if word.startswith("-") and word not in options:
+            raise ConfigError(f"there is no option {word}", "--help lists every option")
+        key, equals, text = (options[word], "=", "true") if word in options else word.partition("=")
         if equals and key.split(".")[0] in names:
             texts[key] = text
         else:

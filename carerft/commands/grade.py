@@ -36,11 +36,11 @@ def grade_file(
     is replaced at once, after the whole file has been graded.
     Raises ConfigError (unknown benchmark or extraction) and DataError (source absent or malformed, target unwritable).
     """
-    if benchmark not in EXTRACTIONS:
-        raise ConfigError(f"benchmark={benchmark} has no grader of texts", f"write one of {', '.join(EXTRACTIONS)}")
-    if extraction not in EXTRACTIONS[benchmark]:
-        allowed = ", ".join(EXTRACTIONS[benchmark])
-        raise ConfigError(f"extraction={extraction} is unknown to benchmark={benchmark}", f"write one of {allowed}")
+    if extraction not in EXTRACTIONS.get(benchmark, ()):
+        choices = (f"benchmark={name} with extraction={' or '.join(values)}" for name, values in EXTRACTIONS.items())
+        raise ConfigError(
+            f"benchmark={benchmark} with extraction={extraction}: no such grader", f"write {'; '.join(choices)}"
+        )
     extract = final_answer if benchmark == "math" else gsm8k.extracted_number
     names, pairs = [], []
     for row in read_rows(source):

@@ -17,26 +17,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hydra import compose
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
 from carerft.commands.arguments import argument, read
-from carerft.config.checks import check_train
-from carerft.config.composition import plain, train_settings
+from carerft.commands.sweep import named_experiment
 from carerft.config.settings import TrainSettings
 from carerft.errors import ConfigError
 from carerft.planning.assumptions import GIB, Assumptions, Device, Hardware, hardware, load
 from carerft.planning.job import Job, job
 from carerft.planning.measured import correction, newest
 from carerft.planning.memory import Memory, memory
-from carerft.planning.search import Changes, search
+from carerft.planning.search import search
 from carerft.planning.seconds import Seconds, seconds
 from carerft.planning.shapes import Shape, shape_of
-from carerft.sweeps.cells import cells
+from carerft.sweeps.cells import cells, compose_training
 from carerft.sweeps.composition import composing
-from carerft.sweeps.folders import experiment
+from carerft.sweeps.folders import Experiment
 from carerft.text import duration
 
 ASSUMED = ("hardware.", "texts.", "dynamic.", "start_s.", "disk=")
@@ -47,7 +45,7 @@ class Plan:
     """The keys of `carerft plan` itself."""
 
     hardware: str | None = argument("8xh100, or `this` machine; null: this machine for model=tiny, else h100", None)
-    price: float | None = argument("US dollars per hour of one device; null: as in conf/plan.yaml", None)
+    price: float | None = argument("US dollars per hour of one device; null: as in conf/plan.yaml", None, least=0)
 
 
 @dataclass(frozen=True)
@@ -80,15 +78,12 @@ def main() -> int:
     words = sys.argv[1:]
     assumptions = load([word for word in words if word.startswith(ASSUMED)])
     settings, others = read(Plan, [word for word in words if not word.startswith(ASSUMED)], __doc__)
-    names, overrides = [word for word in others if "=" not in word], [word for word in others if "=" in word]
-    tiny = not any(word.startswith("model=") and word != "model=tiny" for word in overrides)
-    used = hardware(settings.hardware or ("this" if tiny else "h100"), assumptions)
+    chosen, overrides = named_experiment(others)
+    used = hardware(settings.hardware or ("this" if "model=tiny" in overrides else "h100"), assumptions)
     if settings.price is not None:
-        if not settings.price >= 0:
-            raise ConfigError(f"price={settings.price}: must be at least 0", "for example: price=2")
         used.device.price_per_hour = settings.price
     with Console(stderr=True).status("composing the runs"):
-        labels, trainings, bases = _compose(names, ["model=tiny", *overrides] if tiny else overrides, used.here)
+        labels, trainings, bases = _compose(chosen, overrides, used.here)
     jobs, model = [job(each, assumptions) for each in trainings], trainings[0].model
     needed, shape = max(job.devices for job in jobs), shape_of(model.path, assumptions.models)
     if needed > used.count:
@@ -98,12 +93,12 @@ def main() -> int:
         )
     side = min(len(jobs), used.count // needed)
     device = used.device.times(used.count // (side * needed) if used.kind == "cpu" else 1)
-    root = Path("outputs", *names)
+    root = Path("outputs", chosen.name if chosen else "")
     finished = newest((file.parent for file in root.rglob("manifest.json")), used, model.path)
     planner = Planner(shape, used, device, assumptions, correction(finished, shape, used, assumptions))
     console = Console()
-    title = f"{' '.join(names) or 'carerft train'}: {model.name} on {used.count} x {used.kind}"
-    console.print(Text(title, "bold"))
+    name = chosen.name if chosen else "carerft train"
+    console.print(Text(f"{name}: {model.name} on {used.count} x {used.kind}", "bold"))
     fits = show_memory(planner, labels, jobs, console)
     show_time(planner, labels, jobs, bases, side, console)
     notes = [f"corrected by the newest {len(finished)} finished runs in {root}"]
@@ -113,33 +108,29 @@ def main() -> int:
     notes.append(f"{price} is an assumption: price=... changes it")
     if used.kind != "cpu":
         notes.append("the speed of GPUs was never measured with carerft (conf/plan.yaml): be ready for half, or double")
-    for note in notes:
-        console.print(Text(f"- {note}"))
+    console.print(Text("\n".join(f"- {note}" for note in notes)))
     return int(not fits)
 
 
-def _compose(names: Sequence[str], overrides: Sequence[str], here: bool) -> tuple[list[str], list[TrainSettings], int]:
+def _compose(
+    chosen: Experiment | None, overrides: Sequence[str], here: bool
+) -> tuple[list[str], list[TrainSettings], int]:
     """The labels and settings of an experiment's trainings, and the number of base models that it evaluates. A label
-    holds the overrides that not all trainings share, except for the seed. Without the name of an experiment: of the
-    training that `carerft train` starts.
+    holds the overrides that not all trainings share, except for the seed. Without an experiment: of the training that
+    `carerft train` starts.
 
     here: whether the runs are to start on this machine, which must then have what they need installed.
     """
-    if not names:
+    if chosen:
+        planned = cells(chosen, overrides, here)
+    else:
         with composing():
-            settings = train_settings(plain(compose("train", list(overrides))))
-        check_train(settings, here)
-        return ["the training"], [settings], 0
-    if len(names) > 1:
-        raise ConfigError(f"{' '.join(names)}: only one experiment can be planned", "as in: carerft plan table1")
-    planned = cells(experiment(names[0]), overrides, here)
-    trainings = {
-        cell.directory.parts[-2:]: cell.settings for cell in planned if isinstance(cell.settings, TrainSettings)
-    }
-    parts = [name.replace("\\", "").split(",") for name, _ in trainings]
+            planned = [compose_training(overrides, here)]
+    trainings = [cell.settings for cell in planned if isinstance(cell.settings, TrainSettings)]
+    parts = [cell.directory.parts[-2].replace("\\", "").split(",") for cell in planned if cell.command == "train"]
     shared = set.intersection(*map(set, parts))
-    labels = [" ".join(text for text in part if text not in shared) or "training" for part in parts]
-    return labels, list(trainings.values()), len(planned) - len(trainings)
+    labels = [" ".join(text for text in part if text not in shared) or "the training" for part in parts]
+    return labels, trainings, len(planned) - len(trainings)
 
 
 def show_memory(planner: Planner, labels: Sequence[str], jobs: Sequence[Job], console: Console) -> bool:
@@ -163,11 +154,7 @@ def show_memory(planner: Planner, labels: Sequence[str], jobs: Sequence[Job], co
         console.print(f"[red]does not fit[/red]: a device lacks {_gib(need.peak - need.limit)} GiB")
     if need.shortage:
         console.print(f"[red]does not fit[/red]: an engine's cache lacks {_gib(need.shortage)} GiB for one sequence")
-
-    def fits(changes: Changes) -> bool:
-        return all(planner.fits(each.with_settings(changes)) for each in (job, *jobs))
-
-    solutions = search(job, fits, lambda changes: planner.dollars(job.with_settings(changes)))
+    solutions = search([job, *jobs], planner.fits, planner.dollars)
     for effect, (changes, cost) in solutions.items():
         text = " ".join(f"{key}={str(value).lower()}" for key, value in changes.items())
         console.print(Text(f"it would fit, with {effect}, for about {cost:,.2f} US dollars a run: {text}"))

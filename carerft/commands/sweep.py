@@ -48,6 +48,8 @@ def main() -> int:
     """Returns the exit status: 0 if every cell is done, else 1. Raises ConfigError for wrong words."""
     settings, words = read(Sweep, sys.argv[1:] or ["--help"], f"{__doc__}\nexperiments:\n{_listing()}")
     chosen, overrides = named_experiment(words)
+    if chosen is None:
+        raise ConfigError("no experiment was named", "name one, as in: carerft sweep table1")
     console = Console(stderr=True)
     with console.status(f"composing the cells of {chosen.name}"):
         # Cells can be listed on a machine on which what they need is not installed.
@@ -66,17 +68,16 @@ def _listing() -> str:
     return "\n".join(f"  {name:<14}{file.read_text().splitlines()[0].lstrip('# ')}" for name, file in files.items())
 
 
-def named_experiment(words: Sequence[str]) -> tuple[Experiment, list[str]]:
-    """The experiment that the words name, and Hydra's overrides among them: without `model=`, with the tiny model.
-
-    Raises ConfigError: not exactly one name, or no such experiment.
+def named_experiment(words: Sequence[str]) -> tuple[Experiment | None, list[str]]:
+    """The experiment that the words name, if any, and Hydra's overrides among them: without `model=`, with the tiny
+    model. Raises ConfigError: more than one name, or no such experiment.
     """
     names = [word for word in words if "=" not in word]
-    if len(names) != 1:
-        raise ConfigError(f"{len(names)} experiments were named", "name one, as in: carerft sweep table1")
+    if len(names) > 1:
+        raise ConfigError(f"{len(names)} experiments were named", f"name one, such as {names[0]}")
     overrides = [word for word in words if "=" in word]
     model = [] if any(word.startswith("model=") for word in overrides) else ["model=tiny"]
-    return experiment(names[0]), [*model, *overrides]
+    return experiment(names[0]) if names else None, [*model, *overrides]
 
 
 def _workers(overrides: Sequence[str]) -> int:
@@ -91,29 +92,24 @@ def commands(experiment: Experiment, planned: Sequence[Cell], overrides: Sequenc
     """Arguments of `carerft` that together run all cells: an evaluation of each base model, then Hydra's multiruns."""
     launcher = [text for text in overrides if text.startswith(("hydra/launcher=", "hydra.launcher."))]
     bases = [["evaluate", "-m", *cell.overrides, *launcher] for cell in planned if cell.command == "evaluate"]
-    trainings = [
-        ["train", "-m", f"experiment={sweep}", *experiment.overrides_of(sweep, overrides)]
-        for sweep in experiment.sweeps
-    ]
-    return bases + trainings
+    sweeps = {sweep: experiment.overrides_of(sweep, overrides) for sweep in experiment.sweeps}
+    return bases + [["train", "-m", f"experiment={sweep}", *words] for sweep, words in sweeps.items()]
 
 
 def show(planned: Sequence[Cell], workers: int, console: Console) -> None:
     """Print the status of each cell, and how long the rest may take, judging by the mean time of finished trainings."""
     table = Table(Column("run", overflow="fold"), "status", "step", "took")
-    seconds, remaining = [], 0
-    for cell in planned:
-        status = cell.status()
+    statuses, seconds = [cell.status() for cell in planned], []
+    for cell, status in zip(planned, statuses, strict=True):
         took = (read_manifest(cell.directory) or {}).get("seconds") if status == "done" else None
         if took and cell.command == "train":
             seconds.append(took)
-        remaining += status in OPEN
         step = last_step(cell.directory) if status not in ("done", "missing") else None
         shared = " (shared)" if cell.directory.is_symlink() else ""
         table.add_row(Text(cell.title), status + shared, str(step or ""), duration(took) if took else "")
     console.print(table)
-    done = sum(cell.status() == "done" for cell in planned)
-    console.print(f"{done} of {len(planned)} runs are done, {remaining} are left", highlight=False)
+    remaining = sum(status in OPEN for status in statuses)
+    console.print(f"{statuses.count('done')} of {len(planned)} runs are done, {remaining} are left", highlight=False)
     if remaining and seconds:
         estimate = remaining * sum(seconds) / len(seconds) / workers
         console.print(f"about {duration(estimate)} with jobs={workers}, judging by {len(seconds)} that are done")

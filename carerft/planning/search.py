@@ -1,6 +1,6 @@
 """The settings with which a run that is too large would fit into memory: the fewest, and of these the cheapest."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import combinations, product
 from typing import Any
 
@@ -11,18 +11,18 @@ MOST_CHANGES = 4
 
 
 def search(
-    job: Job, fits: Callable[[Changes], bool], cost: Callable[[Changes], float]
+    jobs: Sequence[Job], fits: Callable[[Job], bool], cost: Callable[[Job], float]
 ) -> dict[str, tuple[Changes, float]]:
-    """Changes of a job's settings with which the runs fit, and their cost, by their effect: "the same result", "other
-    rounding", "another method". An effect that is worse than another is listed only if it costs less. Empty if no
-    changes of up to four settings help."""
+    """Changes of settings with which all jobs fit, and what the first job then costs, by their effect: "the same
+    result", "other rounding", "another method". An effect that is worse than another is listed only if it costs less.
+    Empty if no changes of up to four settings help."""
     solutions: dict[str, tuple[Changes, float]] = {}
     axes: list[list[Changes]] = []
     least = float("inf")
-    for effect, settings in _axes(job).items():
+    for effect, settings in _axes(jobs[0]).items():
         axes += settings
-        for changes in _fewest(axes, fits):
-            if (price := cost(changes)) < least:
+        for changes in _fewest(axes, lambda changes: all(fits(job.with_settings(changes)) for job in jobs)):
+            if (price := cost(jobs[0].with_settings(changes))) < least:
                 solutions[effect], least = (changes, price), price
     return solutions
 

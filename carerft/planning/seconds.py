@@ -106,11 +106,7 @@ def decoding(job: Job, shape: Shape, device: Device, data: Dataset, prompts: flo
     batches = max(1.0, prompts * group / job.rollout.batch_size)
     cached = WIDTH[job.learner.precision]  # bytes of a key's or a value's number
     if job.engine:
-        devices, width, host = (
-            job.engine.tensor_parallel_size,
-            WIDTH[job.learner.precision],
-            device.engine_step_ms * 1e-3,
-        )
+        devices, width, host = job.engine.tensor_parallel_size, cached, device.engine_step_ms * 1e-3
         steps = batches * data.completion + data.max_tokens - data.completion
     else:
         devices, width, host = 1, 4, shape.layers * KERNELS * device.kernel_us * 1e-6

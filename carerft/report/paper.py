@@ -47,7 +47,7 @@ class Claim:
         if self.expect not in EXPECTATIONS:
             raise ValueError(f"expect: {self.expect!r} is none of {', '.join(EXPECTATIONS)}")
         if self.expect != "undominated" and len(self.columns) != 1:
-            raise ValueError(f"columns: expect: {self.expect} takes one column alone")
+            raise ValueError("columns: only an undominated row is judged by more than one column")
 
 
 @dataclass(frozen=True)

@@ -5,15 +5,14 @@ An evaluation of each base model that they start from is added.
 """
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, is_dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra import compose
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig
 
 from carerft.config.checks import check_evaluate, check_train
 from carerft.config.composition import evaluate_settings, plain, train_settings
@@ -64,7 +63,7 @@ def cells(experiment: Experiment, overrides: Sequence[str], here: bool = True) -
     """
     with composing():
         trainings = [
-            _training(job, here)
+            compose_training(job, here)
             for sweep in experiment.sweeps
             for job in jobs(sweep, experiment.overrides_of(sweep, overrides))
         ]
@@ -83,24 +82,17 @@ def jobs(sweep: str, overrides: Sequence[str]) -> list[list[str]]:
     return [[f"experiment={sweep}", *job] for job in batch]
 
 
-def _training(job: Sequence[str], here: bool) -> Cell:
+def compose_training(job: Sequence[str], here: bool) -> Cell:
+    """One training, inside `composing`. job, here, and what is raised: as for `cells`."""
     composed = compose("train", list(job), return_hydra_config=True)
     settings = train_settings(plain(composed))
     check_train(settings, here)
     check_templates([settings.task, *settings.benchmark.values()])
-    return Cell("train", (*job, *_choices(job, composed)), settings, _directory(composed))
-
-
-def _choices(job: Sequence[str], composed: DictConfig) -> Iterator[str]:
-    """The choices, for groups that trainings and evaluations share, that the scale has made and not the job."""
-    choices = composed.hydra.runtime.choices
-    for group in ("model", "benchmark", "rollout"):
-        if group in choices and not any(text.startswith(f"{group}=") for text in job):
-            yield f"{group}={choices[group]}"
-
-
-def _directory(composed: DictConfig) -> Path:
-    return Path(composed.hydra.sweep.dir) / composed.hydra.sweep.subdir
+    # Choices that the scale has made and not the job, for groups that an evaluation has as well.
+    choices, chosen = composed.hydra.runtime.choices, {text.split("=")[0] for text in job}
+    groups = [group for group in ("model", "benchmark", "rollout") if group in choices and group not in chosen]
+    overrides = (*job, *(f"{group}={choices[group]}" for group in groups))
+    return Cell("train", overrides, settings, Path(composed.hydra.sweep.dir, composed.hydra.sweep.subdir))
 
 
 def _bases(trainings: Sequence[Cell], overrides: Sequence[str], here: bool) -> list[Cell]:
@@ -120,7 +112,8 @@ def _base(training: Cell, measured: Sequence[str], here: bool) -> Cell:
     settings = training.settings
     shared = ("model", "model.path", "benchmark", "rollout")
     groups = [text for text in training.overrides if text.split("=")[0] in shared]
-    values = {key: value for key, value in flatten(_nested(settings)).items() if _measured(key)}
+    trained = flatten(plain(compose("train", list(training.overrides))))
+    values = {key: value for key, value in trained.items() if _measured(key)}
     values |= {"name": settings.name, "precision": settings.precision}
     defaults = flatten(plain(compose("evaluate", groups)))
     changed = [f"++{key}={_written(value)}" for key, value in values.items() if defaults.get(key, ...) != value]
@@ -131,14 +124,7 @@ def _base(training: Cell, measured: Sequence[str], here: bool) -> Cell:
     composed = compose("evaluate", list(overrides), return_hydra_config=True)
     evaluation = evaluate_settings(plain(composed))
     check_evaluate(evaluation, here)
-    return Cell("evaluate", overrides, evaluation, _directory(composed))
-
-
-def _nested(settings: Any) -> Any:
-    """The nested dictionaries from which settings were made."""
-    if isinstance(settings, dict):
-        return {key: _nested(value) for key, value in settings.items()}
-    return {key: _nested(value) for key, value in vars(settings).items()} if is_dataclass(settings) else settings
+    return Cell("evaluate", overrides, evaluation, Path(composed.hydra.sweep.dir, composed.hydra.sweep.subdir))
 
 
 def _measured(key: str) -> bool:

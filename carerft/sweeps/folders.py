@@ -37,20 +37,15 @@ def axes(file: Path) -> set[str]:
     return set(OmegaConf.select(OmegaConf.load(file), "hydra.sweeper.params") or {})
 
 
-def experiments_directory() -> Path:
-    """The directory that holds a folder for each experiment."""
-    return data_directory("experiments")
-
-
 def experiments() -> dict[str, Experiment]:
     """Every experiment by name."""
-    folders = [file.parent for file in sorted(experiments_directory().glob("*/sweep.yaml"))]
-    return {folder.name: Experiment(folder.name, folder, _sweeps(folder)) for folder in folders}
-
-
-def _sweeps(folder: Path) -> dict[str, Path]:
-    others = [file for file in sorted(folder.glob("*.yaml")) if file.name not in ("sweep.yaml", PAPER)]
-    return {folder.name: folder / "sweep.yaml"} | {f"{folder.name}_{file.stem}": file for file in others}
+    known: dict[str, Experiment] = {}
+    for first in sorted(data_directory("experiments").glob("*/sweep.yaml")):
+        folder = first.parent
+        others = [file for file in sorted(folder.glob("*.yaml")) if file.name not in ("sweep.yaml", PAPER)]
+        sweeps = {folder.name: first} | {f"{folder.name}_{file.stem}": file for file in others}
+        known[folder.name] = Experiment(folder.name, folder, sweeps)
+    return known
 
 
 def experiment(name: str) -> Experiment:
