@@ -46,7 +46,8 @@ MATH500 = Published(
     hub="HuggingFaceH4/MATH-500", configs=("default",), revision="6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be",
 )  # fmt: skip
 SPLITS = {"train": (TRAIN,), "test": (TEST,), "math500": (MATH500,), "train12000": (TRAIN, TEST)}
-TRAINING_SPLITS = ("train", "train12000")
+TESTED_ON = {"train": TEST, "train12000": MATH500}
+"""The split whose problems a training split leaves out."""
 
 IN_BOTH_TRAIN_AND_TEST = frozenset({"4328802e750374c6", "779ae121626bedc5"})
 """`fingerprint` of the problems that the published train and test splits share."""
@@ -95,12 +96,12 @@ class MathTask(DatasetTask):
 
     def _test_fingerprints(self) -> set[str]:
         """Fingerprints of the problems that this split must not train on."""
-        if self.split not in TRAINING_SPLITS:
+        test = TESTED_ON.get(self.split)
+        if test is None:
             return set()
-        test = MATH500 if self.split == "train12000" else TEST
-        if test is MATH500 or local_file(test):
-            return {fingerprint(row.text("problem")) for row in load_rows(test)}
-        return set(IN_BOTH_TRAIN_AND_TEST)
+        if test is TEST and not local_file(test):
+            return set(IN_BOTH_TRAIN_AND_TEST)
+        return {fingerprint(row.text("problem")) for row in load_rows(test)}
 
     def _examples(self) -> str:
         """The prompt's examples, from the train split. Raises DataError; ConfigError for one that is not there."""

@@ -24,6 +24,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
+from typing import Any
 
 from carerft.errors import ConfigError, DataError
 from carerft.tasks import Grade, Problem
@@ -113,7 +114,7 @@ class TruthfulQaTask(DatasetTask):
 def targets(row: Row, field: str) -> dict[str, bool]:
     """{answer: whether it is true}, at least one of each kind, without empty answers (the binary file contains some).
     Raises DataError."""
-    value = row.fields.get(field)
+    value: Any = row.fields.get(field)
     try:
         on_hub = value.keys() == {"choices", "labels"}
         pairs = zip(value["choices"], value["labels"], strict=True) if on_hub else value.items()
