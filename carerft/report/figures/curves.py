@@ -1,6 +1,7 @@
 """Training curves: a quantity by learner step, for each row and seed."""
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -70,9 +71,7 @@ def _curve(run: Run, metric: str) -> Curve | None:
 
 def _mean(curves: Sequence[Curve]) -> Curve:
     """The mean over seeds at the steps that all of them have."""
-    shared = curves[0][0]
-    for steps, _ in curves[1:]:
-        shared = np.intersect1d(shared, steps)
+    shared = reduce(np.intersect1d, [steps for steps, _ in curves])
     return shared, np.mean([values[np.isin(steps, shared)] for steps, values in curves], axis=0)
 
 
