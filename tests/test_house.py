@@ -4,6 +4,7 @@ Every import counts, those inside functions and those for type checkers as well.
 """
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -109,3 +110,9 @@ def test_only_the_command_line_imports_commands():
 def test_benchmarks_and_experiments_do_not_import_each_other(folder: str, other: str):
     assert not any(imported(file, other) for file in (ROOT / folder).rglob("*.py"))
     assert not any(imported(file, folder) for file in FILES)
+
+
+@pytest.mark.parametrize("page", ["docs/architecture.md", "CONTRIBUTING.md", "README.md", "docs/method.md"])
+def test_the_files_that_a_page_names_are_there(page: str):
+    named = re.findall(r"`((?:benchmarks|carerft|conf|docs|experiments|tests)/[\w./-]*)`", (ROOT / page).read_text())
+    assert [path for path in named if not (ROOT / path).exists()] == []
