@@ -44,7 +44,7 @@ def read(kind: type[T], words: Sequence[str], about: str | None) -> tuple[T, lis
     if "-sc" in words:  # the shell asks for completions
         print("\n".join(f"{key}=" for key in names))
         sys.exit(0)
-    options = {"--" + entry.name.replace("_", "-"): entry.name for entry in fields(kind) if entry.type is bool}
+    options = {"--" + name.replace("_", "-"): name for name in names if isinstance(config.get(name), bool)}
     texts, others = {}, []
     for word in words:
         if word.startswith("-") and word not in options:

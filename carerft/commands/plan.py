@@ -188,7 +188,3 @@ def show_time(
 
 def _gib(value: float) -> str:
     return f"{value / GIB:,.3f}" if value < GIB else f"{value / GIB:,.1f}"
-
-
-if __name__ == "__main__":
-    sys.exit(main())
