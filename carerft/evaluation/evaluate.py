@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from carerft.config.settings import EvaluationSettings
 from carerft.errors import DataError
+from carerft.evaluation import QUESTIONS_AT_ONCE
 from carerft.evaluation.self_report import QUESTION, self_reports
 from carerft.metrics.scores import score
 from carerft.metrics.votes import answered, collect_votes
@@ -26,7 +27,6 @@ from carerft.tasks import Problem, Task
 from carerft.tasks.encoding import encode, prompt_tokens, show_prompt
 from carerft.terminal import progress_bar
 
-QUESTIONS_AT_ONCE = 64
 Record = dict[str, Any]
 """One line of a file of the evaluation."""
 

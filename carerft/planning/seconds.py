@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass, replace
 
 from carerft.objective import lm_head
+from carerft.evaluation import QUESTIONS_AT_ONCE
 from carerft.planning.assumptions import Assumptions, Dataset, Device
 from carerft.planning.job import Job
 from carerft.planning.memory import WIDTH, trained
@@ -16,8 +17,6 @@ from carerft.planning.shapes import Shape, forward
 
 KERNELS = 20
 """Operations that the host starts to decode one token in one layer."""
-QUESTIONS_AT_ONCE = 64
-"""Questions that an evaluation samples together."""
 
 
 @dataclass(frozen=True)
