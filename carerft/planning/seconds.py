@@ -8,8 +8,8 @@ Grading, the optimizer's update and the transfer of weights are left out: each t
 import math
 from dataclasses import dataclass, replace
 
-from carerft.objective import lm_head
 from carerft.evaluation import QUESTIONS_AT_ONCE
+from carerft.objective import lm_head
 from carerft.planning.assumptions import Assumptions, Dataset, Device
 from carerft.planning.job import Job
 from carerft.planning.memory import WIDTH, trained
