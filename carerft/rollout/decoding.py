@@ -55,12 +55,6 @@ class PreallocatedLayer(DynamicLayer):
         self.length = end
         return self.keys[:, :, :end], self.values[:, :, :end]
 
-    def keep(self, rows: Tensor) -> None:
-        """Drops all rows but these, which must ascend."""
-        for buffer in (self.keys, self.values):
-            buffer[: len(rows), :, : self.length] = buffer[rows, :, : self.length]
-        self.keys, self.values = self.keys[: len(rows)], self.values[: len(rows)]
-
     def get_seq_length(self) -> int:
         return self.length
 
@@ -115,9 +109,8 @@ class Decoder:
         return self.read(tokens[:, None])[:, -1]
 
     def keep(self, rows: Tensor) -> None:
-        """Drops all rows but these, which must ascend."""
-        for layer in self.layers:
-            layer.keep(rows)
+        """Drops all rows but these."""
+        self.cache.batch_select_indices(rows)
         self.positions = self.positions[rows]
         self.visible = None if self.visible is None else self.visible[rows]
 

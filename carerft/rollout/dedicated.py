@@ -11,7 +11,6 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +23,7 @@ from carerft.rollout import Rollouts
 from carerft.rollout.engine import Engine, EngineOptions
 from carerft.rollout.local_ray import gpu_shortage, start_ray
 from carerft.rollout.requests import SharingWorker
-from carerft.rollout.sync_check import check_sync, teacher_forced, vocabulary_of
+from carerft.rollout.sync_check import check_sync, teacher_forced
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +86,7 @@ class DedicatedWorker(SharingWorker):
         self, options: EngineOptions, engines: int, timeout_s: float, max_restarts: int, verify_sync: bool = False
     ):
         """Starts the engines, all at the same time. Raises CareError if they cannot start."""
-        super().__init__(engines, options.max_model_len)
+        super().__init__(self._call, engines, options.max_model_len)
         self.options, self.timeout_s, self.max_restarts = options, timeout_s, max_restarts
         self.verify_sync, self.verified = verify_sync, False
         self.precision: torch.dtype = getattr(torch, options.dtype)  # of the engines' weights
@@ -110,29 +109,29 @@ class DedicatedWorker(SharingWorker):
             from carerft.rollout.transfer import Transfer
 
             devices = self.options.tensor_parallel_size
-            self._transfer = self._transfer or Transfer(self.call, self.workers, devices)
+            self._transfer = self._transfer or Transfer(self._call, self.workers, devices)
             self._transfer.send(policy)
         else:
             self.load(merged_weights(policy))
-        self.verify(partial(teacher_forced, policy, dtype=self.options.dtype), vocabulary_of(policy))
+        self.verify(policy)
 
     def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """The first half of `sync`: give these weights, named as in a checkpoint, to all engines."""
         import ray
 
         self.weights = ray.put({name: as_array(weight, self.precision) for name, weight in weights})
-        self.call("load_arrays", [(self.weights,)] * self.workers)
+        self._call("load_arrays", [(self.weights,)] * self.workers)
 
-    def verify(self, score: Callable[[Tensor, Tensor], Tensor], vocabulary: int) -> None:
+    def verify(self, policy: torch.nn.Module, score: Callable[..., Tensor] = teacher_forced) -> None:
         """The second half of `sync`: `check_sync` of each engine, if this sync is to be checked."""
         if self.verified and not self.verify_sync:
             return
         for index in range(self.workers):
 
             def sample(*request: Any, index: int = index) -> Rollouts:
-                return self.call("sample", [request], first=index)[0]
+                return self._call("sample", [request], first=index)[0]
 
-            check_sync(sample, score, vocabulary, self.options)
+            check_sync(sample, policy, self.options, score)
         self.verified = True
 
     def reset(self) -> None:
@@ -157,7 +156,7 @@ class DedicatedWorker(SharingWorker):
             ray.shutdown()
             self._must_end_ray = False
 
-    def call(self, method: str, arguments: Sequence[tuple], first: int = 0) -> list[Any]:
+    def _call(self, method: str, arguments: Sequence[tuple], first: int = 0) -> list[Any]:
         """Calls a method of engines and returns their answers. arguments[i]: of engine first + i.
 
         Engines that die or do not answer in time are replaced, and called again.

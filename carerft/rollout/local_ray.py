@@ -2,19 +2,16 @@
 
 import logging
 import os
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from carerft.errors import CareError
 
-TORCHRUN_VARIABLES = {
-    *(f"{group}{number}" for group in ("", "LOCAL_", "GROUP_", "ROLE_") for number in ("RANK", "WORLD_SIZE")),
-    "ROLE_NAME",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-    "OMP_NUM_THREADS",
-}
+TORCHRUN_VARIABLE = re.compile(
+    r"TORCHELASTIC_.*|((LOCAL|GROUP|ROLE)_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|OMP_NUM_THREADS"
+)
 
 
 def start_ray(engines: int) -> bool:
@@ -66,7 +63,7 @@ def environment_of_engines(engines: int) -> Iterator[None]:
     before = dict(os.environ)
     if "TORCHELASTIC_RUN_ID" in before:
         for key in before:
-            if key.startswith("TORCHELASTIC_") or key in TORCHRUN_VARIABLES:
+            if TORCHRUN_VARIABLE.fullmatch(key):
                 del os.environ[key]
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")

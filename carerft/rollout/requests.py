@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any
 
@@ -80,14 +80,14 @@ def check_finite(log_probs: Tensor) -> None:
 
 
 class SharingWorker(RolloutWorker):
-    """Divides the prompts of each request among several workers, whose number does not change a prompt's samples."""
+    """Divides the prompts of each request among several workers, whose number does not change a prompt's samples.
 
-    def __init__(self, workers: int, context: int):
-        self.workers, self.context = workers, context
+    call: (method, arguments) calls a method of workers at the same time, arguments[i] of worker i, and returns their
+    answers.
+    """
 
-    def call(self, method: str, arguments: Sequence[tuple]) -> list[Any]:
-        """Calls a method of workers, at the same time, and returns their answers. arguments[i]: of worker i."""
-        raise NotImplementedError
+    def __init__(self, call: Callable[[str, Sequence[tuple]], list[Any]], workers: int, context: int):
+        self.call, self.workers, self.context = call, workers, context
 
     def sample(self, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, seed: int) -> Rollouts:
         check_sampling(prompts, n, sampling, self.context)

@@ -21,34 +21,6 @@ TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5}
 PROMPTS, PROMPT_TOKENS, TOKENS = 4, 8, 16
 
 
-def check_sync(
-    sample: Callable[[list[list[int]], int, Sampling, int], Rollouts],
-    score: Callable[[Tensor, Tensor], Tensor],
-    vocabulary: int,
-    options: EngineOptions,
-) -> None:
-    """Compares the log-probabilities of some completions of random prompts.
-
-    sample: `RolloutWorker.sample` of the engine with these options. score: (prompts, tokens) -> the policy's
-    `teacher_forced`. vocabulary: the number of tokens. Raises CareError if they differ by more than rounding explains.
-    """
-    context, tolerance = options.max_model_len, TOLERANCE[options.dtype]
-    length = max(1, min(PROMPT_TOKENS, context - TOKENS))
-    prompts = torch.randint(vocabulary, (PROMPTS, length), generator=torch.Generator().manual_seed(0))
-    rollouts = sample(prompts.tolist(), 1, Sampling(min(TOKENS, context - length), ignore_eos=True), 0)
-    difference = float((rollouts.log_probs - score(rollouts.prompt_tokens, rollouts.tokens)).abs().max())
-    if not difference <= tolerance:
-        raise CareError(
-            f"after a weight sync the engine's log-probabilities differ from the policy's by up to {difference:.3g} "
-            f"nats (in {options.dtype}, up to {tolerance} is rounding): it would sample from another model",
-            "use rollout=transformers, and report the model and the versions: this should not happen",
-        )
-
-
-def vocabulary_of(policy: Any) -> int:
-    return policy.get_input_embeddings().weight.shape[0]
-
-
 def teacher_forced(policy: torch.nn.Module, prompts: Tensor, tokens: Tensor, dtype: str) -> Tensor:
     """(R, T) log-probabilities of tokens (R, T) after prompts (R, T_prompt), by one forward pass in dtype.
 
@@ -65,3 +37,29 @@ def teacher_forced(policy: torch.nn.Module, prompts: Tensor, tokens: Tensor, dty
         reshard(policy)
     log_probs = logits[:, prompts.shape[1] - 1 : -1].log_softmax(-1)
     return log_probs.gather(2, tokens.to(device)[:, :, None])[:, :, 0].cpu()
+
+
+def check_sync(
+    sample: Callable[[list[list[int]], int, Sampling, int], Rollouts],
+    policy: Any,  # PreTrainedModel
+    options: EngineOptions,
+    score: Callable[..., Tensor] = teacher_forced,
+) -> None:
+    """Compares the log-probabilities of some completions of random prompts.
+
+    sample: `RolloutWorker.sample` of the engine with these options. score: `teacher_forced`, or a function that calls
+    it in all processes. Raises CareError if they differ by more than rounding explains.
+    """
+    vocabulary = policy.get_input_embeddings().weight.shape[0]
+    context, tolerance = options.max_model_len, TOLERANCE[options.dtype]
+    length = max(1, min(PROMPT_TOKENS, context - TOKENS))
+    prompts = torch.randint(vocabulary, (PROMPTS, length), generator=torch.Generator().manual_seed(0))
+    rollouts = sample(prompts.tolist(), 1, Sampling(min(TOKENS, context - length), ignore_eos=True), 0)
+    expected = score(policy, rollouts.prompt_tokens, rollouts.tokens, options.dtype)
+    difference = float((rollouts.log_probs - expected).abs().max())
+    if not difference <= tolerance:
+        raise CareError(
+            f"after a weight sync the engine's log-probabilities differ from the policy's by up to {difference:.3g} "
+            f"nats (in {options.dtype}, up to {tolerance} is rounding): it would sample from another model",
+            "use rollout=transformers, and report the model and the versions: this should not happen",
+        )

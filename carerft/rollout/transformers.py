@@ -26,14 +26,6 @@ from carerft.rollout.requests import check_context, check_finite, check_sampling
 LOGITS = 2**27  # how many logits log_likelihood holds at a time: half a gibibyte in float32
 
 
-def uniforms(seed: int, steps: int) -> Tensor:
-    """(steps,) float64 in [0, 1): one random number per token of a completion. A longer draw begins with a shorter one.
-
-    seed: from `completion_seeds`.
-    """
-    return torch.rand(steps, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
 def nucleus(log_probs: Tensor, top_p: float) -> Tensor:
     """(R, V) log-probabilities of the most likely tokens that together reach top_p, renormalised; -inf elsewhere.
 
@@ -136,14 +128,13 @@ class TransformersWorker(RolloutWorker):
             for start in range(0, len(order), self.batch_size):
                 members = order[start : start + self.batch_size]
                 batch = [sequences[i] for i in members]
-                noise = torch.stack([uniforms(s, sampling.max_tokens) for _, s in batch])
                 distinct, rows = torch.tensor([p for p, _ in batch]).unique(return_inverse=True)
                 stops = None
                 if sampling.stop:
                     stops = StopStrings(self.tokenizer, sampling.stop, [prompts[p] for p, _ in batch])
                 decoder = make_decoder([prompts[i] for i in distinct], rows, sampling.max_tokens, self.pad_token_id)
-                noise = noise.to(self.model.device)
-                drawn, drawn_log_probs, lengths, finished[members] = self._complete(decoder, noise, sampling, stops)
+                seeds = [s for _, s in batch]
+                drawn, drawn_log_probs, lengths, finished[members] = self._complete(decoder, seeds, sampling, stops)
                 check_finite(drawn_log_probs)
                 for row, (i, length) in enumerate(zip(members, lengths.tolist(), strict=True)):
                     tokens[i], log_probs[i] = drawn[row, :length], drawn_log_probs[row, :length]
@@ -173,14 +164,16 @@ class TransformersWorker(RolloutWorker):
                 state[name].copy_(weight)
 
     def _complete(
-        self, decoder: Decoder, noise: Tensor, sampling: Sampling, stops: StopStrings | None
+        self, decoder: Decoder, seeds: list[int], sampling: Sampling, stops: StopStrings | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(R, T) tokens and log-probabilities, (R,) int64 each row's length, and (R,) bool whether the row has ended.
 
-        noise: (R, max_tokens). T is the length of the longest row; what follows a row's end is meaningless.
+        T is the length of the longest row; what follows a row's end is meaningless.
         """
-        (count, steps), device = noise.shape, noise.device
-        noise = noise.t().contiguous()
+        count, steps, device = len(seeds), sampling.max_tokens, decoder.logits.device
+        # One random number in [0, 1) per token: those of a longer completion begin with those of a shorter one.
+        streams = [torch.Generator().manual_seed(seed) for seed in seeds]
+        uniforms = torch.stack([torch.rand(steps, dtype=torch.float64, generator=s) for s in streams], dim=1).to(device)
         eos = self.eos_token_ids.to(device)
         tokens = torch.zeros(steps, count, dtype=torch.int64, device=device)
         log_probs = torch.zeros(steps, count, device=device)
@@ -189,7 +182,7 @@ class TransformersWorker(RolloutWorker):
         done = torch.zeros(count, dtype=torch.bool, device=device)  # of those, which have ended
         logits, step = decoder.logits, 0
         for step in range(steps):
-            newest, log_prob = draw(logits, noise[step, rows], sampling.temperature, sampling.top_p)
+            newest, log_prob = draw(logits, uniforms[step, rows], sampling.temperature, sampling.top_p)
             tokens[step, rows], log_probs[step, rows] = newest, log_prob
             lengths[rows] += ~done
             if stops is not None:

@@ -1,13 +1,11 @@
 """The colocated vLLM rollout worker: the engine is in the learner's process, on the learner's device."""
 
-from functools import partial
-
 import torch
 
 from carerft.model.lora import merged_weights
 from carerft.rollout import RolloutWorker
 from carerft.rollout.engine import Engine, EngineOptions
-from carerft.rollout.sync_check import check_sync, teacher_forced, vocabulary_of
+from carerft.rollout.sync_check import check_sync
 
 
 class VllmWorker(Engine, RolloutWorker):
@@ -24,8 +22,7 @@ class VllmWorker(Engine, RolloutWorker):
     def sync(self, policy: torch.nn.Module) -> None:
         self.load(merged_weights(policy))
         if self.verify_sync or not self.verified:
-            score = partial(teacher_forced, policy, dtype=self.options.dtype)
-            check_sync(self.sample, score, vocabulary_of(policy), self.options)
+            check_sync(self.sample, policy, self.options)
             self.verified = True
 
     def reset(self) -> None:

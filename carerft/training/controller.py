@@ -23,7 +23,7 @@ from carerft.errors import CareError, ConfigError
 from carerft.rollout import RolloutWorker
 from carerft.rollout.dedicated import DedicatedWorker
 from carerft.rollout.requests import SharingWorker
-from carerft.rollout.sync_check import teacher_forced, vocabulary_of
+from carerft.rollout.sync_check import teacher_forced
 from carerft.training.learner import Learner
 
 Action = Callable[..., Any]
@@ -64,7 +64,7 @@ def process_group(device: torch.device, timeout_s: float) -> Iterator[DeviceMesh
 def actions(worker: RolloutWorker | None, learner: Learner) -> dict[str, Action]:
     """The actions of this process. worker: None in all but the first process if the engines are dedicated."""
     named = {name: getattr(learner, name) for name in DistributedLearner.ACTIONS}
-    named["teacher_forced"] = partial(teacher_forced, learner.policy, dtype=learner.settings.precision)
+    named["teacher_forced"] = partial(teacher_forced, learner.policy)
     if worker is not None:
         named |= {name: getattr(worker, name) for name in ("sample", "log_likelihood", "sleep")}
         named["sync"] = partial(worker.sync, learner.policy)
@@ -181,18 +181,15 @@ class DedicatedToAll:
     def sync(self, policy: torch.nn.Module) -> None:
         """As the engines' own, with weights that are gathered in the first process's CPU memory."""
         self._engines.load(self._leader.perform("weights", self._engines.precision).items())
-        self._engines.verify(partial(self._leader.perform, "teacher_forced"), vocabulary_of(policy))
+        self._engines.verify(policy, lambda _, *arguments: self._leader.perform("teacher_forced", *arguments))
 
 
 class DistributedWorker(SharingWorker):
     """The rollout workers of all processes. Each process resets and closes its own."""
 
     def __init__(self, leader: Leader, context: int):
-        super().__init__(leader.mesh.size(), context)
+        super().__init__(leader.share, leader.mesh.size(), context)
         self._leader = leader
-
-    def call(self, method: str, arguments: Sequence[tuple]) -> list[Any]:
-        return self._leader.share(method, arguments)
 
     def sync(self, policy: torch.nn.Module) -> None:
         """Sample from the policy's current weights from now on. policy: ignored; each process syncs its own."""
