@@ -36,10 +36,8 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(lambda: offer.__exit__(None, None, None))
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """With `--dist loadgroup`, a module's tests stay together, and those of all engines in the one process that imports
     vLLM."""
-    for item in items:
-        name = item.path.stem.removeprefix("test_")
-        item.add_marker(pytest.mark.xdist_group("engines" if name in ENGINES else name))
+    name = item.path.stem.removeprefix("test_")
+    item.add_marker(pytest.mark.xdist_group("engines" if name in ENGINES else name))
