@@ -257,7 +257,7 @@ def test_weights_are_the_learners_probabilities_over_the_samplers_truncated(leve
     assert 0 < sum(over) < len(over)
     assert batch.metrics["rollout/importance_mean"] == pytest.approx(mean(weights), rel=1e-4)
     assert batch.metrics["rollout/importance_clipped"] == pytest.approx(mean(over))
-    part = batch.correction.prompts(slice(1, 3), GROUP)
+    part = batch.prompts(slice(1, 3)).correction
     assert torch.equal(part.weights, batch.correction.weights[4:12])
     assert torch.equal(part.log_probs, batch.correction.log_probs[4:12])
 

@@ -60,9 +60,9 @@ class CountingLearner(Learner):
 
     tokens = 0
 
-    def _backward(self, step: Any, index: Tensor) -> None:
-        self.tokens += int(step.rollouts.lengths[index].sum())
-        super()._backward(step, index)
+    def _backward(self, rollouts: Rollouts, *others: Any) -> dict[str, float]:
+        self.tokens += int(rollouts.lengths[others[-1]].sum())
+        return super()._backward(rollouts, *others)
 
 
 def rollouts(shape: str) -> Rollouts:

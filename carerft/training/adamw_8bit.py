@@ -16,18 +16,16 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torchao.optim.subclass_8bit import OptimState8bit
 
-from carerft.model.compilation import eagerly
 from carerft.training.adamw_8bit_shapes import BLOCK, is_blocked
 
 
 class AdamW8bit(torchao.optim.AdamW8bit):
-    """torchao's AdamW8bit, with blocks that follow rows and a learning rate that is a number outside of `step`."""
+    """torchao's AdamW8bit, with blocks that follow rows and a learning rate that may be set to a number."""
 
     def __init__(self, parameters: Iterable[Tensor], **settings: Any):
         """settings: those of torch.optim.AdamW."""
         super().__init__(parameters, block_size=BLOCK, **settings)
         for group in self.param_groups:
-            group["lr"] = self.defaults["lr"]
             for parameter in group["params"]:
                 moments = {"exp_avg": _zeros(parameter, True), "exp_avg_sq": _zeros(parameter, False)}
                 self.state[parameter] = {"step": torch.tensor(0.0), **moments}
@@ -35,16 +33,11 @@ class AdamW8bit(torchao.optim.AdamW8bit):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """As torch.optim.AdamW's. torchao compiles the step for each shape. On a CPU that takes a minute, which
         hundreds of steps would not win back, so there it runs eagerly."""
-        rates = [group["lr"] for group in self.param_groups]
         on_cpu = all(parameter.device.type == "cpu" for group in self.param_groups for parameter in group["params"])
-        try:
-            for group, rate in zip(self.param_groups, rates, strict=True):
-                group["lr"] = torch.tensor(rate, dtype=torch.float32)
-            with eagerly() if on_cpu else nullcontext():
-                return super().step(closure)
-        finally:
-            for group, rate in zip(self.param_groups, rates, strict=True):
-                group["lr"] = rate
+        for group in self.param_groups:  # a tensor, because a number would be compiled into the step
+            group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32)
+        with torch.compiler.set_stance("force_eager") if on_cpu else nullcontext():
+            return super().step(closure)
 
     def parts(self, parameter: Tensor) -> dict[str, Tensor]:
         """The state of a parameter as plain tensors that share its memory, sharded as the parameter is. A moment in 8
@@ -54,7 +47,8 @@ class AdamW8bit(torchao.optim.AdamW8bit):
             if slot == "step" or not is_blocked(parameter.shape):
                 parts[slot] = tensor
                 continue
-            local, rows = _local(tensor), parameter.shape[0]
+            local: Any = _local(tensor)  # OptimState8bit, or a plain tensor if this process has no rows
+            rows = parameter.shape[0]
             codes, scale = (local.codes, local.scale) if local.numel() else (local.byte(), local.flatten())
             shape = (rows, parameter.numel() // rows // BLOCK)
             parts[f"{slot}_codes"] = _sharded_like(parameter, codes, parameter.shape)

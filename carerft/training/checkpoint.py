@@ -20,12 +20,14 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 
 from carerft.errors import RunDirectoryError
+from carerft.training.checkpoint_tensors import CheckpointTensors
+from carerft.training.learner import Learner
 
 log = logging.getLogger(__name__)
 
@@ -33,20 +35,11 @@ REPLACED = ".replaced_step_"
 TENSORS = "tensors"
 
 
-class TensorStore(Protocol):
-    """What saves and loads weights and optimizer state: `CheckpointTensors`, or the learner that has them."""
-
-    def save(self, path: Path, asynchronous: bool = False) -> None: ...
-
-    def finish_saving(self) -> None: ...
-
-    def load(self, path: Path) -> None: ...
-
-
 class Checkpoints:
     """A run's checkpoints, in one directory. asynchronous: they are written while training goes on."""
 
-    def __init__(self, directory: Path, tensors: TensorStore, asynchronous: bool = False):
+    def __init__(self, directory: Path, tensors: CheckpointTensors | Learner, asynchronous: bool = False):
+        """tensors: saves and loads weights and optimizer state."""
         self._directory, self._tensors = directory, tensors
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint") if asynchronous else None
         self._pending: Future[None] | None = None

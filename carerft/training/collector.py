@@ -53,6 +53,15 @@ class Batch:
         count = min(count, prompts)
         return [slice(i * prompts // count, (i + 1) * prompts // count) for i in range(count)]
 
+    def prompts(self, index: slice) -> "Batch":
+        """The part of some of the prompts, each with all of its completions."""
+        group, correction = self.rollouts.group_size, self.correction
+        members = slice(index.start * group, index.stop * group)
+        if correction:
+            correction = TruncatedImportance(correction.log_probs[members], correction.weights[members])
+        advantages, problem_ids = self.advantages[members], self.problem_ids[index]
+        return Batch(self.rollouts.prompts(index), advantages, problem_ids, self.metrics, correction)
+
     def state(self) -> dict[str, Any]:
         """The batch as plain containers and tensors."""
         return asdict(self)
@@ -88,14 +97,12 @@ class Collector:
     context: int
     sampler_state: SamplerState = field(default_factory=SamplerState)
 
-    @property
-    def _max_tokens(self) -> int:
-        assert self.settings.max_tokens is not None, "check_train refuses a training without it"
-        return self.settings.max_tokens
-
     def __post_init__(self) -> None:
+        settings = self.settings
+        assert settings.max_tokens is not None, "check_train refuses a training without it"
+        self.sampling = Sampling(settings.max_tokens, settings.temperature, settings.top_p)
         self.problems = self.task.problems()
-        self.prompts = prompt_tokens(self.problems, self.tokenizer, self._max_tokens, self.context)
+        self.prompts = prompt_tokens(self.problems, self.tokenizer, settings.max_tokens, self.context)
 
     def next(self, learner: Learner, last: bool) -> Batch:
         """The next batch, sampled from the learner's current policy. last: probably the last call; not used here.
@@ -140,14 +147,12 @@ class Collector:
         return self._batch(rounds)
 
     def _round(self, count: int) -> _Round:
-        settings, group, state = self.settings, self.algorithm.group_size, self.sampler_state
+        group, state = self.algorithm.group_size, self.sampler_state
         order = prompt_order(len(self.prompts), self.seed, state.prompts, count)
         problems = [self.problems[i] for i in order]
         start = time.perf_counter()
-        sampling = Sampling(self._max_tokens, settings.temperature, settings.top_p)
-        rollouts = self.worker.sample(
-            [self.prompts[i] for i in order], group, sampling, mixed_seed(self.seed + 1, state.rounds)
-        )
+        seed = mixed_seed(self.seed + 1, state.rounds)
+        rollouts = self.worker.sample([self.prompts[i] for i in order], group, self.sampling, seed)
         sampled = time.perf_counter()
         texts = completion_texts(rollouts, self.tokenizer)
         grades = self.task.grade([p for p in problems for _ in range(group)], texts)
@@ -178,7 +183,7 @@ class Collector:
         rewards = torch.cat([r.rewards for r in rounds])
         ids = [problem for r in rounds for problem in r.problem_ids]
         sampling_s = sum(r.sampling_s for r in rounds)
-        penalties = algorithm.penalties(rollouts.lengths, self._max_tokens)
+        penalties = algorithm.penalties(rollouts.lengths, self.sampling.max_tokens)
         metrics = {
             **reward_metrics(rewards, [g for r in rounds for g in r.grades], rollouts),
             "reward/overlong_penalty": float(penalties.mean()),

@@ -7,18 +7,17 @@ advantages) and returns plain numbers. The learner knows nothing of tasks or rew
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from transformers import PreTrainedModel
 
 from carerft.config.settings import LearnerSettings
 from carerft.errors import NonFiniteError
-from carerft.model.compilation import compile_layers
 from carerft.model.loading import round_matrices
 from carerft.model.lora import adapter_off, adapter_weights, frozen_reference, gather_weights
 from carerft.model.sharding import as_forward, full_tensor, reshard, shard
@@ -43,11 +42,6 @@ class TruncatedImportance:
 
     log_probs: Tensor
     weights: Tensor
-
-    def prompts(self, index: slice, group_size: int) -> "TruncatedImportance":
-        """The part of some of the prompts, as `Rollouts.prompts` selects them."""
-        members = slice(index.start * group_size, index.stop * group_size)
-        return TruncatedImportance(self.log_probs[members], self.weights[members])
 
 
 class Learner:
@@ -79,8 +73,9 @@ class Learner:
             self.reference = frozen_reference(policy)
         models = [policy] if self.reference is None or self.reference is policy else [policy, self.reference]
         for model in models:
-            if settings.compile:
-                compile_layers(model)
+            if settings.compile:  # before sharding; equal layers share one compilation
+                for layer in cast(nn.ModuleList, model.get_decoder().layers):
+                    layer.compile(dynamic=True)  # no two microbatches have the same number of tokens
             if mesh is not None:
                 shard(model, mesh, settings.precision, settings.reference_offload and model is not policy)
         if mesh is None and settings.precision == "bfloat16":  # the policy exactly: it is exported with its adapter
@@ -241,7 +236,9 @@ class Learner:
         exact = regularizer if regularizer is not None and regularizer.needs_reference and regularizer.exact else None
 
         def states_and_head(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
-            return completion_states(model, rollouts, index, self.layout), model.get_output_embeddings().weight
+            head = model.get_output_embeddings()
+            assert head is not None  # load_model refuses models without one
+            return completion_states(model, rollouts, index, self.layout), head.weight
 
         bfloat16 = self.settings.precision == "bfloat16"
         # The cache keeps rounded copies of all weights until the pass ends, which is not worth their memory if gradient

@@ -8,19 +8,18 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from carerft.config.settings import LearnerSettings
 from carerft.errors import EngineError, NonFiniteError, ShortageError
-from carerft.rollout import Rollouts, completion_texts
+from carerft.rollout import completion_texts
 from carerft.runs.directory import write_atomically
 from carerft.training.checkpoint import Checkpoints
-from carerft.training.collector import Batch
+from carerft.training.collector import Batch, Collector
 from carerft.training.learner import Learner
+from carerft.training.lookahead import Lookahead
 
 
 @dataclass
@@ -32,22 +31,12 @@ class Progress:
     batch: Batch | None = None
 
 
-class RolloutSource(Protocol):
-    """Where rollout batches come from: `Collector` or `Lookahead`."""
-
-    def next(self, learner: Learner, last: bool) -> Batch: ...
-
-    def state(self) -> dict[str, Any]: ...
-
-    def load_state(self, state: dict[str, Any]) -> None: ...
-
-
 @dataclass
 class Trainer:
     """Samples, grades, learns and saves until `steps` optimizer steps are done. directory: the run's."""
 
     learner: Learner
-    source: RolloutSource
+    source: Collector | Lookahead
     tokenizer: PreTrainedTokenizerBase
     settings: LearnerSettings
     steps: int
@@ -110,23 +99,19 @@ class Trainer:
             batch = progress.batch = self._next_batch()
             progress.used = 0
         parts = batch.parts(settings.updates_per_batch)
-        part = parts[progress.used % len(parts)]
-        rollouts = batch.rollouts.prompts(part)
-        group = rollouts.group_size
-        advantages = batch.advantages[part.start * group : part.stop * group]
-        correction = batch.correction and batch.correction.prompts(part, group)
+        part = batch.prompts(parts[progress.used % len(parts)])
 
         start = time.perf_counter()
         try:
-            metrics = self.learner.step(rollouts, advantages, correction)
+            metrics = self.learner.step(part.rollouts, part.advantages, part.correction)
         except NonFiniteError as error:
-            raise self._record_nonfinite(error, rollouts, advantages, batch.problem_ids[part]) from error
+            raise self._record_nonfinite(error, part) from error
         seconds = time.perf_counter() - start
         progress.used += 1
         progress.step += 1
         if progress.used == 1:  # the sampler's and the learner's weights are equal only at a batch's first step
             batch.metrics |= {key: value for key, value in metrics.items() if key.startswith("rollout/")}
-        tokens = int(rollouts.lengths.sum())
+        tokens = int(part.rollouts.lengths.sum())
         times = {} if fresh else {key: 0.0 for key in batch.metrics if key.startswith("time/")}
         times |= {"time/learn_s": seconds, "throughput/learned_tokens_per_s": tokens / seconds}
         return {"step": progress.step, **metrics, **batch.metrics, **times}
@@ -139,25 +124,19 @@ class Trainer:
             self.save()  # with the source's state, so that the run continues, after a shortage with other prompts
             raise
 
-    def _record_nonfinite(
-        self, error: NonFiniteError, rollouts: Rollouts, advantages: Tensor, problem_ids: list[str]
-    ) -> NonFiniteError:
+    def _record_nonfinite(self, error: NonFiniteError, part: Batch) -> NonFiniteError:
         """Write the failed step's inputs and a checkpoint of the weights before it. Returns the error to raise."""
         path = self.directory / "nonfinite" / f"step_{self.progress.step + 1}"
         path.parent.mkdir(parents=True, exist_ok=True)
-        texts = completion_texts(rollouts, self.tokenizer)
-        group = rollouts.group_size
-        lines = "".join(
-            f"{problem}\t{float(advantages[i * group + j]):+.4f}\t{texts[i * group + j]!r}\n"
-            for i, problem in enumerate(problem_ids)
-            for j in range(group)
-        )
+        problems = [problem for problem in part.problem_ids for _ in range(part.rollouts.group_size)]
+        rows = zip(problems, part.advantages, completion_texts(part.rollouts, self.tokenizer), strict=True)
+        lines = "".join(f"{problem}\t{float(advantage):+.4f}\t{text!r}\n" for problem, advantage, text in rows)
         write_atomically(path.with_suffix(".tsv"), "problem\tadvantage\tcompletion\n" + lines)
-        torch.save({"rollouts": asdict(rollouts), "advantages": advantages}, path.with_suffix(".pt"))
+        torch.save({"rollouts": asdict(part.rollouts), "advantages": part.advantages}, path.with_suffix(".pt"))
         self.save(keep_all=True)  # the cause may lie in these weights, so earlier ones are kept
         return NonFiniteError(
-            f"step {self.progress.step + 1}: {error.what}. Its prompts are {', '.join(problem_ids[:5])}"
-            + (f" and {len(problem_ids) - 5} more" if len(problem_ids) > 5 else "")
+            f"step {self.progress.step + 1}: {error.what}. Its prompts are {', '.join(part.problem_ids[:5])}"
+            + (f" and {len(part.problem_ids) - 5} more" if len(part.problem_ids) > 5 else "")
             + f"; they and the completions are in {path.with_suffix('.tsv')}",
             f"the weights before it are saved; {error.remedy}",
         )
