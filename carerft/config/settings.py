@@ -45,7 +45,7 @@ class ModelSettings:
     # train: "lora" trains a low-rank adapter beside frozen weights, by peft. The base model is then the policy without
     # its adapter, and needs no second copy. learning_rate stays the one above; for large models, whose learning rate is
     # small, ten times as much is usual.
-    adapter: str | None = field(default=None, metadata={"choices": ("lora",)})
+    adapter: str | None = field(default=None, metadata={"choices": ("lora",), "why": "must be lora or null"})
     lora_rank: int = field(default=32, metadata={"least": 1})
     # The adapter's product is multiplied by lora_alpha / lora_rank. There is no dropout: the importance ratio and the
     # penalty would then compare other policies than the one that sampled.

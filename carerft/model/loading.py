@@ -42,45 +42,34 @@ def load_model(model: ModelSettings, device: torch.device) -> tuple[PreTrainedMo
     hf_logging.set_verbosity_error()  # what matters is checked here and raised
     # Only a download deserves a progress bar.
     (hf_logging.disable_progress_bar if os.path.isdir(path) else hf_logging.enable_progress_bar)()
-    source = {"revision": model.revision, "trust_remote_code": False}
+    source: dict[str, Any] = {"revision": model.revision, "trust_remote_code": False}
+    options: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": model.attention}
+    part = "tokenizer"
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **source)
-    except Exception as error:
-        raise _unloadable(path, "tokenizer", error) from error
-    try:
-        options = {"dtype": torch.float32, "attn_implementation": model.attention}
+        part = "model"
         if device.type == "meta":
-            policy = _without_weights(path, source, options)
+            config = AutoConfig.from_pretrained(path, **source)
+            with device:
+                policy = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
+            with suppress(OSError):  # not every model has a generation config
+                policy.generation_config = GenerationConfig.from_pretrained(path, revision=source["revision"])
         else:
             policy = AutoModelForCausalLM.from_pretrained(path, **source, **options)
     except Exception as error:
-        raise _unloadable(path, "model", error) from error
+        if "trust_remote_code" in str(error):
+            raise CareError(
+                f"the {part} of {path} wants to run code that comes with it, which carerft never does",
+                "use a model whose architecture is part of transformers",
+            ) from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CareError(
+            f"cannot load the {part} of {path}: {reason}",
+            "model=/a/directory takes a local model in Hugging Face format; a hub name needs network or a filled cache",
+        ) from error
     _check_head(policy, path)
     # transformers' decorator of `to` hides that it is a method.
     return policy.to(device).eval(), tokenizer  # pyright: ignore[reportArgumentType]
-
-
-def _without_weights(path: str, source: dict[str, Any], options: dict[str, Any]) -> PreTrainedModel:
-    """The model on the meta device, from the files that `from_pretrained(path, **source, **options)` reads."""
-    config = AutoConfig.from_pretrained(path, **source)
-    with torch.device("meta"):
-        policy = AutoModelForCausalLM.from_config(config, trust_remote_code=source["trust_remote_code"], **options)
-    with suppress(OSError):  # not every model has a generation config
-        policy.generation_config = GenerationConfig.from_pretrained(path, revision=source["revision"])
-    return policy
-
-
-def _unloadable(path: str, part: str, error: Exception) -> CareError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if "trust_remote_code" in str(error):
-        return CareError(
-            f"the {part} of {path} wants to run code that comes with it, which carerft never does",
-            "use a model whose architecture is part of transformers",
-        )
-    return CareError(
-        f"cannot load the {part} of {path}: {reason}",
-        "model=/a/directory takes a local model in Hugging Face format; a hub name needs network or a filled cache",
-    )
 
 
 def _check_head(policy: PreTrainedModel, path: str) -> None:

@@ -10,7 +10,6 @@ or, if `fused`, by torch.compile: some thirty passes over memory become a few.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -87,29 +86,25 @@ class _Head(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         ctx.set_materialize_grads(False)
         tokens, vocabulary = len(targets), len(weight)
-        # The weights are cast once here, not once for every chunk.
-        policy, reference = _Logits(hidden, weight.to(dtype), dtype), None
-        if ref_hidden is not None and ref_weight is not None:
-            reference = _Logits(ref_hidden, ref_weight.to(dtype), dtype)
-        divergence = divergence if reference is not None else None
         needs_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         rows = max(1, min(tokens, chunk_elements // vocabulary))
         keep = needs_grad and tokens <= rows
-        z = policy.buffer(rows, vocabulary)
-        y = reference.buffer(rows, vocabulary) if reference else None
+        # The weights are cast once here, not once for every chunk.
+        models = [(hidden, weight.to(dtype))]
+        if ref_hidden is not None and ref_weight is not None:
+            models.append((ref_hidden, ref_weight.to(dtype)))
+        logits = [_logits_buffer(hidden, rows, vocabulary, dtype) for _ in models]
         tile = _fused(_forward_tile) if fused else _forward_tile
         tiles = []
         for start in range(0, tokens, rows):
             chunk = slice(start, min(start + rows, tokens))
-            policy.fill(z, chunk, slice(0, vocabulary))
-            if reference:
-                reference.fill(y, chunk, slice(0, vocabulary))
+            for out, (h, w) in zip(logits, models, strict=True):
+                _write_logits(out, h[chunk], w, dtype)
             for r in _tiles(chunk.stop - start, vocabulary, hidden.device.type):
-                ref_logits = None if y is None else y[r]
-                tiles.append(tile(z[r], ref_logits, targets[chunk][r], divergence, needs_grad, keep))
+                tiles.append(tile(targets[chunk][r], divergence, needs_grad, keep, *(out[r] for out in logits)))
         columns = [None if parts[0] is None else torch.cat(parts) for parts in zip(*tiles, strict=True)]
         log_prob, entropy, normaliser, ref_log_prob, ref_kl, ref_normaliser, value, slope_sum = columns
-        ctx.kept = (z, y) if keep else None  # by now log-probabilities and slopes: see _forward_tile
+        ctx.kept = logits if keep else None  # by now log-probabilities and slopes: see _forward_tile
         ctx.divergence, ctx.chunk_elements, ctx.dtype, ctx.fused = divergence, chunk_elements, dtype, fused
         ctx.save_for_backward(
             hidden, weight, targets, ref_hidden, ref_weight, entropy, normaliser, ref_normaliser, slope_sum
@@ -119,13 +114,12 @@ class _Head(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g_log_prob: Tensor | None, g_entropy: Tensor | None, *grads: Tensor | None) -> Any:
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden, weight, targets, ref_hidden, ref_weight, entropy, normaliser, ref_normaliser, slope_sum = (
             ctx.saved_tensors
         )
-        policy, divergence = _Logits(hidden, weight, ctx.dtype), ctx.divergence
-        g_divergence = grads[2] if divergence is not None else None
-        reference = _Logits(ref_hidden, ref_weight, ctx.dtype) if g_divergence is not None else None
+        g_log_prob, g_entropy, _, _, g_divergence = gradients
+        models = [(hidden, weight)] if g_divergence is None else [(hidden, weight), (ref_hidden, ref_weight)]
         tokens, vocabulary = len(targets), len(weight)
         # d loss / d logit = g_log_prob (1[target] - pi) - g_entropy pi (log pi + entropy)
         #                    + g_divergence (slope - pi sum slope)
@@ -136,24 +130,23 @@ class _Head(torch.autograd.Function):
             constant -= g_entropy * entropy
         if g_divergence is not None:
             constant -= g_divergence * slope_sum
-        grad_hidden = torch.zeros_like(hidden, dtype=policy.precision) if ctx.needs_input_grad[0] else None
-        grad_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
-
         kept = ctx.kept is not None
         columns = vocabulary if kept else max(1, min(vocabulary, ctx.chunk_elements // tokens))
-        z, y = ctx.kept or (policy.buffer(tokens, columns), reference and reference.buffer(tokens, columns))
+        logits = ctx.kept or [_logits_buffer(hidden, tokens, columns, ctx.dtype) for _ in models]
+        z = logits[0]
+        grad_hidden = torch.zeros_like(hidden, dtype=z.dtype) if ctx.needs_input_grad[0] else None
+        grad_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
         tile = _fused(_backward_tile) if ctx.fused else _backward_tile
         for start in range(0, vocabulary, columns):
             block = slice(start, min(start + columns, vocabulary))
             width = block.stop - start
             if not kept:
-                policy.fill(z, slice(0, tokens), block)
-                if g_divergence is not None:
-                    reference.fill(y, slice(0, tokens), block)
+                for out, (h, w) in zip(logits, models, strict=True):
+                    _write_logits(out, h, w[block], ctx.dtype)
             for r in _tiles(tokens, width, hidden.device.type):
-                slopes = None if g_divergence is None else (y[r, :width], ref_normaliser[r], g_divergence[r])
+                slopes = None if g_divergence is None else (logits[1][r, :width], ref_normaliser[r], g_divergence[r])
                 g_entropy_tile = None if g_entropy is None else g_entropy[r]
-                tile(z[r, :width], normaliser[r], constant[r], g_entropy_tile, slopes, divergence, kept)
+                tile(z[r, :width], normaliser[r], constant[r], g_entropy_tile, slopes, ctx.divergence, kept)
             if g_log_prob is not None:
                 inside = torch.nonzero((targets >= start) & (targets < block.stop)).squeeze(-1)
                 z.index_put_((inside, targets[inside] - start), g_log_prob[inside], accumulate=True)
@@ -168,7 +161,7 @@ class _Head(torch.autograd.Function):
 
 
 def _forward_tile(
-    z: Tensor, y: Tensor | None, targets: Tensor, divergence: Regularizer | None, needs_grad: bool, keep: bool
+    targets: Tensor, divergence: Regularizer | None, needs_grad: bool, keep: bool, z: Tensor, y: Tensor | None = None
 ) -> tuple[Tensor | None, ...]:
     """The statistics of n tokens from their logits z (n, V) and the reference's y (n, V).
 
@@ -219,7 +212,7 @@ def _backward_tile(
     if g_entropy is not None:
         grad = torch.addcmul(grad, log_pi, g_entropy[:, None], value=-1)
     grad = log_pi.exp() * grad
-    if slopes is not None:
+    if slopes is not None and divergence is not None:
         slope, ref_normaliser, g_divergence = slopes
         if not kept:
             _, slope = divergence.summand_and_slope(log_pi, slope - ref_normaliser[:, None])
@@ -232,25 +225,13 @@ def _fused(function: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(function)
 
 
-@dataclass
-class _Logits:
-    """hidden @ weight.T with operands in `dtype`, computed a part at a time."""
+def _logits_buffer(hidden: Tensor, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty(rows, columns, dtype=torch.promote_types(dtype, torch.float32), device=hidden.device)
 
-    hidden: Tensor
-    weight: Tensor
-    dtype: torch.dtype
 
-    @property
-    def precision(self) -> torch.dtype:
-        return torch.promote_types(self.dtype, torch.float32)
-
-    def buffer(self, rows: int, columns: int) -> Tensor:
-        return torch.empty(rows, columns, dtype=self.precision, device=self.hidden.device)
-
-    def fill(self, out: Tensor, rows: slice, columns: slice) -> None:
-        """Write the logits of these tokens and this block of the vocabulary to the upper left corner of `out`."""
-        h, w = self.hidden[rows].to(self.dtype), self.weight[columns].to(self.dtype)
-        _product(h, w.T, out[: len(h), : len(w)])
+def _write_logits(out: Tensor, hidden: Tensor, weight: Tensor, dtype: torch.dtype) -> None:
+    """Write hidden @ weight.T, with operands in `dtype`, to the upper left corner of `out`."""
+    _product(hidden.to(dtype), weight.to(dtype).T, out[: len(hidden), : len(weight)])
 
 
 def _product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:

@@ -134,7 +134,27 @@ class NoRegularizer(Regularizer):
 
 
 @dataclass(frozen=True)
-class SkewReverseKL(SkewSettings, Regularizer):
+class ReverseKL(Regularizer):
+    """KL(pi || ref)."""
+
+    ESTIMATORS: ClassVar[tuple[str, ...]] = ESTIMATORS["ReverseKL"]
+
+    def log_target(self, log_pi: Tensor, log_ref: Tensor) -> Tensor:
+        return log_ref
+
+    def summand(self, log_pi: Tensor, log_ref: Tensor) -> Tensor:
+        return expectation(log_pi, log_pi - self.log_target(log_pi, log_ref))
+
+    def summand_and_slope(self, log_pi: Tensor, log_ref: Tensor) -> tuple[Tensor, Tensor]:
+        summand = self.summand(log_pi, log_ref)
+        return summand, summand + log_pi.exp()
+
+    def generator(self, log_pi: Tensor, log_ref: Tensor) -> Tensor:
+        return sampled_estimate(self.log_target(log_pi, log_ref) - log_pi, "k3")
+
+
+@dataclass(frozen=True)
+class SkewReverseKL(SkewSettings, ReverseKL):
     """CARE-RFT's penalty, KL(pi || m) with m = alpha pi + (1 - alpha) ref, between 0 and log(1 / alpha).
 
     alpha: in [0, 1), scheduled as beta is; alpha = 0 is reverse KL.
@@ -156,36 +176,10 @@ class SkewReverseKL(SkewSettings, Regularizer):
     def log_target(self, log_pi: Tensor, log_ref: Tensor) -> Tensor:
         return log_mixture(log_pi, log_ref, self.alpha)
 
-    def summand(self, log_pi: Tensor, log_ref: Tensor) -> Tensor:
-        return expectation(log_pi, log_pi - log_mixture(log_pi, log_ref, self.alpha))
-
     def summand_and_slope(self, log_pi: Tensor, log_ref: Tensor) -> tuple[Tensor, Tensor]:
         log_share = log_pi - log_mixture(log_pi, log_ref, self.alpha)  # log(pi / m); d m / d log pi = alpha pi
         summand = expectation(log_pi, log_share)
         return summand, summand + expectation(log_pi, 1 - self.alpha * log_share.exp())
-
-    def generator(self, log_pi: Tensor, log_ref: Tensor) -> Tensor:
-        return sampled_estimate(self.log_target(log_pi, log_ref) - log_pi, "k3")
-
-
-@dataclass(frozen=True)
-class ReverseKL(Regularizer):
-    """KL(pi || ref)."""
-
-    ESTIMATORS: ClassVar[tuple[str, ...]] = ESTIMATORS["ReverseKL"]
-
-    def log_target(self, log_pi: Tensor, log_ref: Tensor) -> Tensor:
-        return log_ref
-
-    def summand(self, log_pi: Tensor, log_ref: Tensor) -> Tensor:
-        return expectation(log_pi, log_pi - log_ref)
-
-    def summand_and_slope(self, log_pi: Tensor, log_ref: Tensor) -> tuple[Tensor, Tensor]:
-        summand = self.summand(log_pi, log_ref)
-        return summand, summand + log_pi.exp()
-
-    def generator(self, log_pi: Tensor, log_ref: Tensor) -> Tensor:
-        return sampled_estimate(log_ref - log_pi, "k3")
 
 
 @dataclass(frozen=True)
