@@ -65,7 +65,7 @@ def train_on_a_full_disk(directory: Path, *overrides: str) -> subprocess.Complet
 def train(directory: Path, *overrides: str) -> str:
     process = start(directory, *overrides)
     output = finish(process)
-    assert process.returncode == 0, output
+    assert process.returncode == 0, f"exit status {process.returncode}\n{output}"
     return output
 
 
