@@ -69,7 +69,7 @@ def load_model(model: ModelSettings, device: torch.device) -> tuple[PreTrainedMo
         ) from error
     _check_head(policy, path)
     # transformers' decorator of `to` hides that it is a method.
-    return policy.to(device).eval(), tokenizer  # pyright: ignore[reportArgumentType]
+    return policy.to(device).eval(), tokenizer  # pyright: ignore[reportArgumentType]  # `to` takes a device
 
 
 def _check_head(policy: PreTrainedModel, path: str) -> None:

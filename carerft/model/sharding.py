@@ -51,7 +51,7 @@ def shard(model: PreTrainedModel, mesh: DeviceMesh, precision: str, offload: boo
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
     # torch declares every attribute of a module to be a tensor or a module.
-    model.as_forward = lambda function: function(model)  # pyright: ignore[reportArgumentType]
+    model.as_forward = lambda function: function(model)  # pyright: ignore[reportArgumentType]  # a module may have it
     register_fsdp_forward_method(model, "as_forward")
 
 

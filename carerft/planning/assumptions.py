@@ -70,7 +70,7 @@ def load(overrides: Sequence[str] = ()) -> Assumptions:
         except OmegaConfBaseException as error:
             reason = str(error).splitlines()[0]
             raise ConfigError(f"{override}: {reason}", "write key=number, with a key of conf/plan.yaml") from error
-    return OmegaConf.to_object(config)  # type: ignore[return-value]
+    return OmegaConf.to_object(config)  # type: ignore[return-value]  # of the structured config
 
 
 @dataclass(frozen=True)
