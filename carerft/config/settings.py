@@ -4,9 +4,9 @@ A setting is declared once, as a field: its type, its default, its constraint (t
 `carerft.config.constraints`), and the comment above it, which says what it means. YAML files hold only what differs.
 Hydra takes the classes for its schemas, and refuses a key that a schema doesn't have and a value of the wrong type.
 
-An algorithm, a regularizer and a rollout take their schema by `defaults: [/schema/regularizer@_here_]`. A class of
-your own with parameters of its own needs none: its YAML file then lists the keys that it may be given, as the files of
-tasks and benchmarks do.
+A YAML file of an algorithm, a regularizer, a rollout or a task takes its schema by
+`defaults: [/schema/regularizer@_here_]`. A class of your own with parameters of its own needs no schema: its YAML file
+then lists the keys that it may be given.
 """
 
 from dataclasses import MISSING as NO_DEFAULT
