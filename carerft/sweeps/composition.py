@@ -35,6 +35,7 @@ def _timestamp(_root_: DictConfig) -> str:
     return _run_name(config["name"], config_hash(config))
 
 
+@cache
 def register() -> None:
     """Register schemas, experiments and resolvers, once in every process that composes a configuration."""
     settings.register()
