@@ -17,11 +17,6 @@ with processes.without(*processes.UNUSED):
     from helpers.models import tiny_model
     from transformers import PreTrainedModel
 
-ENGINES = """
-    adapters chat dedicated dedicated_processes engine_guest ray_cluster rollout_contract transfer vllm_run
-""".split()
-"""The test modules that start engines or Ray."""
-
 
 @pytest.fixture
 def model() -> PreTrainedModel:
@@ -34,10 +29,3 @@ def pytest_configure(config: pytest.Config) -> None:
         offer = processes.server()
         offer.__enter__()
         config.add_cleanup(lambda: offer.__exit__(None, None, None))
-
-
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """With `--dist loadgroup`, a module's tests stay together, and those of all engines in the one process that imports
-    vLLM."""
-    name = item.path.stem.removeprefix("test_")
-    item.add_marker(pytest.mark.xdist_group("engines" if name in ENGINES else name))
