@@ -1,5 +1,6 @@
 """The wheel: what it carries, and that it works without the checkout it was built from."""
 
+import os
 import subprocess
 import sys
 import sysconfig
@@ -38,9 +39,10 @@ def test_it_trains_in_a_bare_environment(wheel: Path, tmp_path: Path):
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))  # whose own .pth files are not read
     pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel]
     subprocess.run(pip, check=True, timeout=120)
-    command = [tmp_path / "bare" / "bin" / "carerft", "train", "model=tiny", "steps=2", "evaluation.limit=4"]
-    done = subprocess.run([*command, "tracker=none", "hydra.run.dir=run"], cwd=tmp_path, timeout=300)
-    assert done.returncode == 0
+    bare = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     where = [python, "-c", "import carerft; print(carerft.__file__)"]
-    assert subprocess.run(where, capture_output=True, text=True, cwd=tmp_path).stdout.startswith(str(site))
+    assert subprocess.run(where, capture_output=True, text=True, cwd=tmp_path, env=bare).stdout.startswith(str(site))
+    command = [tmp_path / "bare" / "bin" / "carerft", "train", "model=tiny", "steps=2", "evaluation.limit=4"]
+    done = subprocess.run([*command, "tracker=none", "hydra.run.dir=run"], cwd=tmp_path, env=bare, timeout=300)
+    assert done.returncode == 0
     assert (tmp_path / "run" / "evaluation.json").is_file()
