@@ -1,6 +1,8 @@
 """Loading a causal language model and its tokenizer from a directory or the hub."""
 
 import os
+import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -10,6 +12,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -101,5 +104,31 @@ def round_matrices(model: PreTrainedModel, exactly: bool = False) -> None:
 
 
 def context_length(policy: PreTrainedModel) -> int:
-    """The most tokens, prompt and completion together, that the model accepts."""
-    return int(policy.config.max_position_embeddings)
+    """The most tokens, prompt and completion together, that the model reads exactly.
+
+    That is what its configuration says or, where its rotary factors change with the longest position of a batch
+    (LongRoPE, dynamic NTK), the length at which they begin to: beyond it a cached key and a key that is read again
+    differ, and so do sequences that are read alone and beside a longer one.
+    """
+    config = policy.config.get_text_config()
+    lengths = [getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len", "seq_length")]
+    stated = next((int(length) for length in lengths if length), sys.maxsize)  # some configurations name no limit
+    return min(stated, rotary_limit(config) or stated)
+
+
+def rotary_limit(config: PreTrainedConfig) -> int | None:
+    """The length beyond which rotary factors depend on the longest position of a batch; None: they never do."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    limits = []
+    for entry in (parameters, *parameters.values()):  # some models have parameters for each type of layer
+        if isinstance(entry, Mapping) and entry.get("rope_type") in ("longrope", "dynamic"):
+            original = entry.get("original_max_position_embeddings")
+            limits.append(original or getattr(config, "original_max_position_embeddings", None))
+    known = [int(limit) for limit in limits if limit]
+    fallback = getattr(config, "max_position_embeddings", None)
+    return min(known) if known else fallback if limits else None
+
+
+def described(model: PreTrainedModel) -> str:
+    """A model's class and type, for messages."""
+    return f"{type(model).__name__} (model_type={model.config.model_type})"

@@ -1,8 +1,8 @@
 """Decodes many sequences one token at a time, with a key/value cache that is written in place.
 
-`Decoder` calls the model's own forward and works for every attention model of transformers. `LeanDecoder` writes out
-the arithmetic of Qwen2 and Llama: in a model of a few million parameters, the many small operations between the matrix
-products take longer than the products. `decoder_for` chooses between them.
+`Decoder` calls the model's own forward and works for most attention models of transformers; `decodes_exactly`
+tries it. `LeanDecoder` writes out the arithmetic of Qwen2 and Llama: in a model of a few million parameters,
+the many small operations between the matrix products take longer than the products. `decoder_for` chooses between them.
 
 Left out: recurrent models (such as Mamba), encoder-decoders, and sharing one copy of a prompt's keys among its samples
 while decoding.
@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Cache, DynamicCache, LlamaForCausalLM, PreTrainedModel, Qwen2ForCausalLM
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from carerft.model.probe import Probe
 
 BLOCK = 256  # spare slots of a new cache; it doubles when it is full, so that memory follows the actual lengths
 LEAN_PARAMETERS = 50_000_000  # `LeanDecoder` copies the weights, and gains little if the products dominate
@@ -59,6 +60,35 @@ class PreallocatedLayer(DynamicLayer):
         return self.length
 
 
+def prompt_cache(model: PreTrainedModel) -> DynamicCache:
+    """An empty cache of the layers that the model's configuration asks for, each of which keeps every token: a layer
+    with a window drops old ones, but `PreallocatedLayer` does not, and both must count the same slots."""
+    try:
+        cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    except Exception:  # a configuration that the cache cannot read; its layers are then made as they are needed
+        return DynamicCache()
+    for index, layer in enumerate(cache.layers):
+        if type(layer) is DynamicSlidingWindowLayer:
+            cache.layers[index] = DynamicLayer()
+    return cache
+
+
+def spread(layer: Any, rows: Tensor, limit: int) -> Any:
+    """A prompt's layer of the cache, copied to all of its rows. limit: the most slots that will be needed."""
+    if type(layer) is DynamicLayer and layer.is_initialized:
+        return PreallocatedLayer(layer.keys[rows], layer.values[rows], limit)
+    select(layer, rows)
+    return layer
+
+
+def select(layer: Any, rows: Tensor) -> None:
+    """Keep these rows of a cache's layer, each as often as it is named."""
+    if hasattr(layer, "batch_select_indices"):
+        layer.batch_select_indices(rows)
+    else:  # states of a convolution
+        layer.reorder_cache(rows)
+
+
 class Decoder:
     """Reads each prompt once, copies its keys and values to all of its rows, then decodes all rows, token by token.
 
@@ -74,7 +104,7 @@ class Decoder:
         tokens = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
         padding = torch.tensor([width - len(prompt) for prompt in prompts], device=device)
         visible = torch.arange(width + steps, device=device) >= padding[:, None] if padding.any() else None
-        cache: Any = DynamicCache()  # Any: the declared types of its layers include some without keys
+        cache: Any = prompt_cache(model)
         output = model(
             tokens,
             attention_mask=None if visible is None else visible[:, :width],
@@ -85,8 +115,9 @@ class Decoder:
         )
         rows = rows.to(device)
         self.model = model
-        self.layers = [PreallocatedLayer(c.keys[rows], c.values[rows], width + steps) for c in cache.layers]
+        self.layers = [spread(layer, rows, width + steps) for layer in cache.layers]
         self.cache = Cache(layers=list(self.layers))
+        self.length = width  # slots that are filled
         self.logits = output.logits[rows, -1]
         self.visible = None if visible is None else visible[rows]  # (R, slots) bool
         self.positions = width - padding[rows]  # (R,), of the token that the next step reads
@@ -96,12 +127,12 @@ class Decoder:
         count = tokens.shape[1]
         output = self.model(
             tokens,
-            attention_mask=None if self.visible is None else self.visible[:, : self.layers[0].length + count],
+            attention_mask=None if self.visible is None else self.visible[:, : self.length + count],
             position_ids=self.positions[:, None] + torch.arange(count, device=tokens.device),
             past_key_values=self.cache,
             use_cache=True,
         )
-        self.positions = self.positions + count
+        self.positions, self.length = self.positions + count, self.length + count
         return output.logits
 
     def step(self, tokens: Tensor) -> Tensor:
@@ -110,7 +141,8 @@ class Decoder:
 
     def keep(self, rows: Tensor) -> None:
         """Drops all rows but these."""
-        self.cache.batch_select_indices(rows)
+        for layer in self.layers:
+            select(layer, rows)
         self.positions = self.positions[rows]
         self.visible = None if self.visible is None else self.visible[rows]
 
@@ -143,7 +175,7 @@ class LeanDecoder(Decoder):
         self.sin = torch.cat([-sin[:, :half], sin[:, half:]], dim=1)  # rotate_half(x) * sin = roll(x, half) * self.sin
 
     def step(self, tokens: Tensor) -> Tensor:
-        config, slot, rows, dim = self.model.config, self.layers[0].length, len(tokens), self.cos.shape[1]
+        config, slot, rows, dim = self.model.config, self.length, len(tokens), self.cos.shape[1]
         heads, groups = config.num_attention_heads, config.num_key_value_heads
         if self.visible is None:
             cos, sin, bias = self.cos[slot], self.sin[slot], None
@@ -173,7 +205,7 @@ class LeanDecoder(Decoder):
             x.addmm_(attended.view(rows, heads * dim), layer.output)
             gate, up = (normed() @ layer.gate_up).chunk(2, dim=1)
             x.addmm_(F.silu(gate).mul_(up), layer.down)
-        self.positions = self.positions + 1
+        self.positions, self.length = self.positions + 1, self.length + 1
         return normed() @ self.head
 
 
@@ -216,3 +248,34 @@ def decoder_for(model: PreTrainedModel) -> Callable[..., Decoder]:
     """A factory of decoders, (prompts, rows, steps, pad) -> Decoder, for the model's current weights."""
     lean = None if torch.is_autocast_enabled(model.device.type) else lean_layers(model)
     return partial(Decoder, model) if lean is None else partial(LeanDecoder, *lean, model)
+
+
+def decodes_exactly(model: PreTrainedModel, probe: Probe, padded: bool, pad: int) -> bool:
+    """Whether decoding prompts of unequal lengths side by side (padded), or one prompt's samples at a time, gives what
+    a plain forward pass gives: read token by token, and read all at once."""
+    return all(
+        probe.difference(lambda by_step=by_step: _decoded(model, probe, padded, by_step, pad)) <= probe.tolerance
+        for by_step in (True, False)
+    )
+
+
+def _decoded(model: PreTrainedModel, probe: Probe, padded: bool, by_step: bool, pad: int) -> Tensor:
+    """The logits (N, V) of the probe's completions, one after another."""
+    group, count = len(probe.completions) // len(probe.prompts), len(probe.prompts)
+    together = [list(range(count))] if padded else [[i] for i in range(count)]
+    found: list[Tensor] = []
+    for prompts in together:
+        completions = [probe.completions[p * group + i] for p in prompts for i in range(group)]
+        width = max(map(len, completions))
+        tokens = torch.tensor([c + [pad] * (width - len(c)) for c in completions], device=model.device)
+        rows = torch.arange(len(prompts)).repeat_interleave(group)
+        decoder = (decoder_for(model) if by_step else partial(Decoder, model))(
+            [probe.prompts[p] for p in prompts], rows, width - 1, pad
+        )
+        logits = [decoder.logits[:, None]]
+        if by_step:
+            logits += [decoder.step(column)[:, None] for column in tokens[:, :-1].t()]
+        else:
+            logits.append(decoder.read(tokens[:, :-1]))
+        found += [row[: len(c)] for row, c in zip(torch.cat(logits, dim=1), completions, strict=True)]
+    return torch.cat(found)

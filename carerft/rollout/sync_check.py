@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from carerft.errors import CareError
+from carerft.model.modes import evaluating
 from carerft.model.sharding import reshard
 from carerft.rollout import Rollouts, Sampling
 from carerft.rollout.engine import EngineOptions
@@ -26,14 +27,12 @@ def teacher_forced(policy: torch.nn.Module, prompts: Tensor, tokens: Tensor, dty
 
     All prompts have the same length. If the policy is sharded, all processes must call this.
     """
-    device, training = next(policy.parameters()).device, policy.training
-    policy.eval()
+    device = next(policy.parameters()).device
     autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == "bfloat16")
     try:  # without compilation (learner.compile), which each new shape would start
-        with torch.compiler.set_stance("force_eager"), torch.no_grad(), autocast:
+        with evaluating(policy), torch.compiler.set_stance("force_eager"), torch.no_grad(), autocast:
             logits = policy(torch.cat([prompts, tokens], dim=1).to(device), use_cache=False).logits.float()
     finally:
-        policy.train(training)
         reshard(policy)
     log_probs = logits[:, prompts.shape[1] - 1 : -1].log_softmax(-1)
     return log_probs.gather(2, tokens.to(device)[:, :, None])[:, :, 0].cpu()

@@ -5,9 +5,9 @@ vLLM. It does not use transformers' `generate`, which reads the model's generati
 every step, continues to decode rows that have ended, and draws from the global random state.
 """
 
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -18,9 +18,12 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from carerft.errors import ConfigError
+from carerft.model.loading import context_length, described
 from carerft.model.lora import merged_weights
+from carerft.model.modes import evaluating
+from carerft.model.probe import probe
 from carerft.rollout import Rollouts, RolloutWorker, Sampling
-from carerft.rollout.decoding import Decoder, decoder_for
+from carerft.rollout.decoding import Decoder, decoder_for, decodes_exactly
 from carerft.rollout.requests import check_context, check_finite, check_sampling, completion_seeds
 
 LOGITS = 2**27  # how many logits log_likelihood holds at a time: half a gibibyte in float32
@@ -104,16 +107,32 @@ class TransformersWorker(RolloutWorker):
         """Raises ConfigError if the model is recurrent or an encoder-decoder, or batch_size is not positive."""
         if model._is_stateful or model.config.is_encoder_decoder:
             raise ConfigError(
-                f"rollout=transformers cannot sample from {type(model).__name__}: it is no decoder of attention layers",
-                "choose another model",
+                f"rollout=transformers cannot sample from {described(model)}: it is no decoder of attention layers",
+                "choose another model, of the types in docs/models.md, or rollout=vllm",
             )
         if batch_size < 1:
             raise ConfigError(f"rollout.batch_size={batch_size}", "write a positive number of sequences")
         self.model = model
         self.eos_token_ids, self.pad_token_id = torch.tensor(list(eos_token_ids), dtype=torch.int64), pad_token_id
         self.batch_size, self.dtype, self.tokenizer = batch_size, dtype, tokenizer
-        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        self.context: int = limit or sys.maxsize  # some configurations name no limit
+        self.context = context_length(model)
+        self.mixes_lengths = self._verified()
+
+    def _verified(self) -> bool:
+        """Whether prompts of unequal lengths can be decoded side by side. Raises ConfigError if not even the samples of
+        one prompt have the probabilities of a plain forward pass."""
+        expected = probe(self.model)
+        if expected is None:
+            return True
+        with self._evaluating(autocast=False):
+            for padded in (True, False):
+                if decodes_exactly(self.model, expected, padded, self.pad_token_id):
+                    return padded
+        raise ConfigError(
+            f"rollout=transformers cannot sample from {described(self.model)}: with cached keys and values its "
+            "probabilities are not those of a forward pass without them",
+            "choose another model, of the types in docs/models.md, or rollout=vllm",
+        )
 
     def sample(self, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, seed: int) -> Rollouts:
         """As `RolloutWorker.sample`. batch_size does not change the samples either, but for float rounding."""
@@ -125,8 +144,7 @@ class TransformersWorker(RolloutWorker):
         log_probs, finished = list(tokens), torch.zeros(len(sequences), dtype=torch.bool)
         with self._evaluating():
             make_decoder = decoder_for(self.model)
-            for start in range(0, len(order), self.batch_size):
-                members = order[start : start + self.batch_size]
+            for members in self._batches(order, [len(prompts[p]) for p, _ in sequences], self.batch_size):
                 batch = [sequences[i] for i in members]
                 distinct, rows = torch.tensor([p for p, _ in batch]).unique(return_inverse=True)
                 stops = None
@@ -149,8 +167,7 @@ class TransformersWorker(RolloutWorker):
         size = max(1, min(self.batch_size, LOGITS // (longest * self.model.config.get_text_config().vocab_size)))
         totals = [0.0] * len(pairs)
         with self._evaluating():
-            for start in range(0, len(order), size):
-                members = order[start : start + size]
+            for members in self._batches(order, [len(prompt) for prompt, _ in pairs], size):
                 batch = [pairs[i] for i in members]
                 for i, total in zip(members, self._likelihood(batch).tolist(), strict=True):
                     totals[i] = total
@@ -162,6 +179,13 @@ class TransformersWorker(RolloutWorker):
             state = self.model.state_dict()
             for name, weight in merged_weights(policy):
                 state[name].copy_(weight)
+
+    def _batches(self, order: list[int], lengths: list[int], size: int) -> Iterator[list[int]]:
+        """`order` cut into batches of at most `size`. lengths: of the sequences' prompts, ascending in this order; those
+        of a batch are equal where the model cannot decode others side by side."""
+        lots = [order] if self.mixes_lengths else [list(lot) for _, lot in groupby(order, lambda i: lengths[i])]
+        for lot in lots:
+            yield from (lot[start : start + size] for start in range(0, len(lot), size))
 
     def _complete(
         self, decoder: Decoder, seeds: list[int], sampling: Sampling, stops: StopStrings | None
@@ -222,17 +246,12 @@ class TransformersWorker(RolloutWorker):
         return -(losses * scored).sum(1).cpu()
 
     @contextmanager
-    def _evaluating(self) -> Iterator[None]:
+    def _evaluating(self, autocast: bool = True) -> Iterator[None]:
         """Eval mode, no gradients, and autocast to self.dtype; restores the mode of every module."""
-        modes = [(module, module.training) for module in self.model.modules()]
-        self.model.eval()
-        try:
-            with (
-                torch.compiler.set_stance("force_eager"),  # each step has a shape, which would be compiled anew
-                torch.inference_mode(),
-                torch.autocast(self.model.device.type, dtype=self.dtype, enabled=self.dtype is not None),
-            ):
-                yield
-        finally:
-            for module, training in modes:
-                module.training = training
+        with (
+            evaluating(self.model),
+            torch.compiler.set_stance("force_eager"),  # each step has a shape, which would be compiled anew
+            torch.inference_mode(),
+            torch.autocast(self.model.device.type, dtype=self.dtype, enabled=autocast and self.dtype is not None),
+        ):
+            yield

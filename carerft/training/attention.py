@@ -41,6 +41,12 @@ def use_packed_attention(model: PreTrainedModel) -> bool:
     return config._attn_implementation == NAME
 
 
+def use_own_attention(model: PreTrainedModel) -> None:
+    """Undo `use_packed_attention`."""
+    if model.config.get_text_config()._attn_implementation == NAME:
+        model.set_attn_implementation("sdpa")
+
+
 @torch.compiler.disable  # its control flow depends on the lengths in a row, and its kernels are fused already
 def packed_attention(
     module: nn.Module,
@@ -54,9 +60,12 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """query: (1, heads, N, D); key, value: (1, key heads, N, D). Returns (1, N, heads, D) and no attention weights.
 
-    attention_mask: ignored if there is a `packed` row.
+    attention_mask: ignored if there is a `packed` row. Raises ValueError if it is the mask that comes with a packed row,
+    and the model's layers have lost the row on the way.
     """
     if packed is None:
+        if attention_mask is not None and attention_mask.shape[-1] < key.shape[-2]:
+            raise ValueError(f"{type(module).__name__} was not given the packed row: it would read across sequences")
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (N, heads, D), as the projections returned them
     kind = q.device.type

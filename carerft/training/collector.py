@@ -21,6 +21,7 @@ from carerft.objective.algorithms import Algorithm, importance_ratio, informativ
 from carerft.rollout import Rollouts, RolloutWorker, Sampling, completion_texts, mixed_seed
 from carerft.tasks import Grade, Task
 from carerft.tasks.encoding import prompt_tokens
+from carerft.tasks.replies import grade_completions
 from carerft.training.learner import Learner, TruncatedImportance
 
 log = logging.getLogger(__name__)
@@ -155,7 +156,8 @@ class Collector:
         rollouts = self.worker.sample([self.prompts[i] for i in order], group, self.sampling, seed)
         sampled = time.perf_counter()
         texts = completion_texts(rollouts, self.tokenizer)
-        grades = self.task.grade([p for p in problems for _ in range(group)], texts)
+        asked, finished = [p for p in problems for _ in range(group)], rollouts.finished.tolist()
+        grades = grade_completions(self.task, asked, texts, finished, self.settings.reward_truncated)
         rewards = torch.tensor([math.nan if g.correct is None else float(g.correct) for g in grades]).view(-1, group)
         self.sampler_state = SamplerState(state.prompts + count, state.rounds + 1)
         ids = [p.id for p in problems]

@@ -4,17 +4,52 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from carerft.errors import ConfigError
+from carerft.model.loading import described
+from carerft.model.modes import evaluating
+from carerft.model.probe import Probe, probe
 from carerft.rollout import Rollouts
-from carerft.training.attention import NAME, use_packed_attention
+from carerft.training.attention import NAME, use_own_attention, use_packed_attention
 from carerft.training.packing import Layout, pack
 
 
 def best_layout(model: PreTrainedModel, share_prompts: bool) -> Layout:
-    """The fastest layout that the model supports; makes it use packed attention if possible. share_prompts: read each
-    prompt once for all of its completions, if possible."""
-    if not use_packed_attention(model):
-        return "padded"
-    return "shared" if share_prompts else "separate"
+    """The fastest layout in which the model reads each sequence as it does by itself; it is made to use packed attention
+    if possible. share_prompts: read each prompt once for all of its completions, if possible.
+
+    A short test (`carerft.model.probe`) decides. Raises ConfigError if the model cannot even be read in padded rows.
+    """
+    packed: Layout = "shared" if share_prompts else "separate"
+    expected = probe(model)
+    if use_packed_attention(model):
+        if expected is None or reads_exactly(model, expected, packed):
+            return packed
+        use_own_attention(model)
+    difference = 0.0 if expected is None else expected.difference(lambda: probed_logits(model, expected, "padded"))
+    if expected is not None and not difference <= expected.tolerance:
+        raise ConfigError(
+            f"{described(model)} cannot be trained: the log-probabilities that the learner computes differ by up to "
+            f"{difference:.2g} nats from those of the model's own forward pass",
+            "choose another model, of the types in docs/models.md",
+        )
+    return "padded"
+
+
+def reads_exactly(model: PreTrainedModel, expected: Probe, layout: Layout) -> bool:
+    """Whether sequences that are read in this layout have the probabilities that they have by themselves."""
+    return expected.difference(lambda: probed_logits(model, expected, layout)) <= expected.tolerance
+
+
+@torch.no_grad()
+def probed_logits(model: PreTrainedModel, expected: Probe, layout: Layout) -> Tensor:
+    """The logits (N, V) of a probe's completions, read in this layout, one completion after another."""
+    tokens = [torch.tensor(completion) for completion in expected.completions]
+    zeros = [torch.zeros(len(row)) for row in tokens]
+    rollouts = Rollouts.from_rows(expected.prompts, tokens, zeros, torch.ones(len(tokens), dtype=torch.bool))
+    head = model.get_output_embeddings()
+    assert head is not None  # load_model refuses models without one
+    with evaluating(model), torch.compiler.set_stance("force_eager"):
+        return completion_states(model, rollouts, torch.arange(len(tokens)), layout) @ head.weight.T
 
 
 def completion_states(model: PreTrainedModel, rollouts: Rollouts, index: Tensor, layout: Layout) -> Tensor:

@@ -20,6 +20,7 @@ from carerft.config.settings import LearnerSettings
 from carerft.errors import NonFiniteError
 from carerft.model.loading import round_matrices
 from carerft.model.lora import adapter_off, adapter_weights, frozen_reference, gather_weights
+from carerft.model.modes import silence
 from carerft.model.sharding import as_forward, full_tensor, reshard, shard
 from carerft.objective.algorithms import Algorithm
 from carerft.objective.lm_head import TokenStatistics, token_statistics
@@ -66,7 +67,7 @@ class Learner:
         """
         self.policy, self.algorithm, self.regularizer = policy, algorithm, regularizer
         self.settings, self.steps, self.steps_done, self.mesh = settings, steps, 0, mesh
-        policy.train()
+        silence(policy)
         self.layout: Layout = best_layout(policy, settings.share_prompts)
         self.reference: PreTrainedModel | None = None
         if regularizer.needs_reference or settings.monitor_reference:

@@ -1,0 +1,101 @@
+"""A short test of a model with its own weights: does a faster way to read sequences agree with the plain one?
+
+The plain way is one forward pass of one sequence, without cache and without padding. Whoever reads otherwise (with
+cached keys, padded, packed) compares itself with it before it is used, since a model that cannot be read that way does
+not fail by itself: a layer that drops an argument, or builds a mask of its own, attends to other sequences.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from carerft.model.modes import evaluating
+
+PROMPTS, COMPLETIONS = (7, 3), (6, 3, 6, 4)  # lengths: two prompts with two completions each
+# What may differ: a thousandth of what another prompt changes, or, where prompts change little, 1e-4 nats.
+SHARE, LEAST = 1e-3, 1e-4
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Two prompts with two completions each, (prompt, completion) by (prompt, completion), and what a plain forward
+    pass makes of them.
+
+    model: whose probabilities they are.
+    log_probs: of each completion (T, V), the log-probability of every token in each of its places.
+    tolerance: the largest difference, in nats, that rounding explains.
+    """
+
+    model: PreTrainedModel
+    prompts: list[list[int]]
+    completions: list[list[int]]
+    log_probs: list[Tensor]
+    tolerance: float
+
+    def difference(self, read: Callable[[], Tensor]) -> float:
+        """The largest difference, in nats, of what `read` returns: logits (N, V) of all completions, one after another.
+
+        Infinite if reading fails.
+        """
+        expected = torch.cat(self.log_probs)
+        try:
+            with _precision(self.model):
+                found = read().float().log_softmax(-1)
+        except Exception:  # whatever a model's code raises, it cannot be read that way
+            return torch.inf
+        if found.shape != expected.shape:
+            return torch.inf
+        differ = found != expected  # a token that both exclude has -inf in both
+        return float((found - expected).abs()[differ].max()) if bool(differ.any()) else 0.0
+
+
+@torch.no_grad()
+def probe(model: PreTrainedModel) -> Probe | None:
+    """None if there is nothing to compare with: on the meta device, where a model has no weights, or if they are not
+    finite numbers, which sampling and learning report."""
+    if model.device.type == "meta":
+        return None
+    sequences = iter(_tokens(model, sum(PROMPTS) + sum(COMPLETIONS)).split([*PROMPTS, *COMPLETIONS]))
+    prompts = [next(sequences).tolist() for _ in PROMPTS]
+    completions = [next(sequences).tolist() for _ in COMPLETIONS]
+    completions[2] = completions[0]  # the same completion after both prompts
+    with evaluating(model), torch.compiler.set_stance("force_eager"), _precision(model):
+        log_probs = [plain_log_probs(model, prompts[i // 2], tokens) for i, tokens in enumerate(completions)]
+    signal = float((log_probs[0] - log_probs[2]).abs().max())
+    if any(bool(values.isnan().any()) for values in log_probs):
+        return None
+    half = model.dtype in (torch.float16, torch.bfloat16) or _needs_half_precision(model)
+    return Probe(model, prompts, completions, log_probs, max(LEAST, SHARE * signal) * (100 if half else 1))
+
+
+def _needs_half_precision(model: PreTrainedModel) -> bool:
+    return "flash" in str(model.config.get_text_config()._attn_implementation)
+
+
+def _precision(model: PreTrainedModel) -> AbstractContextManager:
+    """float32, but autocast for attention kernels that take nothing else than half precision."""
+    return torch.autocast(model.device.type, torch.bfloat16, enabled=_needs_half_precision(model))
+
+
+def plain_log_probs(model: PreTrainedModel, prompt: list[int], completion: list[int]) -> Tensor:
+    """(T, V): the log-probability of every token in each place of the completion, by one plain forward pass."""
+    tokens = torch.tensor([prompt + completion], device=model.device)
+    return model(input_ids=tokens, use_cache=False).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
+
+
+def _tokens(model: PreTrainedModel, count: int) -> Tensor:
+    """Tokens from all over the vocabulary, always the same, without those that have a meaning of their own."""
+    embedding = model.get_input_embeddings()
+    size = int(embedding.weight.shape[0])
+    special: set[int] = set()
+    for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
+        for name, value in vars(config).items():
+            if name.endswith(("token_id", "token_index")):
+                special.update(v for v in (value if isinstance(value, list) else [value]) if isinstance(v, int))
+    usual = [token for token in range(size) if token not in special] or list(range(size))
+    generator = torch.Generator().manual_seed(0)
+    return torch.tensor(usual)[torch.randint(len(usual), (count,), generator=generator)]
