@@ -1,10 +1,11 @@
 """Loading a causal language model and its tokenizer from a directory or the hub."""
 
 import os
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import (
@@ -19,7 +20,8 @@ from transformers import (
 from transformers.utils import logging as hf_logging
 
 from carerft.config.settings import ModelSettings
-from carerft.errors import CareError
+from carerft.errors import CareError, reason
+from carerft.model.modes import evaluating
 from carerft.world.bases import base_directory
 
 
@@ -47,7 +49,7 @@ def load_model(model: ModelSettings, device: torch.device) -> tuple[PreTrainedMo
     (hf_logging.disable_progress_bar if os.path.isdir(path) else hf_logging.enable_progress_bar)()
     source: dict[str, Any] = {"revision": model.revision, "trust_remote_code": False}
     options: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": model.attention}
-    part = "tokenizer"
+    part, report = "tokenizer", {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **source)
         part = "model"
@@ -58,33 +60,106 @@ def load_model(model: ModelSettings, device: torch.device) -> tuple[PreTrainedMo
             with suppress(OSError):  # not every model has a generation config
                 policy.generation_config = GenerationConfig.from_pretrained(path, revision=source["revision"])
         else:
-            policy = AutoModelForCausalLM.from_pretrained(path, **source, **options)
+            policy, report = AutoModelForCausalLM.from_pretrained(
+                path, **source, **options, output_loading_info=True, ignore_mismatched_sizes=True
+            )
     except Exception as error:
         if "trust_remote_code" in str(error):
             raise CareError(
                 f"the {part} of {path} wants to run code that comes with it, which carerft never does",
                 "use a model whose architecture is part of transformers",
             ) from error
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CareError(
-            f"cannot load the {part} of {path}: {reason}",
-            "model=/a/directory takes a local model in Hugging Face format; a hub name needs network or a filled cache",
-        ) from error
-    _check_head(policy, path)
+        raise CareError(f"cannot load the {part} of {path}: {reason(error)}", _remedy(error)) from error
+    _check_weights(report, path)
     # transformers' decorator of `to` hides that it is a method.
-    return policy.to(device).eval(), tokenizer  # pyright: ignore[reportArgumentType]  # `to` takes a device
+    policy = policy.to(device).eval()  # pyright: ignore[reportArgumentType]  # `to` takes a device
+    _check_head(policy, path)
+    return policy, tokenizer
+
+
+def _remedy(error: Exception) -> str:
+    """What to do about a model that cannot be loaded."""
+    if "scaled_dot_product_attention" in str(error):
+        return "write model.attention=eager"
+    if "Unrecognized configuration class" in str(error):
+        return "choose another model, of the types in docs/models.md"
+    return "model=/a/directory takes a local model in Hugging Face format; a hub name needs network or a filled cache"
+
+
+# Buffers that older versions of transformers saved, and that are computed from the configuration today.
+COMPUTED = re.compile(r"(rotary\w*\.inv_freq|\.masked_bias|attn\.bias|attention\.bias|position_ids)$")
+
+
+def _check_weights(report: Mapping[str, Any], path: str) -> None:
+    """Raise CareError unless the files hold exactly the model's weights. Tied weights may be saved once.
+
+    report: what `from_pretrained` says of its loading. It fills in random numbers for what is missing.
+    """
+    parts = []
+    for what, key in (
+        ("missing", "missing_keys"),
+        ("of another shape", "mismatched_keys"),
+        ("unexpected", "unexpected_keys"),
+    ):
+        names = sorted(entry if isinstance(entry, str) else entry[0] for entry in report.get(key) or ())
+        names = [name for name in names if not COMPUTED.search(name)]
+        if names:
+            shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+            parts.append(f"{len(names)} {what} ({shown})")
+    if parts:
+        raise CareError(
+            f"the weights of {path} are not those of the model that its config.json describes: {'; '.join(parts)}",
+            "save the model again by save_pretrained of the plain model (not of a compiled or a wrapped one, whose "
+            "weights' names begin with _orig_mod. or module.), or correct config.json",
+        )
 
 
 def _check_head(policy: PreTrainedModel, path: str) -> None:
     """Raise CareError unless the head computes hidden @ weight.T and nothing else, as the learner does itself."""
-    head = policy.get_output_embeddings()
-    softcap = getattr(policy.config, "final_logit_softcapping", None)
-    scale = getattr(policy.config, "logits_scaling", None) or getattr(policy.config, "logit_scale", None)
-    if head is None or getattr(head, "bias", None) is not None or softcap or (scale and scale != 1.0):
+    if not _head_is_plain(policy):
         raise CareError(
-            f"the LM head of {path} is not a plain matrix (it has a bias, a soft cap or a scale)",
-            "use a model of the Qwen2, Qwen3, Llama or Mistral family",
+            f"the LM head of {path}, {described(policy)}, is not a plain matrix: it has a bias, a soft cap, a scale or "
+            "layers of its own, without which the learner would compute other probabilities",
+            "use a model of the Qwen2, Qwen3, Llama or Mistral family, or another one of the types in docs/models.md",
         )
+
+
+def _head_is_plain(policy: PreTrainedModel) -> bool:
+    head = policy.get_output_embeddings()
+    weight = getattr(head, "weight", None)
+    if head is None or weight is None or getattr(head, "bias", None) is not None:
+        return False
+    for config in (policy.config, policy.config.get_text_config()):
+        scale = getattr(config, "logits_scaling", None) or getattr(config, "logit_scale", None)
+        if getattr(config, "final_logit_softcapping", None) or (scale and scale != 1.0):
+            return False
+    return policy.device.type == "meta" or _head_is_last(policy, head, weight)
+
+
+@torch.no_grad()
+def _head_is_last(policy: PreTrainedModel, head: torch.nn.Module, weight: torch.Tensor) -> bool:
+    """Whether the head multiplies by its weight, and its product is returned as it is: tried with a single token, for
+    whose logits, half way, others are put, so large that a soft cap, a scale or a mask would show."""
+    exact, given = [], torch.linspace(-100, 100, len(weight), device=weight.device, dtype=weight.dtype)
+
+    def replace(module: torch.nn.Module, arguments: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+        product = arguments[0] @ weight.T
+        exact.append(torch.allclose(output, product, rtol=1e-3, atol=1e-3 * float(product.abs().max())))
+        return given.expand_as(output)
+
+    hook = head.register_forward_hook(replace)
+    try:
+        with evaluating(policy):
+            logits = policy(input_ids=torch.tensor([[len(weight) // 2]], device=policy.device), use_cache=False).logits
+    except Exception as error:
+        raise CareError(
+            f"{described(policy)} cannot read a sequence of tokens by itself: {reason(error)}",
+            "choose another model, of the types in docs/models.md",
+        ) from error
+    finally:
+        hook.remove()
+    same = logits.shape[-1] == len(given) and torch.equal(logits, given.expand_as(logits))
+    return exact == [True] and same
 
 
 def round_matrices(model: PreTrainedModel, exactly: bool = False) -> None:
@@ -103,32 +178,82 @@ def round_matrices(model: PreTrainedModel, exactly: bool = False) -> None:
             module.to(torch.bfloat16)
 
 
-def context_length(policy: PreTrainedModel) -> int:
-    """The most tokens, prompt and completion together, that the model reads exactly.
+class Context(int):
+    """A number of tokens. why: what limits it, which is shown with it."""
 
-    That is what its configuration says or, where its rotary factors change with the longest position of a batch
-    (LongRoPE, dynamic NTK), the length at which they begin to: beyond it a cached key and a key that is read again
-    differ, and so do sequences that are read alone and beside a longer one.
+    why: str
+
+    def __new__(cls, tokens: int, why: str = "") -> "Context":
+        context = super().__new__(cls, tokens)
+        context.why = why
+        return context
+
+    def __str__(self) -> str:
+        return f"{int(self)} ({self.why})" if self.why else int.__str__(self)
+
+
+def context_length(policy: PreTrainedModel) -> Context:
+    """The most tokens, prompt and completion together, that the model accepts and reads exactly.
+
+    Beyond some length, some models read a token in ways that depend on what is read beside it, or on rounding: cached
+    keys then differ from those that are read again, and a sequence alone from the same one beside a longer one.
     """
     config = policy.config.get_text_config()
     lengths = [getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len", "seq_length")]
     stated = next((int(length) for length in lengths if length), sys.maxsize)  # some configurations name no limit
-    return min(stated, rotary_limit(config) or stated)
+    shorter = [limit for limit in (rotary_limit(config), selection_limit(config)) if limit is not None]
+    return min([Context(stated), *shorter])
 
 
-def rotary_limit(config: PreTrainedConfig) -> int | None:
+def rotary_limit(config: PreTrainedConfig) -> Context | None:
     """The length beyond which rotary factors depend on the longest position of a batch; None: they never do."""
     parameters = getattr(config, "rope_parameters", None) or {}
     limits = []
     for entry in (parameters, *parameters.values()):  # some models have parameters for each type of layer
         if isinstance(entry, Mapping) and entry.get("rope_type") in ("longrope", "dynamic"):
-            original = entry.get("original_max_position_embeddings")
-            limits.append(original or getattr(config, "original_max_position_embeddings", None))
-    known = [int(limit) for limit in limits if limit]
-    fallback = getattr(config, "max_position_embeddings", None)
-    return min(known) if known else fallback if limits else None
+            lengths = [
+                entry.get("original_max_position_embeddings"),
+                getattr(config, "original_max_position_embeddings", None),
+                getattr(config, "max_position_embeddings", None),
+            ]
+            original = next((int(length) for length in lengths if length), None)
+            if original:
+                limits.append(
+                    Context(
+                        original,
+                        f"beyond it the factors of its {entry['rope_type']} rotary embedding"
+                        " change with the longest sequence of a batch",
+                    )
+                )
+    return min(limits, default=None)
+
+
+def selection_limit(config: PreTrainedConfig) -> Context | None:
+    """The length beyond which attention reads only the keys with the highest scores, whose choice turns on rounding;
+    None: it reads all."""
+    selected = [getattr(config, name, None) for name in ("index_topk", "keep_window_size", "indexer_budget")]
+    blocks, size = getattr(config, "index_topk_blocks", None), getattr(config, "index_block_size", None)
+    selected.append(blocks * size if blocks and size else None)
+    limits = [int(number) for number in selected if number]
+    return Context(min(limits), "beyond it the model attends to selected keys only") if limits else None
 
 
 def described(model: PreTrainedModel) -> str:
     """A model's class and type, for messages."""
     return f"{type(model).__name__} (model_type={model.config.model_type})"
+
+
+def backbone(model: PreTrainedModel) -> Callable[..., Any]:
+    """The model without its head: takes input_ids, returns last_hidden_state.
+
+    Of a model of several parts this is the whole of them, since the outer part may treat tokens specially.
+    """
+    if model.config.get_text_config() is not model.config and model.base_model is not model:
+        return model.base_model
+    return decoder(model)
+
+
+def decoder(model: PreTrainedModel) -> PreTrainedModel:
+    """The module that holds the decoder's layers."""
+    inner = model.get_decoder()
+    return cast(Any, model).model if inner is model else inner  # Llama 4's text model names itself

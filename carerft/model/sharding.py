@@ -27,6 +27,8 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from carerft.model.loading import decoder
+
 Result = TypeVar("Result")
 
 
@@ -43,7 +45,7 @@ def shard(model: PreTrainedModel, mesh: DeviceMesh, precision: str, offload: boo
         "offload_policy": CPUOffloadPolicy() if offload and mesh.device_type != "cpu" else OffloadPolicy(),
     }
     # The model itself comes last, with what is left: the embedding, which may also be the head, and the last norm.
-    for module in (*cast(nn.ModuleList, model.get_decoder().layers), model):
+    for module in (*cast(nn.ModuleList, decoder(model).layers), model):
         broadcast_module(module, mesh)
         fully_shard(module, **options)
     for module in model.modules():

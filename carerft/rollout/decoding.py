@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Cache, DynamicCache, LlamaForCausalLM, PreTrainedModel, Qwen2ForCausalLM
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionCacheLayerMixin
+
 from carerft.model.probe import Probe
 
 BLOCK = 256  # spare slots of a new cache; it doubles when it is full, so that memory follows the actual lengths
@@ -61,15 +62,15 @@ class PreallocatedLayer(DynamicLayer):
 
 
 def prompt_cache(model: PreTrainedModel) -> DynamicCache:
-    """An empty cache of the layers that the model's configuration asks for, each of which keeps every token: a layer
-    with a window drops old ones, but `PreallocatedLayer` does not, and both must count the same slots."""
+    """An empty cache of the layers that the model's configuration asks for, except that each keeps every token: a layer
+    with a window would drop old ones of a long prompt, which `PreallocatedLayer` cannot."""
     try:
         cache = DynamicCache(config=model.config.get_text_config(decoder=True))
-    except Exception:  # a configuration that the cache cannot read; its layers are then made as they are needed
+    except Exception:  # a configuration that the cache cannot read
         return DynamicCache()
-    for index, layer in enumerate(cache.layers):
-        if type(layer) is DynamicSlidingWindowLayer:
-            cache.layers[index] = DynamicLayer()
+    if all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers):
+        return DynamicCache()  # makes layers as they are needed, which may be more than the configuration says
+    cache.layers = [DynamicLayer() if type(x) is DynamicSlidingWindowLayer else x for x in cache.layers]
     return cache
 
 
@@ -83,10 +84,10 @@ def spread(layer: Any, rows: Tensor, limit: int) -> Any:
 
 def select(layer: Any, rows: Tensor) -> None:
     """Keep these rows of a cache's layer, each as often as it is named."""
-    if hasattr(layer, "batch_select_indices"):
-        layer.batch_select_indices(rows)
-    else:  # states of a convolution
+    if isinstance(layer, LinearAttentionCacheLayerMixin):  # states of a convolution, perhaps beside keys and values
         layer.reorder_cache(rows)
+    else:
+        layer.batch_select_indices(rows)
 
 
 class Decoder:

@@ -181,8 +181,8 @@ class TransformersWorker(RolloutWorker):
                 state[name].copy_(weight)
 
     def _batches(self, order: list[int], lengths: list[int], size: int) -> Iterator[list[int]]:
-        """`order` cut into batches of at most `size`. lengths: of the sequences' prompts, ascending in this order; those
-        of a batch are equal where the model cannot decode others side by side."""
+        """`order` cut into batches of at most `size`. lengths: of the sequences' prompts, ascending in this order; equal
+        within a batch if the model cannot decode prompts of unequal lengths side by side."""
         lots = [order] if self.mixes_lengths else [list(lot) for _, lot in groupby(order, lambda i: lengths[i])]
         for lot in lots:
             yield from (lot[start : start + size] for start in range(0, len(lot), size))

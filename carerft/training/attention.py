@@ -60,8 +60,8 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """query: (1, heads, N, D); key, value: (1, key heads, N, D). Returns (1, N, heads, D) and no attention weights.
 
-    attention_mask: ignored if there is a `packed` row. Raises ValueError if it is the mask that comes with a packed row,
-    and the model's layers have lost the row on the way.
+    attention_mask: ignored if there is a `packed` row. Raises ValueError if it is the placeholder that comes with a
+    packed row, but the model's layers have lost the row on the way.
     """
     if packed is None:
         if attention_mask is not None and attention_mask.shape[-1] < key.shape[-2]:

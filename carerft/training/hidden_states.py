@@ -5,7 +5,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from carerft.errors import ConfigError
-from carerft.model.loading import described
+from carerft.model.loading import backbone, described
 from carerft.model.modes import evaluating
 from carerft.model.probe import Probe, probe
 from carerft.rollout import Rollouts
@@ -14,8 +14,8 @@ from carerft.training.packing import Layout, pack
 
 
 def best_layout(model: PreTrainedModel, share_prompts: bool) -> Layout:
-    """The fastest layout in which the model reads each sequence as it does by itself; it is made to use packed attention
-    if possible. share_prompts: read each prompt once for all of its completions, if possible.
+    """The fastest layout in which the model reads each sequence as it does by itself. Makes it use packed attention if
+    possible. share_prompts: read each prompt once for all of its completions, if possible.
 
     A short test (`carerft.model.probe`) decides. Raises ConfigError if the model cannot even be read in padded rows.
     """
@@ -63,7 +63,7 @@ def completion_states(model: PreTrainedModel, rollouts: Rollouts, index: Tensor,
     if model.config.get_text_config()._attn_implementation != NAME:
         raise ValueError(f"layout {layout!r} needs a model that `use_packed_attention` has prepared")
     row = pack(rollouts, index, layout, model.device)
-    hidden = model.get_decoder()(
+    hidden = backbone(model)(
         input_ids=row.tokens[None],
         position_ids=row.positions[None],
         # Any mask keeps transformers from making one; packed attention ignores it.
@@ -83,6 +83,6 @@ def _padded_states(model: PreTrainedModel, rollouts: Rollouts, index: Tensor) ->
         for i, owner, p, n in zip(index.tolist(), owners.tolist(), prompts, lengths, strict=True)
     ]
     tokens = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True).to(model.device)  # (b, L)
-    hidden = model.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state
+    hidden = backbone(model)(input_ids=tokens, use_cache=False).last_hidden_state
     # The state at position t predicts the token at t + 1.
     return torch.cat([hidden[i, p - 1 : p + n - 1] for i, (p, n) in enumerate(zip(prompts, lengths, strict=True))])

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from carerft.config.settings import LearnerSettings
 from carerft.errors import NonFiniteError
-from carerft.model.loading import round_matrices
+from carerft.model.loading import decoder, round_matrices
 from carerft.model.lora import adapter_off, adapter_weights, frozen_reference, gather_weights
 from carerft.model.modes import silence
 from carerft.model.sharding import as_forward, full_tensor, reshard, shard
@@ -75,7 +75,7 @@ class Learner:
         models = [policy] if self.reference is None or self.reference is policy else [policy, self.reference]
         for model in models:
             if settings.compile:  # before sharding; equal layers share one compilation
-                for layer in cast(nn.ModuleList, model.get_decoder().layers):
+                for layer in cast(nn.ModuleList, decoder(model).layers):
                     layer.compile(dynamic=True)  # no two microbatches have the same number of tokens
             if mesh is not None:
                 shard(model, mesh, settings.precision, settings.reference_offload and model is not policy)

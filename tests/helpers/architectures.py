@@ -4,9 +4,6 @@ Sizes shrink by the names of the configuration's fields; `OVERRIDES` says what e
 numbers of selected keys shrink below the sequences' lengths, so that whatever depends on them shows.
 """
 
-import copy
-import json
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,10 +38,10 @@ SIZES: dict[str, Any] = {
     "moe_num_shared_experts": 1, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "zero_expert_num": 2,
     "num_dense_layers": 1, "moe_layer_start_index": 1, "moe_layer_end_index": 1,
     "kv_lora_rank": 8, "q_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8,
-    "qk_head_dim": 16, "o_lora_rank": 8, "o_groups": 2, "index_head_dim": 8, "index_n_heads": 2, "index_topk": 4,
-    "index_topk_blocks": 2, "index_block_size": 4, "rotary_dim": 4, "query_pre_attn_scalar": 8,
+    "qk_head_dim": 16, "o_lora_rank": 8, "o_groups": 2, "index_head_dim": 8, "index_n_heads": 2, "index_topk": CONTEXT,
+    "index_topk_blocks": 24, "index_block_size": 4, "rotary_dim": 4, "query_pre_attn_scalar": 8,
     "sliding_window": 5, "sliding_window_size": 5, "window_size": 5, "attention_window_size": 5, "local_attention": 6,
-    "attention_chunk_size": 5, "keep_window_size": 5, "swa_window": 5, "rel_extent": CONTEXT, "d_rel": 8,
+    "attention_chunk_size": 5, "keep_window_size": CONTEXT, "swa_window": 5, "rel_extent": CONTEXT, "d_rel": 8,
     "floor_scale": 4, "router_hidden_size": 16, "gated_norm_rank": 4, "hidden_size_per_layer_input": 8,
     "laurel_rank": 4, "num_kv_shared_layers": 0, "num_nextn_predict_layers": 0,
     "linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
@@ -62,13 +59,16 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "cohere_compass_text": {
         "layer_types": ["full_attention", "sliding_attention"],
         "rope_parameters": {
-            kind: {"rope_type": "default", "rope_theta": 1e4} for kind in ("full_attention", "sliding_attention")
+            kind: {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
+            for kind in ("full_attention", "sliding_attention")
         },
     },
     "dbrx": {
         "attn_config": {"rope_theta": 1e4, "kv_n_heads": 2, "clip_qkv": 8.0},
         "ffn_config": {"ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2},
     },
+    "diffllama": {"attention_dropout": 0.0},
+    "minimax_m3_vl_text": {"layer_types": ["minimax_m3_sparse", "full_attention"]},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "lfm2": {"layer_types": ["conv", "full_attention"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
@@ -79,8 +79,13 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     },
     "reformer": {"axial_pos_embds_dim": (16, 16), "axial_pos_shape": (8, 12)},
     "xmod": {"default_language": "en_XX"},
-    "zamba": {"layers_block_type": ["linear_attention", "hybrid"] * 2, "num_hidden_layers": 4, "attention_hidden_size": 64},
-    "zamba2": {"layers_block_type": ["linear_attention", "hybrid"] * 2, "num_hidden_layers": 4, "mamba_headdim": 8, "attention_hidden_size": 64},
+    "zamba": {
+        "layers_block_type": ["linear_attention", "hybrid"] * 2, "num_hidden_layers": 4, "attention_hidden_size": 64,
+    },
+    "zamba2": {
+        "layers_block_type": ["linear_attention", "hybrid"] * 2, "num_hidden_layers": 4, "attention_hidden_size": 64,
+        "mamba_headdim": 8,
+    },
     "zaya": {"num_experts_per_tok": 1},
 }  # fmt: skip
 """What a type needs beside `SIZES`."""
@@ -131,7 +136,7 @@ def tiny(model_type: str, **changes: Any) -> PreTrainedModel:
     model = AutoModelForCausalLM.from_config(tiny_config(model_type, **changes)).float().eval()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for parameter in model.parameters():
             if parameter.ndim == 1:  # norms and biases, which a new model has at one and zero
                 parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
             else:

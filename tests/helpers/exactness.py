@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from helpers.architectures import EOS, TYPES, tiny, tiny_tokenizer
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -18,6 +17,7 @@ from carerft.objective.regularizers import NoRegularizer
 from carerft.rollout import Rollouts, Sampling
 from carerft.rollout.transformers import TransformersWorker
 from carerft.training.learner import Learner
+from helpers.architectures import EOS, TYPES, tiny, tiny_tokenizer
 
 PROMPTS = [[5, 6, 9, 20, 11], [8], [9, 12, 4, 4, 13, 12, 22, 10, 7], [6, 33, 9, 51, 11]]
 NATS, RELATIVE = 1e-4, 1e-3
