@@ -143,6 +143,8 @@ def test_what_spelling_and_numbers_decide(gold, answer, right):
     assert quick_verdict(gold, answer) is right
 
 
+ENDLESS = ("1", "{" * 20 + "1" + "}" * 20)  # takes minutes to parse
+
 ORDINARY = [
     (r"2\sqrt{3}", r"\sqrt{12}", True),
     (r"2\sqrt{3}", r"2\sqrt{2}", False),
@@ -263,8 +265,8 @@ def test_sympys_evaluator_is_gone_in_a_worker():
 
 def test_a_pair_that_uses_up_its_time_or_memory_has_no_verdict_and_the_others_go_on():
     easy = [(f"{i}x+1", f"1+{i}x") for i in range(2, 6)]
-    endless = ("1", "9^{9^{9}}")
-    huge = ("1", r"\operatorname{zeros}(99999,99999)")
+    huge = ("x", r"\operatorname{zeros}(99999,99999)")
+    endless = ENDLESS
     with Pool(workers=1, cpu_seconds=0.5, memory_mb=512) as pool:
         pids = []
         outcomes = []
@@ -279,8 +281,7 @@ def test_a_pair_that_uses_up_its_time_or_memory_has_no_verdict_and_the_others_go
 
 def test_a_worker_that_is_late_by_the_clock_or_ended_from_outside_is_replaced():
     with Pool(workers=1, cpu_seconds=60, deadline=1.0) as pool:
-        endless = ("1", "9^{9^{9}}")
-        outcomes = pool.compare([("x+1", "1+x"), endless, ("x+2", "2+x")])
+        outcomes = pool.compare([("x+1", "1+x"), ENDLESS, ("x+2", "2+x")])
         assert outcomes[1] == (None, "no answer within 1 s")
         assert (outcomes[0][0], outcomes[2][0]) == (True, True)
         os.killpg(pool._running[0].process.pid, signal.SIGKILL)
@@ -313,7 +314,7 @@ def test_no_worker_outlives_its_parent(ending):
         "pool = Pool(workers=1, cpu_seconds=3)\n"
         "assert pool.compare([('x+1', '1+x')])[0][0]\n"
         "print(pool._running[0].process.pid, flush=True)\n"
-        "while True: pool.compare([('1', '9^{9^{9}}')])\n"
+        f"while True: pool.compare([{ENDLESS!r}])\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     with parent:
@@ -352,10 +353,10 @@ def test_grading_a_file(tmp_path, pool):
     ]
     source, target = tmp_path / "pairs.jsonl", tmp_path / "verdicts.jsonl"
     source.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert grade_file("math", source, target, pool) == {"correct": 2, "wrong": 1, "none": 1}
+    assert grade_file("math", source, target, pool) == {"correct": 2, "wrong": 2}
     written = [json.loads(line) for line in target.read_text().splitlines()]
     assert [line["id"] for line in written] == ["a", 2, "c", "d"]
-    assert [line["verdict"] for line in written] == ["correct", "correct", "wrong", "none"]
+    assert [line["verdict"] for line in written] == ["correct", "correct", "wrong", "wrong"]
     assert [line["extracted"] for line in written] == ["5", "1+x", None, "9^{9^{9}}"]
     assert written[3]["why"] == "refused: a tower of exponents"
     grade_file("gsm8k", source, target)

@@ -201,7 +201,7 @@ def test_math_grades():
     problem = math.Problem("math/test/0", "?", r"\frac{\sqrt{3}}{2}")
     texts = [r"\boxed{\sqrt{\frac{3}{4}}}", "The answer is $\\sqrt3/2$.", r"\boxed{1}", "?", r"\boxed{9^{9^{9}}}"]
     grades = task.grade([problem] * 5, texts)
-    assert [grade.correct for grade in grades] == [True, True, False, False, None]
+    assert [grade.correct for grade in grades] == [True, True, False, False, False]
     assert [grade.extracted for grade in grades] == [problem.answer] * 2 + ["1", None, "9^{9^9}"]
     assert MathTask(extraction="boxed").grade([problem], texts[1:2]) == [Grade(None, False)]
 

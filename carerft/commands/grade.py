@@ -23,6 +23,7 @@ from carerft.grading.pool import Pool
 from carerft.runs.directory import write_atomically
 from carerft.tasks import gsm8k, math
 from carerft.tasks.files import read_rows
+from carerft.tasks.replies import after_thinking
 
 EXTRACTIONS = {"math": math.EXTRACTIONS, "gsm8k": gsm8k.EXTRACTIONS}
 
@@ -49,7 +50,7 @@ def grade_file(
                 f"{row.location}: no field 'id'", 'every line must be {"id": ..., "gold": ..., "text": ...}'
             )
         names.append(row.fields["id"])
-        pairs.append((row.text("gold"), extract(row.text("text"), extraction != "flexible")))
+        pairs.append((row.text("gold"), extract(after_thinking(row.text("text")), extraction != "flexible")))
     verdicts = grade_answers(pairs, pool) if benchmark == "math" else [_same_number(*pair) for pair in pairs]
     lines = (
         json.dumps({"id": name, "verdict": verdict.name, "extracted": answer and answer[:2000], "why": verdict.why})

@@ -84,6 +84,8 @@ class RolloutSettings:
     prompts_per_batch: int = field(default=32, metadata={"least": 1})
     # A completion is cut after this many tokens.
     max_tokens: int | None = field(default=None, metadata={"least": 1})
+    # Whether a completion that was cut can earn a reward, for a number that it happens to hold.
+    reward_truncated: bool = False
     # Sequences decoded side by side.
     batch_size: int = field(default=256, metadata={"least": 1})
     # 1: sample the next batch while the learner works on this one, with weights one batch old.
@@ -242,6 +244,8 @@ class EvaluationSettings:
     limit: int | None = field(default=None, metadata={"least": 1})
     temperature: float = 1.0
     top_p: float = 1.0
+    # Whether a completion that was cut can be right, as in lm-evaluation-harness.
+    count_truncated: bool = True
     # Resamples behind each interval.
     bootstrap: int = field(default=1000, metadata={"least": 1})
     # Coverage of each interval.

@@ -25,6 +25,7 @@ from carerft.rollout import RolloutWorker, Sampling, completion_texts
 from carerft.runs.directory import write_atomically
 from carerft.tasks import Problem, Task
 from carerft.tasks.encoding import encode, prompt_tokens, show_prompt
+from carerft.tasks.replies import grade_completions
 from carerft.terminal import progress_bar
 
 Record = dict[str, Any]
@@ -106,7 +107,8 @@ class Evaluator:
         sampling = Sampling(benchmark.max_tokens, settings.temperature, settings.top_p, stop=benchmark.stop)
         rollouts = self.worker.sample(prompts, k, sampling, seed=self.seed + (zlib.crc32(name.encode()) << 20))
         texts = completion_texts(rollouts, self.tokenizer)
-        grades = benchmark.task.grade([p for p in problems for _ in range(k)], texts)
+        asked, finished = [p for p in problems for _ in range(k)], rollouts.finished.tolist()
+        grades = grade_completions(benchmark.task, asked, texts, finished, settings.count_truncated)
         log_probs = (rollouts.log_probs * rollouts.mask()).sum(-1).tolist()
         records = [
             {

@@ -12,7 +12,8 @@ from carerft.grading.pool import Pool, shared_pool
 class Verdict:
     """The verdict on one answer.
 
-    correct: None is no verdict: the grader could not tell.
+    correct: None is no verdict: the gold answer can't be read, or the grader failed. An answer that can't be read is
+        wrong.
     why: how it was decided, or what prevented a decision.
     vote: the answer's canonical form, by which equal answers vote together; None without an answer. A correct answer
         votes as the gold answer, however it is written; two wrong ones of equal value may differ (see `canonical`).
@@ -50,15 +51,13 @@ def grade_answers(pairs: Sequence[tuple[str, str | None]], pool: Pool | None = N
 def _without_algebra(gold: str, answer: str | None) -> Verdict | None:
     if answer is None:
         return Verdict(False, "no answer found", None)
-    cleaned, cleaned_gold = clean(answer), clean(gold)
-    if len(cleaned) > MAX_LENGTH and cleaned != cleaned_gold:
-        return Verdict(None, f"refused: longer than {MAX_LENGTH} characters", cleaned[:100])
     quick = quick_verdict(gold, answer)
     if quick is not None:
         why = "the same in spelling or as a number" if quick else "different in spelling or as a number"
-        return Verdict(quick, why, canonical(gold if quick else answer))
-    if reason := hazard(cleaned, cleaned_gold):
-        return Verdict(None, f"refused: {reason}", canonical(answer)[:100])
+        return Verdict(quick, why, canonical(gold if quick else answer)[:MAX_LENGTH])
+    cleaned, cleaned_gold = clean(answer), clean(gold)
     if reason := hazard(cleaned_gold, cleaned_gold):
-        return Verdict(None, f"refused: the gold answer: {reason}", canonical(answer))
+        return Verdict(None, f"refused: the gold answer: {reason}", canonical(answer)[:MAX_LENGTH])
+    if reason := hazard(cleaned, cleaned_gold):
+        return Verdict(False, f"refused: {reason}", canonical(answer)[:MAX_LENGTH])
     return None

@@ -4,8 +4,12 @@ Nothing here evaluates an answer, and every function takes time linear in the pa
 
 Spellings that count as the same (`normalise`): \dfrac and \frac, spaces, \left and \right, dollar signs, a final full
 stop, thousands separators, a percent sign, a degree sign, a unit after a number ("5 \text{ cm}" is "5", whatever the
-unit; a.m. and p.m. stay), \text around a word, "(C)" and "C". The first ones follow `math_equivalence.py` of
-Hendrycks et al. 2021 (arXiv 2103.03874).
+unit; a.m. and p.m. stay), \text around a word, "(C)" and "C", the case of a word's letters. The first ones follow
+`math_equivalence.py` of Hendrycks et al. 2021 (arXiv 2103.03874). A variable is never taken for a unit.
+
+A comma separates thousands or the elements of a list. It separates thousands in "1{,}234" and "1,\!234", and where
+every group after the first has three digits and no space ("1,234,567"); "81, 256" is a list. Within brackets, commas
+without spaces separate elements, "(81,256)", unless others have spaces: "(1,234, 5)".
 """
 
 import re
@@ -20,8 +24,12 @@ _NUMBER_LENGTH = 60
 
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
-_MARKER = re.compile(r"(?:final answer|answer)\s*(?:is|:)\s*:?\s*", re.IGNORECASE)
-_SENTENCE_END = re.compile(r"\n|\.\s|\.$|\s*I hope it is correct")
+_MARKER = re.compile(r"answer[*_]*\s*(?:is|:)\s*[*_]*:?[*_]*\s*", re.IGNORECASE)
+_FINAL_MARKER = re.compile(r"final\s+" + _MARKER.pattern, re.IGNORECASE)
+_MATHEMATICAL = re.compile(r"[0-9$\\]")
+_SENTENCE_END = re.compile(r"\n|\.\s|\.[*_]*$|\s*I hope it is correct")
+_FORMULA = r"(?:\$+[^$]+\$+|\\\(.+?\\\)|\\\[.+?\\\])"
+_FORMULAS = re.compile(rf"{_FORMULA}(?:[\s,]*(?:and|or)?[\s,]*{_FORMULA})*")
 
 
 def last_box(text: str) -> str | None:
@@ -54,77 +62,128 @@ def final_answer(text: str, boxed_only: bool = False) -> str | None:
     r"""The answer that a completion gives: its last box, else what follows its last "answer is" or "answer:".
 
     The second form is that of the Minerva prompt ("Final Answer: The final answer is $5$. I hope it is correct."),
-    for base models, which write no box; the answer ends at a line break or a sentence's full stop.
+    for base models, which write no box. The answer ends at a line break or a sentence's full stop; of a sentence ("The
+    area is $5$ square units") it is the mathematics, or what follows its last "is". A final answer with a digit or
+    mathematics in it that is stated after the last box replaces the box.
     """
-    box = last_box(text)
-    if box is not None or boxed_only:
-        return box
     tail = text[-_TAIL:]
-    markers = list(_MARKER.finditer(tail))
-    if not markers:
-        return None
-    answer = _SENTENCE_END.split(tail[markers[-1].end() :], maxsplit=1)[0].strip().strip("$*").strip()
-    return answer or None
+    box = last_box(text)
+    if boxed_only:
+        return box
+    after_box = tail if box is None else tail[max(map(tail.rfind, (r"\boxed", r"\fbox"))) :]
+    markers = list((_MARKER if box is None else _FINAL_MARKER).finditer(after_box))
+    answer = _stated(after_box[markers[-1].end() :]) if markers else ""
+    return answer or None if box is None else answer if _MATHEMATICAL.search(answer) else box
 
 
+def _stated(text: str) -> str:
+    """The answer in the sentence or line with which the text begins."""
+    sentence = _SENTENCE_END.split(text.lstrip("*_ \n"), maxsplit=1)[0].strip().strip("*_").strip()
+    formulas = _FORMULAS.findall(sentence)
+    words = _FORMULAS.sub("", sentence)
+    if formulas and len(re.findall("[a-zA-Z]{2,}", words)) > 1:
+        sentence = formulas[-1]
+    if not formulas and len(words.split()) > 3:
+        sentence = re.split(r"\b(?:is|are|equals)\s|=(?=[^=]*$)", sentence)[-1]
+    return sentence.strip().strip("$*").strip()
+
+
+MINUSES = "\u2212\u2010\u2011\u2012\u2013\u2014\u207b\ufe63\uff0d"
+"""Characters that are written for a minus sign."""
 _FORMAT_CHARACTERS = [0xAD, 0x61C, *range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x2070), 0xFEFF]
 _PLAIN = {
-    "\u2212\u2013\u2010\u2011": "-", "\u00a0\u2009\u202f\u3000": " ", "×": r"\times ", "·⋅": r"\cdot ", "÷": "/",
+    MINUSES: "-", "\u00a0\u2007\u2009\u202f\u3000": " ", "×": r"\times ", "·⋅": r"\cdot ", "÷": "/",
     "π": r"\pi ", "θ": r"\theta ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "±": r"\pm ",
     "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "√": r"\sqrt ", "°": r"^\circ ", "²": "^2", "³": "^3",
-    "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}",
+    "∅": r"\emptyset ", "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}",
 }  # fmt: skip
 _LOOKALIKES: dict[int, str | None] = dict.fromkeys(_FORMAT_CHARACTERS) | {
     ord(character): plain for characters, plain in _PLAIN.items() for character in characters
 }
+_LOOKALIKES |= {ord("\uff10") + digit: str(digit) for digit in range(10)}
 _SPACING = re.compile(
     r"\\!\s*|(?<!\\)\\[,;:()\[\]]|\\?\$|\\(?:left|right)(?![a-zA-Z])\s*\.?|\\(?:display|text)style(?![a-zA-Z])"
     r"|\\[bB]igg?[lr]?(?![a-zA-Z])"
 )
 _WIDE_SPACE = re.compile(r"(?<!\\)\\\s|~|\\q?quad(?![a-zA-Z])|\s+")
-_SYNONYMS = re.compile(r"\\([dtc]frac|leq|geq|neq|lbrace|rbrace|dbinom|tbinom)(?![a-zA-Z])")
+_SYNONYMS = re.compile(r"\\([dtc]frac|leq|geq|neq|lbrace|rbrace|dbinom|tbinom|varnothing)(?![a-zA-Z])|\\\{ *\\\}")
 _SHORT_FRACTION = re.compile(r"\\frac\s*(?:([0-9a-zA-Z]|\\pi)|(\{[^{}]*\}))\s*(?:([0-9a-zA-Z]|\\pi)|(\{[^{}]*\}))")
 _SHORT_ROOT = re.compile(r"\\sqrt\s*([0-9a-zA-Z])")
-_SYNONYM = {"leq": r"\le", "geq": r"\ge", "neq": r"\ne", "lbrace": r"\{", "rbrace": r"\}"}
+_SYNONYM = {"leq": r"\le", "geq": r"\ge", "neq": r"\ne", "lbrace": r"\{", "rbrace": r"\}", "varnothing": r"\emptyset"}
+
+
+_GROUPING = re.compile(r"(?<=[0-9])(?:\{,\}|,\s*\\!)\s*(?=[0-9]{3}(?![0-9]))")
+_THOUSANDS = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9]|,[0-9])")
+_AMBIGUOUS = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
+_LIST_WORDS = re.compile(
+    r"\s*,?\s*(?:\\(?:text|mbox)\s*\{\s*,?\s*(?:and|or)\s*\}|(?<![a-zA-Z\\{])(?:and|or)(?![a-zA-Z}]))\s*"
+)
 
 
 def clean(answer: str) -> str:
     """The answer without decoration (spacing commands, dollar signs, sizes, look-alike characters) or short forms."""
-    text = _SPACING.sub("", answer[:MAX_ANSWER].translate(_LOOKALIKES)[:MAX_ANSWER])
+    text = _GROUPING.sub("", answer[:MAX_ANSWER])
+    text = _SPACING.sub("", text[:MAX_ANSWER].translate(_LOOKALIKES)[:MAX_ANSWER])
     text = _WIDE_SPACE.sub(" ", text)
-    text = _SYNONYMS.sub(lambda m: _SYNONYM.get(m[1], "\\" + m[1].lstrip("dtc")), text)
+    text = _SYNONYMS.sub(lambda m: _SYNONYM.get(m[1] or "varnothing", f"\\{(m[1] or '').lstrip('dtc')}"), text)
     text = _SHORT_ROOT.sub(r"\\sqrt{\1}", text)
     text = _SHORT_FRACTION.sub(lambda m: "\\frac" + (m[2] or f"{{{m[1]}}}") + (m[4] or f"{{{m[3]}}}"), text)
-    return text.replace("{,}", ",").strip().rstrip(".,; ")
+    return _separated(_LIST_WORDS.sub(",", text).replace(";", ",")).strip().rstrip("., ")
+
+
+def _separated(text: str) -> str:
+    """Without thousands separators, so that every comma separates elements. A space follows one that could be taken for
+    a thousands separator, and no other."""
+    spaced = bool(re.search(r", ", text))
+
+    def grouped(run: re.Match[str]) -> str:
+        before = text[: run.start()]
+        bracketed = sum(map(before.count, ("(", "[", r"\{"))) > sum(map(before.count, (")", "]", r"\}")))
+        return run.group() if bracketed and not spaced else run.group().replace(",", "")
+
+    return _AMBIGUOUS.sub(", ", re.sub(r" ?, ?", ",", _THOUSANDS.sub(grouped, text)))
 
 
 _TEXT = r"\\(?:text(?:bf|it|rm|normal)?|mbox|math(?:rm|bf|it))\s*\{"
 _UNIT = re.compile(rf"(?<=[0-9}})])\s*{_TEXT}(?!\s*[ap]\.?\s*m\b)[^{{}}]*\}}\s*(?:\^\s*\{{?[23]\}}?)?$", re.IGNORECASE)
-_BARE_UNIT = re.compile(r"(?<=[0-9]) (?!(?:pi|mod|and|or|am|pm)\b)[a-zA-Z]{2,20}(?: [a-zA-Z]{2,20}){0,2}(?:\^[23])?$")
+_SHORT_UNITS = (
+    "cm mm km ft in lb lbs kg mg ml oz hr hrs min sec mph yd mi sq cu deg rad men day cup way set ton gal".split()
+)
+_UNIT_WORD = rf"(?:(?:{'|'.join(_SHORT_UNITS)})\b|[a-zA-Z]{{4,20}})"
+_BARE_UNIT = re.compile(rf"(?<=[0-9}}]) {_UNIT_WORD}(?: (?:{_UNIT_WORD}|of|per|an?)){{0,3}}(?:\^[23])?$")
+_WORDED_NUMBER = re.compile(rf"{_TEXT}\s*([0-9][^{{}}]*)\}}")
 _WRAPPED_TEXT = re.compile(rf"{_TEXT}([^{{}}]*)\}}")
 _DROPPED = re.compile(r"\\?%|\^\s*\{?\s*\\circ\s*\}?|\\degrees?(?![a-zA-Z])")
 _ONE_CHARACTER_SCRIPT = re.compile(r"([_^])\s*\{([0-9a-zA-Z])\}")
-_SPACE = re.compile(r"(?<![0-9]) | (?![0-9])| (?=[0-9]{3}(?![0-9]))")
+_SPACE = re.compile(r"(?<![0-9,]) | (?![0-9])|(?<=[0-9]) (?=[0-9]{3}(?![0-9]))")
+
+
+def unitless(answer: str) -> str:
+    """What `clean` returns without per cent and degree signs and without a final unit."""
+    text = _DROPPED.sub("", clean(answer)).strip()
+    text = match[1] if (match := _WORDED_NUMBER.fullmatch(text)) else text
+    return _BARE_UNIT.sub("", _UNIT.sub("", text))
 
 
 def normalise(answer: str) -> str:
     """One spelling for all the ways of writing the same answer (see the head of this file). Never evaluates."""
-    text = _UNIT.sub("", clean(answer))
-    text = _BARE_UNIT.sub("", text)
-    text = _WRAPPED_TEXT.sub(r"\1", _DROPPED.sub("", text))
+    text = _WRAPPED_TEXT.sub(r"\1", unitless(answer))
     text = _SPACE.sub("", _ONE_CHARACTER_SCRIPT.sub(r"\1\2", text.strip()))
     choice = re.fullmatch(r"\(([A-Z])\)|\{([^{}]*)\}", text)
     text = (choice[1] or choice[2] or "") if choice else text
     text = text.rstrip(".,;")
-    return text.casefold() if len(text) > 1 and text.isalpha() else text
+    return text.casefold() if _WORD.fullmatch(text) else text
 
 
-_INTEGER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)"
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]{3,}")
+_INTEGER = "[0-9]+"
 _PLAIN_NUMBER = re.compile(
     rf"""(?P<sign>[+-]?)(?:
         (?P<whole>{_INTEGER})?\\frac\{{(?P<top>[+-]?{_INTEGER})\}}\{{(?P<bottom>[+-]?{_INTEGER})\}}
       | (?:(?P<whole_>{_INTEGER})[ ])?(?P<top_>{_INTEGER})/(?P<bottom_>{_INTEGER})
-      | (?P<decimal>{_INTEGER}(?:\.[0-9]*)?|\.[0-9]+)
+      | (?P<decimal>{_INTEGER}(?:\.[0-9]*)?|\.[0-9]+)(?:[eE](?P<exponent>[+-]?[0-9]{{1,2}}))?
+      | (?:(?P<mantissa>{_INTEGER}(?:\.[0-9]*)?|\.[0-9]+)(?:\\times|\\cdot|\*))?
+        10(?:\^|\*\*)(?:(?P<power>[+-]?[0-9])|\{{(?P<power_>[+-]?[0-9]{{1,2}})\}}|(?P<power__>[+-]?[0-9]{{1,2}}))
       | (?P<before>[0-9]*)\.(?P<fixed>[0-9]*)\\overline\{{(?P<repeated>[0-9]+)\}}
     )""",
     re.VERBOSE,
@@ -132,16 +191,18 @@ _PLAIN_NUMBER = re.compile(
 
 
 def number(normalised: str) -> Fraction | None:
-    r"""The exact value of an integer, decimal, repeating decimal, fraction or mixed number; None for all else.
+    r"""The exact value of a plain number: integer, decimal, fraction, mixed number, repeating decimal, 1.5\times10^3.
 
-    Takes what `normalise` returns, of at most 60 characters. A comma separates thousands ("1,234") or nothing.
+    Takes what `normalise` returns, of at most 60 characters. None for all else.
     """
     match = _PLAIN_NUMBER.fullmatch(normalised) if len(normalised) <= _NUMBER_LENGTH else None
     if match is None:
         return None
-    group = {name: (value or "").replace(",", "") for name, value in match.groupdict().items()}
+    group = {name: value or "" for name, value in match.groupdict().items()}
     if group["decimal"]:
-        value = Fraction(group["decimal"].rstrip(".") or "0")
+        value = Fraction(group["decimal"].rstrip(".") or "0") * Fraction(10) ** int(group["exponent"] or 0)
+    elif power := group["power"] or group["power_"] or group["power__"]:
+        value = Fraction(group["mantissa"].rstrip(".") or "1") * Fraction(10) ** int(power)
     elif group["repeated"]:
         fixed, repeated = group["fixed"], group["repeated"]
         all_digits = Fraction(int(group["before"] + fixed + repeated or 0) - int(group["before"] + fixed or 0))
@@ -155,7 +216,7 @@ def number(normalised: str) -> Fraction | None:
     return -value if group["sign"] == "-" else value
 
 
-_ASSIGNMENT = re.compile(r"^[a-zA-Z]=(?=[^=]*$)")
+_ASSIGNMENT = re.compile(r"^[a-zA-Z](?:=|\\in)(?=[^=]*$)")
 
 
 def canonical(answer: str) -> str:
@@ -173,7 +234,7 @@ def canonical(answer: str) -> str:
     return f"{'-' if value < 0 else ''}{whole}.{millionths:06d}".rstrip("0")
 
 
-_BASED = re.compile(r"([0-9A-Z]+)_\{?([0-9]+)\}?")
+_BASED = re.compile(r"(-?[0-9A-Z]+(?:\.[0-9A-Z]*)?)_\{?([0-9]+)\}?")
 _TIME_OF_DAY = re.compile(r"[ap]\.?m$", re.IGNORECASE)
 _TOLERANCE = Fraction(1, 2_000_000)
 
@@ -187,7 +248,7 @@ def quick_verdict(gold: str, answer: str) -> bool | None:
     right, given = normalise(gold), normalise(answer)
     if not given:
         return False
-    if ("=" in right) != ("=" in given):  # "x=5" for "5"; but x=5 is not y=5
+    if bool(_ASSIGNMENT.match(right)) != bool(_ASSIGNMENT.match(given)):  # "x=5" for "5"; but x=5 is not y=5
         right, given = _ASSIGNMENT.sub("", right), _ASSIGNMENT.sub("", given)
     if right == given:
         return True
@@ -204,8 +265,10 @@ def quick_verdict(gold: str, answer: str) -> bool | None:
     if right.isalpha() and _WRAPPED_TEXT.search(gold) and len(right) > 1:
         return False  # a word; other spellings of it were equal above
     if {right[:1], given[:1]} & {"(", "["} and {right[:2], given[:2]} & {"\\{"}:
-        return False  # an ordered pair or an interval is not a set, though math-verify says so
+        return False  # an ordered pair or an interval is no set
     right_based, given_based = _BASED.fullmatch(right), _BASED.fullmatch(given)
     if right_based and (given_based or given_value is not None):  # 7602_8 is not 7602_9, though math-verify says so
         return given in (right_based[1], right_based[0])
+    if given_based and right_value is not None:
+        return right == given_based[1]
     return None

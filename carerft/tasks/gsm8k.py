@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from carerft.errors import DataError
-from carerft.grading.mathematics import canonical, last_box, normalise, number
+from carerft.grading.mathematics import MINUSES, canonical, last_box, normalise, number
 from carerft.tasks import Grade, Problem
 from carerft.tasks.dataset import DatasetTask
 from carerft.tasks.files import Published, Row
-from carerft.tasks.replies import text_before
+from carerft.tasks.replies import reply
 from carerft.tasks.templates import fill
 
 _HUB = {"hub": "openai/gsm8k", "configs": ("main",), "revision": "740312add88f781978c0658806c59bc2815b9866"}
@@ -28,8 +28,24 @@ SPLITS = {
 }  # fmt: skip
 EXTRACTIONS = ("flexible", "strict")
 
-_NUMBER = re.compile(r"(?<![0-9.)])-?\$?-?[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+")
-_MARKED = re.compile(r"####\s*(-?\s?\$?\s?-?[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+)")
+# A number is read whole or not at all: "1.5 \times 10^3" is no 3, "1/2" no 2, and "2^10" no 10.
+_GROUPING = re.compile(r"(?<=[0-9])(?:\{,\}|,\s*\\!|\\[,; ]|['’\u00a0\u2007\u2009\u202f])(?=[0-9]{3}(?![0-9]))")
+_TIMES = re.compile(r"\s*(?:\\times|\\cdot|[×·⋅*]|(?<=[0-9 ])x(?= ?10))\s*")
+_DOUBLE_STAR = re.compile(r"(?<=[0-9)])\*\*(?=[-+0-9{])")
+_SUPERSCRIPT = re.compile(r"(?<=10)⁻?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
+_PLAIN_POWER = {ord(c): "-0123456789"[i] for i, c in enumerate("⁻⁰¹²³⁴⁵⁶⁷⁸⁹")} | {ord(c): "-" for c in MINUSES}
+_PLAIN = r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
+_NUMBER = re.compile(
+    rf"""(?<=[a-zA-Z)}}])[\^_]\{{?-?[0-9]+\}}?                     # an exponent of a unit, or an index: no number
+      | (?P<number>(?:(?<![\w.)\]}}%])-|(?<=[=:\#]\ )-\ )?(?:\$-?)?(?:
+            (?:[0-9]+\ ?)?\\[dtc]?frac\{{{_PLAIN}\}}\{{{_PLAIN}\}}
+          | (?:[0-9]+\ )?{_PLAIN}\ ?/\ ?{_PLAIN}
+          | (?:{_PLAIN}\*)?10\^(?:\{{[-+]?[0-9]+\}}|[-+]?[0-9]+)
+          | {_PLAIN}(?:[eE][-+]?[0-9]+)?
+        ))(?P<more>(?:\.[0-9]|,[0-9]|\^|!(?=\s*[-+*/=^])|\ ?[:/*]\ ?(?=[0-9])|\\(?:pi|sqrt)|[xyz](?![a-zA-Z]))[^\s=]*)?
+      | (?P<other>(?:\\(?:[dtc]?frac|sqrt|[dt]?binom)(?:\s*\{{[^{{}}]*\}})+|√\s*[0-9])[^\s=]*)""",
+    re.VERBOSE,
+)
 _TAIL = 10_000
 """Characters at the end of a completion in which the answer is looked for."""
 
@@ -53,7 +69,7 @@ class Gsm8kTask(DatasetTask):
     def grade(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Grade]:
         """By the exact value of the extracted number; a completion without a number is wrong."""
         strict = self.extraction == "strict"
-        answers = [extracted_number(text_before(text, self.until), strict) for text in texts]
+        answers = [extracted_number(reply(text, self.until), strict) for text in texts]
         return [
             Grade(extracted=answer, correct=answer is not None and answer == canonical(problem.answer or ""))
             for problem, answer in zip(problems, answers, strict=True)
@@ -76,13 +92,29 @@ def extracted_number(text: str, strict: bool = False) -> str | None:
 
     A number of more than 60 characters is not read. Only the last 10,000 characters of the text count.
     """
-    tail = text[-_TAIL:].replace("\u2212", "-")
-    marked = _MARKED.findall(tail)
     box = None if strict else last_box(text)
-    if box is not None and number(normalise(box)) is not None:
-        return canonical(box)
-    candidates = marked if strict or (box is None and marked) else _NUMBER.findall(tail if box is None else box)
-    if not candidates:
-        return None
-    plain = re.sub(r"[\s$]", "", candidates[-1]).rstrip(",")
-    return canonical(plain) if number(normalise(plain)) is not None else None
+    if box is not None:
+        numbers = _numbers(box.rpartition("=")[2])
+        return canonical(box) if number(normalise(box)) is not None else numbers[0] if len(numbers) == 1 else None
+    tail = text[-_TAIL:]
+    marked = [numbers[0] for part in tail.split("####")[1:] if (numbers := _numbers(part, first=True))]
+    return (marked or [None])[-1] if strict or marked else (_numbers(tail) or [None])[-1]
+
+
+def _numbers(text: str, first: bool = False) -> list[str | None]:
+    """The numbers in a text, in canonical form; None for each that is part of a larger expression.
+
+    first: only one with which the text begins.
+    """
+    text = _SUPERSCRIPT.sub(lambda power: "^" + power.group().translate(_PLAIN_POWER), text)
+    text = _TIMES.sub(
+        "*", _DOUBLE_STAR.sub("^", _GROUPING.sub("", text).translate(dict.fromkeys(map(ord, MINUSES), "-")))
+    )
+    text = text.replace("\\$", "$")
+    start = re.compile(r"[\s$]*(?=-)?").match(text).end() if first else 0
+    matches = filter(None, [_NUMBER.match(text, start)]) if first else _NUMBER.finditer(text)
+    return [
+        canonical(plain) if match["number"] and not match["more"] and number(normalise(plain)) is not None else None
+        for match in matches
+        if (plain := re.sub(r"\$|(?<=-) ", "", match["number"] or "")) or match["other"]
+    ]

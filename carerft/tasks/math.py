@@ -20,7 +20,7 @@ from carerft.grading.pool import shared_pool
 from carerft.tasks import Grade, Problem
 from carerft.tasks.dataset import DatasetTask
 from carerft.tasks.files import Published, Row, load_rows, local_file
-from carerft.tasks.replies import text_before
+from carerft.tasks.replies import reply
 from carerft.tasks.templates import fill
 
 log = logging.getLogger(__name__)
@@ -125,7 +125,7 @@ class MathTask(DatasetTask):
         A completion without an answer is wrong; one that the grader cannot judge has no verdict (`correct=None`).
         """
         boxed_only = self.extraction == "boxed"
-        answers = [final_answer(text_before(text, self.until), boxed_only) for text in texts]
+        answers = [final_answer(reply(text, self.until), boxed_only) for text in texts]
         pairs = [(problem.answer or "", answer) for problem, answer in zip(problems, answers, strict=True)]
         verdicts = grade_answers(pairs, shared_pool())
         return [Grade(extracted=verdict.vote, correct=verdict.correct) for verdict in verdicts]

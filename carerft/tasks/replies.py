@@ -1,33 +1,77 @@
-"""Free-text replies to factual questions: where a reply ends, and when two texts have the same words.
+"""Replies: what counts of a completion, where it ends, and when two texts have the same words.
 
 What a model wrote is hostile input: it is read in linear time, and of free text only the first LONGEST characters.
 """
 
 import re
+from collections.abc import Sequence
+
+from carerft.tasks import Grade, Problem, Task
 
 LONGEST = 20_000
 LONGEST_VOTE = 200
 """Characters of a reply that decide which other replies it votes with."""
 
 _NO_WORD = re.compile(r"[^\w\s]|_")
+_THOUSANDS = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s|\n")
 
 
-def text_before(text: str, until: str | None) -> str:
-    """The completion up to `until`. A base model often continues with a question of its own ("\\nQ: ..."), and its
-    answer to that one must not count."""
+THINKING = (
+    *(("<think>", "</think>"), ("<thinking>", "</thinking>"), ("<thought>", "</thought>")),
+    *(("<reasoning>", "</reasoning>"), ("<seed:think>", "</seed:think>"), ("[THINK]", "[/THINK]")),
+    *(("◁think▷", "◁/think▷"), ("<|begin_of_thought|>", "<|end_of_thought|>")),
+)
+"""The tags between which models think."""
+
+
+def grade_completions(
+    task: Task, problems: Sequence[Problem], texts: Sequence[str], finished: Sequence[bool], count_truncated: bool
+) -> list[Grade]:
+    """One grade per (problem, completion) pair. finished: False for a completion that was cut by the limit on tokens.
+
+    Where a prompt ends with a tag that begins thinking, as some chat templates have it, the completion begins within
+    it. count_truncated=False: a completion that was cut is wrong, whatever number it happens to hold, unless it was cut
+    after its reply's end (`until`).
+    """
+    until = getattr(task, "until", None)
+    opened = [_open_tag(problem.prompt) + text for problem, text in zip(problems, texts, strict=True)]
+    grades = task.grade(problems, opened)
+    return [
+        grade if count_truncated or done or (until and until in after_thinking(text)) else Grade(None, correct=False)
+        for grade, done, text in zip(grades, finished, opened, strict=True)
+    ]
+
+
+def _open_tag(prompt: str) -> str:
+    return next((tag for tag, _ in THINKING if prompt.rstrip().endswith(tag)), "")
+
+
+def after_thinking(text: str) -> str:
+    """What follows the end of thinking; all, without any; nothing, where it doesn't end: the completion was cut."""
+    end = max(text.rfind(closing) + len(closing) if closing in text else 0 for _, closing in THINKING)
+    rest = text[end:]
+    return "" if any(opening in rest for opening, _ in THINKING) else rest
+
+
+def reply(text: str, until: str | None) -> str:
+    """What follows a completion's thinking, up to `until`. A base model often continues with a question of its own
+    ("\\nQ: ..."), and its answer to that one must not count."""
+    text = after_thinking(text)
     return text.partition(until)[0] if until else text
 
 
 def free_text(text: str, until: str | None) -> str:
-    """The reply `text_before` that, of the completion's first LONGEST characters."""
-    return text_before(text[:LONGEST], until).strip()
+    """The `reply`'s first LONGEST characters."""
+    return reply(text, until)[:LONGEST].strip()
 
 
 def words(text: str, articles: bool = True) -> str:
     """The words in lower case with one space between: punctuation and symbols become spaces, as in the aliases of
-    TriviaQA (Joshi et al. 2017, arXiv 1705.03551). articles=False leaves out "a", "an" and "the"."""
+    TriviaQA (Joshi et al. 2017, arXiv 1705.03551), and the thousands separators of a number go. articles=False leaves
+    out "a", "an" and "the"."""
+    text = _THOUSANDS.sub("", text)
     text = _NO_WORD.sub(" ", text.lower())
     return " ".join((text if articles else _ARTICLES.sub(" ", text)).split())
 

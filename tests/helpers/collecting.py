@@ -97,7 +97,9 @@ def collection(
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter += 0.05 * torch.randn_like(parameter)
-    settings = RolloutSettings("here", **{"prompts_per_batch": PROMPTS, "max_tokens": MAX_TOKENS, **settings})
+    settings = RolloutSettings(
+        "here", **{"prompts_per_batch": PROMPTS, "max_tokens": MAX_TOKENS, "reward_truncated": True, **settings}
+    )
     sampler = worker(policy, eos_token_ids=ends, pad_token_id=0)
     return Collector(sampler, ByKind(kinds), word_tokenizer(), chosen, settings, SEED, context=128), learner
 

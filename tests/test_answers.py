@@ -1,0 +1,177 @@
+r"""The verdict that a careful reader would give, on answers as models write them."""
+
+import pytest
+
+from carerft.grading.grader import grade_answers
+from carerft.grading.mathematics import final_answer
+from carerft.grading.pool import Pool
+from carerft.tasks import Grade, Problem
+from carerft.tasks.gsm8k import Gsm8kTask, extracted_number
+from carerft.tasks.math import MathTask
+from carerft.tasks.replies import THINKING, after_thinking, grade_completions
+from carerft.tasks.selfaware import SelfAwareTask
+from carerft.tasks.truthfulqa import grade_letter
+
+MATHEMATICS = [
+    # No letter is lost for a unit.
+    ("10t + 12", "12 + 10t", True), ("4t", "4", False), ("4", "4t", False), ("5ab", "5", False), ("5m", "5", False),
+    ("5", r"5\text{ m}", True), (r"5 \text{ m/s}", "5", True), ("12 square feet", "12", True),
+    ("3", r"\text{3 hours}", True), ("5", r"5\sqrt{1} cm", True), ("2h", "2s", False), ("3g", "3", False),
+    # A comma without a space groups digits; with one it separates.
+    ("81, 256", "256, 81", True), ("81, 256", "81256", False), ("81256", "81, 256", False), ("81256", "81,256", True),
+    ("81256", r"81{,}256", True), ("81256", r"81,\!256", True), ("(81,256)", "(81, 256)", True),
+    ("(3,200)", "(3, 200)", True), ("(3,200)", "(200,3)", False), ("(1,234, 5)", "(1234,5)", True),
+    # Lists in any order, each element as often as it is written.
+    ("-1,3,3", "-1, 3", False), ("-1,3,3", "3,-1,3", True), ("2,3", r"3 \text{ and } 2", True), ("2,3", "3 or 2", True),
+    ("x=1,y=-2", "y=-2, x=1", True), (r"\pm 3", "3,-3", True), (r"\pm 3", "3", False), (r"\{1,2\}", "2,1", True),
+    (r"[0,1)\cup(2,3]", r"(2,3]\cup[0,1)", True), (r"[0,1)\cup(2,3]", r"(2,3)\cup[0,1)", False),
+    # Small values relatively.
+    (r"\frac{1}{2004!}", r"\frac{1}{2002!}", False), (r"\frac{1}{2004!}", r"\frac{1}{2004 \cdot 2003!}", True),
+    (r"1.6 \times 10^{-19}", r"9.1 \times 10^{-31}", False), (r"1.6 \times 10^{-19}", r"1.6\cdot10^{-19}", True),
+    (r"x^2 \cdot 10^{-19}", r"2x^2 \cdot 10^{-19}", False), ("0", "10^{-12}", False), ("0", r"\sin\pi", True),
+    (r"\begin{pmatrix}10^{-9}\\2\end{pmatrix}", r"\begin{pmatrix}10^{-8}\\2\end{pmatrix}", False),
+    # Bases with a sign or a point.
+    ("-37_8", "-37_9", False), ("-37_8", "-37_{8}", True), ("1.1_2", "1.1_3", False), ("1.1_2", "1.1_2", True),
+    # Case.
+    ("R - r", "r - R", False), ("R - r", "-r + R", True), ("AB", "ab", False), (r"\text{Even}", "even", True),
+    ("E", "e", False),
+    # The same in other signs.
+    (r"\emptyset", r"\varnothing", True), (r"\emptyset", "∅", True), (r"\emptyset", r"\{\}", True),
+    (r"e^{i\pi/4}", r"\frac{\sqrt2}{2}+\frac{\sqrt2}{2}i", True),
+    ("2+3i", "2-3i", False), ("[-2,7]", r"-2\le x\le7", True),
+    (r"\sin^2 x", r"1-\cos^2 x", True), (r"\sqrt{x^2}", "x", False),
+    (r"\sqrt6", "2.449490", True), (r"\sqrt6", "2.449", False),
+    # What can't be read is wrong beside a gold answer that can.
+    ("4", "4?", False), ("x", "x@y", False), ("1", "9^{9^{9}}", False), ("4", "4" * 400, False),
+    # Without a gold answer that can be read there is no verdict.
+    (r"\text{see figure} @", "7", None),
+]  # fmt: skip
+
+
+def test_mathematics_as_a_careful_reader_judges_it():
+    with Pool(workers=1) as pool:
+        verdicts = grade_answers([(gold, answer) for gold, answer, _ in MATHEMATICS], pool)
+    wrong = [
+        (*pair, v.correct, v.why) for pair, v in zip(MATHEMATICS, verdicts, strict=True) if v.correct is not pair[2]
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("**Answer**: $73$", "73"),
+        ("**Final Answer:** 73", "73"),
+        ("Final Answer: The number of ways is $73$.", "73"),
+        ("Final Answer: The number of ways is 73.", "73"),
+        ("Final Answer: the solutions are $x=1$ and $x=2$.", "x=1$ and $x=2"),
+        ("The answer is $x=1$ and $x=2$.", "x=1$ and $x=2"),
+        (r"So \boxed{17}? No. The final answer is 18.", "18"),
+        (r"\boxed{17}. The final answer is above.", "17"),
+        (r"The final answer is $\boxed{5}$. I hope it is correct.", "5"),
+        (r"\boxed{5}. I hope the answer is correct.", "5"),
+    ],
+)
+def test_where_an_answer_stands(text, answer):
+    assert final_answer(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"\boxed{1.5 \times 10^3}", "1500"),
+        ("so it is 1.5 × 10³.", "1500"),
+        ("#### 1.5e3", "1500"),
+        (r"\boxed{1/2}", "0.5"),
+        ("a half, or 1/2.", "0.5"),
+        (r"\dfrac{3}{4}", "0.75"),
+        (r"3 \frac{1}{2}", "3.5"),
+        (r"\boxed{$1{,}800$}", "1800"),
+        (r"they pay $1{,}800$", "1800"),
+        ("1\u2009800", "1800"),
+        ("1\u202f800", "1800"),
+        (r"1\,800", "1800"),
+        ("1’800", "1800"),
+        *((f"= {minus}5", "-5") for minus in "-\u2212\u2010\u2011\u2012\u2013\uff0d\ufe63"),
+        ("is -$5", "-5"),
+        ("$-5", "-5"),
+        ("the total\u201418", "18"),
+        ("10 - 5 = 5", "5"),
+        (r"\boxed{18 \text{ cm}^2}", "18"),
+        ("18 cm^2", "18"),
+        (r"\boxed{x = 18}", "18"),
+        ("**18**", "18"),
+        # Not a number, or not one number.
+        ("2^10", None),
+        ("2**10", None),
+        ("at 3:30", None),
+        ("12/25/2020", None),
+        ("1.2.3", None),
+        (r"\sqrt{2}", None),
+        (r"2\pi", None),
+        ("5x", None),
+        (r"\boxed{3 \text{ hours } 20 \text{ minutes}}", None),
+    ],
+)
+def test_a_number_is_read_whole_or_not_at_all(text, answer):
+    assert extracted_number(text) == answer
+
+
+def of_gsm8k(texts, gold="18"):
+    return [grade.correct for grade in Gsm8kTask().grade([Problem("p", "", gold)] * len(texts), texts)]
+
+
+@pytest.mark.parametrize(("opening", "closing"), THINKING)
+def test_what_follows_the_end_of_thinking_counts(opening, closing):
+    thought = rf"{opening}maybe \boxed{{17}}{closing} The answer is 18."
+    assert of_gsm8k([thought, f"{opening}18", f"{opening}a{closing} 18 {opening}hm"]) == [True, False, False]
+    assert MathTask("test").grade([Problem("p", "", "18")], [thought])[0].correct
+    reply = SelfAwareTask().grade([Problem("p", "", "18")], [f"{opening}I'm not sure.{closing}It is 18."])[0]
+    assert reply == Grade(extracted="18", correct=True)
+    assert after_thinking(f"17{closing}18") == "18"  # the prompt had the opening tag
+
+
+def test_a_prompt_may_open_the_thinking():
+    problem = Problem("p", "<|im_start|>assistant\n<think>\n", "18")
+    texts, finished = ["18", "17</think>18"], [True, True]
+    grades = grade_completions(Gsm8kTask(), [problem] * 2, texts, finished, count_truncated=True)
+    assert [grade.correct for grade in grades] == [False, True]
+
+
+@pytest.mark.parametrize("count", [False, True])
+def test_whether_a_completion_that_was_cut_can_be_right(count):
+    problem = Problem("p", "", "18")
+    grades = grade_completions(Gsm8kTask(), [problem] * 2, ["18", "18"], [True, False], count_truncated=count)
+    assert [grade.correct for grade in grades] == [True, count]
+
+
+def test_a_reply_that_had_ended_before_the_cut_counts():
+    class Asked:
+        name, until = "asked", "\nQ:"
+
+        def grade(self, problems, texts):
+            return [Grade("18", True)] * len(texts)
+
+    problem = Problem("p", "", "18")
+    texts = ["18\nQ: and", "18"]
+    assert [g.correct for g in grade_completions(Asked(), [problem] * 2, texts, [False] * 2, False)] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("reply", "letter"),
+    [
+        (r"\boxed{B}", "B"), (r"\boxed{\text{(B)}}", "B"), ("I think B", "B"), ("I think A.", "A"), ("b", "B"),
+        ("(b)", "B"), ("The answer is b", "B"), ("**B**", "B"), ("B. blue", "B"), ("I believe (A) is right", "A"),
+        ("Answer: **A**", "A"), ("blue", "B"), ("Red.", "A"), ("A lamp is neither", None), ("none of them", None),
+        ("I'd say it's a bad idea", None),
+    ],
+)  # fmt: skip
+def test_the_option_that_a_reply_chooses(reply, letter):
+    problem = Problem("p", "", "red", misconceptions=("blue",), choices=((" (A)", True), (" (B)", False)))
+    expected = {"A": Grade("red", True), "B": Grade("blue", False), None: Grade(None, False)}[letter]
+    assert grade_letter(problem, reply) == expected
+
+
+@pytest.mark.parametrize(("answer", "reply"), [("1000", "It has 1,000 of them."), ("1,000", "1000"), ("1000", "1000")])
+def test_thousands_separators_do_not_decide(answer, reply):
+    assert SelfAwareTask().grade([Problem("p", "", answer)], [reply])[0].correct
