@@ -22,6 +22,7 @@ from carerft.evaluation.self_report import QUESTION, self_reports
 from carerft.metrics.scores import score
 from carerft.metrics.votes import answered, collect_votes
 from carerft.rollout import RolloutWorker, Sampling, completion_texts
+from carerft.rollout.prompt_check import warn_of_absurd_loss
 from carerft.runs.directory import write_atomically
 from carerft.tasks import Problem, Task
 from carerft.tasks.encoding import encode, prompt_tokens, show_prompt
@@ -66,6 +67,8 @@ class Evaluator:
         settings, place = self.settings, directory / "evaluation"
         place.mkdir(parents=True, exist_ok=True)
         questions = {name: self._questions(name, benchmark) for name, benchmark in benchmarks.items()}
+        for _, prompts in list(questions.values())[:1]:
+            warn_of_absurd_loss(self.worker, prompts, self.tokenizer)
         result = {**header, "samples": self.samples, "seed": self.seed, "temperature": settings.temperature}
         result |= {"top_p": settings.top_p, "bootstrap": {"resamples": settings.bootstrap, "level": settings.level}}
         result["benchmarks"] = {}

@@ -49,7 +49,8 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 
 def _configured_eos(policy: PreTrainedModel) -> list[int]:
-    return [*_as_list(policy.config.eos_token_id), *_as_list(policy.generation_config.eos_token_id)]
+    parts = (policy.config, policy.config.get_text_config(), policy.generation_config)
+    return [token for part in parts for token in _as_list(getattr(part, "eos_token_id", None))]
 
 
 def _as_list(ids: Any) -> list[int]:

@@ -1,5 +1,6 @@
 """Loading a causal language model and its tokenizer from a directory or the hub."""
 
+import logging
 import os
 import re
 import sys
@@ -23,6 +24,8 @@ from carerft.config.settings import ModelSettings
 from carerft.errors import CareError, reason
 from carerft.model.modes import evaluating
 from carerft.world.bases import base_directory
+
+log = logging.getLogger(__name__)
 
 
 def choose_device(device: str) -> torch.device:
@@ -60,9 +63,8 @@ def load_model(model: ModelSettings, device: torch.device) -> tuple[PreTrainedMo
             with suppress(OSError):  # not every model has a generation config
                 policy.generation_config = GenerationConfig.from_pretrained(path, revision=source["revision"])
         else:
-            policy, report = AutoModelForCausalLM.from_pretrained(
-                path, **source, **options, output_loading_info=True, ignore_mismatched_sizes=True
-            )
+            options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # `_check_weights` refuses them
+            policy, report = cast(Any, AutoModelForCausalLM.from_pretrained(path, **source, **options))
     except Exception as error:
         if "trust_remote_code" in str(error):
             raise CareError(
@@ -71,6 +73,7 @@ def load_model(model: ModelSettings, device: torch.device) -> tuple[PreTrainedMo
             ) from error
         raise CareError(f"cannot load the {part} of {path}: {reason(error)}", _remedy(error)) from error
     _check_weights(report, path)
+    _make_savable(policy, path)
     # transformers' decorator of `to` hides that it is a method.
     policy = policy.to(device).eval()  # pyright: ignore[reportArgumentType]  # `to` takes a device
     _check_head(policy, path)
@@ -84,6 +87,23 @@ def _remedy(error: Exception) -> str:
     if "Unrecognized configuration class" in str(error):
         return "choose another model, of the types in docs/models.md"
     return "model=/a/directory takes a local model in Hugging Face format; a hub name needs network or a filled cache"
+
+
+def _make_savable(policy: PreTrainedModel, path: str) -> None:
+    """Replace a generation config that transformers loads but refuses to save (one with a temperature and without
+    do_sample): with it, a finished training could not be exported. What carerft reads of it is kept."""
+    old = policy.generation_config
+    if old is None:
+        return
+    try:
+        old.validate(strict=True)
+    except ValueError as error:
+        names = ("bos_token_id", "eos_token_id", "pad_token_id", "max_length", "max_new_tokens")
+        policy.generation_config = GenerationConfig(**{name: getattr(old, name) for name in names})
+        log.warning(
+            "the generation config of %s contradicts itself: its sampling settings are left out of what is saved (%s)",
+            path, reason(error),
+        )  # fmt: skip
 
 
 # Buffers that older versions of transformers saved, and that are computed from the configuration today.

@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from carerft.config.settings import ModelSettings
 from carerft.errors import ConfigError
 from carerft.model.export import atomic_directory
+from carerft.model.loading import decoder
 from carerft.model.sharding import full_tensor
 
 NAME = "default"  # peft's name for a model's only adapter
@@ -45,7 +46,8 @@ def add_lora(policy: PreTrainedModel, settings: ModelSettings, seed: int) -> Non
         base_model_name_or_path=policy.name_or_path,
         revision=settings.revision,
     )
-    setting, remedy = f"model.lora_targets={settings.lora_targets}", "write model.lora_targets=all-linear"
+    setting = f"model.lora_targets={settings.lora_targets}"
+    remedy = f"write model.lora_targets=[{','.join(linear_layers(policy))}]"
     try:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -57,6 +59,15 @@ def add_lora(policy: PreTrainedModel, settings: ModelSettings, seed: int) -> Non
     for name, module in policy.named_modules():
         if hasattr(module, "base_layer") and (name not in allowed or module in ends):
             raise ConfigError(f"{setting}: {name} is not a linear layer inside the decoder", remedy)
+
+
+def linear_layers(policy: PreTrainedModel) -> list[str]:
+    """Names of layers that an adapter can be put beside: the attention's queries and values, as in the paper, or else
+    all linear layers of the decoder whose name is not also that of another kind of module (a router, experts)."""
+    modules = [(name.rpartition(".")[2], module) for name, module in decoder(policy).named_modules()]
+    others = {name for name, module in modules if type(module) is not nn.Linear}
+    linear = sorted({name for name, module in modules if type(module) is nn.Linear} - others)
+    return ["q_proj", "v_proj"] if {"q_proj", "v_proj"} <= set(linear) else linear
 
 
 def frozen_reference(policy: PreTrainedModel) -> PreTrainedModel:

@@ -18,8 +18,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 def silence(policy: PreTrainedModel) -> None:
     """Prepare a policy for learning: in evaluation mode, and with gradient checkpointing where that is enabled."""
     policy.eval()
-    for layer in policy.modules():
-        if isinstance(layer, GradientCheckpointingLayer) and layer.gradient_checkpointing:
+    for module in policy.modules():
+        if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
+            layer: Any = module  # torch declares every attribute of a module to be a tensor or a module
             if not isinstance(layer._gradient_checkpointing_func, _Silent):
                 layer._gradient_checkpointing_func = _Silent(layer, layer._gradient_checkpointing_func)
             layer.training = True  # of the layer alone: its parts stay in evaluation mode

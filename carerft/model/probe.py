@@ -8,16 +8,20 @@ not fail by itself: a layer that drops an argument, or builds a mask of its own,
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from carerft.errors import reason
+from carerft.model.loading import context_length
 from carerft.model.modes import evaluating
 
 PROMPTS, COMPLETIONS = (7, 3), (6, 3, 6, 4)  # lengths: two prompts with two completions each
-# What may differ: a thousandth of what another prompt changes, or, where prompts change little, 1e-4 nats.
-SHARE, LEAST = 1e-3, 1e-4
+# What may differ: a thousandth of what another prompt changes or, where prompts change little, 1e-4 nats, or 32 units
+# in the last place of a very small log-probability.
+SHARE, LEAST, PLACES = 1e-3, 1e-4, 32
 
 
 @dataclass(frozen=True)
@@ -36,21 +40,21 @@ class Probe:
     log_probs: list[Tensor]
     tolerance: float
 
-    def difference(self, read: Callable[[], Tensor]) -> float:
-        """The largest difference, in nats, of what `read` returns: logits (N, V) of all completions, one after another.
-
-        Infinite if reading fails.
-        """
+    def mismatch(self, read: Callable[[], Tensor]) -> str:
+        """How what `read` returns, logits (N, V) of all completions, one after another, is wrong; "" if it is right."""
         expected = torch.cat(self.log_probs)
         try:
             with _precision(self.model):
                 found = read().float().log_softmax(-1)
-        except Exception:  # whatever a model's code raises, it cannot be read that way
-            return torch.inf
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever a model's code raises, it cannot be read that way
+            return f"it fails ({reason(error)})"
         if found.shape != expected.shape:
-            return torch.inf
+            return f"there are {found.shape[-1]} logits instead of {expected.shape[-1]}"
         differ = found != expected  # a token that both exclude has -inf in both
-        return float((found - expected).abs()[differ].max()) if bool(differ.any()) else 0.0
+        difference = float((found - expected).abs()[differ].max()) if bool(differ.any()) else 0.0
+        return "" if difference <= self.tolerance else f"log-probabilities differ by up to {difference:.2g} nats"
 
 
 @torch.no_grad()
@@ -62,14 +66,17 @@ def probe(model: PreTrainedModel) -> Probe | None:
     sequences = iter(_tokens(model, sum(PROMPTS) + sum(COMPLETIONS)).split([*PROMPTS, *COMPLETIONS]))
     prompts = [next(sequences).tolist() for _ in PROMPTS]
     completions = [next(sequences).tolist() for _ in COMPLETIONS]
+    if context_length(model) < max(PROMPTS) + max(COMPLETIONS):  # a toy
+        prompts, completions = [prompt[-2:] for prompt in prompts], [completion[:2] for completion in completions]
     completions[2] = completions[0]  # the same completion after both prompts
     with evaluating(model), torch.compiler.set_stance("force_eager"), _precision(model):
         log_probs = [plain_log_probs(model, prompts[i // 2], tokens) for i, tokens in enumerate(completions)]
     signal = float((log_probs[0] - log_probs[2]).abs().max())
     if any(bool(values.isnan().any()) for values in log_probs):
         return None
+    rounding = PLACES * torch.finfo(torch.float32).eps * max(float(v[v.isfinite()].abs().max()) for v in log_probs)
     half = model.dtype in (torch.float16, torch.bfloat16) or _needs_half_precision(model)
-    return Probe(model, prompts, completions, log_probs, max(LEAST, SHARE * signal) * (100 if half else 1))
+    return Probe(model, prompts, completions, log_probs, max(LEAST, SHARE * signal, rounding) * (100 if half else 1))
 
 
 def _needs_half_precision(model: PreTrainedModel) -> bool:
@@ -89,7 +96,7 @@ def plain_log_probs(model: PreTrainedModel, prompt: list[int], completion: list[
 
 def _tokens(model: PreTrainedModel, count: int) -> Tensor:
     """Tokens from all over the vocabulary, always the same, without those that have a meaning of their own."""
-    embedding = model.get_input_embeddings()
+    embedding: Any = model.get_input_embeddings()
     size = int(embedding.weight.shape[0])
     special: set[int] = set()
     for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():

@@ -1,6 +1,6 @@
 """Decodes many sequences one token at a time, with a key/value cache that is written in place.
 
-`Decoder` calls the model's own forward and works for most attention models of transformers; `decodes_exactly`
+`Decoder` calls the model's own forward and works for most attention models of transformers; `decoding_mismatch`
 tries it. `LeanDecoder` writes out the arithmetic of Qwen2 and Llama: in a model of a few million parameters,
 the many small operations between the matrix products take longer than the products. `decoder_for` chooses between them.
 
@@ -11,7 +11,7 @@ while decoding.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +76,7 @@ def prompt_cache(model: PreTrainedModel) -> DynamicCache:
 
 def spread(layer: Any, rows: Tensor, limit: int) -> Any:
     """A prompt's layer of the cache, copied to all of its rows. limit: the most slots that will be needed."""
-    if type(layer) is DynamicLayer and layer.is_initialized:
+    if type(layer) is DynamicLayer and layer.keys is not None and layer.values is not None:
         return PreallocatedLayer(layer.keys[rows], layer.values[rows], limit)
     select(layer, rows)
     return layer
@@ -85,7 +85,7 @@ def spread(layer: Any, rows: Tensor, limit: int) -> Any:
 def select(layer: Any, rows: Tensor) -> None:
     """Keep these rows of a cache's layer, each as often as it is named."""
     if isinstance(layer, LinearAttentionCacheLayerMixin):  # states of a convolution, perhaps beside keys and values
-        layer.reorder_cache(rows)
+        cast(Any, layer).reorder_cache(rows)  # declared for LongTensor
     else:
         layer.batch_select_indices(rows)
 
@@ -251,13 +251,11 @@ def decoder_for(model: PreTrainedModel) -> Callable[..., Decoder]:
     return partial(Decoder, model) if lean is None else partial(LeanDecoder, *lean, model)
 
 
-def decodes_exactly(model: PreTrainedModel, probe: Probe, padded: bool, pad: int) -> bool:
-    """Whether decoding prompts of unequal lengths side by side (padded), or one prompt's samples at a time, gives what
-    a plain forward pass gives: read token by token, and read all at once."""
-    return all(
-        probe.difference(lambda by_step=by_step: _decoded(model, probe, padded, by_step, pad)) <= probe.tolerance
-        for by_step in (True, False)
-    )
+def decoding_mismatch(model: PreTrainedModel, probe: Probe, padded: bool, pad: int) -> str:
+    """How decoding differs from a plain forward pass of each sequence, token by token or all tokens at once; "" if it
+    doesn't. padded: prompts of unequal lengths side by side; otherwise each prompt's samples by themselves."""
+    wrong = (probe.mismatch(partial(_decoded, model, probe, padded, by_step, pad)) for by_step in (True, False))
+    return next(filter(None, wrong), "")
 
 
 def _decoded(model: PreTrainedModel, probe: Probe, padded: bool, by_step: bool, pad: int) -> Tensor:

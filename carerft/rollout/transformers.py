@@ -23,7 +23,7 @@ from carerft.model.lora import merged_weights
 from carerft.model.modes import evaluating
 from carerft.model.probe import probe
 from carerft.rollout import Rollouts, RolloutWorker, Sampling
-from carerft.rollout.decoding import Decoder, decoder_for, decodes_exactly
+from carerft.rollout.decoding import Decoder, decoder_for, decoding_mismatch
 from carerft.rollout.requests import check_context, check_finite, check_sampling, completion_seeds
 
 LOGITS = 2**27  # how many logits log_likelihood holds at a time: half a gibibyte in float32
@@ -124,13 +124,15 @@ class TransformersWorker(RolloutWorker):
         expected = probe(self.model)
         if expected is None:
             return True
+        wrong = ""
         with self._evaluating(autocast=False):
             for padded in (True, False):
-                if decodes_exactly(self.model, expected, padded, self.pad_token_id):
+                wrong = decoding_mismatch(self.model, expected, padded, self.pad_token_id)
+                if not wrong:
                     return padded
         raise ConfigError(
-            f"rollout=transformers cannot sample from {described(self.model)}: with cached keys and values its "
-            "probabilities are not those of a forward pass without them",
+            f"rollout=transformers cannot sample from {described(self.model)}: with cached keys and values {wrong}, "
+            "against a forward pass without them",
             "choose another model, of the types in docs/models.md, or rollout=vllm",
         )
 
@@ -181,8 +183,8 @@ class TransformersWorker(RolloutWorker):
                 state[name].copy_(weight)
 
     def _batches(self, order: list[int], lengths: list[int], size: int) -> Iterator[list[int]]:
-        """`order` cut into batches of at most `size`. lengths: of the sequences' prompts, ascending in this order; equal
-        within a batch if the model cannot decode prompts of unequal lengths side by side."""
+        """`order` cut into batches of at most `size`. lengths: of the sequences' prompts, ascending in this order;
+        equal within a batch if the model cannot decode prompts of unequal lengths side by side."""
         lots = [order] if self.mixes_lengths else [list(lot) for _, lot in groupby(order, lambda i: lengths[i])]
         for lot in lots:
             yield from (lot[start : start + size] for start in range(0, len(lot), size))

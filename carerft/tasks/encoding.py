@@ -73,13 +73,19 @@ def prompt_tokens(
 
 
 def encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Each text as token ids. A tokenizer that begins every text with a beginning-of-text token (Llama's does, Qwen's
-    does not) does so here too, unless the text, such as that of a chat template, already begins with it."""
+    """Each text as token ids. A tokenizer that begins every text with tokens of its own (Llama's with a
+    beginning-of-text token, GLM's with two, Qwen's with none) does so here too, unless the text, such as that of a chat
+    template, already begins with them."""
     encoded = tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
-    bos = getattr(tokenizer, "bos_token_id", None)
-    if bos is None or tokenizer("a")["input_ids"][0] != bos:
-        return encoded
-    return [tokens if tokens[:1] == [bos] else [bos, *tokens] for tokens in encoded]
+    prefix = text_prefix(tokenizer)
+    return [tokens if tokens[: len(prefix)] == prefix else [*prefix, *tokens] for tokens in encoded]
+
+
+def text_prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that a tokenizer puts before every text."""
+    full, plain = (list(tokenizer("a", add_special_tokens=added)["input_ids"]) for added in (True, False))
+    starts = range(len(full) - len(plain) + 1)
+    return next((full[:start] for start in starts if full[start : start + len(plain)] == plain), [])
 
 
 def show_prompt(name: str, problem: Problem, tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> None:

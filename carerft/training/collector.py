@@ -19,6 +19,7 @@ from carerft.config.settings import RolloutSettings
 from carerft.errors import ShortageError
 from carerft.objective.algorithms import Algorithm, importance_ratio, informative
 from carerft.rollout import Rollouts, RolloutWorker, Sampling, completion_texts, mixed_seed
+from carerft.rollout.prompt_check import PROMPTS, warn_of_absurd_loss
 from carerft.tasks import Grade, Task
 from carerft.tasks.encoding import prompt_tokens
 from carerft.tasks.replies import grade_completions
@@ -134,6 +135,9 @@ class Collector:
     def sample(self) -> Batch:
         """The next batch, sampled with the weights of the last `sync`, not yet corrected. Raises ShortageError."""
         wanted = self.settings.prompts_per_batch
+        if self.sampler_state.rounds == 0:
+            first = prompt_order(len(self.prompts), self.seed, 0, PROMPTS)
+            warn_of_absurd_loss(self.worker, [self.prompts[i] for i in first], self.tokenizer)
         rounds = [self._round(wanted)]
         while self.algorithm.dynamic_sampling:
             groups = sum(int(informative(r.rewards).sum()) for r in rounds)

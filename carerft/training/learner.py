@@ -5,9 +5,9 @@ advantages) and returns plain numbers. The learner knows nothing of tasks or rew
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -17,7 +17,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from transformers import PreTrainedModel
 
 from carerft.config.settings import LearnerSettings
-from carerft.errors import NonFiniteError
+from carerft.errors import CareError, NonFiniteError
 from carerft.model.loading import decoder, round_matrices
 from carerft.model.lora import adapter_off, adapter_weights, frozen_reference, gather_weights
 from carerft.model.modes import silence
@@ -26,10 +26,13 @@ from carerft.objective.algorithms import Algorithm
 from carerft.objective.lm_head import TokenStatistics, token_statistics
 from carerft.objective.regularizers import Regularizer, sampled_estimate
 from carerft.rollout import Rollouts
+from carerft.training.attention import use_own_attention
 from carerft.training.checkpoint_tensors import CheckpointTensors
 from carerft.training.hidden_states import best_layout, completion_states
 from carerft.training.optimizer import learning_rate_factor, make_optimizer
 from carerft.training.packing import Layout, microbatches
+
+Result = TypeVar("Result")
 
 
 @dataclass
@@ -68,7 +71,9 @@ class Learner:
         self.policy, self.algorithm, self.regularizer = policy, algorithm, regularizer
         self.settings, self.steps, self.steps_done, self.mesh = settings, steps, 0, mesh
         silence(policy)
-        self.layout: Layout = best_layout(policy, settings.share_prompts)
+        self.layout: Layout = agreed(lambda: best_layout(policy, settings.share_prompts), mesh)
+        if self.layout == "padded":  # as the first process found, the only one that need have weights
+            use_own_attention(policy)
         self.reference: PreTrainedModel | None = None
         if regularizer.needs_reference or settings.monitor_reference:
             self.reference = frozen_reference(policy)
@@ -273,6 +278,19 @@ class Learner:
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from `state()`."""
         self.steps_done = state["scheduler"]["last_epoch"]
+
+
+def agreed(decide: Callable[[], Result], mesh: DeviceMesh | None) -> Result:
+    """What the first process decides, in every process, or its error. All of them decide."""
+    try:
+        outcome: list[Any] = [decide(), None]
+    except CareError as error:
+        outcome = [None, error]
+    if mesh is not None:
+        dist.broadcast_object_list(outcome, group=mesh.get_group(), group_src=0)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
 
 
 def _combined(parts: Iterable[dict[str, float]]) -> dict[str, float]:
