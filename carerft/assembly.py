@@ -71,6 +71,11 @@ class Subject:
         """The tokens that end a completion."""
         return eos_token_ids(self.policy, self.tokenizer, self.chat)
 
+    @property
+    def models_text(self) -> bool:
+        """Whether the model predicts prompts too: the built-in one has learnt answers alone."""
+        return self.settings.model.path != "world"
+
     def task(self, settings: TaskSettings) -> Task:
         """A task, with its prompts in the model's chat template if it has one."""
         return ChatTask(task(settings), self.tokenizer) if self.chat else task(settings)
@@ -140,7 +145,13 @@ class Subject:
         worker.sync(self.policy)  # in a training, an engine of its own still has the weights of the last batch
         settings = self.settings
         evaluator = Evaluator(
-            worker, self.tokenizer, settings.evaluation, settings.samples, settings.seed, self.context
+            worker,
+            self.tokenizer,
+            settings.evaluation,
+            settings.samples,
+            settings.seed,
+            self.context,
+            check_prompts=self.models_text and isinstance(settings, EvaluateSettings),
         )
         evaluation = evaluator.evaluate(benchmarks, run.path, self._header(run), console())
         Console().print(table(evaluation))
@@ -170,7 +181,14 @@ class Training:
         subject, settings = self.subject, self.settings
         training_task = subject.task(settings.task)
         return Collector(
-            worker, training_task, subject.tokenizer, self.algorithm, settings.rollout, settings.seed, subject.context
+            worker,
+            training_task,
+            subject.tokenizer,
+            self.algorithm,
+            settings.rollout,
+            settings.seed,
+            subject.context,
+            check_prompts=subject.models_text,
         )
 
 

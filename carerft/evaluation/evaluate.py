@@ -45,7 +45,10 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Measures the worker's model. samples: k, completions per question. context: tokens that the model can hold."""
+    """Measures the worker's model. samples: k, completions per question. context: tokens that the model can hold.
+
+    check_prompts: warn if the model's loss on the first prompts is absurd.
+    """
 
     worker: RolloutWorker
     tokenizer: PreTrainedTokenizerBase
@@ -54,6 +57,7 @@ class Evaluator:
     seed: int
     context: int
     questions_at_once: int = QUESTIONS_AT_ONCE
+    check_prompts: bool = True
 
     def evaluate(
         self, benchmarks: dict[str, Benchmark], directory: Path, header: dict[str, Any], console: Console
@@ -67,8 +71,9 @@ class Evaluator:
         settings, place = self.settings, directory / "evaluation"
         place.mkdir(parents=True, exist_ok=True)
         questions = {name: self._questions(name, benchmark) for name, benchmark in benchmarks.items()}
-        for _, prompts in list(questions.values())[:1]:
-            warn_of_absurd_loss(self.worker, prompts, self.tokenizer)
+        for name, (_, prompts) in list(questions.items())[:1]:
+            if self.check_prompts and not (place / f"{name}.problems.jsonl").exists():  # not when it is continued
+                warn_of_absurd_loss(self.worker, prompts, self.tokenizer)
         result = {**header, "samples": self.samples, "seed": self.seed, "temperature": settings.temperature}
         result |= {"top_p": settings.top_p, "bootstrap": {"resamples": settings.bootstrap, "level": settings.level}}
         result["benchmarks"] = {}

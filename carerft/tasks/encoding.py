@@ -83,6 +83,8 @@ def encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[lis
 
 def text_prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens that a tokenizer puts before every text."""
+    if not hasattr(tokenizer, "num_special_tokens_to_add"):
+        return []
     full, plain = (list(tokenizer("a", add_special_tokens=added)["input_ids"]) for added in (True, False))
     starts = range(len(full) - len(plain) + 1)
     return next((full[:start] for start in starts if full[start : start + len(plain)] == plain), [])

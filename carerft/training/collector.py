@@ -88,7 +88,10 @@ class _Round:
 
 @dataclass
 class Collector:
-    """A rollout source that samples when a batch is needed. context: the most tokens that model and engine accept."""
+    """A rollout source that samples when a batch is needed. context: the most tokens that model and engine accept.
+
+    check_prompts: warn if the model's loss on the first prompts is absurd.
+    """
 
     worker: RolloutWorker
     task: Task
@@ -98,6 +101,7 @@ class Collector:
     seed: int
     context: int
     sampler_state: SamplerState = field(default_factory=SamplerState)
+    check_prompts: bool = True
 
     def __post_init__(self) -> None:
         settings = self.settings
@@ -135,7 +139,7 @@ class Collector:
     def sample(self) -> Batch:
         """The next batch, sampled with the weights of the last `sync`, not yet corrected. Raises ShortageError."""
         wanted = self.settings.prompts_per_batch
-        if self.sampler_state.rounds == 0:
+        if self.check_prompts and self.sampler_state.rounds == 0:
             first = prompt_order(len(self.prompts), self.seed, 0, PROMPTS)
             warn_of_absurd_loss(self.worker, [self.prompts[i] for i in first], self.tokenizer)
         rounds = [self._round(wanted)]
