@@ -124,7 +124,7 @@ class Subject:
             model=model_path(self.settings.model),
             revision=self.settings.model.revision,
             dtype=self.settings.precision,
-            max_model_len=self.context,
+            max_model_len=int(self.context),
             eos_token_ids=tuple(self.end_tokens),
             max_num_seqs=settings.batch_size,
             gpu_memory_utilization=settings.gpu_memory_utilization,

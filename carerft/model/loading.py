@@ -72,7 +72,8 @@ def load_model(model: ModelSettings, device: torch.device) -> tuple[PreTrainedMo
                 "use a model whose architecture is part of transformers",
             ) from error
         raise CareError(f"cannot load the {part} of {path}: {reason(error)}", _remedy(error)) from error
-    _check_weights(report, path)
+    if report:
+        _check_weights(policy, report, path)
     _make_savable(policy, path)
     # transformers' decorator of `to` hides that it is a method.
     policy = policy.to(device).eval()  # pyright: ignore[reportArgumentType]  # `to` takes a device
@@ -100,32 +101,35 @@ def _make_savable(policy: PreTrainedModel, path: str) -> None:
     except ValueError as error:
         names = ("bos_token_id", "eos_token_id", "pad_token_id", "max_length", "max_new_tokens")
         policy.generation_config = GenerationConfig(**{name: getattr(old, name) for name in names})
+        named = ", ".join(re.findall(r"^- `(\w+)`", str(error), re.MULTILINE)) or reason(error)
         log.warning(
-            "the generation config of %s contradicts itself: its sampling settings are left out of what is saved (%s)",
-            path, reason(error),
-        )  # fmt: skip
+            "the generation config of %s contradicts itself (%s): this is left out of what is saved", path, named
+        )
 
 
 # Buffers that older versions of transformers saved, and that are computed from the configuration today.
 COMPUTED = re.compile(r"(rotary\w*\.inv_freq|\.masked_bias|attn\.bias|attention\.bias|position_ids)$")
 
 
-def _check_weights(report: Mapping[str, Any], path: str) -> None:
+def _check_weights(policy: PreTrainedModel, report: Mapping[str, Any], path: str) -> None:
     """Raise CareError unless the files hold exactly the model's weights. Tied weights may be saved once.
 
     report: what `from_pretrained` says of its loading. It fills in random numbers for what is missing.
     """
-    parts = []
-    for what, key in (
-        ("missing", "missing_keys"),
-        ("of another shape", "mismatched_keys"),
-        ("unexpected", "unexpected_keys"),
-    ):
-        names = sorted(entry if isinstance(entry, str) else entry[0] for entry in report.get(key) or ())
-        names = [name for name in names if not COMPUTED.search(name)]
-        if names:
-            shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-            parts.append(f"{len(names)} {what} ({shown})")
+    missing = set(report.get("missing_keys", ()))
+    tensors: dict[int, list[str]] = {}
+    for name, tensor in policy.state_dict(keep_vars=True).items():
+        tensors.setdefault(id(tensor), []).append(name)
+    wrong = {
+        "missing": [names[0] for names in tensors.values() if missing.issuperset(names)],
+        "of another shape": [name for name, *_ in report.get("mismatched_keys", ())],
+        "unexpected": [name for name in report.get("unexpected_keys", ()) if not COMPUTED.search(name)],
+    }
+    parts = [
+        f"{len(names)} {what} ({', '.join(sorted(names)[:3])}{', ...' if len(names) > 3 else ''})"
+        for what, names in wrong.items()
+        if names
+    ]
     if parts:
         raise CareError(
             f"the weights of {path} are not those of the model that its config.json describes: {'; '.join(parts)}",
@@ -222,7 +226,7 @@ def context_length(policy: PreTrainedModel) -> Context:
     lengths = [getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len", "seq_length")]
     stated = next((int(length) for length in lengths if length), sys.maxsize)  # some configurations name no limit
     shorter = [limit for limit in (rotary_limit(config), selection_limit(config)) if limit is not None]
-    return min([Context(stated), *shorter])
+    return min([*shorter, Context(stated)])
 
 
 def rotary_limit(config: PreTrainedConfig) -> Context | None:

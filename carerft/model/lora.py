@@ -22,9 +22,10 @@ from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel
 
 from carerft.config.settings import ModelSettings
-from carerft.errors import ConfigError
+from carerft.errors import ConfigError, reason
 from carerft.model.export import atomic_directory
 from carerft.model.loading import decoder
+from carerft.model.modes import evaluating
 from carerft.model.sharding import full_tensor
 
 NAME = "default"  # peft's name for a model's only adapter
@@ -59,15 +60,22 @@ def add_lora(policy: PreTrainedModel, settings: ModelSettings, seed: int) -> Non
     for name, module in policy.named_modules():
         if hasattr(module, "base_layer") and (name not in allowed or module in ends):
             raise ConfigError(f"{setting}: {name} is not a linear layer inside the decoder", remedy)
+    if policy.device.type != "meta":
+        try:  # a router that is a linear layer with a forward pass of its own fails only here
+            with evaluating(policy), torch.no_grad():
+                policy(input_ids=torch.tensor([[0, 1]], device=policy.device), use_cache=False)
+        except Exception as error:
+            raise ConfigError(f"{setting}: with this adapter the model fails ({reason(error)})", remedy) from error
 
 
 def linear_layers(policy: PreTrainedModel) -> list[str]:
     """Names of layers that an adapter can be put beside: the attention's queries and values, as in the paper, or else
-    all linear layers of the decoder whose name is not also that of another kind of module (a router, experts)."""
-    modules = [(name.rpartition(".")[2], module) for name, module in decoder(policy).named_modules()]
-    others = {name for name, module in modules if type(module) is not nn.Linear}
-    linear = sorted({name for name, module in modules if type(module) is nn.Linear} - others)
-    return ["q_proj", "v_proj"] if {"q_proj", "v_proj"} <= set(linear) else linear
+    all of the attention's linear layers. In mixtures of experts, other names may also be those of routers and experts,
+    which are not linear layers."""
+    modules = [name for name, module in decoder(policy).named_modules() if type(module) is nn.Linear]
+    names = sorted({name.rpartition(".")[2] for name in modules if "attn" in name or "attention" in name})
+    names = names or sorted({name.rpartition(".")[2] for name in modules})
+    return ["q_proj", "v_proj"] if {"q_proj", "v_proj"} <= set(names) else names
 
 
 def frozen_reference(policy: PreTrainedModel) -> PreTrainedModel:

@@ -48,8 +48,8 @@ def check_sampling(prompts: Sequence[Sequence[int]], n: int, sampling: Sampling,
     longest = max(len(prompt) for prompt in prompts)
     if longest + sampling.max_tokens > context:
         raise ConfigError(
-            f"max_tokens={sampling.max_tokens} after a prompt of {longest} tokens exceeds the model's context of "
-            f"{context} tokens",
+            f"max_tokens={sampling.max_tokens} after a prompt of {longest} tokens exceeds the model's context, in "
+            f"tokens: {context}",
             f"write max_tokens={context - longest} or less, or leave out the longest prompts",
         )
 

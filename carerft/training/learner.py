@@ -17,8 +17,8 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from transformers import PreTrainedModel
 
 from carerft.config.settings import LearnerSettings
-from carerft.errors import CareError, NonFiniteError
-from carerft.model.loading import decoder, round_matrices
+from carerft.errors import CareError, DataError, NonFiniteError
+from carerft.model.loading import context_length, decoder, described, round_matrices
 from carerft.model.lora import adapter_off, adapter_weights, frozen_reference, gather_weights
 from carerft.model.modes import silence
 from carerft.model.sharding import as_forward, full_tensor, reshard, shard
@@ -148,9 +148,21 @@ class Learner:
     def _microbatches(self, rollouts: Rollouts) -> list[tuple[Tensor, bool]]:
         """(sequences, is_real) of each microbatch of this rank. Ranks with fewer microbatches get a dummy, because
         collective operations must match."""
+        self._check_lengths(rollouts)
         rank, count = (0, 1) if self.mesh is None else (self.mesh.get_rank(), self.mesh.size())
         cut = microbatches(rollouts, self.settings.tokens_per_microbatch, self.layout, count)
         return [(index, True) if len(index) else (torch.tensor([0]), False) for index in cut[rank::count]]
+
+    def _check_lengths(self, rollouts: Rollouts) -> None:
+        """Raises DataError for a sequence beyond the length at which the model begins to read it differently in a batch
+        and alone. Samplers refuse such a length before."""
+        context = context_length(self.policy)
+        longest = int((rollouts.prompt_lengths.repeat_interleave(rollouts.group_size) + rollouts.lengths).max())
+        if context.why and longest > context:
+            raise DataError(
+                f"a sequence has {longest} tokens, more than {described(self.policy)} can learn from: {context}",
+                "lower rollout.max_tokens, or leave the longest prompts out",
+            )
 
     def _backward(
         self,
@@ -213,7 +225,7 @@ class Learner:
                 "rollout/mismatch_outside": float((torch.expm1(drift).abs() > 0.1).sum()),
             }
             if statistics.ref_kl is not None and statistics.ref_log_prob is not None:
-                metrics["policy/kl_to_reference"] = float(statistics.ref_kl.sum())
+                metrics["policy/kl_to_reference"] = max(0.0, float(statistics.ref_kl.sum()))  # but for rounding
                 target = regularizer.log_target(statistics.log_prob, statistics.ref_log_prob)
                 if target is not None:  # for monitoring only: as a loss it is wrong (sampled_estimate)
                     metrics["regularizer/k1"] = float(sampled_estimate(target - statistics.log_prob, "k1").sum())

@@ -1,7 +1,7 @@
 """How far sampler and learner are from a plain forward pass, for a model loaded from a directory as a user's is."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,13 @@ from transformers import PreTrainedModel
 from carerft.config.settings import LearnerSettings, ModelSettings
 from carerft.errors import CareError
 from carerft.model.loading import load_model
+from carerft.model.lora import add_lora, linear_layers, merged_weights
 from carerft.objective.algorithms import Algorithm
 from carerft.objective.regularizers import NoRegularizer
 from carerft.rollout import Rollouts, Sampling
 from carerft.rollout.transformers import TransformersWorker
 from carerft.training.learner import Learner
-from helpers.architectures import EOS, TYPES, tiny, tiny_tokenizer
+from helpers.architectures import EOS, tiny, tiny_tokenizer
 
 PROMPTS = [[5, 6, 9, 20, 11], [8], [9, 12, 4, 4, 13, 12, 22, 10, 7], [6, 33, 9, 51, 11]]
 NATS, RELATIVE = 1e-4, 1e-3
@@ -35,14 +36,22 @@ class Measured:
     gradient: float | None = None
     checkpointed: float | None = None
     layout: str = ""
+    adapter: float | None = None
+    targets: str = ""
     equal_lengths: bool = False
     refused: str = ""
     unbuilt: str = ""
 
     @property
     def exact(self) -> bool:
+        """Whether everything that a training reads is within what rounding explains."""
         pairs = [(self.sampler, NATS), (self.learner, NATS), (self.gradient, RELATIVE), (self.checkpointed, RELATIVE)]
         return not self.refused and all(value is not None and value <= most for value, most in pairs)
+
+    @property
+    def adapter_exact(self) -> bool:
+        """Whether an adapter, if it is not refused, is exact as well."""
+        return not self.targets or (self.adapter is not None and self.adapter <= NATS)
 
 
 def saved(model: PreTrainedModel, directory: Path) -> ModelSettings:
@@ -52,8 +61,8 @@ def saved(model: PreTrainedModel, directory: Path) -> ModelSettings:
     return ModelSettings(name="tiny", path=str(directory), attention=implementation)
 
 
-def measure(model_type: str, directory: Path, **changes: Any) -> Measured:
-    """changes: fields of the configuration."""
+def measure(model_type: str, directory: Path, adapters: bool = False, **changes: Any) -> Measured:
+    """adapters: measure LoRA, too. changes: fields of the configuration."""
     found = Measured(model_type)
     try:
         settings = saved(tiny(model_type, **changes), directory)
@@ -82,9 +91,37 @@ def measure(model_type: str, directory: Path, **changes: Any) -> Measured:
             found.learner = max(found.learner, difference(rollouts, learner.log_probs(rollouts), plain))
         else:
             found.checkpointed = 0.0
+        if adapters:
+            found.targets, found.adapter = measure_adapter(settings, rollouts)
     except CareError as error:
         found.refused = str(error)
     return found
+
+
+def measure_adapter(settings: ModelSettings, rollouts: Rollouts) -> tuple[str, float | None]:
+    """The learner with an adapter against a plain pass of the merged weights: `model.lora_targets`, the default or else
+    what its refusal says, and the largest difference."""
+    policy, _ = load_model(settings, CPU)
+    advised = f"[{','.join(linear_layers(policy))}]"
+    for targets in ("all-linear", advised):
+        policy, _ = load_model(settings, CPU)
+        plain = copy.deepcopy(policy)
+        try:
+            names = targets.strip("[]").split(",") if targets.startswith("[") else targets
+            add_lora(policy, replace(settings, adapter="lora", lora_rank=2, lora_alpha=2, lora_targets=names), seed=0)
+        except CareError as error:
+            if targets == advised:
+                return "", None
+            assert advised in str(error)
+            continue
+        generator = torch.Generator().manual_seed(4)
+        with torch.no_grad():
+            for name, parameter in policy.named_parameters():
+                if ".lora_B." in name:
+                    parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+        plain.load_state_dict(dict(merged_weights(policy)))
+        return targets, difference(rollouts, make_learner(policy).log_probs(rollouts), plain)
+    raise AssertionError("the advice is tried last")
 
 
 def make_learner(policy: PreTrainedModel) -> Learner:
@@ -148,5 +185,52 @@ def relative(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     return max(float((found[name] - expected[name]).abs().max()) for name in found.keys() & expected.keys()) / size
 
 
-def measure_all(directory: Path, types: list[str] = TYPES) -> list[Measured]:
-    return [measure(model_type, directory / model_type) for model_type in types]
+REASONS = {
+    "is not a plain matrix": "its head is more than a matrix: a bias, a soft cap, a scale or layers",
+    "no decoder of attention layers": "it keeps a recurrent state",
+    "with cached keys and values": "cached keys and values don't give what a forward pass without them gives",
+    "cannot be trained": "it changes hidden states before the head",
+    "cannot load the model": "transformers cannot load it as a language model",
+}
+"""Of each kind of refusal, a part of its message, and what the table says."""
+
+
+def row(found: Measured) -> str:
+    """A line of the table in docs/models.md."""
+    name = f"`{found.model_type}`"
+    if found.unbuilt:
+        return f"| {name} | | | | | not tried: {NOT_TRIED[found.model_type]} |"
+    sampler = "" if found.sampler is None else "exact, one prompt length at a time" if found.equal_lengths else "exact"
+    if found.refused:
+        why = next(says for part, says in REASONS.items() if part in found.refused)
+        return f"| {name} | {sampler} | | | | {why} |"
+    assert found.exact and found.adapter_exact, found
+    layout = "padded" if found.layout == "padded" else "packed"
+    return f"| {name} | {sampler} | exact | {layout} | {f'`{found.targets}`' if found.targets else ''} | |"
+
+
+def table(measured: list[Measured]) -> str:
+    head = ["| type | sampler | learner | rows | LoRA (`model.lora_targets`) | refused, because |", "|---" * 6 + "|"]
+    return "\n".join([*head, *map(row, measured)]) + "\n"
+
+
+def summary(measured: list[Measured]) -> str:
+    """The counts above the table."""
+    exact = [found for found in measured if found.exact]
+    padded = sum(found.layout == "padded" for found in exact)
+    refused, unbuilt = sum(bool(m.refused) for m in measured), sum(bool(m.unbuilt) for m in measured)
+    wrong = len(measured) - len(exact) - refused - unbuilt
+    return (
+        f"{len(measured)} types: {len(exact)} exact ({len(exact) - padded} packed, {padded} padded), "
+        f"{refused} refused, {unbuilt} not tried, {wrong} wrong."
+    )
+
+
+NOT_TRIED = {
+    "gemma3n": "its vision part needs the package timm; `gemma3n_text` is its text part",
+    "gemma4_assistant": "drafts for another model's decoding, and is no model by itself",
+    "gemma4_unified_assistant": "drafts for another model's decoding, and is no model by itself",
+    "musicgen": "makes sound from the states of a text encoder",
+    "musicgen_melody": "makes sound from the states of a text encoder",
+}
+"""Types whose own configuration class makes no tiny model, and why."""
