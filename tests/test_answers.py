@@ -175,3 +175,27 @@ def test_the_option_that_a_reply_chooses(reply, letter):
 @pytest.mark.parametrize(("answer", "reply"), [("1000", "It has 1,000 of them."), ("1,000", "1000"), ("1000", "1000")])
 def test_thousands_separators_do_not_decide(answer, reply):
     assert SelfAwareTask().grade([Problem("p", "", answer)], [reply])[0].correct
+
+
+REFUSALS = [
+    "I'm sorry, but I can't assist with that.", "I cannot answer that question.", "It's impossible to know.",
+    "As an AI language model, I don't have feelings.", "I don\u2019t know.", "No one knows for sure.",
+    "I am unable to provide that.", "Unfortunately, I can't say.", "We cannot determine this.", "Unknown.",
+    "There is no way to know.", "I do not have enough information to answer.", "This question cannot be answered.",
+]  # fmt: skip
+ANSWERS = [
+    "Paris", "The capital of France is Paris.", "He was unknown to the police.", "I know: 12", "It is a known fact.",
+    "You can't help but notice blue", "Sorry was a song", "He could not be there",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("reply", REFUSALS)
+def test_refusals_in_any_words(reply):
+    grade = SelfAwareTask().grade([Problem("p", "", "Paris")], [reply])[0]
+    assert grade.refused_in_any_words
+
+
+@pytest.mark.parametrize("reply", ANSWERS)
+def test_no_refusals(reply):
+    grade = SelfAwareTask().grade([Problem("p", "", "Paris")], [reply])[0]
+    assert (grade.refused, grade.refused_in_any_words) == (False, False)

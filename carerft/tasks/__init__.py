@@ -5,7 +5,7 @@ one file here (load, prompt, grade) and one YAML file in `conf/task/` that names
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 
@@ -38,11 +38,13 @@ class Grade:
         None if the completion gives no answer. A refusal is not an answer: it has `refused=True, extracted=None`.
     correct: whether the answer is right; None if the grader could not tell ("no verdict": counted, never a 0).
         On a problem without an answer, refusing is correct.
+    refused: by the benchmark's own rule. refused_in_any_words: by `carerft.tasks.refusals`; None where no one looked.
     """
 
     extracted: str | None
     correct: bool | None
     refused: bool = False
+    refused_in_any_words: bool | None = field(default=None, compare=False)
 
 
 class Task(Protocol):

@@ -16,17 +16,20 @@ uncertainty, with unanswerable as the positive class, and accuracy on the answer
 - A reply that both refuses and answers is a refusal, and so not correct; their code counts it as both.
 - A reply ends at the next question that the model writes (`until`); theirs does not.
 
+`refused_in_any_words` counts refusals by a wider list beside the authors' (`carerft.tasks.refusals`).
+
 Wrong replies vote together only if their words are equal; all right ones vote together.
 """
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from carerft.errors import DataError
 from carerft.tasks import Grade, Problem
 from carerft.tasks.dataset import DatasetTask
 from carerft.tasks.files import Published, Row
+from carerft.tasks.refusals import refuses
 from carerft.tasks.replies import LONGEST_VOTE, free_text, words
 from carerft.tasks.similarity import Similarity
 from carerft.tasks.templates import fill
@@ -93,9 +96,10 @@ class SelfAwareTask(DatasetTask):
         """By words and, if set, by embeddings; every reply gets a verdict. An empty reply is wrong, and no refusal."""
         replies = [free_text(text, self.until) for text in texts]
         close = self.similarity.close(replies) if self.similarity else [False] * len(replies)
+        refused = [near or is_uncertain(reply) for near, reply in zip(close, replies, strict=True)]
         return [
-            grade_reply(problem, reply, refused=near or is_uncertain(reply))
-            for problem, reply, near in zip(problems, replies, close, strict=True)
+            replace(grade_reply(problem, reply, by_phrase), refused_in_any_words=by_phrase or refuses(reply))
+            for problem, reply, by_phrase in zip(problems, replies, refused, strict=True)
         ]
 
 
