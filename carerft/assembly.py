@@ -31,8 +31,7 @@ from carerft.runs.directory import RunDirectory
 from carerft.tasks import Task
 from carerft.tasks.encoding import ChatTask
 from carerft.terminal import console
-from carerft.trackers import MetricsFile, ProgressTracker, Trackers
-from carerft.trackers.choice import named_tracker
+from carerft.trackers import MetricsFile, ProgressTracker, Trackers, named_tracker
 from carerft.trackers.weights_and_biases import description
 from carerft.training.collector import Collector
 from carerft.training.learner import Learner
