@@ -85,7 +85,7 @@ def main() -> None:
     output = Path(settings.output) if settings.output else None
     about = (name, read_paper(experiment(name))) if name else None
     with Console(stderr=True).status(f"reading {len(runs)} runs, and drawing"):
-        page = build(directories, output, settings.columns, about, settings.model)
+        page = build(directories, output, settings.columns, about, runs)
     written = page.parent
     if settings.page:
         publish(written, Path(settings.page))

@@ -5,7 +5,6 @@ import io
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 
 from rich import box
@@ -92,14 +91,14 @@ class Grid:
 # The main table
 
 
-def markdown(table: MainTable) -> str:
-    """A GitHub table; the clear best of a column in bold."""
+def main_grid(table: MainTable) -> Grid:
+    """The main table with a single row of headings; the clear best of a column in bold."""
     rows = [
         [row.label, row.seeds, *(interval_text(value) for value, _ in table.row(index))]
         for index, row in enumerate(table.rows)
     ]
     best = {(index, column + 2) for column, index in enumerate(table.best) if index is not None}
-    return Grid(["", "seeds", *(column.heading for column in table.columns)], rows, bold=best).markdown()
+    return Grid(["", "seeds", *(column.heading for column in table.columns)], rows, bold=best)
 
 
 def latex(table: MainTable) -> str:
@@ -114,7 +113,7 @@ def latex(table: MainTable) -> str:
             return text
         return rf"{text} {{\scriptsize [{escape(decimal(value.low))}, {escape(decimal(value.high))}]}}"
 
-    groups = [(name, len(list(members))) for name, members in groupby(table.columns, key=lambda column: column.group)]
+    groups = [(name, len(columns)) for name, columns in table.groups]
     starts = [2 + sum(size for _, size in groups[:i]) for i in range(len(groups))]
     titles = [escape(f"{column.title} {arrow(column.metric)}".strip()) for column in table.columns]
     head = [
