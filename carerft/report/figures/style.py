@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import matplotlib.style
@@ -20,8 +21,6 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from carerft.metrics.statistics import Interval
-from carerft.report.columns import Column
 from carerft.report.rows import Row
 
 PAPER, INK, MUTED, RULE = "#fffffe", "#1d2126", "#5c6571", "#d9dde2"
@@ -36,42 +35,6 @@ VARIABLES = {
     "#009e73": "green", "#cc79a7": "purple", "#e69f00": "orange", "#56b4e9": "sky", "#8c6d31": "brown",
 }  # fmt: skip
 FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, Helvetica, Arial, sans-serif"
-
-SETTINGS = {
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 9.0,
-    "text.color": INK,
-    "text.parse_math": False,
-    "axes.titlesize": 10.0,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.titlepad": 8.0,
-    "axes.labelsize": 9.0,
-    "axes.labelcolor": MUTED,
-    "axes.edgecolor": RULE,
-    "axes.linewidth": 0.9,
-    "axes.facecolor": "none",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.unicode_minus": True,
-    "grid.color": RULE,
-    "grid.linewidth": 0.6,
-    "xtick.color": RULE,
-    "ytick.color": RULE,
-    "xtick.labelcolor": MUTED,
-    "ytick.labelcolor": MUTED,
-    "xtick.labelsize": 8.5,
-    "ytick.labelsize": 8.5,
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-    "figure.facecolor": PAPER,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "carerft",
-    "path.simplify": True,
-}
 
 
 @dataclass(frozen=True)
@@ -107,7 +70,7 @@ def make_looks(rows: Sequence[Row]) -> dict[str, Look]:
 
 def styled() -> AbstractContextManager[None]:
     """A context in which matplotlib draws in this style, whatever the user's settings, which it then restores."""
-    return matplotlib.style.context([SETTINGS], after_reset=True)
+    return matplotlib.style.context(Path(__file__).with_name("carerft.mplstyle"), after_reset=True)
 
 
 def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
@@ -124,30 +87,6 @@ def arrange(figure: Figure) -> None:
     """Place a figure's parts once, so that each format is drawn without placing them again."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
-
-
-def error_bars(values: Sequence[Interval]) -> list[list[float]]:
-    """Distances (2, n) from values down and up to the ends of their intervals, 0 where there is none."""
-    sides = [value.sides or (0.0, 0.0) for value in values]
-    return [[side[end] for side in sides] for end in (0, 1)]
-
-
-def point_of(row: Row, x: Column, y: Column) -> tuple[Interval, Interval] | None:
-    """A row's values in two columns, if it has both."""
-    a, b = (row.scores.get(column.quantity) for column in (x, y))
-    return (a, b) if a and b else None
-
-
-def quality_title(title: str, direction: int) -> str:
-    return f"{title} (lower is better)" if direction < 0 else title
-
-
-def up_is_better(axes: Axes, x: int, y: int) -> None:
-    """Turn over the axes whose direction is -1: up and right is then better everywhere."""
-    if x < 0:
-        axes.invert_xaxis()
-    if y < 0:
-        axes.invert_yaxis()
 
 
 def legend(figure: Figure, axes: Axes) -> None:
