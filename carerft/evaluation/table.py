@@ -46,7 +46,7 @@ def table(evaluation: Mapping[str, Any]) -> Group:
 def few_verdicts(entry: Mapping[str, Any]) -> str:
     """A warning if few of a benchmark's answers were judged, else "". entry: the benchmark's in evaluation.json."""
     n, judged = entry["n"], round(sum(entry["reliability"]["count"]))
-    share = 1 - (entry["metrics"].get("no_verdict") or {"value": 0})["value"]
+    share = 1 - entry["metrics"]["no_verdict"]["value"]
     if share >= ENOUGH_VERDICTS and judged >= ENOUGH_VERDICTS * n:
         return ""
     return (
