@@ -33,12 +33,7 @@ PREDICTIONS = {"ece": majority, "ece_answered": answered, "ece_all": distinct}
 
 
 def score(
-    problems: Sequence[Record],
-    samples: Sequence[Record],
-    bins: int = 10,
-    resamples: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
+    problems: Sequence[Record], samples: Sequence[Record], resamples: int = 1000, level: float = 0.95, seed: int = 0
 ) -> dict[str, Any]:
     """The entry of one benchmark in evaluation.json: n, k, metrics (`carerft.metrics.names` defines them), reliability.
 
@@ -56,12 +51,12 @@ def score(
     sums = {name: pair for name, pair in _sums(problems, votes).items() if name in ALWAYS or pair[1].any()}
     top, bottom = (np.stack([pair[i] for pair in sums.values()], 1) for i in (0, 1))
     metrics = {name: interval(r, level) for name, r in zip(sums, ratio(counts @ top, counts @ bottom).T, strict=True)}
-    calibrations = {**_calibration(votes, counts, bins), **_other_confidences(votes, counts, bins, seed)}
+    calibrations = {**_calibration(votes, counts), **_other_confidences(votes, counts, seed)}
     for name, select in PREDICTIONS.items():
-        calibrations[f"{name}_floor"] = _with_mean(calibration.ece_floor(votes.answers, select, bins, seed=seed))
+        calibrations[f"{name}_floor"] = _with_mean(calibration.ece_floor(votes.answers, select, seed=seed))
     metrics |= {name: interval(replicates, level) for name, replicates in calibrations.items()}
     _, confidence, correct = predictions(votes, majority(votes.answers))
-    diagram = calibration.reliability(confidence, correct, bins)
+    diagram = calibration.reliability(confidence, correct)
     return {
         "n": n,
         "k": k,
@@ -119,7 +114,7 @@ def _sums(problems: Sequence[Record], votes: Votes) -> dict[str, tuple[NDArray, 
     return sums
 
 
-def _calibration(votes: Votes, counts: NDArray, bins: int, names: Container[str] | None = None) -> dict[str, NDArray]:
+def _calibration(votes: Votes, counts: NDArray, names: Container[str] | None = None) -> dict[str, NDArray]:
     """(resamples + 1,) of each calibration metric, or of those named."""
     n, k = votes.answers.shape
 
@@ -132,10 +127,10 @@ def _calibration(votes: Votes, counts: NDArray, bins: int, names: Container[str]
         return (possible // 2 + 1) / k, possible % 2, counts @ made
 
     tallies = {name: tally(select(votes.answers)) for name, select in PREDICTIONS.items()}
-    metrics = {name: partial(calibration.ece, c, y, bins, w) for name, (c, y, w) in tallies.items()}
+    metrics = {name: partial(calibration.ece, c, y, weight=w) for name, (c, y, w) in tallies.items()}
     c, y, w = tallies["ece"]
     metrics |= {
-        "ece_equal_mass": lambda: calibration.ece_equal_mass(c, y, bins, w),
+        "ece_equal_mass": lambda: calibration.ece_equal_mass(c, y, weight=w),
         "smooth_ece": lambda: calibration.smooth_ece(c, y, w),
         "brier": lambda: calibration.brier(c, y, w),
         "brier_debiased": lambda: calibration.brier_debiased(c, y, k, w),
@@ -149,7 +144,7 @@ def _calibration(votes: Votes, counts: NDArray, bins: int, names: Container[str]
     return {name: metric() for name, metric in metrics.items() if names is None or name in names}
 
 
-def _other_confidences(votes: Votes, counts: NDArray, bins: int, seed: int) -> dict[str, NDArray]:
+def _other_confidences(votes: Votes, counts: NDArray, seed: int) -> dict[str, NDArray]:
     """(resamples + 1,) of each metric of the majorities under confidences other than votes, and their floors."""
     sources = {"likelihood": votes.likelihood(), "likelihood_per_token": votes.likelihood(per_token=True)}
     if any("self_report" in record for row in votes.rows for record in row):
@@ -158,8 +153,8 @@ def _other_confidences(votes: Votes, counts: NDArray, bins: int, seed: int) -> d
     for name, source in sources.items():
         problem, confidence, correct = predictions(votes, majority(votes.answers), source)
         weight = counts[:, problem]
-        metrics[f"ece_{name}"] = calibration.ece(confidence, correct, bins, weight)
-        metrics[f"ece_{name}_floor"] = _with_mean(calibration.ece_floor_stated(confidence, bins, seed=seed))
+        metrics[f"ece_{name}"] = calibration.ece(confidence, correct, weight=weight)
+        metrics[f"ece_{name}_floor"] = _with_mean(calibration.ece_floor_stated(confidence, seed=seed))
         metrics[f"brier_{name}"] = calibration.brier(confidence, correct, weight)
         metrics[f"auroc_{name}"] = calibration.auroc(confidence, correct, weight)
     return metrics
@@ -175,12 +170,7 @@ def _finite(value: float | None) -> float | None:
 
 
 def replicates(
-    problems: Sequence[Record],
-    samples: Sequence[Record],
-    names: Sequence[str],
-    bins: int = 10,
-    resamples: int = 1000,
-    seed: int = 0,
+    problems: Sequence[Record], samples: Sequence[Record], names: Sequence[str], resamples: int = 1000, seed: int = 0
 ) -> dict[str, NDArray[np.float64]]:
     """(resamples + 1,) of each named metric that this benchmark has: on the data, then on resamples of the problems.
 
@@ -191,4 +181,4 @@ def replicates(
     counts = resample(len(problems), resamples, seed)
     sums = _sums(problems, votes)
     ratios = {name: ratio(counts @ sums[name][0], counts @ sums[name][1]) for name in names if name in sums}
-    return ratios | _calibration(votes, counts, bins, names)
+    return ratios | _calibration(votes, counts, names)
