@@ -25,7 +25,7 @@ from carerft.report.columns import (
     refusal_floors,
     samples_text,
 )
-from carerft.report.figures.style import Look, make_looks
+from carerft.report.figures.style import VARIABLES, Look, make_looks
 from carerft.report.rows import Row, describe, quantities
 from carerft.report.tables import change_text
 from carerft.runs.reading import Run
@@ -81,9 +81,9 @@ def _marked(label: str, looks: Mapping[str, Look]) -> Markup:
     if label not in looks:
         return escape(greek(label))
     look = looks[label]
-    mark = Markup('<span class="mark" style="color: var({})" aria-hidden="true">{}</span>')
+    mark = Markup('<span class="mark" style="color: var(--{})" aria-hidden="true">{}</span>')
     return Markup('<span class="row"><span class="lead">{}{}</span>{}</span>').format(
-        mark.format(look.variable, GLYPHS[look.marker]), first, f" {rest}" if rest else ""
+        mark.format(VARIABLES[look.colour], GLYPHS[look.marker]), first, f" {rest}" if rest else ""
     )
 
 

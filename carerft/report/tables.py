@@ -5,6 +5,7 @@ import io
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from rich import box
@@ -204,21 +205,19 @@ def experiment_grids(findings: Findings) -> dict[str, Grid]:
     grids["claims"] = Grid(["claim", "column", "row", "against", "difference", "verdict"], rows, numbers)
 
     rows, numbers = [], [["row", "less", "column", "difference", "low", "high"]]
-    for c in findings.compared:
-        rows.append([c.row, c.against, *map(change_text, c.differences)])
-        numbers += [[c.row, c.against, name, *(d or NOTHING)] for name, d in zip(names, c.differences, strict=True)]
+    for row, other, changes in findings.compared:
+        rows.append([row, other, *map(change_text, changes)])
+        numbers += [[row, other, name, *(change or NOTHING)] for name, change in zip(names, changes, strict=True)]
     grids["compared"] = Grid(["row", "less", *names], rows, numbers)
     return {name: grid for name, grid in grids.items() if grid.rows}
 
 
 def print_claims(file: Path, console: Console) -> None:
     """Print how often each claim holds, from `claims.csv`."""
-    verdicts: dict[str, dict[tuple[str, str], str]] = {}
     with open(file, encoding="utf-8", newline="") as lines:
-        for line in csv.DictReader(lines):
-            verdicts.setdefault(line["claim"], {})[line["row"], line["against"]] = line["verdict"]
+        verdicts = {(line["claim"], line["row"], line["against"]): line["verdict"] for line in csv.DictReader(lines)}
     table = Table("the paper's claims", "verdicts, by row", box=box.SIMPLE_HEAD, pad_edge=False)
-    for claim, by_row in verdicts.items():
-        counts = Counter(by_row.values())
+    for claim, judged in groupby(verdicts.items(), key=lambda item: item[0][0]):
+        counts = Counter(verdict for _, verdict in judged)
         table.add_row(Text(claim), ", ".join(f"{verdict}: {count}" for verdict, count in counts.items()))
     console.print(table)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from html import escape
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,8 @@ from matplotlib.ticker import MaxNLocator
 from carerft.report.rows import Row
 
 PAPER, INK, MUTED, RULE = "#fffffe", "#1d2126", "#5c6571", "#d9dde2"
-FAMILY_COLOURS = {"base": INK, "none": "#d55e00", "rkl": "#0072b2", "srkl": "#009e73"}
-OTHER_COLOURS = ("#cc79a7", "#e69f00", "#56b4e9", "#8c6d31")
-FAMILY_MARKERS = {"base": "o", "none": "s", "rkl": "^", "srkl": "D"}
-OTHER_MARKERS = ("v", "P", "X", "h")
+FAMILIES = {"base": (INK, "o"), "none": ("#d55e00", "s"), "rkl": ("#0072b2", "^"), "srkl": ("#009e73", "D")}
+OTHERS = (("#cc79a7", "v"), ("#e69f00", "P"), ("#56b4e9", "X"), ("#8c6d31", "h"))
 DASHES: tuple[str | tuple[int, tuple[float, ...]], ...] = ("-", (0, (5, 1.6)), (0, (1.2, 1.2)), (0, (6, 1.4, 1.2, 1.4)))
 # On the page these colours become CSS variables, which the dark theme brightens.
 VARIABLES = {
@@ -45,11 +44,6 @@ class Look:
     marker: str
     dash: str | tuple[int, tuple[float, ...]]
 
-    @property
-    def variable(self) -> str:
-        """The CSS variable of its colour."""
-        return f"--{VARIABLES[self.colour]}"
-
     def points(self, size: float, edge: float) -> dict[str, Any]:
         """Arguments of `Axes.plot` for markers of this size, with a pale edge."""
         return {"marker": self.marker, "color": self.colour, "ms": size, "mec": PAPER, "mew": edge}
@@ -57,15 +51,10 @@ class Look:
 
 def make_looks(rows: Sequence[Row]) -> dict[str, Look]:
     """A look for each row's label: the colour and marker of its family; dashes tell a family's rows apart."""
-    others = sorted({row.family for row in rows} - set(FAMILY_COLOURS))
-    looks: dict[str, Look] = {}
-    for family in [*FAMILY_COLOURS, *others]:
-        index = others.index(family) if family in others else 0
-        colour = FAMILY_COLOURS.get(family, OTHER_COLOURS[index % len(OTHER_COLOURS)])
-        marker = FAMILY_MARKERS.get(family, OTHER_MARKERS[index % len(OTHER_MARKERS)])
-        for position, row in enumerate(r for r in rows if r.family == family):
-            looks[row.label] = Look(colour, marker, DASHES[position % len(DASHES)])
-    return looks
+    others = sorted({row.family for row in rows} - FAMILIES.keys())
+    families = FAMILIES | dict(zip(others, cycle(OTHERS), strict=False))
+    dashes = {family: cycle(DASHES) for family in families}
+    return {row.label: Look(*families[row.family], next(dashes[row.family])) for row in rows}
 
 
 def styled() -> AbstractContextManager[None]:
