@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from hydra.utils import instantiate
@@ -22,7 +21,6 @@ from carerft.model.loading import choose_device, context_length, load_model, mod
 from carerft.model.lora import add_lora
 from carerft.model.sharding import broadcast_module
 from carerft.objective.algorithms import Algorithm
-from carerft.objective.regularizers import Regularizer
 from carerft.report.outcome import EvaluationOutcome
 from carerft.rollout import RolloutWorker
 from carerft.rollout.engine import EngineOptions
@@ -40,11 +38,6 @@ from carerft.training.learner import Learner
 def task(settings: TaskSettings) -> Task:
     """The task that a file of `conf/task/` or `conf/benchmark/` names."""
     return instantiate({key: value for key, value in vars(settings).items() if key not in ("name", "max_tokens")})
-
-
-def objective(settings: TrainSettings) -> tuple[Algorithm, Regularizer]:
-    """What `algorithm` and `regularizer` name. Raises ConfigError for an estimator that a regularizer doesn't have."""
-    return instantiate(dict(vars(settings.algorithm))), instantiate(dict(vars(settings.regularizer)))
 
 
 @dataclass
@@ -138,20 +131,14 @@ class Subject:
         """Evaluate the policy, into the run's directory; print the result and hand it to the trackers."""
         worker.sync(self.policy)  # in a training, an engine of its own still has the weights of the last batch
         settings = self.settings
+        prompts = {name: vars(task)["prompt"] for name, task in settings.benchmark.items() if "prompt" in vars(task)}
+        header = {"command": run.manifest["command"], "model": settings.model.name, "chat": self.chat}
         evaluator = Evaluator(
             worker, self.tokenizer, settings.evaluation, settings.samples, settings.seed, self.context
         )
-        evaluation = evaluator.evaluate(benchmarks, run.path, self._header(run), console())
+        evaluation = evaluator.evaluate(benchmarks, run.path, {**header, "prompts": prompts}, console())
         Console().print(table(evaluation))
         trackers.show(EvaluationOutcome(run.path))
-
-    def _header(self, run: RunDirectory) -> dict[str, Any]:
-        """What evaluation.json says of the model and of its prompts."""
-        prompts = {
-            name: vars(task)["prompt"] for name, task in self.settings.benchmark.items() if "prompt" in vars(task)
-        }
-        model = self.settings.model.name
-        return {"command": run.manifest["command"], "model": model, "chat": self.chat, "prompts": prompts}
 
 
 @dataclass
@@ -177,7 +164,8 @@ class Training:
 def training(settings: TrainSettings, mesh: DeviceMesh | None) -> Iterator[Training]:
     """A run's model, worker and learner, for the length of a `with` block. mesh: its processes, if several."""
     set_seed(settings.seed)
-    algorithm, regularizer = objective(settings)  # before the model: it may refuse its parameters
+    algorithm = instantiate(dict(vars(settings.algorithm)))
+    regularizer = instantiate(dict(vars(settings.regularizer)))  # before the model: it may refuse its parameters
     if mesh is None:
         device = choose_device(settings.learner.device)
     else:  # no device need have room for the full model: sharding takes it there, from the first process, in parts

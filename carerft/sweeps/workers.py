@@ -4,7 +4,6 @@ Every worker process goes through all commands of the experiment; `carerft.sweep
 A worker that died is started again: it skips the run in which it died, and continues with the rest.
 """
 
-import json
 import os
 import signal
 import subprocess
@@ -18,6 +17,7 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from carerft.runs.directory import SWEEP, read_manifest
+from carerft.runs.reading import read_lines
 from carerft.sweeps.cells import Cell
 from carerft.terminal import progress_bar
 from carerft.text import duration, line
@@ -142,18 +142,8 @@ class SweepProgress:
 
 def last_step(directory: Path) -> int | None:
     """The step of the last complete line of metrics.jsonl; None if there is none."""
-    try:
-        with open(directory / "metrics.jsonl", "rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 8192))
-            lines = file.read().splitlines()
-    except OSError:
-        return None
-    for text in reversed(lines):
-        try:
-            return int(json.loads(text)["step"])
-        except (ValueError, KeyError, TypeError):
-            continue
-    return None
+    steps = [metrics["step"] for metrics in read_lines(directory / "metrics.jsonl", [])]
+    return steps[-1] if steps else None
 
 
 def failure(cell: Cell) -> str:

@@ -19,12 +19,13 @@ from typing import Any
 
 import torch
 import transformers
-from rich.progress import MofNCompleteColumn, Progress, TextColumn
+from rich.console import Console
 from torch import Tensor
 from torch.nn import functional
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 import carerft
+from carerft.terminal import progress_bar
 from carerft.world.corpus import documents
 from carerft.world.facts import DEFAULT_SETTINGS, World, build_world
 from carerft.world.tokenizer import build_tokenizer
@@ -166,10 +167,9 @@ def _pretrain(
             for name, part in stateful.items():
                 part.load_state_dict(state[name])
             first, record = state["step"], state["record"]
-    columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"))
     model.train()
-    with Progress(*columns, disable=not progress) as bar:
-        line = bar.add_task(f"pretraining base {seed}", total=steps, completed=first, loss="")
+    with progress_bar(Console(stderr=True, quiet=not progress), "steps") as bar:
+        line = bar.add_task(f"pretraining base {seed}", total=steps, completed=first, shown="")
         for step in range(first, steps):
             started = time.perf_counter()
             batch = packed_batch(world, tokenizer, seed, step)
@@ -187,5 +187,5 @@ def _pretrain(
                 state |= {name: part.state_dict() for name, part in stateful.items()}
                 torch.save(state, state_file.with_suffix(".new"))
                 os.replace(state_file.with_suffix(".new"), state_file)
-            bar.update(line, advance=1, loss=f"loss {loss.item():.3f}")
+            bar.update(line, advance=1, shown=f"loss {loss.item():.3f}")
     return {**record, "seconds": round(record["seconds"], 1)}
