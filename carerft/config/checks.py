@@ -11,24 +11,13 @@ import os
 import shutil
 from pathlib import Path
 
+from carerft.config import settings as schema
 from carerft.config.constraints import check_constraints
-from carerft.config.settings import (
-    AlgorithmSettings,
-    EvaluateSettings,
-    LearnerSettings,
-    ModelSettings,
-    RegularizerSettings,
-    RolloutSettings,
-    SkewRegularizerSettings,
-    TrackerSettings,
-    TrainSettings,
-    VllmSettings,
-)
 from carerft.errors import CareError, ConfigError
 from carerft.objective.settings import ESTIMATORS
 
 
-def check_train(settings: TrainSettings, here: bool = True) -> None:
+def check_train(settings: schema.TrainSettings, here: bool = True) -> None:
     """Raises ConfigError, or CareError for a file that is absent or unusable.
 
     here: whether the run is to start on this machine, so that what it needs must be installed.
@@ -49,7 +38,7 @@ def check_train(settings: TrainSettings, here: bool = True) -> None:
         )
 
 
-def check_evaluate(settings: EvaluateSettings, here: bool = True) -> None:
+def check_evaluate(settings: schema.EvaluateSettings, here: bool = True) -> None:
     """As check_train, for `carerft evaluate`."""
     check_constraints(settings)
     _check_shared(settings, here)
@@ -62,10 +51,10 @@ def check_evaluate(settings: EvaluateSettings, here: bool = True) -> None:
         raise ConfigError("benchmark is empty", "name one, as in benchmark=world or benchmark=[math,gsm8k]")
 
 
-def _check_shared(settings: TrainSettings | EvaluateSettings, here: bool) -> None:
+def _check_shared(settings: schema.TrainSettings | schema.EvaluateSettings, here: bool) -> None:
     check_tracker(settings.tracker)
-    if isinstance(settings.rollout, VllmSettings):
-        device = settings.learner.device if isinstance(settings, TrainSettings) else "cpu"
+    if isinstance(settings.rollout, schema.VllmSettings):
+        device = settings.learner.device if isinstance(settings, schema.TrainSettings) else "cpu"
         check_engine(settings.rollout, device, here)
     _check_self_report(settings)
     path = settings.data.path
@@ -81,7 +70,7 @@ def _check_shared(settings: TrainSettings | EvaluateSettings, here: bool) -> Non
         )
 
 
-def check_tracker(settings: TrackerSettings) -> None:
+def check_tracker(settings: schema.TrackerSettings) -> None:
     """Raises ConfigError. Whether W&B can be reached is asked only where a run begins."""
     check_constraints(settings, "tracker.")
     if settings.name == "tensorboard":
@@ -93,7 +82,7 @@ def _need(package: str, what: str, extra: str) -> None:
         raise ConfigError(f"{what} needs {package}, which is not installed here", f'pip install "carerft[{extra}]"')
 
 
-def _check_self_report(settings: TrainSettings | EvaluateSettings) -> None:
+def _check_self_report(settings: schema.TrainSettings | schema.EvaluateSettings) -> None:
     worlds = [name for name, entry in settings.benchmark.items() if entry._target_.endswith("WorldTask")]
     if not settings.evaluation.self_report or (settings.model.path != "world" and not worlds):
         return
@@ -105,7 +94,7 @@ def _check_self_report(settings: TrainSettings | EvaluateSettings) -> None:
     )
 
 
-def _check_algorithm(settings: AlgorithmSettings) -> None:
+def _check_algorithm(settings: schema.AlgorithmSettings) -> None:
     buffer, penalty = settings.overlong_buffer or 0, settings.overlong_penalty or 0
     if bool(buffer) != bool(penalty):
         raise ConfigError(
@@ -115,7 +104,7 @@ def _check_algorithm(settings: AlgorithmSettings) -> None:
         )
 
 
-def _check_regularizer(settings: RegularizerSettings | SkewRegularizerSettings) -> None:
+def _check_regularizer(settings: schema.RegularizerSettings | schema.SkewRegularizerSettings) -> None:
     estimators = ESTIMATORS.get(settings._target_.rpartition(".")[2], ESTIMATORS["ReverseKL"])
     estimator = settings.estimator
     if estimator not in estimators:
@@ -134,7 +123,7 @@ def _check_regularizer(settings: RegularizerSettings | SkewRegularizerSettings) 
             )
 
 
-def _check_rollout(settings: RolloutSettings) -> None:
+def _check_rollout(settings: schema.RolloutSettings) -> None:
     if settings.max_tokens is None:
         raise ConfigError("rollout.max_tokens=null: a completion needs a limit", "write rollout.max_tokens=512")
     if settings.lookahead and getattr(settings, "placement", None) != "dedicated":
@@ -154,7 +143,7 @@ def _check_rollout(settings: RolloutSettings) -> None:
             )
 
 
-def _check_adapter(model: ModelSettings, learner: LearnerSettings, here: bool) -> None:
+def _check_adapter(model: schema.ModelSettings, learner: schema.LearnerSettings, here: bool) -> None:
     if model.adapter is None:
         return
     targets = model.lora_targets
@@ -173,7 +162,7 @@ def _check_adapter(model: ModelSettings, learner: LearnerSettings, here: bool) -
         _need("peft", "model.adapter=lora", "lora")
 
 
-def _check_learner(settings: LearnerSettings, here: bool) -> None:
+def _check_learner(settings: schema.LearnerSettings, here: bool) -> None:
     compiler = os.environ.get("CXX", "g++")
     if here and settings.compile and shutil.which(compiler) is None:
         raise ConfigError(
@@ -184,7 +173,7 @@ def _check_learner(settings: LearnerSettings, here: bool) -> None:
         _need("torchao", "learner.optimizer=adamw_8bit", "8bit")
 
 
-def check_engine(settings: VllmSettings, device: str, here: bool) -> None:
+def check_engine(settings: schema.VllmSettings, device: str, here: bool) -> None:
     """Raises ConfigError for settings of `rollout=vllm` that contradict each other, or the machine.
 
     device: the learner's. here: whether the engine is to start on this machine, so that vLLM must be installed; the one
@@ -207,7 +196,7 @@ def check_engine(settings: VllmSettings, device: str, here: bool) -> None:
         )
 
 
-def _check_devices(settings: VllmSettings, device: str, here: bool) -> None:
+def _check_devices(settings: schema.VllmSettings, device: str, here: bool) -> None:
     """Refuse devices that learner and engines cannot share, or not send weights between.
 
     Engines take the first GPUs: a colocated one shares the first with the learner, dedicated ones leave it the others.

@@ -98,10 +98,7 @@ class SweepProgress:
         self._status = {cell.directory: cell.status() for cell in cells}
         self._tried: set[Path] = set()
         self._rows: dict[Path, TaskID] = {}
-        self._all = bar.add_task("runs", total=len(cells), completed=self._done(), shown="")
-
-    def _done(self) -> int:
-        return list(self._status.values()).count("done")
+        self._all = bar.add_task("runs", total=len(cells), shown="")
 
     def untried(self) -> list[Cell]:
         """The cells that are not done, and that no worker has tried since the sweep was started."""
@@ -119,7 +116,8 @@ class SweepProgress:
             elif status != before:
                 self._end(cell, status)
         failed = sum(self._status[directory] not in ("done", "running") for directory in self._tried)
-        self._bar.update(self._all, completed=self._done(), shown=f"{failed} failed" if failed else "")
+        done = list(self._status.values()).count("done")
+        self._bar.update(self._all, completed=done, shown=f"{failed} failed" if failed else "")
 
     def _show(self, cell: Cell) -> None:
         self._tried.add(cell.directory)
