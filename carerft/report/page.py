@@ -12,27 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from carerft.metrics.names import METRICS
-from carerft.report.columns import (
-    Column,
-    arrow,
-    benchmark_title,
-    few_verdicts,
-    floors,
-    ordered,
-    refusal_floors,
-    samples_text,
-)
-from carerft.report.figures.style import VARIABLES, Look, make_looks
+from carerft.report import columns
+from carerft.report.figures.style import VARIABLES, make_looks
 from carerft.report.rows import Row, describe, quantities
 from carerft.report.tables import change_text
 from carerft.runs.reading import Run
 from carerft.text import decimal, duration, greek, line, visible
 
 HERE = Path(__file__).parent
-GLYPHS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚", "X": "✖", "h": "⬢"}
 ALARMS = {"unparsable": 0.05, "truncated": 0.05, "no_verdict": 0.01}
 """Shares of samples above which the page warns: a broken format can look like dishonesty or ignorance."""
 
@@ -42,14 +32,11 @@ def render(template: str, content: Mapping[str, Any]) -> str:
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    runs, rows, columns = content["runs"], content["rows"], content["main"].columns
-    looks = make_looks(rows)
-    environment.filters |= {
-        "decimal": decimal, "duration": duration, "line": line, "visible": visible, "arrow": arrow, "greek": greek,
-        "benchmark": benchmark_title, "change": change_text,
-        "metric": lambda metric: describe(metric).title,
-        "figure": lambda label: _marked(label, looks),
-    }  # fmt: skip
+    runs, rows, shown = content["runs"], content["rows"], content["main"].columns
+    texts = (decimal, duration, line, visible, greek, columns.arrow)
+    environment.filters |= {function.__name__: function for function in texts}
+    environment.filters |= {"benchmark": columns.benchmark_title, "change": change_text}
+    environment.filters["metric"] = lambda metric: describe(metric).title
     script = (HERE / "page.js").read_text(encoding="utf-8")
     labelled = [(run, row.label) for row in rows for run in row.runs]
     labelled += [(run, f"{row.label} (replaced)") for row in rows for run in row.superseded]
@@ -61,29 +48,19 @@ def render(template: str, content: Mapping[str, Any]) -> str:
     return environment.get_template(template).render(
         content,
         facts=_facts(rows, content["benchmarks"]),
-        glossary={metric.title: metric.meaning for c in columns if (metric := METRICS.get(c.metric))},
-        floors=floors(rows, columns),
-        refusals=refusal_floors(rows),
+        glossary={metric.title: metric.meaning for c in shown if (metric := METRICS.get(c.metric))},
+        floors=columns.floors(rows, shown),
+        refusals=columns.refusal_floors(rows),
         one_seed=all(len(row.evaluated) < 2 for row in rows if row.family != "base"),
-        all_metrics={name: ordered(metrics, METRICS) for name, metrics in measured},
-        alarms=_alarms(rows, columns, content["benchmarks"]),
+        all_metrics={name: columns.ordered(metrics, METRICS) for name, metrics in measured},
+        alarms=_alarms(rows, shown, content["benchmarks"]),
         labelled=labelled,
+        looks=make_looks(rows),
+        variables=VARIABLES,
         environments=sorted({software(run) for run in runs if run.status != "unreadable"}),
         software=software,
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-    )
-
-
-def _marked(label: str, looks: Mapping[str, Look]) -> Markup:
-    """A row's label behind its mark, in the figures' colour and shape. A line never breaks after the mark."""
-    first, _, rest = greek(label).partition(" ")
-    if label not in looks:
-        return escape(greek(label))
-    look = looks[label]
-    mark = Markup('<span class="mark" style="color: var(--{})" aria-hidden="true">{}</span>')
-    return Markup('<span class="row"><span class="lead">{}{}</span>{}</span>').format(
-        mark.format(VARIABLES[look.colour], GLYPHS[look.marker]), first, f" {rest}" if rest else ""
     )
 
 
@@ -98,7 +75,7 @@ def _facts(rows: Sequence[Row], benchmarks: Sequence[str]) -> list[tuple[str, st
     for name in benchmarks:
         counts = sorted({b.n for row in rows for b in row.results(name) if b.n is not None})
         ends = [f"{n:,}" for n in dict.fromkeys(counts[:1] + counts[-1:])]
-        sizes.append(f"{benchmark_title(name)} {' to '.join(ends)}")
+        sizes.append(f"{columns.benchmark_title(name)} {' to '.join(ends)}")
     seeds = sorted({run.seed for row in trained for run in row.runs if run.seed is not None})
     facts = [
         ("Model", values(rows, "model.name")),
@@ -106,19 +83,21 @@ def _facts(rows: Sequence[Row], benchmarks: Sequence[str]) -> list[tuple[str, st
         ("Algorithm", values(trained, "algorithm.name").upper()),
         ("Steps", values(trained, "steps")),
         ("Seeds", ", ".join(map(str, seeds))),
-        ("Samples per question", samples_text(rows, benchmarks)),
+        ("Samples per question", columns.samples_text(rows, benchmarks)),
         ("Questions", ", ".join(sizes)),
     ]
     return [(name, value) for name, value in facts if value]
 
 
-def _alarms(rows: Sequence[Row], columns: Sequence[Column], benchmarks: Sequence[str]) -> list[str]:
+def _alarms(rows: Sequence[Row], shown: Sequence[columns.Column], benchmarks: Sequence[str]) -> list[str]:
     """A warning for each row and reason for which too many answers could not be used."""
-    alarms = few_verdicts(rows, columns)
+    alarms = columns.few_verdicts(rows, shown)
     for row in rows:
         for metric, most in ALARMS.items():
             shares = [(name, row.scores.get((name, metric))) for name in benchmarks]
-            high = [f"{benchmark_title(name)} {100 * s.value:.0f}%" for name, s in shares if s and s.value > most]
+            high = [
+                f"{columns.benchmark_title(name)} {100 * s.value:.0f}%" for name, s in shares if s and s.value > most
+            ]
             if high:
                 alarms.append(f"{greek(row.label)}: answers {describe(metric).title}: {', '.join(high)}")
     return alarms

@@ -133,8 +133,8 @@ def tidy_csv(rows: Sequence[Row]) -> str:
     ]
     for row in rows:
         for (benchmark, metric), value in row.scores.items():
-            counts = [(str(result.n), str(result.k)) for result in row.results(benchmark)]
-            questions, k = ("/".join(sorted({pair[i] for pair in counts} - {"None"})) for i in (0, 1))
+            counts = ({str(getattr(result, name)) for result in row.results(benchmark)} for name in ("n", "k"))
+            questions, k = ("/".join(sorted(texts - {"None"})) for texts in counts)
             seeds = [interval.value for interval in row.per_seed(benchmark, metric)]
             lines.append((row.label, benchmark, metric, *value, len(seeds), questions, k, " ".join(map(repr, seeds))))
     return _csv(lines)
