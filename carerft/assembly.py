@@ -28,7 +28,6 @@ from carerft.rollout.transformers import TransformersWorker
 from carerft.runs.directory import RunDirectory
 from carerft.tasks import Task
 from carerft.tasks.encoding import ChatTask
-from carerft.terminal import console
 from carerft.trackers import MetricsFile, ProgressTracker, Trackers, named_tracker
 from carerft.trackers.weights_and_biases import description
 from carerft.training.collector import Collector
@@ -136,7 +135,7 @@ class Subject:
         evaluator = Evaluator(
             worker, self.tokenizer, settings.evaluation, settings.samples, settings.seed, self.context
         )
-        evaluation = evaluator.evaluate(benchmarks, run.path, {**header, "prompts": prompts}, console())
+        evaluation = evaluator.evaluate(benchmarks, run.path, {**header, "prompts": prompts}, Console(stderr=True))
         Console().print(table(evaluation))
         trackers.show(EvaluationOutcome(run.path))
 
@@ -188,5 +187,5 @@ def trackers(settings: TrainSettings | EvaluateSettings, run: RunDirectory, step
     chosen = named_tracker(settings.tracker, run.path, lambda: description(run), step)
     if isinstance(settings, TrainSettings):
         chosen.append(MetricsFile(run.path / "metrics.jsonl", step))
-        chosen.append(ProgressTracker(console(), settings.regularizer.name, step, settings.steps))
+        chosen.append(ProgressTracker(Console(stderr=True), settings.regularizer.name, step, settings.steps))
     return Trackers(chosen)

@@ -12,7 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from carerft.config import settings
-from carerft.config.composition import config_directory, plain
+from carerft.config.composition import CONF, plain
 from carerft.config.identity import config_hash
 from carerft.runs.directory import locked, runs_of
 from carerft.sweeps import folders
@@ -55,5 +55,5 @@ def composing() -> Iterator[None]:
     """In this context, `hydra.compose` reads `conf/`. An earlier initialization of Hydra's in the process ends."""
     register()
     GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         yield

@@ -37,11 +37,11 @@ IGNORED = -100
 PADDING = {"tokens": 0, "targets": IGNORED, "positions": 0, "documents": 0}
 
 
-def build_base(seed: int, directory: Path, steps: int = STEPS, progress: bool = True) -> None:
+def build_base(seed: int, directory: Path, steps: int = STEPS) -> None:
     """Pretrain base model `seed` and write it to `directory` in Hugging Face format, with `provenance.json`.
 
-    The seed and the steps determine the weights. Work in progress is in `<directory>.partial`; the finished model is
-    renamed into place and only then replaces an existing one.
+    The seed and the steps determine the weights. Work in progress is in `<directory>.partial`; only the finished model
+    replaces an existing one.
     """
     partial = directory.with_name(directory.name + ".partial")
     partial.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,7 @@ def build_base(seed: int, directory: Path, steps: int = STEPS, progress: bool = 
     try:
         tokenizer = build_tokenizer()
         model = initial_model(seed, tokenizer)
-        record = _pretrain(model, tokenizer, seed, steps, partial / "state.pt", progress)
+        record = _pretrain(model, tokenizer, seed, steps, partial / "state.pt")
     finally:
         torch.set_num_threads(threads_before)
     built = partial / "model"
@@ -77,9 +77,7 @@ def build_base(seed: int, directory: Path, steps: int = STEPS, progress: bool = 
         },
     }
     (built / "provenance.json").write_text(json.dumps(provenance, indent=1) + "\n")
-    if directory.exists():
-        shutil.rmtree(partial / "former", ignore_errors=True)
-        os.replace(directory, partial / "former")
+    shutil.rmtree(directory, ignore_errors=True)
     os.replace(built, directory)
     shutil.rmtree(partial)
 
@@ -149,7 +147,7 @@ def completion_loss(model: Qwen2ForCausalLM, batch: dict[str, Tensor]) -> Tensor
 
 
 def _pretrain(
-    model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, seed: int, steps: int, state_file: Path, progress: bool
+    model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, seed: int, steps: int, state_file: Path
 ) -> dict[str, Any]:
     """Train `model` in place, from `state_file` if an earlier build of the same base wrote one. Returns the tokens, the
     seconds and some losses, for the provenance."""
@@ -168,7 +166,7 @@ def _pretrain(
                 part.load_state_dict(state[name])
             first, record = state["step"], state["record"]
     model.train()
-    with progress_bar(Console(stderr=True, quiet=not progress), "steps") as bar:
+    with progress_bar(Console(stderr=True), "steps") as bar:
         line = bar.add_task(f"pretraining base {seed}", total=steps, completed=first, shown="")
         for step in range(first, steps):
             started = time.perf_counter()
