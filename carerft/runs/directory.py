@@ -70,10 +70,8 @@ def locked(directory: Path) -> bool:
         with open(directory / ".lock", "a") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return False
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
+    except OSError as error:  # otherwise there is no such directory, or no right to write in it
+        return isinstance(error, BlockingIOError)
 
 
 def _git_revision() -> str | None:

@@ -34,11 +34,34 @@ def run(cells: Sequence[Cell], commands: Sequence[Sequence[str]], workers: int, 
     logs = cells[0].directory.parents[1] / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ, SWEEP: uuid.uuid4().hex}
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def work(log: Path) -> Iterator[bool]:
+        """Run the commands one after another, each as a process with this log; yields True while one runs.
+
+        A command whose process died is repeated: each death costs at most the one cell in which it happened.
+        """
+        deaths = 0
+        with open(log, "ab") as file:
+            for command in commands:
+                died = True
+                while died and deaths <= len(cells) and progress.untried():
+                    # In its own session, the process gets Ctrl-C once, from `_stop`, and not also from the terminal.
+                    process = subprocess.Popen(
+                        [sys.executable, "-m", "carerft", *command],
+                        stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
+                        env=environment, start_new_session=True,
+                    )  # fmt: skip
+                    processes.append(process)
+                    while process.poll() is None:
+                        yield True
+                    died = process.returncode not in (0, 1, 2)
+                    deaths += died
+
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with progress_bar(console, "") as bar:
         progress = SweepProgress(cells, bar)
-        processes: list[subprocess.Popen[bytes]] = []
-        team = [_work(logs / f"worker-{n}.log", commands, progress, environment, processes) for n in range(workers)]
+        team = [work(logs / f"worker-{n}.log") for n in range(workers)]
         try:
             while any([next(worker, False) for worker in team]):
                 time.sleep(1.0)
@@ -46,35 +69,6 @@ def run(cells: Sequence[Cell], commands: Sequence[Sequence[str]], workers: int, 
         finally:
             _stop(processes)
             progress.update()
-
-
-def _work(
-    log: Path,
-    commands: Sequence[Sequence[str]],
-    progress: "SweepProgress",
-    environment: dict[str, str],
-    processes: list[subprocess.Popen[bytes]],
-) -> Iterator[bool]:
-    """Run the commands one after another, each as a process with this log; yields True while one runs.
-
-    A command whose process died is repeated: each death costs at most the one cell in which it happened.
-    """
-    deaths = 0
-    with open(log, "ab") as file:
-        for command in commands:
-            died = True
-            while died and deaths <= len(progress.cells) and progress.untried():
-                # In its own session, the process gets Ctrl-C once, from `_stop`, and not also from the terminal.
-                process = subprocess.Popen(
-                    [sys.executable, "-m", "carerft", *command],
-                    stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
-                    env=environment, start_new_session=True,
-                )  # fmt: skip
-                processes.append(process)
-                while process.poll() is None:
-                    yield True
-                died = process.returncode not in (0, 1, 2)
-                deaths += died
 
 
 def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:

@@ -8,9 +8,6 @@ from typing import Protocol
 
 log = logging.getLogger(__name__)
 
-Table = tuple[list[str], list[list[str | float | bool | None]]]
-"""The columns' names, and rows that are as long."""
-
 
 class Outcome(Protocol):
     """The result of an evaluation or a report. The names of tables and figures are of the form `group/name`.
@@ -20,7 +17,9 @@ class Outcome(Protocol):
 
     def numbers(self) -> dict[str, float]: ...
 
-    def tables(self) -> Mapping[str, Table]: ...
+    def tables(self) -> Mapping[str, tuple[list[str], list[list[str | float | bool | None]]]]:
+        """By name: the columns' names, and rows that are as long."""
+        ...
 
     def figures(self) -> dict[str, bytes]:
         """PNG images."""
