@@ -76,16 +76,13 @@ def locked(directory: Path) -> bool:
 
 def _git_revision() -> str | None:
     """The source's revision, with "+dirty" where it has uncommitted changes; None outside a checkout."""
-
-    def git(*arguments: str) -> str:
-        source = Path(__file__).resolve().parent
-        return subprocess.run(
-            ["git", "-C", str(source), *arguments], capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
-
+    source = Path(__file__).resolve()
+    tracked = ["git", "ls-files", "--error-unmatch", source.name]  # fails where the checkout is another project's
+    revision = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+dirty"]
+    options: dict[str, Any] = {"cwd": source.parent, "capture_output": True, "text": True, "check": True, "timeout": 10}
     try:
-        git("ls-files", "--error-unmatch", str(Path(__file__).resolve()))  # fails where another project's git is meant
-        return git("describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+dirty")
+        subprocess.run(tracked, **options)
+        return subprocess.run(revision, **options).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
 

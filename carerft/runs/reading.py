@@ -146,23 +146,21 @@ def load_run(directory: Path, root: Path) -> Run:
 
 def read_lines(path: Path, troubles: list[str]) -> Iterator[dict[str, Any]]:
     """The JSON objects of a file of lines. Unreadable lines are skipped and counted in `troubles`."""
-    broken, last_broken, total = 0, 0, 0
+    broken, total = [], 0
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             for total, text in enumerate(file, start=1):
-                if not text.strip():
-                    continue
                 value = _parsed(text)
                 if isinstance(value, dict):
                     yield value
-                else:
-                    broken, last_broken = broken + 1, total
+                elif text.strip():
+                    broken.append(total)
     except OSError as error:
         troubles.append(f"{path.name}: {line(error.strerror or error)}")
-    if broken == 1 and last_broken == total:
+    if broken == [total]:
         troubles.append(f"{path.name}: its last line is incomplete and was left out")
     elif broken:
-        troubles.append(f"{path.name}: {broken} of {total} lines are unreadable and were left out")
+        troubles.append(f"{path.name}: {len(broken)} of {total} lines are unreadable and were left out")
 
 
 def _parsed(text: str) -> Any:

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
-from types import TracebackType
 from typing import Protocol
 
 log = logging.getLogger(__name__)
@@ -73,9 +72,7 @@ class Trackers(AbstractContextManager["Trackers"]):
             except Exception:
                 log.exception("%s could not show the evaluation", type(tracker).__name__)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for tracker in self._trackers:
             try:
                 tracker.finish(failed=kind is not None)
