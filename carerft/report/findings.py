@@ -129,12 +129,8 @@ def _judge_row(
     if not undominated:
         return judgements
     severity = (FAILS, ONE_SEED, UNCLEAR, HOLDS)  # one other row that dominates decides; else one that might
-    nothing = Judgement(claim, row.label, "", (), NO_RUNS)
-
-    def order(judgement: Judgement) -> tuple[int, float]:
-        return severity.index(judgement.verdict), sum(change.value for change in judgement.differences)
-
-    return [min(judgements, key=order, default=nothing)]
+    judgements.sort(key=lambda j: (severity.index(j.verdict), sum(change.value for change in j.differences)))
+    return judgements[:1] or [Judgement(claim, row.label, "", (), NO_RUNS)]
 
 
 def verdict(claim: Claim, change: Interval) -> str:

@@ -5,7 +5,7 @@ import io
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby, pairwise
 from pathlib import Path
 
 from rich import box
@@ -114,12 +114,12 @@ def latex(table: MainTable) -> str:
             return text
         return rf"{text} {{\scriptsize [{escape(decimal(value.low))}, {escape(decimal(value.high))}]}}"
 
-    groups = [(name, len(columns)) for name, columns in table.groups]
-    starts = [2 + sum(size for _, size in groups[:i]) for i in range(len(groups))]
+    ends = accumulate((len(columns) for _, columns in table.groups), initial=1)  # the last column of each group
+    groups = [rf"\multicolumn{{{len(columns)}}}{{c}}{{{escape(name)}}}" for name, columns in table.groups]
     titles = [escape(f"{column.title} {arrow(column.metric)}".strip()) for column in table.columns]
     head = [
-        " & ".join(["", *(rf"\multicolumn{{{size}}}{{c}}{{{escape(name)}}}" for name, size in groups)]) + r" \\",
-        " ".join(rf"\cmidrule(lr){{{a}-{a + n - 1}}}" for a, (_, n) in zip(starts, groups, strict=True)),
+        " & ".join(["", *groups]) + r" \\",
+        " ".join(rf"\cmidrule(lr){{{before + 1}-{end}}}" for before, end in pairwise(ends)),
         " & ".join(["", *titles]) + r" \\",
     ]
     body = ([escape(row.label), *(number(*entry) for entry in table.row(i))] for i, row in enumerate(table.rows))
