@@ -1,5 +1,6 @@
 """What holds for every test: one thread, commands that begin with everything imported, and the smallest model."""
 
+import gc
 import os
 import signal
 
@@ -13,13 +14,15 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 import pytest
 from helpers import processes
 
-with processes.without(*processes.UNUSED):
-    from helpers.models import tiny_model
-    from transformers import PreTrainedModel
+if "PYTEST_XDIST_WORKER" in os.environ:  # elsewhere the tests import it, if any run there at all
+    with processes.without(*processes.UNUSED):
+        import transformers  # noqa: F401
 
 
 @pytest.fixture
-def model() -> PreTrainedModel:
+def model():
+    from helpers.models import tiny_model
+
     return tiny_model()
 
 
@@ -29,3 +32,9 @@ def pytest_configure(config: pytest.Config) -> None:
         offer = processes.server()
         offer.__enter__()
         config.add_cleanup(lambda: offer.__exit__(None, None, None))
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: the collector of garbage need not look through it again and again."""
+    gc.collect()
+    gc.freeze()
