@@ -34,11 +34,6 @@ from carerft.training.collector import Collector
 from carerft.training.learner import Learner
 
 
-def task(settings: TaskSettings) -> Task:
-    """The task that a file of `conf/task/` or `conf/benchmark/` names."""
-    return instantiate({key: value for key, value in vars(settings).items() if key not in ("name", "max_tokens")})
-
-
 @dataclass
 class Subject:
     """The model that a run is about, with its settings: what follows from both is computed here, once."""
@@ -63,8 +58,9 @@ class Subject:
         return eos_token_ids(self.policy, self.tokenizer, self.chat)
 
     def task(self, settings: TaskSettings) -> Task:
-        """A task, with its prompts in the model's chat template if it has one."""
-        return ChatTask(task(settings), self.tokenizer) if self.chat else task(settings)
+        """What a file of `conf/task/` or `conf/benchmark/` names, with prompts in the model's chat template, if any."""
+        task = instantiate({key: value for key, value in vars(settings).items() if key not in ("name", "max_tokens")})
+        return ChatTask(task, self.tokenizer) if self.chat else task
 
     def benchmarks(self) -> dict[str, Benchmark]:
         """What the model is measured on, by name."""
