@@ -76,9 +76,11 @@ def find(name: str, paper: Paper, rows: Sequence[Row], level: float) -> Findings
     compared = []
     for comparison in paper.compare:
         for row, others in comparable(rows, comparison):
+            if matches(row, comparison.against):
+                continue
             other = nearest(row, others)[0]
             changes = [paired.difference(row, other, quantity) if quantity else None for quantity in quantities]
-            if any(changes) and not matches(row, comparison.against):
+            if any(changes):
                 compared.append((row.label, other.label, changes))
     return Findings(name, paper, columns, beside, judge(paper, rows, paired), compared)
 
