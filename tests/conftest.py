@@ -3,6 +3,8 @@
 import gc
 import os
 import signal
+from pathlib import Path
+from typing import Any
 
 # For small matrices more threads are slower, most of all on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -32,6 +34,23 @@ def pytest_configure(config: pytest.Config) -> None:
         offer = processes.server()
         offer.__enter__()
         config.add_cleanup(lambda: offer.__exit__(None, None, None))
+
+
+ENGINES = ("test_adapters", "test_chat", "test_engine_guest", "test_rollout_contract", "test_transfer", "test_vllm_run")
+"""The modules whose tests start engines in pytest's own process."""
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With --dist loadfile, ENGINES have a worker in common, which alone imports vLLM."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Together(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "engines" if Path(file).stem in ENGINES else file
+
+    return Together(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 def pytest_collection_finish() -> None:
