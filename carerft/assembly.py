@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from hydra.utils import instantiate
@@ -22,7 +21,6 @@ from carerft.model.loading import choose_device, context_length, load_model, mod
 from carerft.model.lora import add_lora
 from carerft.model.sharding import broadcast_module
 from carerft.objective.algorithms import Algorithm
-from carerft.objective.regularizers import Regularizer
 from carerft.report.outcome import EvaluationOutcome
 from carerft.rollout import RolloutWorker
 from carerft.rollout.engine import EngineOptions
@@ -30,22 +28,10 @@ from carerft.rollout.transformers import TransformersWorker
 from carerft.runs.directory import RunDirectory
 from carerft.tasks import Task
 from carerft.tasks.encoding import ChatTask
-from carerft.terminal import console
-from carerft.trackers import MetricsFile, ProgressTracker, Trackers
-from carerft.trackers.choice import named_tracker
+from carerft.trackers import MetricsFile, ProgressTracker, Trackers, named_tracker
 from carerft.trackers.weights_and_biases import description
 from carerft.training.collector import Collector
 from carerft.training.learner import Learner
-
-
-def task(settings: TaskSettings) -> Task:
-    """The task that a file of `conf/task/` or `conf/benchmark/` names."""
-    return instantiate({key: value for key, value in vars(settings).items() if key not in ("name", "max_tokens")})
-
-
-def objective(settings: TrainSettings) -> tuple[Algorithm, Regularizer]:
-    """What `algorithm` and `regularizer` name. Raises ConfigError for an estimator that a regularizer doesn't have."""
-    return instantiate(dict(vars(settings.algorithm))), instantiate(dict(vars(settings.regularizer)))
 
 
 @dataclass
@@ -77,8 +63,9 @@ class Subject:
         return self.settings.model.path != "world"
 
     def task(self, settings: TaskSettings) -> Task:
-        """A task, with its prompts in the model's chat template if it has one."""
-        return ChatTask(task(settings), self.tokenizer) if self.chat else task(settings)
+        """What a file of `conf/task/` or `conf/benchmark/` names, with prompts in the model's chat template, if any."""
+        task = instantiate({key: value for key, value in vars(settings).items() if key not in ("name", "max_tokens")})
+        return ChatTask(task, self.tokenizer) if self.chat else task
 
     def benchmarks(self) -> dict[str, Benchmark]:
         """What the model is measured on, by name."""
@@ -144,6 +131,8 @@ class Subject:
         """Evaluate the policy, into the run's directory; print the result and hand it to the trackers."""
         worker.sync(self.policy)  # in a training, an engine of its own still has the weights of the last batch
         settings = self.settings
+        prompts = {name: vars(task)["prompt"] for name, task in settings.benchmark.items() if "prompt" in vars(task)}
+        header = {"command": run.manifest["command"], "model": settings.model.name, "chat": self.chat}
         evaluator = Evaluator(
             worker,
             self.tokenizer,
@@ -153,17 +142,9 @@ class Subject:
             self.context,
             check_prompts=self.models_text and isinstance(settings, EvaluateSettings),
         )
-        evaluation = evaluator.evaluate(benchmarks, run.path, self._header(run), console())
+        evaluation = evaluator.evaluate(benchmarks, run.path, {**header, "prompts": prompts}, Console(stderr=True))
         Console().print(table(evaluation))
         trackers.show(EvaluationOutcome(run.path))
-
-    def _header(self, run: RunDirectory) -> dict[str, Any]:
-        """What evaluation.json says of the model and of its prompts."""
-        prompts = {
-            name: vars(task)["prompt"] for name, task in self.settings.benchmark.items() if "prompt" in vars(task)
-        }
-        model = self.settings.model.name
-        return {"command": run.manifest["command"], "model": model, "chat": self.chat, "prompts": prompts}
 
 
 @dataclass
@@ -196,7 +177,8 @@ class Training:
 def training(settings: TrainSettings, mesh: DeviceMesh | None) -> Iterator[Training]:
     """A run's model, worker and learner, for the length of a `with` block. mesh: its processes, if several."""
     set_seed(settings.seed)
-    algorithm, regularizer = objective(settings)  # before the model: it may refuse its parameters
+    algorithm = instantiate(dict(vars(settings.algorithm)))
+    regularizer = instantiate(dict(vars(settings.regularizer)))  # before the model: it may refuse its parameters
     if mesh is None:
         device = choose_device(settings.learner.device)
     else:  # no device need have room for the full model: sharding takes it there, from the first process, in parts
@@ -219,5 +201,5 @@ def trackers(settings: TrainSettings | EvaluateSettings, run: RunDirectory, step
     chosen = named_tracker(settings.tracker, run.path, lambda: description(run), step)
     if isinstance(settings, TrainSettings):
         chosen.append(MetricsFile(run.path / "metrics.jsonl", step))
-        chosen.append(ProgressTracker(console(), settings.regularizer.name, step, settings.steps))
+        chosen.append(ProgressTracker(Console(stderr=True), settings.regularizer.name, step, settings.steps))
     return Trackers(chosen)

@@ -4,11 +4,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 
-def console() -> Console:
-    """Where progress and tables are shown: standard error, so that standard output stays for results."""
-    return Console(stderr=True)
-
-
 def progress_bar(console: Console, unit: str) -> Progress:
     """The one look of every progress bar."""
     return Progress(

@@ -30,13 +30,8 @@ def line(value: Any, limit: int = 120) -> str:
 
 def number(value: Any) -> float | None:
     """A finite float from a JSON value; None for null, NaN, infinities and anything that isn't a number."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        converted = float(value)
-    except OverflowError:
-        return None
-    return converted if math.isfinite(converted) else None
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and math.isfinite(value) else None
 
 
 def decimal(value: float, digits: int = 3) -> str:

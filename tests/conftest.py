@@ -1,7 +1,10 @@
 """What holds for every test: one thread, commands that begin with everything imported, and the smallest model."""
 
+import gc
 import os
 import signal
+from pathlib import Path
+from typing import Any
 
 # For small matrices more threads are slower, most of all on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -13,13 +16,15 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 import pytest
 from helpers import processes
 
-with processes.without(*processes.UNUSED):
-    from helpers.models import tiny_model
-    from transformers import PreTrainedModel
+if "PYTEST_XDIST_WORKER" in os.environ:  # elsewhere the tests import it, if any run there at all
+    with processes.without(*processes.UNUSED):
+        import transformers  # noqa: F401
 
 
 @pytest.fixture
-def model() -> PreTrainedModel:
+def model():
+    from helpers.models import tiny_model
+
     return tiny_model()
 
 
@@ -29,3 +34,26 @@ def pytest_configure(config: pytest.Config) -> None:
         offer = processes.server()
         offer.__enter__()
         config.add_cleanup(lambda: offer.__exit__(None, None, None))
+
+
+ENGINES = ("test_adapters", "test_chat", "test_engine_guest", "test_rollout_contract", "test_transfer", "test_vllm_run")
+"""The modules whose tests start engines in pytest's own process."""
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With --dist loadfile, ENGINES have a worker in common, which alone imports vLLM."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Together(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "engines" if Path(file).stem in ENGINES else file
+
+    return Together(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: the collector of garbage need not look through it again and again."""
+    gc.collect()
+    gc.freeze()

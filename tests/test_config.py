@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 
 from carerft import cli
 from carerft.config.checks import check_evaluate, check_model_directory, check_train
-from carerft.config.composition import config_directory, train_settings
+from carerft.config.composition import CONF, train_settings
 from carerft.config.identity import config_hash, differences
 from carerft.errors import CareError
 
@@ -258,7 +258,7 @@ def test_what_identifies_a_run():
 
 def test_every_yaml_file_can_be_chosen():
     """None of conf/ can rot: each choice of each group composes with the defaults of the verb that it belongs to."""
-    for file in sorted(config_directory().glob("*/*.yaml")):
+    for file in sorted(CONF.glob("*/*.yaml")):
         group, name = file.parent.name, file.stem
         overrides = [f"{group}={name}", *(["model.path=org/name"] if (group, name) == ("model", "path") else [])]
         verb = "evaluate" if name.endswith("_base") else "train"
@@ -269,7 +269,7 @@ def test_every_yaml_file_can_be_chosen():
         (check_evaluate if verb == "evaluate" else check_train)(config)
 
 
-METHODS = [(g, f.stem) for g in ("algorithm", "regularizer") for f in sorted((config_directory() / g).glob("*.yaml"))]
+METHODS = [(g, f.stem) for g in ("algorithm", "regularizer") for f in sorted((CONF / g).glob("*.yaml"))]
 
 
 @pytest.mark.parametrize(("group", "name"), METHODS)

@@ -3,7 +3,7 @@
 Every fault is a real one: signals to real processes.
 """
 
-import copy
+import json
 import os
 import signal
 import subprocess
@@ -19,10 +19,9 @@ import torch
 from helpers.engines import EOS, letters, needs_ray, options, perturb, save_model
 from helpers.runs import assert_gone
 from helpers.sampling import PROMPTS, completions, equal, teacher_forced
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from carerft.errors import CareError, EngineError
-from carerft.model.lora import merged_weights
 from carerft.rollout import Rollouts, Sampling, reuse
 from carerft.rollout.transformers import TransformersWorker
 
@@ -98,29 +97,6 @@ def test_two_engines_give_the_samples_of_one(worker, policy):
     assert worker.log_likelihood(PROMPTS, continuations) == pytest.approx(expected, abs=1e-4)
 
 
-def test_weights_travel_in_the_engines_precision(policy, directory):
-    """Rounded before the way, half of the bytes; the engine has what it would have made of the float32 ones."""
-    from carerft.rollout.dedicated import EngineProcess, as_array
-
-    here, other = EngineProcess(), copy.deepcopy(policy)
-    here.start(options(directory, dtype="bfloat16"))
-    try:
-        asked = ([PROMPTS[0]], 3, Sampling(12, ignore_eos=True), 0)
-        here.load(merged_weights(policy))
-        expected = here.sample(*asked)
-        perturb(other, seed=2)
-        here.load(merged_weights(other))
-        assert not equal(here.sample(*asked), expected)
-        arrays = {name: as_array(weight, torch.bfloat16) for name, weight in merged_weights(policy)}
-        here.load_arrays(arrays)
-        assert equal(here.sample(*asked), expected)
-    finally:
-        here.close()
-    assert sum(array.nbytes for array in arrays.values()) == sum(
-        (2 if weight.dim() > 1 else 4) * weight.numel() for _, weight in merged_weights(policy)
-    )
-
-
 def test_a_killed_engine_is_replaced_and_its_prompts_sampled_again_with_the_current_weights(
     worker, policy, undisturbed
 ):
@@ -177,29 +153,21 @@ def test_closing_ends_all_processes_and_a_request_that_another_thread_waits_for(
     worker.close()  # may be repeated
 
 
-SCRIPT = """
-import sys, time
-import psutil
-from carerft.rollout.dedicated import DedicatedWorker
-from carerft.rollout.engine import EngineOptions
-from transformers import AutoModelForCausalLM
+def hold_an_engine(directory: str) -> None:
+    from carerft.rollout.dedicated import DedicatedWorker
 
-if __name__ == "__main__":
-    options = EngineOptions(
-        sys.argv[1], max_model_len=400, max_num_seqs=256, gpu_memory_utilization=0.4, eos_token_ids=(3,),
-        kv_cache_memory_bytes=100_000_000, tensor_parallel_size=2,
-    )
-    worker = DedicatedWorker(options, 1, timeout_s=300, max_restarts=1)
-    worker.sync(AutoModelForCausalLM.from_pretrained(sys.argv[1]))  # checks that the engine's probabilities are its
+    chosen = options(Path(directory), eos_token_ids=(EOS,), tensor_parallel_size=2)
+    worker = DedicatedWorker(chosen, 1, timeout_s=300, max_restarts=1)
+    worker.sync(AutoModelForCausalLM.from_pretrained(directory))  # checks that the engine's probabilities are its
     print(*(process.pid for process in psutil.Process().children(recursive=True)), flush=True)
     time.sleep(600)
-"""
 
 
-def test_a_killed_process_leaves_no_engine_behind_nor_the_processes_that_share_its_weights(directory, policy, tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    process = subprocess.Popen([sys.executable, script, directory], stdout=subprocess.PIPE, text=True)
+def test_a_killed_process_leaves_no_engine_behind_nor_the_processes_that_share_its_weights(directory, policy):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "helpers.call", __name__, hold_an_engine.__name__, json.dumps([str(directory)])],
+        stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )  # fmt: skip
     family = {int(pid): psutil.Process(int(pid)).cmdline()[0] for pid in process.stdout.readline().split()}
     assert "ray::EngineProcess" in "".join(family.values())
     engines = {pid for pid, name in family.items() if "ray::EngineProcess" in name}

@@ -79,4 +79,4 @@ def _learner_with_an_engine(rank: int, directory: str, rendezvous: str) -> None:
 
 def test_each_of_two_learner_processes_samples_with_an_engine_of_its_own(directory, policy):
     with tempfile.TemporaryDirectory() as place:
-        call(_learner_with_an_engine, str(directory), f"{place}/rendezvous", count=2)
+        call(_learner_with_an_engine, str(directory), f"{place}/rendezvous", count=2, engine=True)

@@ -25,10 +25,9 @@ from carerft.objective.regularizers import ReverseKL
 from carerft.planning import memory as planned
 from carerft.planning.assumptions import GIB, Dataset, Device, hardware, load
 from carerft.planning.job import Job, job
-from carerft.planning.measured import correction, newest
 from carerft.planning.memory import activations, memory, resident, trained
 from carerft.planning.search import search
-from carerft.planning.seconds import decoding, learning, learning_flops, seconds
+from carerft.planning.seconds import correction, decoding, learning, learning_flops, newest, seconds
 from carerft.planning.shapes import Shape, shape_from, shape_of
 from carerft.sweeps.cells import cells
 from carerft.sweeps.folders import experiment

@@ -18,7 +18,7 @@ from carerft.metrics.intervals import Spread, clear_best, over_seeds, pooled_spr
 from carerft.metrics.statistics import Interval
 from carerft.report.columns import few_verdicts, main_table, notes
 from carerft.report.figures.curves import smooth
-from carerft.report.figures.labels import label_points
+from carerft.report.figures.points import label_points
 from carerft.report.figures.reliability import pooled_reliability
 from carerft.report.questions import select_questions
 from carerft.report.rows import Row, base_of, make_rows

@@ -3,17 +3,30 @@
 vLLM's engine is real, on this CPU. Where vllm isn't installed its cases are skipped, and say so.
 """
 
+import copy
 import weakref
 from dataclasses import replace
 
 import pytest
 import torch
-from helpers.engines import CONTEXT, EOS, OTHER_EOS, VOCABULARY, letters, needs_vllm, options, perturb, save_model
+from helpers.engines import (
+    CONTEXT,
+    EOS,
+    OTHER_EOS,
+    VOCABULARY,
+    letters,
+    needs_ray,
+    needs_vllm,
+    options,
+    perturb,
+    save_model,
+)
 from helpers.sampling import PROMPTS, completions, equal, exact_distribution, teacher_forced
 from scipy.stats import chisquare
 from transformers import PreTrainedModel
 
 from carerft.errors import CareError, ConfigError, DataError, NonFiniteError
+from carerft.model.lora import merged_weights
 from carerft.rollout import Rollouts, RolloutWorker, Sampling
 from carerft.rollout.transformers import TransformersWorker
 
@@ -278,3 +291,27 @@ def test_too_little_memory_at_the_start_names_the_options_to_lower(directory, po
         Engine(options(directory, kv_cache_memory_bytes=10**14))
     with pytest.raises(CareError, match=r"cannot hold one sequence of 400 tokens.*\n.*max_model_len"):
         Engine(options(directory, kv_cache_memory_bytes=10**5))
+
+
+@needs_ray
+def test_weights_travel_in_the_engines_precision(policy, directory):
+    """Rounded before the way, half of the bytes; the engine has what it would have made of the float32 ones."""
+    from carerft.rollout.dedicated import EngineProcess, as_array
+
+    here, other = EngineProcess(), copy.deepcopy(policy)
+    here.start(options(directory, dtype="bfloat16"))
+    try:
+        asked = ([PROMPTS[0]], 3, Sampling(12, ignore_eos=True), 0)
+        here.load(merged_weights(policy))
+        expected = here.sample(*asked)
+        perturb(other, seed=2)
+        here.load(merged_weights(other))
+        assert not equal(here.sample(*asked), expected)
+        arrays = {name: as_array(weight, torch.bfloat16) for name, weight in merged_weights(policy)}
+        here.load_arrays(arrays)
+        assert equal(here.sample(*asked), expected)
+    finally:
+        here.close()
+    assert sum(array.nbytes for array in arrays.values()) == sum(
+        (2 if weight.dim() > 1 else 4) * weight.numel() for _, weight in merged_weights(policy)
+    )

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from carerft import cli
 from carerft.config.checks import check_train
-from carerft.config.composition import config_directory, plain, train_settings
+from carerft.config.composition import CONF, plain, train_settings
 from carerft.sweeps.cells import cells
 from carerft.sweeps.composition import register
 from carerft.sweeps.folders import experiment
@@ -60,7 +60,7 @@ def options(words: list[str]) -> dict[str, str]:
 
 
 def composed(verb: str, overrides: list[str]) -> DictConfig:
-    with initialize_config_dir(str(config_directory()), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose(verb, overrides, return_hydra_config=True)
 
 

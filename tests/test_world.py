@@ -237,9 +237,9 @@ def weights_of(directory):
 def test_a_base_follows_from_its_seed_and_from_where_it_was_interrupted(tmp_path, monkeypatch):
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    build_base(1, tmp_path / "uninterrupted", steps=4, progress=False)
+    build_base(1, tmp_path / "uninterrupted", steps=4)
     assert torch.equal(torch.get_rng_state(), before)
-    build_base(2, tmp_path / "other", steps=4, progress=False)
+    build_base(2, tmp_path / "other", steps=4)
     assert weights_of(tmp_path / "uninterrupted") != weights_of(tmp_path / "other")
 
     batches = []
@@ -253,9 +253,9 @@ def test_a_base_follows_from_its_seed_and_from_where_it_was_interrupted(tmp_path
     monkeypatch.setattr(pretraining, "packed_batch", interrupted)
     monkeypatch.setattr(pretraining, "SAVE_EVERY", 2)
     with pytest.raises(KeyboardInterrupt):
-        build_base(1, tmp_path / "halved", steps=4, progress=False)
+        build_base(1, tmp_path / "halved", steps=4)
     assert not (tmp_path / "halved").exists()
-    build_base(1, tmp_path / "halved", steps=4, progress=False)
+    build_base(1, tmp_path / "halved", steps=4)
     assert batches == [0, 1, 2, 1, 2, 3]
     assert weights_of(tmp_path / "halved") == weights_of(tmp_path / "uninterrupted")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["halved", "other", "uninterrupted"]

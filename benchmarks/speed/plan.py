@@ -16,8 +16,7 @@ from rich.table import Table
 from carerft.config.composition import train_settings
 from carerft.planning.assumptions import hardware, load
 from carerft.planning.job import job
-from carerft.planning.measured import correction, newest
-from carerft.planning.seconds import seconds
+from carerft.planning.seconds import correction, newest, seconds
 from carerft.planning.shapes import shape_of
 from carerft.runs.directory import read_manifest
 

@@ -7,14 +7,14 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from carerft.config.composition import config_directory
+from carerft.config.composition import CONF
 from carerft.sweeps.composition import register
 
 
 def application(command: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
     """A decorator that makes a function of the composed configuration the Hydra application `carerft COMMAND`."""
     register()
-    return hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=command)
+    return hydra.main(version_base="1.3", config_path=str(CONF), config_name=command)
 
 
 def save_composition(directory: Path, config: DictConfig) -> None:

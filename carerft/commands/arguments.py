@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
-from carerft.config.composition import config_directory
+from carerft.config.composition import CONF
 from carerft.config.constraints import check_constraints
 from carerft.errors import ConfigError
 from carerft.text import did_you_mean
@@ -81,7 +81,7 @@ def _set(config: DictConfig, key: str, text: str) -> None:
     if choices:
         if text not in choices:
             raise ConfigError(f"{key}={text}: must be one of {', '.join(choices)}", f"write {key}={choices[0]}")
-        value = OmegaConf.load(config_directory() / key / f"{text}.yaml")
+        value = OmegaConf.load(CONF / key / f"{text}.yaml")
     try:
         OmegaConf.update(config, key, value)
     except ValidationError as error:
@@ -94,7 +94,7 @@ def _set(config: DictConfig, key: str, text: str) -> None:
 
 def _choices(config: DictConfig, key: str) -> list[str]:
     """The files of `conf/KEY/` that give the values of a dataclass; empty for any other field."""
-    files = (config_directory() / key).glob("*.yaml") if OmegaConf.is_dict(OmegaConf.select(config, key)) else ()
+    files = (CONF / key).glob("*.yaml") if OmegaConf.is_dict(OmegaConf.select(config, key)) else ()
     return sorted(file.stem for file in files)
 
 

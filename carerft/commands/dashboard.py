@@ -13,7 +13,7 @@ examples:
 import importlib.util
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from carerft.commands.arguments import argument, read, refuse
 from carerft.errors import CareError, ConfigError
@@ -75,28 +75,27 @@ def layout(project: str, entity: str, title: str) -> "Workspace":
     from carerft.metrics.names import METRICS
     from carerft.report.columns import BENCHMARKS, SHOWN
 
-    def curve(metric: str) -> wr.LinePlot:
-        return wr.LinePlot(title=metric, x="step", y=[metric], groupby_aggfunc="mean", groupby_rangefunc="minmax")
-
-    def bars(name: str, metric: str) -> wr.BarPlot:
-        text = f"{BENCHMARKS[name][0]}: {METRICS[metric].title}"
-        key = f"{name}/{metric}"
-        return wr.BarPlot(title=text, metrics=[key], groupby_aggfunc="mean", groupby_rangefunc="minmax")
-
-    measured = [(name, metric) for name, (_, part) in BENCHMARKS.items() for metric in (*SHOWN[part], "ece", "entropy")]
-    figures = [wr.MediaBrowser(title=BENCHMARKS[name][0], media_keys=[f"reliability/{name}"]) for name in BENCHMARKS]
-    answers = [wr.WeavePanelSummaryTable(table_name=f"samples/{name}") for name in BENCHMARKS]
-    sections = [
-        ws.Section("Evaluation", [bars(name, metric) for name, metric in measured], is_open=True),
-        *(ws.Section(name, [curve(metric) for metric in metrics], is_open=True) for name, metrics in CURVES.items()),
-        ws.Section("Reliability diagrams", [*figures]),
-        ws.Section("Answers", [*answers]),
-    ]
+    over_seeds: Any = {"groupby_aggfunc": "mean", "groupby_rangefunc": "minmax"}
+    bars, figures, answers = [], [], []
+    for name, (words, part) in BENCHMARKS.items():
+        for metric in (*SHOWN[part], "ece", "entropy"):
+            text = f"{words}: {METRICS[metric].title}"
+            bars.append(wr.BarPlot(title=text, metrics=[f"{name}/{metric}"], **over_seeds))
+        figures.append(wr.MediaBrowser(title=words, media_keys=[f"reliability/{name}"]))
+        answers.append(wr.WeavePanelSummaryTable(table_name=f"samples/{name}"))
+    curves = {
+        name: [wr.LinePlot(title=metric, x="step", y=[metric], **over_seeds) for metric in metrics]
+        for name, metrics in CURVES.items()
+    }
     return ws.Workspace(
         entity=entity,
         project=project,
         name=title,
-        sections=sections,
+        sections=[
+            *(ws.Section(name, panels, is_open=True) for name, panels in {"Evaluation": bars, **curves}.items()),
+            ws.Section("Reliability diagrams", figures),
+            ws.Section("Answers", answers),
+        ],
         settings=ws.WorkspaceSettings(x_axis="step", max_runs=30),
         runset_settings=ws.RunsetSettings(groupby=[Metric("Group"), Config("cell")]),
     )

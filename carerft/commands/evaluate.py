@@ -52,7 +52,3 @@ def evaluate_model(settings: EvaluateSettings, run: RunDirectory) -> None:
     subject = assembly.Subject(settings, *load_model(settings.model, choose_device(device)))
     with subject.rollout_worker() as worker, assembly.trackers(settings, run) as trackers:
         subject.measure(run, worker, subject.benchmarks(), trackers)
-
-
-if __name__ == "__main__":
-    main()

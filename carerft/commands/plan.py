@@ -27,10 +27,9 @@ from carerft.config.settings import TrainSettings
 from carerft.errors import ConfigError
 from carerft.planning.assumptions import GIB, Assumptions, Device, Hardware, hardware, load
 from carerft.planning.job import Job, job
-from carerft.planning.measured import correction, newest
 from carerft.planning.memory import Memory, memory
 from carerft.planning.search import search
-from carerft.planning.seconds import Seconds, seconds
+from carerft.planning.seconds import Seconds, correction, newest, seconds
 from carerft.planning.shapes import Shape, shape_of
 from carerft.sweeps.cells import cells, compose_training
 from carerft.sweeps.composition import composing
@@ -51,7 +50,7 @@ class Plan:
 @dataclass(frozen=True)
 class Planner:
     """Plans the runs of one model. device: what each process and engine of a run uses, on a CPU several cores. factors:
-    of `carerft.planning.measured.correction`."""
+    of `carerft.planning.seconds.correction`."""
 
     shape: Shape
     hardware: Hardware

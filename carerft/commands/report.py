@@ -27,8 +27,7 @@ from carerft.metrics.names import METRICS
 from carerft.report.outcome import ReportOutcome
 from carerft.report.paper import read_paper
 from carerft.sweeps.folders import experiment, experiments
-from carerft.trackers import Trackers
-from carerft.trackers.choice import named_tracker
+from carerft.trackers import Trackers, named_tracker
 from carerft.trackers.weights_and_biases import check_online, report_description
 
 # The metrics by which the CARE-RFT paper describes its base model on these benchmarks.
@@ -86,7 +85,7 @@ def main() -> None:
     output = Path(settings.output) if settings.output else None
     about = (name, read_paper(experiment(name))) if name else None
     with Console(stderr=True).status(f"reading {len(runs)} runs, and drawing"):
-        page = build(directories, output, settings.columns, about, settings.model)
+        page = build(directories, output, settings.columns, about, runs)
     written = page.parent
     if settings.page:
         publish(written, Path(settings.page))

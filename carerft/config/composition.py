@@ -19,9 +19,8 @@ def data_directory(name: str) -> Path:
     return inside if inside.is_dir() else package.parent / name
 
 
-def config_directory() -> Path:
-    """The directory of the YAML files that Hydra composes."""
-    return data_directory("conf")
+CONF = data_directory("conf")
+"""The directory of the YAML files that Hydra composes."""
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

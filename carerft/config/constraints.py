@@ -5,19 +5,19 @@ not. why: said in the place of the bound. remedy: what to write instead, where t
 the bound again. null is not checked, and NaN is within no bound.
 """
 
+import operator
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 from carerft.errors import ConfigError
 
-WITHIN = {
-    "least": lambda value, bound: value >= bound,
-    "most": lambda value, bound: value <= bound,
-    "above": lambda value, bound: value > bound,
-    "below": lambda value, bound: value < bound,
+BOUNDS = {
+    "least": ("at least", operator.ge),
+    "most": ("at most", operator.le),
+    "above": ("above", operator.gt),
+    "below": ("below", operator.lt),
 }
-WORDS = {"least": "at least", "most": "at most", "above": "above", "below": "below"}
 
 
 def check_constraints(settings: Any, prefix: str = "") -> None:
@@ -42,10 +42,10 @@ def _check(key: str, value: Any, constraint: Mapping[str, Any]) -> None:
                 constraint.get("remedy", f"write {key}={choices[0]}"),
             )
         return
-    bounds = {name: bound for name, bound in constraint.items() if name in WITHIN}
-    if all(WITHIN[name](value, bound) for name, bound in bounds.items()):
+    bounds = {name: bound for name, bound in constraint.items() if name in BOUNDS}
+    if all(BOUNDS[name][1](value, bound) for name, bound in bounds.items()):
         return
-    phrase = " and ".join(f"{WORDS[name]} {bound}" for name, bound in bounds.items())
+    phrase = " and ".join(f"{BOUNDS[name][0]} {bound}" for name, bound in bounds.items())
     must, give = f"must be {phrase}", f"give a number {phrase}"
     if bounds.keys() == {"above", "below"}:
         phrase = f"between {bounds['above']} and {bounds['below']}"

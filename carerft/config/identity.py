@@ -53,8 +53,7 @@ def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: value
         for key, value in flat.items()
-        if not any(key == skip or key.startswith(f"{skip}.") for skip in INCIDENTAL)
-        and (key not in usual or value != usual[key])
+        if not any(f"{key}.".startswith(f"{skip}.") for skip in INCIDENTAL) and usual.get(key, ...) != value
     }
 
 

@@ -24,6 +24,7 @@ from carerft.metrics.votes import answered, collect_votes
 from carerft.rollout import RolloutWorker, Sampling, completion_texts
 from carerft.rollout.prompt_check import warn_of_absurd_loss
 from carerft.runs.directory import write_atomically
+from carerft.runs.reading import read_lines
 from carerft.tasks import Problem, Task
 from carerft.tasks.encoding import encode, prompt_tokens, show_prompt
 from carerft.tasks.replies import grade_completions
@@ -82,7 +83,7 @@ class Evaluator:
                 task = bar.add_task(name, total=len(problems), shown="")
                 problem_records = self._problem_records(problems, prompts, place / f"{name}.problems.jsonl")
                 path = place / f"{name}.jsonl"
-                records = _complete_records(path, problems, self.samples)
+                records = _recorded(path, problems, self.samples)
                 done = len(records) // self.samples
                 write_atomically(path, _lines(records))
                 bar.update(task, completed=done)
@@ -150,30 +151,25 @@ class Evaluator:
         for record, report in zip(majority, reports, strict=True):
             record["self_report"] = report
 
-    def _problem_records(
-        self, problems: Sequence[Problem], prompts: Sequence[Sequence[int]], path: Path
-    ) -> list[Record]:
+    def _problem_records(self, problems: Sequence[Problem], prompts: Sequence[list[int]], path: Path) -> list[Record]:
         """Write and return one record per problem, with MC1 and MC2 where it has choices.
 
         Records of the same problems that are there already are returned: scoring choices again would take minutes.
         """
-        recorded = _complete_lines(path)
+        recorded = list(read_lines(path, []))
         if [(r["problem_id"], r["prompt"], r["answer"]) for r in recorded] == [
             (problem.id, problem.prompt, problem.answer) for problem in problems
         ]:
             return recorded
-        owners = [i for i, problem in enumerate(problems) for _ in problem.choices]
-        texts = [problem.prompt + text for problem in problems for text, _ in problem.choices]
+        chosen = [(p, prompt, text) for p, prompt in zip(problems, prompts, strict=True) for text, _ in p.choices]
         # As lm-evaluation-harness does it: prompt and choice are tokenised together, and what follows as many tokens as
         # the prompt has by itself is the choice. Alone, a choice could begin otherwise (SentencePiece adds a space).
-        together = encode(texts, self.tokenizer)
-        continuations = [tokens[len(prompts[i]) :] for i, tokens in zip(owners, together, strict=True)]
-        for i, tokens in zip(owners, continuations, strict=True):
-            if not tokens:
-                raise DataError(
-                    f"problem {problems[i].id}: a choice adds no token to its prompt", "leave out the empty choice"
-                )
-        scored = iter(self.worker.log_likelihood([prompts[i] for i in owners], continuations) if texts else [])
+        together = encode([problem.prompt + text for problem, _, text in chosen], self.tokenizer)
+        continuations = [tokens[len(prompt) :] for (_, prompt, _), tokens in zip(chosen, together, strict=True)]
+        if [] in continuations:
+            problem = chosen[continuations.index([])][0]
+            raise DataError(f"problem {problem.id}: a choice adds no token to its prompt", "leave out the empty choice")
+        scored = iter(self.worker.log_likelihood([prompt for _, prompt, _ in chosen], continuations) if chosen else [])
         records = []
         for problem in problems:
             record: Record = {
@@ -196,22 +192,12 @@ def _lines(records: Sequence[Record]) -> str:
     return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
-def _complete_lines(path: Path) -> list[Record]:
-    """The records of a file whose last line may be cut."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]] if path.exists() else []
-
-
-def _complete_records(path: Path, problems: Sequence[Problem], k: int) -> list[Record]:
+def _recorded(path: Path, problems: Sequence[Problem], k: int) -> list[Record]:
     """The records of an interrupted evaluation, up to the last question that has all of its samples."""
+    expected = ((problem.id, sample) for problem in problems for sample in range(k))
     records: list[Record] = []
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-    for i, line in enumerate(lines[: len(problems) * k]):
-        try:
-            record = json.loads(line)
-            expected = record["problem_id"] == problems[i // k].id and record["sample"] == i % k
-        except (ValueError, KeyError):
-            break
-        if not expected:
+    for record, key in zip(read_lines(path, []), expected, strict=False):
+        if (record.get("problem_id"), record.get("sample")) != key:
             break
         records.append(record)
     return records[: len(records) // k * k]

@@ -33,9 +33,9 @@ def table(evaluation: Mapping[str, Any]) -> Group:
         for key, metric in group:
             entries = {name: entry["metrics"].get(key) for name, entry in benchmarks.items()}
             if metric.in_terminal and any(entries.values()):
-                marked = {name: metric.from_verdicts and bool(warning) for name, warning in warnings.items()}
                 title = "  if calibrated" if key in FLOORS.values() else metric.title
-                result.add_row(title, *(_cell(entry, marked[name]) for name, entry in entries.items()))
+                marked = [name for name, warning in warnings.items() if warning and metric.from_verdicts]
+                result.add_row(title, *(_cell(entry, name in marked) for name, entry in entries.items()))
         result.add_section()
     bins = sorted({len(entry["reliability"]["count"]) for entry in benchmarks.values()})
     lines = [f"ECE over {' or '.join(map(str, bins))} equal-width bins; compare only at equal k."] if bins else []
@@ -46,7 +46,7 @@ def table(evaluation: Mapping[str, Any]) -> Group:
 def few_verdicts(entry: Mapping[str, Any]) -> str:
     """A warning if few of a benchmark's answers were judged, else "". entry: the benchmark's in evaluation.json."""
     n, judged = entry["n"], round(sum(entry["reliability"]["count"]))
-    share = 1 - (entry["metrics"].get("no_verdict") or {"value": 0})["value"]
+    share = 1 - entry["metrics"]["no_verdict"]["value"]
     if share >= ENOUGH_VERDICTS and judged >= ENOUGH_VERDICTS * n:
         return ""
     return (

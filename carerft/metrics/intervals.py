@@ -59,15 +59,10 @@ def clear_best(values: Sequence[Interval | None], direction: int) -> int | None:
 
     direction: +1 if higher is better, -1 if lower is. A value without an interval is beaten by none and beats none.
     """
-    known = [(value.value * direction, index) for index, value in enumerate(values) if value is not None]
-    if direction == 0 or len(known) < 2:
+    oriented = {i: value if direction > 0 else -value for i, value in enumerate(values) if value is not None}
+    if direction == 0 or len(oriented) < 2:
         return None
-    best = max(known)[1]
-    oriented = [value if value is None or direction > 0 else -value for value in values]
-    first = oriented[best]
-    for index, other in enumerate(oriented):
-        if index == best or other is None or first is None:
-            continue
-        if first.low is None or other.high is None or first.low <= other.high:
-            return None
-    return best
+    best = max(oriented, key=lambda i: (oriented[i].value, i))
+    low = oriented.pop(best).low
+    highs = [other.high for other in oriented.values()]
+    return best if low is not None and all(high is not None and high < low for high in highs) else None

@@ -13,6 +13,7 @@ data.
 import logging
 import math
 from collections.abc import Container, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,15 +28,12 @@ log = logging.getLogger(__name__)
 
 ALWAYS = {"accuracy", "majority", "pass@k"}
 """Metrics that are null, not absent, where no sample has a verdict."""
+PREDICTIONS = {"ece": majority, "ece_answered": answered, "ece_all": distinct}
+"""Of each ECE by votes, which samples stand for the predictions."""
 
 
 def score(
-    problems: Sequence[Record],
-    samples: Sequence[Record],
-    bins: int = 10,
-    resamples: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
+    problems: Sequence[Record], samples: Sequence[Record], resamples: int = 1000, level: float = 0.95, seed: int = 0
 ) -> dict[str, Any]:
     """The entry of one benchmark in evaluation.json: n, k, metrics (`carerft.metrics.names` defines them), reliability.
 
@@ -50,16 +48,15 @@ def score(
     n, k = votes.answers.shape
     log.info("scoring %d problems with k = %d samples each", n, k)
     counts = resample(n, resamples, seed)
-    sums = {**_sample_sums(problems, votes), **_problem_sums(problems, votes)}
-    sums = {name: pair for name, pair in sums.items() if name in ALWAYS or pair[1].any()}
+    sums = {name: pair for name, pair in _sums(problems, votes).items() if name in ALWAYS or pair[1].any()}
     top, bottom = (np.stack([pair[i] for pair in sums.values()], 1) for i in (0, 1))
     metrics = {name: interval(r, level) for name, r in zip(sums, ratio(counts @ top, counts @ bottom).T, strict=True)}
-    calibrations = {**_calibration(votes, counts, bins), **_other_confidences(votes, counts, bins, seed)}
-    for name, select in (("ece", majority), ("ece_answered", answered), ("ece_all", distinct)):
-        calibrations[f"{name}_floor"] = _with_mean(calibration.ece_floor(votes.answers, select, bins, seed=seed))
+    calibrations = {**_calibration(votes, counts), **_other_confidences(votes, counts, seed)}
+    for name, select in PREDICTIONS.items():
+        calibrations[f"{name}_floor"] = _with_mean(calibration.ece_floor(votes.answers, select, seed=seed))
     metrics |= {name: interval(replicates, level) for name, replicates in calibrations.items()}
     _, confidence, correct = predictions(votes, majority(votes.answers))
-    diagram = calibration.reliability(confidence, correct, bins)
+    diagram = calibration.reliability(confidence, correct)
     return {
         "n": n,
         "k": k,
@@ -68,11 +65,13 @@ def score(
     }
 
 
-def _sample_sums(problems: Sequence[Record], votes: Votes) -> dict[str, tuple[NDArray, NDArray]]:
-    """Numerator and denominator (n,) each, per problem, of the metrics that are ratios of sums over samples."""
+def _sums(problems: Sequence[Record], votes: Votes) -> dict[str, tuple[NDArray, NDArray]]:
+    """Numerator and denominator (n,) each, per problem, of the metrics that are ratios of sums over samples, and of
+    those that are means over (some) problems."""
+    n, k = votes.answers.shape
     refused, unparsable = votes.answers == REFUSED, votes.answers == UNPARSABLE
     known = ~np.isnan(votes.verdict)
-    right = known & (votes.verdict == 1)
+    right = votes.verdict == 1
     answerable = np.array([[p["answer"] is not None] for p in problems])
     myths = [set(p.get("misconceptions") or ()) for p in problems]
     mythical = np.array([[bool(m)] for m in myths])
@@ -99,23 +98,15 @@ def _sample_sums(problems: Sequence[Record], votes: Votes) -> dict[str, tuple[ND
         sums["refusal_f1"] = 2 * true, true + false + u
         sums["refusal_f1_always"] = 2 * u, 2 * u + a
         sums["refusal_f1_random"] = 2 * u, 3 * u + a
-    return sums
-
-
-def _problem_sums(problems: Sequence[Record], votes: Votes) -> dict[str, tuple[NDArray, NDArray]]:
-    """Numerator and denominator (n,) each of the metrics that are means over (some) problems."""
-    n, k = votes.answers.shape
-    judged, right = (~np.isnan(votes.verdict)).sum(1), np.nansum(votes.verdict, 1)
-    some = judged > 0
     problem, confidence, correct = predictions(votes, majority(votes.answers))
     voted = np.bincount(problem, minlength=n)
-    sums: dict[str, tuple[NDArray, NDArray]] = {
-        "majority": (np.bincount(problem, correct, n), voted),
-        "confidence": (np.bincount(problem, confidence, n), voted),
-    }
+    sums["majority"] = np.bincount(problem, correct, n), voted
+    sums["confidence"] = np.bincount(problem, confidence, n), voted
+    judged, solutions = known.sum(1), right.sum(1)
+    some = judged > 0
     for name, draws in {"pass@k": k, **{f"pass@{j}": j for j in (4, 16, 64) if j < k}}.items():
         solved = np.zeros(n)
-        solved[some] = pass_at_k(judged[some], right[some], np.minimum(draws, judged[some]))
+        solved[some] = pass_at_k(judged[some], solutions[some], np.minimum(draws, judged[some]))
         sums[name] = solved, some
     for name in ("mc1", "mc2"):
         has = np.array([p.get(name) is not None for p in problems])
@@ -123,7 +114,7 @@ def _problem_sums(problems: Sequence[Record], votes: Votes) -> dict[str, tuple[N
     return sums
 
 
-def _calibration(votes: Votes, counts: NDArray, bins: int, names: Container[str] | None = None) -> dict[str, NDArray]:
+def _calibration(votes: Votes, counts: NDArray, names: Container[str] | None = None) -> dict[str, NDArray]:
     """(resamples + 1,) of each calibration metric, or of those named."""
     n, k = votes.answers.shape
 
@@ -135,13 +126,11 @@ def _calibration(votes: Votes, counts: NDArray, bins: int, names: Container[str]
         possible = np.arange(2 * k)
         return (possible // 2 + 1) / k, possible % 2, counts @ made
 
-    c, y, w = tally(majority(votes.answers))
-    some, all_ = tally(answered(votes.answers)), tally(distinct(votes.answers))
-    metrics = {
-        "ece": lambda: calibration.ece(c, y, bins, w),
-        "ece_answered": lambda: calibration.ece(*some[:2], bins, some[2]),
-        "ece_all": lambda: calibration.ece(*all_[:2], bins, all_[2]),
-        "ece_equal_mass": lambda: calibration.ece_equal_mass(c, y, bins, w),
+    tallies = {name: tally(select(votes.answers)) for name, select in PREDICTIONS.items()}
+    metrics = {name: partial(calibration.ece, c, y, weight=w) for name, (c, y, w) in tallies.items()}
+    c, y, w = tallies["ece"]
+    metrics |= {
+        "ece_equal_mass": lambda: calibration.ece_equal_mass(c, y, weight=w),
         "smooth_ece": lambda: calibration.smooth_ece(c, y, w),
         "brier": lambda: calibration.brier(c, y, w),
         "brier_debiased": lambda: calibration.brier_debiased(c, y, k, w),
@@ -155,7 +144,7 @@ def _calibration(votes: Votes, counts: NDArray, bins: int, names: Container[str]
     return {name: metric() for name, metric in metrics.items() if names is None or name in names}
 
 
-def _other_confidences(votes: Votes, counts: NDArray, bins: int, seed: int) -> dict[str, NDArray]:
+def _other_confidences(votes: Votes, counts: NDArray, seed: int) -> dict[str, NDArray]:
     """(resamples + 1,) of each metric of the majorities under confidences other than votes, and their floors."""
     sources = {"likelihood": votes.likelihood(), "likelihood_per_token": votes.likelihood(per_token=True)}
     if any("self_report" in record for row in votes.rows for record in row):
@@ -164,8 +153,8 @@ def _other_confidences(votes: Votes, counts: NDArray, bins: int, seed: int) -> d
     for name, source in sources.items():
         problem, confidence, correct = predictions(votes, majority(votes.answers), source)
         weight = counts[:, problem]
-        metrics[f"ece_{name}"] = calibration.ece(confidence, correct, bins, weight)
-        metrics[f"ece_{name}_floor"] = _with_mean(calibration.ece_floor_stated(confidence, bins, seed=seed))
+        metrics[f"ece_{name}"] = calibration.ece(confidence, correct, weight=weight)
+        metrics[f"ece_{name}_floor"] = _with_mean(calibration.ece_floor_stated(confidence, seed=seed))
         metrics[f"brier_{name}"] = calibration.brier(confidence, correct, weight)
         metrics[f"auroc_{name}"] = calibration.auroc(confidence, correct, weight)
     return metrics
@@ -181,12 +170,7 @@ def _finite(value: float | None) -> float | None:
 
 
 def replicates(
-    problems: Sequence[Record],
-    samples: Sequence[Record],
-    names: Sequence[str],
-    bins: int = 10,
-    resamples: int = 1000,
-    seed: int = 0,
+    problems: Sequence[Record], samples: Sequence[Record], names: Sequence[str], resamples: int = 1000, seed: int = 0
 ) -> dict[str, NDArray[np.float64]]:
     """(resamples + 1,) of each named metric that this benchmark has: on the data, then on resamples of the problems.
 
@@ -195,6 +179,6 @@ def replicates(
     """
     votes = collect_votes(samples, [p["problem_id"] for p in problems])
     counts = resample(len(problems), resamples, seed)
-    sums = {**_sample_sums(problems, votes), **_problem_sums(problems, votes)}
+    sums = _sums(problems, votes)
     ratios = {name: ratio(counts @ sums[name][0], counts @ sums[name][1]) for name in names if name in sums}
-    return ratios | _calibration(votes, counts, bins, names)
+    return ratios | _calibration(votes, counts, names)

@@ -38,13 +38,18 @@ class Interval(NamedTuple):
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 
-def vote_counts(answers: NDArray[np.integer]) -> NDArray[np.integer]:
-    """(..., k) how many of a question's k samples give the same answer as this one, itself included.
+def agreement(answers: NDArray[np.integer]) -> NDArray[np.bool_]:
+    """(..., k, k) whether two samples of a question give the same answer; an unparsable one agrees with itself alone.
 
     answers: (..., k) integer codes, equal where the answers are equivalent, `UNPARSABLE` where there is none.
     """
-    same = answers[..., :, None] == answers[..., None, :]
-    return np.where(answers == UNPARSABLE, 1, same.sum(-1))
+    same = (answers[..., :, None] == answers[..., None, :]) & (answers != UNPARSABLE)[..., None]
+    return same | np.eye(answers.shape[-1], dtype=bool)
+
+
+def vote_counts(answers: NDArray[np.integer]) -> NDArray[np.integer]:
+    """(..., k) how many of a question's k samples give the same answer as this one, itself included."""
+    return agreement(answers).sum(-1)
 
 
 def majority(answers: NDArray[np.integer]) -> NDArray[np.bool_]:
@@ -59,8 +64,7 @@ def majority(answers: NDArray[np.integer]) -> NDArray[np.bool_]:
 
 def distinct(answers: NDArray[np.integer]) -> NDArray[np.bool_]:
     """(..., k) True at the first sample of each different answer of a question; never at an unparsable one."""
-    first = (answers[..., :, None] == answers[..., None, :]).argmax(-1)
-    return (first == np.arange(answers.shape[-1])) & (answers != UNPARSABLE)
+    return (agreement(answers).argmax(-1) == np.arange(answers.shape[-1])) & (answers != UNPARSABLE)
 
 
 def pass_at_k(n: ArrayLike, c: ArrayLike, k: ArrayLike) -> NDArray[np.float64]:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carerft.errors import DataError
-from carerft.metrics.statistics import UNPARSABLE, majority, vote_counts
+from carerft.metrics.statistics import UNPARSABLE, agreement, majority, vote_counts
 
 Record = Mapping[str, Any]
 REFUSED = 0
@@ -46,7 +46,7 @@ class Votes:
 
     def answer_verdict(self) -> NDArray[np.float64]:
         """(n, k) each sample's verdict; without one, that of the first judged sample with the same answer."""
-        judge = (self._agree() & ~np.isnan(self.verdict)[:, None, :]).argmax(-1)
+        judge = (agreement(self.answers) & ~np.isnan(self.verdict)[:, None, :]).argmax(-1)
         return np.where(np.isnan(self.verdict), np.take_along_axis(self.verdict, judge, 1), self.verdict)
 
     def likelihood(self, per_token: bool = False) -> NDArray[np.float64]:
@@ -65,12 +65,7 @@ class Votes:
         texts = [[r["text"] for r in row] for row in self.rows]
         first = np.array([[row.index(text) == i for i, text in enumerate(row)] for row in texts])
         mass = np.where(first, np.exp(score - score.max(1, keepdims=True)), 0)
-        return np.minimum((self._agree() * mass[:, None, :]).sum(-1) / mass.sum(1, keepdims=True), 1)
-
-    def _agree(self) -> NDArray[np.bool_]:
-        """(n, k, k) whether two samples of a problem give the same answer; an unreadable one agrees with none."""
-        same = (self.answers[:, :, None] == self.answers[:, None, :]) & (self.answers != UNPARSABLE)[:, :, None]
-        return same | np.eye(self.answers.shape[1], dtype=bool)
+        return np.minimum((agreement(self.answers) * mass[:, None, :]).sum(-1) / mass.sum(1, keepdims=True), 1)
 
 
 def answered(answers: NDArray[np.integer]) -> NDArray[np.bool_]:

@@ -160,8 +160,6 @@ class SkewReverseKL(SkewSettings, ReverseKL):
     alpha: in [0, 1), scheduled as beta is; alpha = 0 is reverse KL.
     """
 
-    ESTIMATORS: ClassVar[tuple[str, ...]] = ESTIMATORS["SkewReverseKL"]
-
     @property
     def local_strength(self) -> float:
         return (1 - self.alpha) ** 2

@@ -9,9 +9,7 @@ from dataclasses import dataclass, field
 from carerft.objective.schedules import SCHEDULES
 
 ESTIMATORS = {
-    "NoRegularizer": ("exact", "unbiased", "k2", "k3"),
-    "ReverseKL": ("exact", "unbiased", "k2", "k3"),
-    "SkewReverseKL": ("exact", "unbiased", "k2", "k3"),
+    **dict.fromkeys(("NoRegularizer", "ReverseKL", "SkewReverseKL"), ("exact", "unbiased", "k2", "k3")),
     "ForwardKL": ("exact", "unbiased", "k3"),
     "JensenShannon": ("exact", "unbiased", "k3"),
 }

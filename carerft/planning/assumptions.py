@@ -10,7 +10,7 @@ import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from carerft.config.composition import config_directory
+from carerft.config.composition import CONF
 from carerft.errors import ConfigError
 from carerft.text import did_you_mean
 
@@ -62,7 +62,7 @@ class Assumptions:
 
 def load(overrides: Sequence[str] = ()) -> Assumptions:
     """conf/plan.yaml with these `key=value` applied. Raises ConfigError for an unknown key or a wrong value."""
-    config = OmegaConf.merge(OmegaConf.structured(Assumptions), OmegaConf.load(config_directory() / "plan.yaml"))
+    config = OmegaConf.merge(OmegaConf.structured(Assumptions), OmegaConf.load(CONF / "plan.yaml"))
     OmegaConf.set_struct(config, True)
     for override in overrides:
         try:

@@ -8,13 +8,13 @@ from carerft.errors import RunDirectoryError
 from carerft.report.columns import BENCHMARKS, main_table, notes, ordered
 from carerft.report.figures.drawings import draw
 from carerft.report.findings import find
-from carerft.report.page import Report, html, markdown
+from carerft.report.page import render
 from carerft.report.paper import Paper
 from carerft.report.questions import select_questions
 from carerft.report.rows import level, make_rows
-from carerft.report.tables import experiment_grids, latex, tidy_csv
-from carerft.report.tables import markdown as markdown_table
-from carerft.runs.reading import common_directory, load_runs
+from carerft.report.tables import Grid, experiment_grids, latex, main_grid, tidy_csv
+from carerft.runs.reading import Run, common_directory, load_runs
+from carerft.text import duration
 
 TEXT_BUDGET, LONGEST_TEXT = 800_000, 3000  # characters of model text on the page in all, and of one sample
 
@@ -24,17 +24,17 @@ def build(
     output: Path | None = None,
     shown: Mapping[str, Sequence[str]] | None = None,
     about: tuple[str, Paper] | None = None,
-    model: str | None = None,
+    runs: Sequence[Run] | None = None,
 ) -> Path:
     """Report on every run at or below these directories. Returns the path of the HTML page.
 
     output: where `index.html`, `table.md`, `table.csv`, `table.tex` and `figures/` are written; by default `report/`
     in the directory that holds all of `directories`. shown: by benchmark, the metrics that the main table shows in
     place of its default. about: the runs' experiment, its name and paper; adds `report.md` and the experiment's
-    tables. model: only runs of the model of this name. Raises DataError if there are no runs, RunDirectoryError if the
-    output can't be written.
+    tables. runs: those of the directories to report on; by default all. Raises DataError if there are no runs,
+    RunDirectoryError if the output can't be written.
     """
-    runs = load_runs(directories, model)
+    runs = load_runs(directories) if runs is None else runs
     common = common_directory(directories)
     output = common / "report" if output is None else Path(output)
     _write(output, {})  # an unwritable output fails now, not after minutes of drawing
@@ -44,33 +44,34 @@ def build(
     troubles = [f"{run.name}/{trouble}" for run in runs for trouble in run.troubles]
     findings = find(*about, rows, confidence) if about else None
     drawings, files = draw(main, benchmarks, findings)
-    report = Report(
-        title=f"{findings.name}: {findings.paper.asks}"
-        if findings
-        else f"{common.name}: accuracy, honesty and calibration",
-        runs=runs,
-        main=main,
-        notes=notes(rows, main.columns),
-        benchmarks=benchmarks,
-        level=confidence,
-        drawings=drawings,
-        questions=select_questions(
-            rows, benchmarks, min(LONGEST_TEXT, TEXT_BUDGET // max(1, 12 * len(rows))), troubles
-        ),
-        troubles=troubles,
-        findings=findings,
-        grids=experiment_grids(findings) if findings else {},
-    )
-    files |= {
-        "index.html": html(report),
-        "table.md": markdown_table(main) + "".join(f"\n{note}\n" for note in report.notes),
-        "table.csv": tidy_csv(rows),
-        "table.tex": "".join(f"% {note}\n" for note in report.notes) + latex(main),
+    texts = min(LONGEST_TEXT, TEXT_BUDGET // max(1, 12 * len(rows)))
+    content = {
+        "title": f"{common.name}: accuracy, honesty and calibration",
+        "runs": runs,
+        "rows": rows,
+        "main": main,
+        "notes": notes(rows, main.columns),
+        "benchmarks": benchmarks,
+        "level": confidence,
+        "drawings": drawings,
+        "questions": select_questions(rows, benchmarks, texts, troubles),
+        "troubles": troubles,
+        "findings": findings,
     }
+    files["table.md"] = main_grid(main).markdown() + "".join(f"\n{note}\n" for note in content["notes"])
+    files["table.csv"] = tidy_csv(rows)
+    files["table.tex"] = "".join(f"% {note}\n" for note in content["notes"]) + latex(main)
     if findings:
-        files["report.md"] = markdown(report)
-    for name, grid in report.grids.items():
-        files |= {f"{name}.csv": grid.csv(), f"{name}.tex": grid.latex()}
+        content["title"] = f"{findings.name}: {findings.paper.asks}"
+        grids, wanted = experiment_grids(findings), findings.paper.figures
+        for name, grid in grids.items():
+            files |= {f"{name}.csv": grid.csv(), f"{name}.tex": grid.latex()}
+        listing = [[run.name, run.status, duration(run.elapsed), run.config_hash, run.git[:10]] for run in runs]
+        grids |= {"main": main_grid(main), "runs": Grid(["run", "status", "took", "configuration", "source"], listing)}
+        content["tables"] = {name: grid.markdown() for name, grid in grids.items()}
+        content["shown"] = [d for d in drawings if d.file in wanted] if wanted else drawings[:2]
+        files["report.md"] = render("report.md.j2", content)
+    files["index.html"] = render("page.html.j2", content)
     _write(output, files)
     return output / "index.html"
 

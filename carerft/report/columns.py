@@ -5,6 +5,7 @@ A benchmark that isn't listed here is shown under its own name, in the part of t
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from carerft.metrics.intervals import clear_best
 from carerft.metrics.names import ENOUGH_VERDICTS, FLOORS
@@ -61,6 +62,11 @@ class MainTable:
     columns: list[Column]
     rows: Sequence[Row]
     best: list[int | None]
+
+    @property
+    def groups(self) -> list[tuple[str, list[Column]]]:
+        """Neighbouring columns under one heading, with it."""
+        return [(name, list(columns)) for name, columns in groupby(self.columns, key=lambda column: column.group)]
 
     def row(self, index: int) -> list[tuple[Interval | None, bool]]:
         """One row's values, each with whether it is clearly the best of its column."""

@@ -31,20 +31,12 @@ class Judgement:
 
 
 @dataclass(frozen=True)
-class Difference:
-    """Differences of one row from another, by column of the paper."""
-
-    row: str
-    against: str
-    differences: tuple[Interval | None, ...]
-
-
-@dataclass(frozen=True)
 class Findings:
     """What is known of one experiment.
 
     columns: by the paper's name of each, the column under that name; None where these runs don't have it.
     beside: each row with (our value, the paper's value) of each of the paper's columns.
+    compared: the labels of two rows, and the difference of the first from the second in each of the paper's columns.
     """
 
     name: str
@@ -52,11 +44,7 @@ class Findings:
     columns: dict[str, Column | None]
     beside: list[tuple[Row, list[tuple[Interval | None, float | None]]]]
     judgements: list[Judgement]
-    compared: list[Difference]
-
-    @property
-    def by_claim(self) -> list[tuple[Claim, list[Judgement]]]:
-        return [(claim, [j for j in self.judgements if j.claim is claim]) for claim in self.paper.claims]
+    compared: list[tuple[str, str, list[Interval | None]]]
 
     @property
     def shown(self) -> list[Column]:
@@ -72,13 +60,12 @@ class Findings:
 def find(name: str, paper: Paper, rows: Sequence[Row], level: float) -> Findings:
     """Compare these rows with the experiment's paper, at this confidence level."""
     located = {column: locate(paper, column, rows) for column in paper.candidates}
-    columns = {
-        name: Column(*where, name, benchmark_title(where[0])) if where else None for name, where in located.items()
-    }
+    columns = {column: Column(*where, column, benchmark_title(where[0])) if where else None
+               for column, where in located.items()}  # fmt: skip
     metrics: dict[str, list[str]] = {}
-    needed = [*paper.columns, *(column for claim in paper.claims for column in claim.columns)]
-    for benchmark, metric in dict.fromkeys(quantity for column in needed if (quantity := located[column])):
-        metrics.setdefault(benchmark, []).append(metric)
+    for column in (*paper.columns, *(column for claim in paper.claims for column in claim.columns)):
+        if quantity := located[column]:
+            metrics.setdefault(quantity[0], []).append(quantity[1])
     paired = Paired(rows, metrics, level)
     quantities = [located[column] for column in paper.columns]
     beside = []
@@ -89,13 +76,12 @@ def find(name: str, paper: Paper, rows: Sequence[Row], level: float) -> Findings
     compared = []
     for comparison in paper.compare:
         for row, others in comparable(rows, comparison):
-            if not matches(row, comparison.against):
-                other = nearest(row, others)[0]
-                changes = tuple(
-                    paired.difference(row, other, quantity) if quantity else None for quantity in quantities
-                )
-                if any(changes):
-                    compared.append(Difference(row.label, other.label, changes))
+            if matches(row, comparison.against):
+                continue
+            other = nearest(row, others)[0]
+            changes = [paired.difference(row, other, quantity) if quantity else None for quantity in quantities]
+            if any(changes):
+                compared.append((row.label, other.label, changes))
     return Findings(name, paper, columns, beside, judge(paper, rows, paired), compared)
 
 
@@ -145,12 +131,8 @@ def _judge_row(
     if not undominated:
         return judgements
     severity = (FAILS, ONE_SEED, UNCLEAR, HOLDS)  # one other row that dominates decides; else one that might
-    nothing = Judgement(claim, row.label, "", (), NO_RUNS)
-
-    def order(judgement: Judgement) -> tuple[int, float]:
-        return severity.index(judgement.verdict), sum(change.value for change in judgement.differences)
-
-    return [min(judgements, key=order, default=nothing)]
+    judgements.sort(key=lambda j: (severity.index(j.verdict), sum(change.value for change in j.differences)))
+    return judgements[:1] or [Judgement(claim, row.label, "", (), NO_RUNS)]
 
 
 def verdict(claim: Claim, change: Interval) -> str:

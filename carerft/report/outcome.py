@@ -6,6 +6,7 @@ Whatever a model wrote is hostile input: it leaves here cut, with hidden charact
 import csv
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,7 +42,7 @@ class EvaluationOutcome:
         A metric that the evaluation leaves undefined is absent.
         """
         numbers: dict[str, float | None] = {}
-        for name, result in self._run().benchmarks.items():
+        for name, result in self._run.benchmarks.items():
             numbers |= {f"{name}/n": result.n, f"{name}/k": result.k}
             for metric, interval in result.metrics.items():
                 key = f"{name}/{metric}"
@@ -50,10 +51,8 @@ class EvaluationOutcome:
 
     def tables(self) -> dict[str, Table]:
         """`samples/benchmark`: one row of COLUMNS per sample, the first SAMPLES of the first QUESTIONS questions."""
-        folder = self.directory / "evaluation"
-        return {
-            f"samples/{name}": Table(list(COLUMNS), list(_answers(folder, name))) for name in self._run().benchmarks
-        }
+        answers = {name: list(_answers(self.directory / "evaluation", name)) for name in self._run.benchmarks}
+        return {f"samples/{name}": Table(list(COLUMNS), rows) for name, rows in answers.items()}
 
     def figures(self) -> dict[str, bytes]:
         """`reliability/benchmark`: a reliability diagram as PNG; benchmarks without bins have none."""
@@ -61,13 +60,13 @@ class EvaluationOutcome:
         from carerft.report.figures.style import make_looks, png, styled
         from carerft.report.rows import make_rows
 
-        run = self._run()
-        rows = make_rows([run])
+        rows = make_rows([self._run])
         looks = make_looks(rows)
         with styled():
-            drawn = {name: reliability(rows, name, looks) for name in run.benchmarks}
+            drawn = {name: reliability(rows, name, looks) for name in self._run.benchmarks}
             return {f"reliability/{name}": png(figure) for name, figure in drawn.items() if figure}
 
+    @cached_property
     def _run(self) -> Run:
         # The evaluation is finished, although its run is marked as done only after the trackers have seen it.
         return replace(load_run(self.directory, self.directory), status="done")
@@ -97,9 +96,6 @@ def _answers(folder: Path, benchmark: str) -> Iterator[list[Value]]:
     def short(value: Any) -> str | None:
         return None if value is None else visible(value, SHORT_TEXT)
 
-    def flag(value: Any) -> bool | None:
-        return value if isinstance(value, bool) else None
-
     first = islice(read_lines(folder / f"{benchmark}.problems.jsonl", []), QUESTIONS)
     problems = {problem.get("problem_id"): problem for problem in first}
     samples = read_lines(folder / f"{benchmark}.jsonl", [])  # in the order of the problems
@@ -107,6 +103,7 @@ def _answers(folder: Path, benchmark: str) -> Iterator[list[Value]]:
         index, problem = number(sample.get("sample")), problems[sample.get("problem_id")]
         if index is None or index >= SAMPLES:
             continue
+        flags = [sample.get(key) for key in ("correct", "refused", "truncated")]
         yield [
             short(sample["problem_id"]),
             visible(problem.get("prompt", ""), LONG_TEXT),
@@ -114,6 +111,6 @@ def _answers(folder: Path, benchmark: str) -> Iterator[list[Value]]:
             int(index),
             visible(sample.get("text", ""), LONG_TEXT),
             short(sample.get("extracted")),
-            *(flag(sample.get(key)) for key in ("correct", "refused", "truncated")),
+            *(flag if isinstance(flag, bool) else None for flag in flags),
             *(number(sample.get(key)) for key in ("log_probability", "tokens")),
         ]

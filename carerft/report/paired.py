@@ -12,25 +12,23 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from carerft.config.identity import decisive, flatten
+from carerft.config.identity import decisive
 from carerft.errors import DataError
 from carerft.metrics import scores, statistics
 from carerft.metrics.intervals import Spread, pooled_spread
 from carerft.metrics.statistics import Interval
 from carerft.report.paper import Selector
 from carerft.report.rows import REPLICATE_KEYS, Quantity, Row, base_of, run_value
+from carerft.runs.labels import section
 from carerft.runs.reading import Run, read_lines
 
 
 def seed_pairs(a: Row, b: Row) -> list[tuple[Run, Run]]:
     """A run of each row with the same seed and base model; a base model's only evaluation serves every seed."""
-
-    def start(run: Run) -> object:
-        return flatten(dict(run.config)).get("model.base", 0)
-
     pairs = []
     for run in a.evaluated:
-        same = [other for other in b.evaluated if start(other) == start(run)]
+        base = section(run.config, "model").get("base", 0)
+        same = [other for other in b.evaluated if section(other.config, "model").get("base", 0) == base]
         exact = [other for other in same if other.seed == run.seed]
         if exact or (same and "base" in (a.family, b.family)):
             pairs.append((run, (exact or same)[0]))

@@ -5,7 +5,8 @@ majorities first. They show how rows differ, not how often; `Questions.differing
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import groupby, islice
 from typing import Any
 
 from carerft.report.columns import benchmark_title
@@ -19,13 +20,11 @@ Key = tuple[str, ...]  # REFUSAL, NO_ANSWER, or ("answer", canonical form)
 REFUSAL: Key = ("refusal",)
 NO_ANSWER: Key = ("no answer",)
 WORDS = {REFUSAL: "declines to answer", NO_ANSWER: "no answer found"}
-
-
 Tally = dict[Key, list[bool | None]]
 """One run's answers to one question: of each answer, the verdicts on the samples that gave it."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Answer:
     """One row's majority answer. kind: correct, wrong, misconception, refusal, no answer, or no verdict.
 
@@ -91,20 +90,15 @@ def select_questions(
     """
     selected = []
     for name in benchmarks:
-        tallies = []
-        for row in rows:
-            run = next((run for run in row.evaluated if name in run.benchmarks), None)
-            by_problem = _read_tallies(run, name, troubles) if run else {}
-            if run and by_problem:
-                tallies.append((row.label, run, by_problem))
-        problems: dict[str, dict[str, Any]] = {}
-        for _, run, _ in tallies:
-            lines = [] if problems else _lines(run, f"{name}.problems.jsonl", troubles)
-            problems |= {str(problem.get("problem_id")): problem for problem in lines}
-        answered = {id_ for _, _, by_problem in tallies for id_ in by_problem}
-        questions = [_question(name, problem, tallies) for id_, problem in problems.items() if id_ in answered]
+        runs = [(row.label, next((run for run in row.evaluated if name in run.benchmarks), None)) for row in rows]
+        read = [(label, run, _read_tallies(run, name, troubles)) for label, run in runs if run]
+        tallies = [(label, run, by_problem) for label, run, by_problem in read if by_problem]
+        files = (list(_lines(run, f"{name}.problems.jsonl", troubles)) for _, run, _ in tallies)
+        problems = next(filter(None, files), [])
+        questions = [q for problem in problems if (q := _question(name, problem, tallies)).answers]
         if questions:
-            shown = _with_texts(_most_informative(questions), name, tallies, text_limit)
+            shown = _most_informative(questions)
+            _add_texts(shown, name, tallies, text_limit)
             selected.append(Questions(name, shown, sum(q.differs for q in questions), len(questions)))
     return selected
 
@@ -174,25 +168,21 @@ def _kind(key: Key, verdicts: list[bool | None], misconceptions: list[str]) -> s
 
 def _most_informative(questions: list[Question]) -> list[Question]:
     """PER_CATEGORY questions of each category: most kinds of answer first, then complete ones with clear majorities."""
-    categories: dict[str, list[Question]] = {}
-    for question in questions:
-        categories.setdefault(question.category, []).append(question)
 
     def order(question: Question) -> tuple[Any, ...]:
         kinds = {answer.kind for answer in question.answers}
         clarity = sum(answer.votes / answer.total for answer in question.answers)
         return not question.differs, len(question.missing), -len(kinds), -round(clarity, 9), question.id
 
-    return [q for name in sorted(categories) for q in sorted(categories[name], key=order)[:PER_CATEGORY]]
+    ordered = sorted(questions, key=lambda question: (question.category, *order(question)))
+    categories = groupby(ordered, key=lambda question: question.category)
+    return [question for _, members in categories for question in islice(members, PER_CATEGORY)]
 
 
-def _with_texts(questions: list[Question], benchmark: str, tallies: Tallies, limit: int) -> list[Question]:
-    """The questions with one sampled text for each row: the first that gave the row's majority answer."""
-    texts: dict[tuple[str, str], str] = {}
+def _add_texts(questions: list[Question], benchmark: str, tallies: Tallies, limit: int) -> None:
+    """Give each answer its text: the first sample that gave the row's majority answer."""
     for label, run, _ in tallies:
-        majority = {q.id: answer.key for q in questions for answer in q.answers if answer.label == label}
+        without = {(q.id, answer.key): answer for q in questions for answer in q.answers if answer.label == label}
         for sample in _lines(run, f"{benchmark}.jsonl", []):
-            id_ = str(sample.get("problem_id"))
-            if (label, id_) not in texts and majority.get(id_) == _key(sample):
-                texts[label, id_] = visible(sample.get("text", ""), limit)
-    return [replace(q, answers=[replace(a, text=texts.get((a.label, q.id), "")) for a in q.answers]) for q in questions]
+            if answer := without.pop((str(sample.get("problem_id")), _key(sample)), None):
+                answer.text = visible(sample.get("text", ""), limit)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -39,7 +39,7 @@ class Row:
     model: str
     runs: tuple[Run, ...]
     superseded: tuple[Run, ...] = ()
-    scores: Mapping[Quantity, Interval] = field(default_factory=dict)
+    scores: dict[Quantity, Interval] = field(default_factory=dict)
 
     @property
     def evaluated(self) -> list[Run]:
@@ -79,9 +79,9 @@ def make_rows(runs: Sequence[Run]) -> list[Row]:
         Row(label, family(run.command, run.config), _model(run), *_newest(group))
         for label, run, group in zip(_labels(first), first, groups.values(), strict=True)
     ]
-    rows.sort(key=_order)
-    kinds = ([row for row in rows if (row.family == "base") == is_base] for is_base in (True, False))
-    return [row for kind in kinds for row in _scored(kind, level(runs))]
+    for is_base in (True, False):
+        _score([row for row in rows if (row.family == "base") == is_base], level(runs))
+    return sorted(rows, key=_order)
 
 
 def quantities(rows: Sequence[Row]) -> list[Quantity]:
@@ -112,17 +112,15 @@ def level(runs: Sequence[Run]) -> float:
     return min((run.level for run in runs if run.has_results), default=0.95)
 
 
-def _scored(rows: Sequence[Row], level: float) -> list[Row]:
-    """The rows with their scores, whose intervals share one spread between seeds."""
+def _score(rows: Sequence[Row], level: float) -> None:
+    """Fill in the scores of these rows, whose intervals share one spread between seeds."""
     results = [item for row in rows for run in row.evaluated for item in run.benchmarks.items()]
-    scores: list[dict[Quantity, Interval]] = [{} for _ in rows]
     for name, metric in sorted({(name, metric) for name, result in results for metric in result.metrics}):
         seeds = [row.per_seed(name, metric) for row in rows]
         spread = pooled_spread([[interval.value for interval in intervals] for intervals in seeds])
-        for row_scores, intervals in zip(scores, seeds, strict=True):
+        for row, intervals in zip(rows, seeds, strict=True):
             if intervals:
-                row_scores[name, metric] = over_seeds(intervals, spread, level, describe(metric).bounds)
-    return [replace(row, scores=row_scores) for row, row_scores in zip(rows, scores, strict=True)]
+                row.scores[name, metric] = over_seeds(intervals, spread, level, describe(metric).bounds)
 
 
 def _identity(run: Run) -> str:
@@ -152,16 +150,13 @@ def _model(run: Run) -> str:
 def _labels(runs: Sequence[Run]) -> list[str]:
     """Short labels; where two agree, the settings (at most three) in which their configurations differ follow."""
     trained = [run for run in runs if run.command == "train"]
-    trained_models = {_model(run) for run in trained}
-    several_algorithms = len({algorithm_name(run.config) for run in trained}) > 1
-    short = []
-    for run in runs:
-        label = run_label(run.command, run.config)
-        if run.command != "train":
-            label = "base model" if _model(run) in trained_models else label
-        elif several_algorithms:
-            label = f"{algorithm_name(run.config)}, {label}"
-        short.append(label)
+    models, algorithms = ({name(run) for run in trained} for name in (_model, lambda run: algorithm_name(run.config)))
+    short = [run_label(run.command, run.config) for run in runs]
+    for index, run in enumerate(runs):
+        if run.command != "train" and _model(run) in models:
+            short[index] = "base model"
+        elif run.command == "train" and len(algorithms) > 1:
+            short[index] = f"{algorithm_name(run.config)}, {short[index]}"
     settings = [decisive(dict(run.config)) for run in runs]
     labels = []
     for label, own, run in zip(short, settings, runs, strict=True):

@@ -5,7 +5,7 @@ import io
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby, pairwise
 from pathlib import Path
 
 from rich import box
@@ -92,14 +92,14 @@ class Grid:
 # The main table
 
 
-def markdown(table: MainTable) -> str:
-    """A GitHub table; the clear best of a column in bold."""
+def main_grid(table: MainTable) -> Grid:
+    """The main table with a single row of headings; the clear best of a column in bold."""
     rows = [
         [row.label, row.seeds, *(interval_text(value) for value, _ in table.row(index))]
         for index, row in enumerate(table.rows)
     ]
     best = {(index, column + 2) for column, index in enumerate(table.best) if index is not None}
-    return Grid(["", "seeds", *(column.heading for column in table.columns)], rows, bold=best).markdown()
+    return Grid(["", "seeds", *(column.heading for column in table.columns)], rows, bold=best)
 
 
 def latex(table: MainTable) -> str:
@@ -114,12 +114,12 @@ def latex(table: MainTable) -> str:
             return text
         return rf"{text} {{\scriptsize [{escape(decimal(value.low))}, {escape(decimal(value.high))}]}}"
 
-    groups = [(name, len(list(members))) for name, members in groupby(table.columns, key=lambda column: column.group)]
-    starts = [2 + sum(size for _, size in groups[:i]) for i in range(len(groups))]
+    ends = accumulate((len(columns) for _, columns in table.groups), initial=1)  # the last column of each group
+    groups = [rf"\multicolumn{{{len(columns)}}}{{c}}{{{escape(name)}}}" for name, columns in table.groups]
     titles = [escape(f"{column.title} {arrow(column.metric)}".strip()) for column in table.columns]
     head = [
-        " & ".join(["", *(rf"\multicolumn{{{size}}}{{c}}{{{escape(name)}}}" for name, size in groups)]) + r" \\",
-        " ".join(rf"\cmidrule(lr){{{a}-{a + n - 1}}}" for a, (_, n) in zip(starts, groups, strict=True)),
+        " & ".join(["", *groups]) + r" \\",
+        " ".join(rf"\cmidrule(lr){{{before + 1}-{end}}}" for before, end in pairwise(ends)),
         " & ".join(["", *titles]) + r" \\",
     ]
     body = ([escape(row.label), *(number(*entry) for entry in table.row(i))] for i, row in enumerate(table.rows))
@@ -133,8 +133,8 @@ def tidy_csv(rows: Sequence[Row]) -> str:
     ]
     for row in rows:
         for (benchmark, metric), value in row.scores.items():
-            counts = [(str(result.n), str(result.k)) for result in row.results(benchmark)]
-            questions, k = ("/".join(sorted({pair[i] for pair in counts} - {"None"})) for i in (0, 1))
+            counts = ({str(getattr(result, name)) for result in row.results(benchmark)} for name in ("n", "k"))
+            questions, k = ("/".join(sorted(texts - {"None"})) for texts in counts)
             seeds = [interval.value for interval in row.per_seed(benchmark, metric)]
             lines.append((row.label, benchmark, metric, *value, len(seeds), questions, k, " ".join(map(repr, seeds))))
     return _csv(lines)
@@ -205,21 +205,19 @@ def experiment_grids(findings: Findings) -> dict[str, Grid]:
     grids["claims"] = Grid(["claim", "column", "row", "against", "difference", "verdict"], rows, numbers)
 
     rows, numbers = [], [["row", "less", "column", "difference", "low", "high"]]
-    for c in findings.compared:
-        rows.append([c.row, c.against, *map(change_text, c.differences)])
-        numbers += [[c.row, c.against, name, *(d or NOTHING)] for name, d in zip(names, c.differences, strict=True)]
+    for row, other, changes in findings.compared:
+        rows.append([row, other, *map(change_text, changes)])
+        numbers += [[row, other, name, *(change or NOTHING)] for name, change in zip(names, changes, strict=True)]
     grids["compared"] = Grid(["row", "less", *names], rows, numbers)
     return {name: grid for name, grid in grids.items() if grid.rows}
 
 
 def print_claims(file: Path, console: Console) -> None:
     """Print how often each claim holds, from `claims.csv`."""
-    verdicts: dict[str, dict[tuple[str, str], str]] = {}
     with open(file, encoding="utf-8", newline="") as lines:
-        for line in csv.DictReader(lines):
-            verdicts.setdefault(line["claim"], {})[line["row"], line["against"]] = line["verdict"]
+        verdicts = {(line["claim"], line["row"], line["against"]): line["verdict"] for line in csv.DictReader(lines)}
     table = Table("the paper's claims", "verdicts, by row", box=box.SIMPLE_HEAD, pad_edge=False)
-    for claim, by_row in verdicts.items():
-        counts = Counter(by_row.values())
+    for claim, judged in groupby(verdicts.items(), key=lambda item: item[0][0]):
+        counts = Counter(verdict for _, verdict in judged)
         table.add_row(Text(claim), ", ".join(f"{verdict}: {count}" for verdict, count in counts.items()))
     console.print(table)

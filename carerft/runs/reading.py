@@ -1,7 +1,6 @@
 """Run directories as plain data. Files that can't be read are named in a run's `troubles` and left out."""
 
 import json
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,10 +14,10 @@ from numpy.typing import NDArray
 from carerft.errors import DataError
 from carerft.metrics.calibration import Reliability
 from carerft.metrics.statistics import Interval
+from carerft.runs.labels import section
 from carerft.text import line, number
 
 NOT_SEARCHED = {"checkpoints", "model", "wandb", ".hydra", ".git"}
-LARGEST_FILE = 1 << 28  # bytes of a manifest.json or evaluation.json; a real one has thousands
 
 
 @dataclass(frozen=True)
@@ -65,8 +64,7 @@ class Run:
 
     @property
     def model_name(self) -> str:
-        model = self.config.get("model")
-        return line((model.get("name") if isinstance(model, dict) else model) or "", 100)
+        return line(section(self.config, "model").get("name") or "", 100)
 
     @property
     def why_no_results(self) -> str:
@@ -95,11 +93,10 @@ def load_runs(directories: Sequence[Path], model: str | None = None) -> list[Run
             raise DataError(f"{directory} is not a directory", "name directories that hold runs (a manifest.json each)")
     paths: dict[Path, Path] = {}  # from a run's real path to the path to show: the same, or else the first link to it
     for directory in directories:
-        for parent, below, files in os.walk(Path(directory).resolve()):
+        for parent, below, _ in os.walk(Path(directory).resolve()):
             below[:] = sorted(name for name in below if name not in NOT_SEARCHED)
             links = [Path(parent, name) for name in below if Path(parent, name).is_symlink()]
-            here = [Path(parent)] if "manifest.json" in files else []
-            for path in [*here, *(link for link in links if (link / "manifest.json").is_file())]:
+            for path in [path for path in (Path(parent), *links) if (path / "manifest.json").is_file()]:
                 if path.resolve() not in paths or not path.is_symlink():
                     paths[path.resolve()] = path
     if not paths:
@@ -125,11 +122,8 @@ def load_run(directory: Path, root: Path) -> Run:
     if not isinstance(manifest.get("config"), dict):
         troubles = troubles or ["manifest.json holds no configuration"]
         return Run(directory, name, "unreadable", troubles=tuple(troubles))
-    evaluation = _read_object(directory / "evaluation.json", troubles, absent_is_fine=True)
+    evaluation = _read_object(directory / "evaluation.json", troubles)
     curves = _read_curves(directory / "metrics.jsonl", troubles)
-    resampling = evaluation.get("bootstrap")
-    level = number(resampling.get("level")) if isinstance(resampling, dict) else None
-    seed = number(manifest.get("seed"))
     return Run(
         directory=directory,
         name=name,
@@ -140,10 +134,10 @@ def load_run(directory: Path, root: Path) -> Run:
         git=line(manifest.get("git") or "", 64),
         versions=_texts(manifest.get("versions")),
         hardware=", ".join(f"{key} {value}" for key, value in _texts(manifest.get("hardware")).items()),
-        seed=int(seed) if seed is not None else None,
+        seed=manifest.get("seed"),
         elapsed=_elapsed(manifest.get("started"), manifest.get("ended")),
         error=str(manifest.get("error") or ""),
-        level=level if level is not None and 0 < level < 1 else 0.95,
+        level=evaluation.get("bootstrap", {}).get("level", 0.95),
         benchmarks=_benchmarks(evaluation.get("benchmarks"), troubles),
         curves=curves,
         troubles=tuple(troubles),
@@ -152,23 +146,21 @@ def load_run(directory: Path, root: Path) -> Run:
 
 def read_lines(path: Path, troubles: list[str]) -> Iterator[dict[str, Any]]:
     """The JSON objects of a file of lines. Unreadable lines are skipped and counted in `troubles`."""
-    broken, last_broken, total = 0, 0, 0
+    broken, total = [], 0
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             for total, text in enumerate(file, start=1):
-                if not text.strip():
-                    continue
                 value = _parsed(text)
                 if isinstance(value, dict):
                     yield value
-                else:
-                    broken, last_broken = broken + 1, total
+                elif text.strip():
+                    broken.append(total)
     except OSError as error:
         troubles.append(f"{path.name}: {line(error.strerror or error)}")
-    if broken == 1 and last_broken == total:
+    if broken == [total]:
         troubles.append(f"{path.name}: its last line is incomplete and was left out")
     elif broken:
-        troubles.append(f"{path.name}: {broken} of {total} lines are unreadable and were left out")
+        troubles.append(f"{path.name}: {len(broken)} of {total} lines are unreadable and were left out")
 
 
 def _parsed(text: str) -> Any:
@@ -178,23 +170,19 @@ def _parsed(text: str) -> Any:
         return None
 
 
-def _read_object(path: Path, troubles: list[str], absent_is_fine: bool = False) -> dict[str, Any]:
+def _read_object(path: Path, troubles: list[str]) -> dict[str, Any]:
+    """The JSON object in a file; empty where the file is absent or can't be read."""
     try:
-        if path.stat().st_size > LARGEST_FILE:
-            troubles.append(f"{path.name} is too large to be one")
-            return {}
         value = _parsed(path.read_text(encoding="utf-8", errors="replace"))
     except FileNotFoundError:
-        if not absent_is_fine:
-            troubles.append(f"{path.name} is missing")
         return {}
     except OSError as error:
         troubles.append(f"{path.name}: {line(error.strerror or error)}")
         return {}
-    if not isinstance(value, dict):
-        troubles.append(f"{path.name} is not readable JSON")
-        return {}
-    return value
+    if isinstance(value, dict):
+        return value
+    troubles.append(f"{path.name} is not readable JSON")
+    return {}
 
 
 def _read_curves(path: Path, troubles: list[str]) -> dict[str, NDArray[np.float64]]:
@@ -204,12 +192,8 @@ def _read_curves(path: Path, troubles: list[str]) -> dict[str, NDArray[np.float6
     rows = {step: row for row in read_lines(path, troubles) if (step := number(row.get("step"))) is not None}
     ordered = [rows[step] for step in sorted(rows)]
     names = sorted({name for row in ordered for name in row})
-    columns = {name: [number(row.get(name)) for row in ordered] for name in names}
-    return {
-        name: np.array([math.nan if value is None else value for value in values])
-        for name, values in columns.items()
-        if any(value is not None for value in values)
-    }
+    columns = {name: np.array([number(row.get(name)) for row in ordered], dtype=float) for name in names}
+    return {name: column for name, column in columns.items() if not np.isnan(column).all()}
 
 
 def _benchmarks(entries: Any, troubles: list[str]) -> dict[str, BenchmarkResult]:
@@ -218,36 +202,30 @@ def _benchmarks(entries: Any, troubles: list[str]) -> dict[str, BenchmarkResult]
         if not isinstance(content, dict) or not isinstance(content.get("metrics"), dict):
             troubles.append(f"evaluation.json: {line(name)} holds no metrics")
             continue
-        intervals = {str(key): _interval(value) for key, value in content["metrics"].items()}
-        counts = [number(content.get(key)) for key in ("n", "k")]
-        n, k = (None if count is None else int(count) for count in counts)
+        intervals = {key: _interval(value) for key, value in content["metrics"].items()}
         known = {key: value for key, value in intervals.items() if value is not None}
-        benchmarks[str(name)] = BenchmarkResult(n, k, known, _reliability(content.get("reliability")))
+        n, k = (None if (count := number(content.get(key))) is None else int(count) for key in ("n", "k"))
+        benchmarks[name] = BenchmarkResult(n, k, known, _reliability(content.get("reliability")))
     return benchmarks
 
 
-def _interval(value: Any) -> Interval | None:
+def _interval(entry: Any) -> Interval | None:
     """None where the metric is undefined: null, or an object whose value is."""
-    parts = value if isinstance(value, dict) else {"value": value}
-    middle, low, high = (number(parts.get(key)) for key in ("value", "low", "high"))
-    return None if middle is None else Interval(middle, low, high) if None not in (low, high) else Interval(middle)
+    if not isinstance(entry, dict) or (value := number(entry.get("value"))) is None:
+        return None
+    low, high = number(entry.get("low")), number(entry.get("high"))
+    return Interval(value) if low is None or high is None else Interval(value, low, high)
 
 
 def _reliability(entry: Any) -> Reliability | None:
-    if not isinstance(entry, dict):
+    """None where the lists don't make a diagram. null, in place of the accuracy of an empty bin, is NaN."""
+    try:
+        diagram = Reliability(*(np.array(entry[key], dtype=float) for key in Reliability._fields))
+    except (KeyError, TypeError, ValueError):
         return None
-    entries = (entry.get(key) for key in ("edges", "count", "confidence", "accuracy"))
-    columns = [column for column in entries if isinstance(column, list)]
-    if len(columns) < 4:
-        return None
-    edges, count, confidence, accuracy = (
-        np.array([math.nan if (x := number(value)) is None else x for value in column], dtype=np.float64)
-        for column in columns
-    )
+    edges, count, confidence, accuracy = diagram
     fits = 0 < len(count) == len(confidence) == len(accuracy) == len(edges) - 1
-    if not fits or np.isnan(edges).any() or np.isnan(count).any() or (count < 0).any() or (np.diff(edges) <= 0).any():
-        return None
-    return Reliability(edges, count, confidence, accuracy)
+    return diagram if fits and (count >= 0).all() and (np.diff(edges) > 0).all() else None
 
 
 def _texts(content: Any) -> dict[str, str]:
@@ -261,15 +239,8 @@ def _texts(content: Any) -> dict[str, str]:
 
 
 def _elapsed(started: Any, ended: Any) -> float | None:
-    """Seconds between two times, each in ISO 8601 or in seconds since the epoch."""
-
-    def moment(value: Any) -> float | None:
-        if isinstance(value, str):
-            try:
-                return datetime.fromisoformat(value).timestamp()
-            except (ValueError, OverflowError):
-                return None
-        return number(value)
-
-    start, end = moment(started), moment(ended)
-    return None if start is None or end is None else end - start
+    """Seconds between two times in ISO 8601; None where one is absent."""
+    try:
+        return (datetime.fromisoformat(ended) - datetime.fromisoformat(started)).total_seconds()
+    except (TypeError, ValueError):
+        return None

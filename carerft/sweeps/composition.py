@@ -12,9 +12,9 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from carerft.config import settings
-from carerft.config.composition import config_directory, plain
+from carerft.config.composition import CONF, plain
 from carerft.config.identity import config_hash
-from carerft.runs.directory import unfinished_run
+from carerft.runs.directory import locked, runs_of
 from carerft.sweeps import folders
 from carerft.tasks.gsm8k import Gsm8kTask
 from carerft.tasks.math import MathTask
@@ -25,9 +25,12 @@ from carerft.tasks.world import WorldTask
 
 @cache  # Hydra resolves the name more than once, and must get the same each time
 def _run_name(name: str, identity: str) -> str:
-    """The name of a single run's directory: that of an unfinished run of the same configuration, or the time."""
-    previous = unfinished_run(Path("outputs") / name, identity)
-    return previous.name if previous else datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    """The name of a single run's directory: that of the newest unfinished run of the same configuration that no process
+    has, or the time."""
+    for directory, manifest in runs_of(identity, sorted(Path("outputs", name).glob("*"), reverse=True)):
+        if manifest["status"] != "done" and not locked(directory):
+            return directory.name
+    return datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
 
 
 def _timestamp(_root_: DictConfig) -> str:
@@ -52,5 +55,5 @@ def composing() -> Iterator[None]:
     """In this context, `hydra.compose` reads `conf/`. An earlier initialization of Hydra's in the process ends."""
     register()
     GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         yield

@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from carerft.config.identity import config_hash
-from carerft.runs.directory import SWEEP, locked, manifests, read_manifest
+from carerft.runs.directory import SWEEP, locked, read_manifest, runs_of
 
 LOGS = {"train.log", "evaluate.log", ".lock"}
 log = logging.getLogger(__name__)
@@ -51,8 +51,9 @@ def link_finished_run(directory: Path, command: str, config: Mapping[str, Any], 
         fcntl.flock(lock, fcntl.LOCK_EX)  # of two processes, the second must see the first's link
         if directory.is_symlink() or any(file.name not in LOGS for file in directory.glob("*")):
             return None
-        finished = finished_run(outputs, command, config_hash(config))
-        if finished is None:
+        runs = runs_of(config_hash(config), (run for run in sorted(outputs.glob("*/*/seed=*")) if not run.is_symlink()))
+        done = (run for run, manifest in runs if (manifest["command"], manifest["status"]) == (command, "done"))
+        if (finished := next(done, None)) is None:
             return None
         if directory.exists():  # a file that is written into it meanwhile moves along
             renamed = directory.with_name(f".{directory.name}.{os.getpid()}")
@@ -63,17 +64,6 @@ def link_finished_run(directory: Path, command: str, config: Mapping[str, Any], 
         except FileExistsError:  # another process has just begun a run there
             return None
         return finished
-
-
-def finished_run(outputs: Path, command: str, identity: str) -> Path | None:
-    """The first finished run, by path, with this configuration hash among `outputs/<experiment>/<cell>/seed=<n>`."""
-    directories = (path for path in sorted(outputs.glob("*/*/seed=*")) if not path.is_symlink())
-    for directory, manifest in manifests(directories):
-        if (manifest.get("status"), manifest.get("command")) != ("done", command):
-            continue
-        if config_hash(manifest["config"]) == identity:  # computed anew: the stored hash may follow older rules
-            return directory
-    return None
 
 
 def reason_to_skip(directory: Path) -> str | None:

@@ -4,7 +4,6 @@ Every worker process goes through all commands of the experiment; `carerft.sweep
 A worker that died is started again: it skips the run in which it died, and continues with the rest.
 """
 
-import json
 import os
 import signal
 import subprocess
@@ -18,6 +17,7 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from carerft.runs.directory import SWEEP, read_manifest
+from carerft.runs.reading import read_lines
 from carerft.sweeps.cells import Cell
 from carerft.terminal import progress_bar
 from carerft.text import duration, line
@@ -34,11 +34,34 @@ def run(cells: Sequence[Cell], commands: Sequence[Sequence[str]], workers: int, 
     logs = cells[0].directory.parents[1] / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ, SWEEP: uuid.uuid4().hex}
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def work(log: Path) -> Iterator[bool]:
+        """Run the commands one after another, each as a process with this log; yields True while one runs.
+
+        A command whose process died is repeated: each death costs at most the one cell in which it happened.
+        """
+        deaths = 0
+        with open(log, "ab") as file:
+            for command in commands:
+                died = True
+                while died and deaths <= len(cells) and progress.untried():
+                    # In its own session, the process gets Ctrl-C once, from `_stop`, and not also from the terminal.
+                    process = subprocess.Popen(
+                        [sys.executable, "-m", "carerft", *command],
+                        stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
+                        env=environment, start_new_session=True,
+                    )  # fmt: skip
+                    processes.append(process)
+                    while process.poll() is None:
+                        yield True
+                    died = process.returncode not in (0, 1, 2)
+                    deaths += died
+
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with progress_bar(console, "") as bar:
         progress = SweepProgress(cells, bar)
-        processes: list[subprocess.Popen[bytes]] = []
-        team = [_work(logs / f"worker-{n}.log", commands, progress, environment, processes) for n in range(workers)]
+        team = [work(logs / f"worker-{n}.log") for n in range(workers)]
         try:
             while any([next(worker, False) for worker in team]):
                 time.sleep(1.0)
@@ -46,35 +69,6 @@ def run(cells: Sequence[Cell], commands: Sequence[Sequence[str]], workers: int, 
         finally:
             _stop(processes)
             progress.update()
-
-
-def _work(
-    log: Path,
-    commands: Sequence[Sequence[str]],
-    progress: "SweepProgress",
-    environment: dict[str, str],
-    processes: list[subprocess.Popen[bytes]],
-) -> Iterator[bool]:
-    """Run the commands one after another, each as a process with this log; yields True while one runs.
-
-    A command whose process died is repeated: each death costs at most the one cell in which it happened.
-    """
-    deaths = 0
-    with open(log, "ab") as file:
-        for command in commands:
-            died = True
-            while died and deaths <= len(progress.cells) and progress.untried():
-                # In its own session, the process gets Ctrl-C once, from `_stop`, and not also from the terminal.
-                process = subprocess.Popen(
-                    [sys.executable, "-m", "carerft", *command],
-                    stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
-                    env=environment, start_new_session=True,
-                )  # fmt: skip
-                processes.append(process)
-                while process.poll() is None:
-                    yield True
-                died = process.returncode not in (0, 1, 2)
-                deaths += died
 
 
 def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
@@ -98,10 +92,7 @@ class SweepProgress:
         self._status = {cell.directory: cell.status() for cell in cells}
         self._tried: set[Path] = set()
         self._rows: dict[Path, TaskID] = {}
-        self._all = bar.add_task("runs", total=len(cells), completed=self._done(), shown="")
-
-    def _done(self) -> int:
-        return list(self._status.values()).count("done")
+        self._all = bar.add_task("runs", total=len(cells), shown="")
 
     def untried(self) -> list[Cell]:
         """The cells that are not done, and that no worker has tried since the sweep was started."""
@@ -119,7 +110,8 @@ class SweepProgress:
             elif status != before:
                 self._end(cell, status)
         failed = sum(self._status[directory] not in ("done", "running") for directory in self._tried)
-        self._bar.update(self._all, completed=self._done(), shown=f"{failed} failed" if failed else "")
+        done = list(self._status.values()).count("done")
+        self._bar.update(self._all, completed=done, shown=f"{failed} failed" if failed else "")
 
     def _show(self, cell: Cell) -> None:
         self._tried.add(cell.directory)
@@ -142,18 +134,8 @@ class SweepProgress:
 
 def last_step(directory: Path) -> int | None:
     """The step of the last complete line of metrics.jsonl; None if there is none."""
-    try:
-        with open(directory / "metrics.jsonl", "rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 8192))
-            lines = file.read().splitlines()
-    except OSError:
-        return None
-    for text in reversed(lines):
-        try:
-            return int(json.loads(text)["step"])
-        except (ValueError, KeyError, TypeError):
-            continue
-    return None
+    steps = [metrics["step"] for metrics in read_lines(directory / "metrics.jsonl", [])]
+    return steps[-1] if steps else None
 
 
 def failure(cell: Cell) -> str:

@@ -3,17 +3,14 @@
 import io
 import json
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 
-from carerft.trackers.tracker import Outcome
+from carerft.trackers.tracker import Outcome, Tracker
 
 
-class TensorboardTracker:
+class TensorboardTracker(Tracker):
     """`tensorboard/` of a run directory. When a run is continued, TensorBoard drops the steps after `step`."""
-
-    essential: ClassVar = False
 
     def __init__(self, directory: Path, step: int):
         from torch.utils.tensorboard import SummaryWriter

@@ -2,14 +2,10 @@
 
 import logging
 from collections.abc import Iterable, Mapping
-from types import TracebackType
-from typing import ClassVar, Protocol
+from contextlib import AbstractContextManager
+from typing import Protocol
 
 log = logging.getLogger(__name__)
-
-
-Table = tuple[list[str], list[list[str | float | bool | None]]]
-"""The columns' names, and rows that are as long."""
 
 
 class Outcome(Protocol):
@@ -20,35 +16,36 @@ class Outcome(Protocol):
 
     def numbers(self) -> dict[str, float]: ...
 
-    def tables(self) -> Mapping[str, Table]: ...
+    def tables(self) -> Mapping[str, tuple[list[str], list[list[str | float | bool | None]]]]:
+        """By name: the columns' names, and rows that are as long."""
+        ...
 
     def figures(self) -> dict[str, bytes]:
         """PNG images."""
         ...
 
 
-class Tracker(Protocol):
+class Tracker:
     """Takes the metrics of each step, the result of the evaluation, and the end of the run.
 
     essential: whether a run must stop where its metrics can't be written.
     """
 
-    essential: ClassVar[bool]
+    essential = False
 
     def log(self, metrics: dict[str, float]) -> None:
         """One step's metrics, flat `group/name` keys and `step`."""
-        ...
+        raise NotImplementedError
 
     def show(self, outcome: Outcome) -> None:
-        """Show the evaluation's result; at most once, and after the last step."""
-        ...
+        """Show the evaluation's result, if at all; at most once, and after the last step."""
 
     def finish(self, failed: bool) -> None:
         """The run is over, or stops here. failed: by an error or an interruption."""
-        ...
+        raise NotImplementedError
 
 
-class Trackers:
+class Trackers(AbstractContextManager["Trackers"]):
     """Several trackers as one, finished at the end of a `with` block.
 
     An error of one is logged, and the others go on: no run is lost because it can't be shown. Only an essential
@@ -75,12 +72,7 @@ class Trackers:
             except Exception:
                 log.exception("%s could not show the evaluation", type(tracker).__name__)
 
-    def __enter__(self) -> "Trackers":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for tracker in self._trackers:
             try:
                 tracker.finish(failed=kind is not None)

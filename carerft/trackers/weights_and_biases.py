@@ -6,28 +6,24 @@ times. W&B writes its file every 15 seconds: after a kill, the last steps may be
 the last checkpoint are in two directories, with the same numbers. metrics.jsonl has every step once.
 """
 
-import contextlib
 import hashlib
 import io
 import os
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from carerft.config.identity import config_hash
 from carerft.config.settings import TrackerSettings
 from carerft.errors import CareError, ConfigError
 from carerft.runs.directory import RunDirectory
 from carerft.runs.labels import run_label
-from carerft.trackers.tracker import Outcome
+from carerft.trackers.tracker import Outcome, Tracker
 
 LONGEST_NAME, LONGEST_TAG = 128, 64  # characters that W&B takes
 
 
-class WandbTracker:
+class WandbTracker(Tracker):
     """One W&B run; a process may have several at once."""
-
-    essential: ClassVar = False
 
     def __init__(self, directory: Path, project: str, entity: str | None, mode: str, run: dict[str, Any], step: int):
         """run: as `description` returns it. step: the last finished step of a continued run, 0 for a new one.
@@ -62,24 +58,13 @@ class WandbTracker:
         for name, (columns, rows) in outcome.tables().items():
             shown[name] = wandb.Table(columns=[*columns], data=[*rows])
         shown |= {name: wandb.Image(Image.open(io.BytesIO(data))) for name, data in outcome.figures().items()}
-        with _data_in(self._directory / "wandb"):
-            self._run.log(shown, step=self._step + 1, commit=True)
+        # W&B copies the contents of tables there; in its default place, the user's home, they would stay forever.
+        os.environ["WANDB_DATA_DIR"] = str(self._directory / "wandb")
+        self._run.log(shown, step=self._step + 1, commit=True)
         self._run.summary.update(outcome.numbers())
 
     def finish(self, failed: bool) -> None:
         self._run.finish(exit_code=int(failed))
-
-
-@contextlib.contextmanager
-def _data_in(directory: Path) -> Iterator[None]:
-    """Have W&B write the contents of tables into this directory; in the user's home they would stay forever."""
-    name = "WANDB_DATA_DIR"
-    before = os.environ.get(name)
-    os.environ[name] = str(directory)
-    try:
-        yield
-    finally:
-        os.environ.pop(name) if before is None else os.environ.update({name: before})
 
 
 def description(run: RunDirectory) -> dict[str, Any]:

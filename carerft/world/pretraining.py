@@ -19,12 +19,13 @@ from typing import Any
 
 import torch
 import transformers
-from rich.progress import MofNCompleteColumn, Progress, TextColumn
+from rich.console import Console
 from torch import Tensor
 from torch.nn import functional
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 import carerft
+from carerft.terminal import progress_bar
 from carerft.world.corpus import documents
 from carerft.world.facts import DEFAULT_SETTINGS, World, build_world
 from carerft.world.tokenizer import build_tokenizer
@@ -36,11 +37,11 @@ IGNORED = -100
 PADDING = {"tokens": 0, "targets": IGNORED, "positions": 0, "documents": 0}
 
 
-def build_base(seed: int, directory: Path, steps: int = STEPS, progress: bool = True) -> None:
+def build_base(seed: int, directory: Path, steps: int = STEPS) -> None:
     """Pretrain base model `seed` and write it to `directory` in Hugging Face format, with `provenance.json`.
 
-    The seed and the steps determine the weights. Work in progress is in `<directory>.partial`; the finished model is
-    renamed into place and only then replaces an existing one.
+    The seed and the steps determine the weights. Work in progress is in `<directory>.partial`; only the finished model
+    replaces an existing one.
     """
     partial = directory.with_name(directory.name + ".partial")
     partial.mkdir(parents=True, exist_ok=True)
@@ -49,7 +50,7 @@ def build_base(seed: int, directory: Path, steps: int = STEPS, progress: bool = 
     try:
         tokenizer = build_tokenizer()
         model = initial_model(seed, tokenizer)
-        record = _pretrain(model, tokenizer, seed, steps, partial / "state.pt", progress)
+        record = _pretrain(model, tokenizer, seed, steps, partial / "state.pt")
     finally:
         torch.set_num_threads(threads_before)
     built = partial / "model"
@@ -76,9 +77,7 @@ def build_base(seed: int, directory: Path, steps: int = STEPS, progress: bool = 
         },
     }
     (built / "provenance.json").write_text(json.dumps(provenance, indent=1) + "\n")
-    if directory.exists():
-        shutil.rmtree(partial / "former", ignore_errors=True)
-        os.replace(directory, partial / "former")
+    shutil.rmtree(directory, ignore_errors=True)
     os.replace(built, directory)
     shutil.rmtree(partial)
 
@@ -148,7 +147,7 @@ def completion_loss(model: Qwen2ForCausalLM, batch: dict[str, Tensor]) -> Tensor
 
 
 def _pretrain(
-    model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, seed: int, steps: int, state_file: Path, progress: bool
+    model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, seed: int, steps: int, state_file: Path
 ) -> dict[str, Any]:
     """Train `model` in place, from `state_file` if an earlier build of the same base wrote one. Returns the tokens, the
     seconds and some losses, for the provenance."""
@@ -166,10 +165,9 @@ def _pretrain(
             for name, part in stateful.items():
                 part.load_state_dict(state[name])
             first, record = state["step"], state["record"]
-    columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"))
     model.train()
-    with Progress(*columns, disable=not progress) as bar:
-        line = bar.add_task(f"pretraining base {seed}", total=steps, completed=first, loss="")
+    with progress_bar(Console(stderr=True), "steps") as bar:
+        line = bar.add_task(f"pretraining base {seed}", total=steps, completed=first, shown="")
         for step in range(first, steps):
             started = time.perf_counter()
             batch = packed_batch(world, tokenizer, seed, step)
@@ -187,5 +185,5 @@ def _pretrain(
                 state |= {name: part.state_dict() for name, part in stateful.items()}
                 torch.save(state, state_file.with_suffix(".new"))
                 os.replace(state_file.with_suffix(".new"), state_file)
-            bar.update(line, advance=1, loss=f"loss {loss.item():.3f}")
+            bar.update(line, advance=1, shown=f"loss {loss.item():.3f}")
     return {**record, "seconds": round(record["seconds"], 1)}

@@ -1,7 +1,8 @@
 """The server behind `processes.py`: imports what a run imports, and forks itself for each command.
 
-Started as `python -m helpers.fork_server DIRECTORY DESCRIPTOR`, of a socket that listens at DIRECTORY/socket. It has
-one thread, as a process that forks must, and ends with its standard input.
+Started as `python -m helpers.fork_server DIRECTORY DESCRIPTOR DESCRIPTOR`, of sockets that listen at DIRECTORY/socket
+and at DIRECTORY/engines. For what asks at the second it forks a server that imports vLLM as well. A server has one
+thread, as a process that forks must, and ends with its standard input.
 """
 
 import atexit
@@ -19,7 +20,9 @@ import sys
 import tempfile
 import threading
 import traceback
+import warnings
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,20 +35,40 @@ PRELOADED = """
     torch.distributed.tensor transformers.models.qwen2.modeling_qwen2 transformers.models.qwen2.tokenization_qwen2 wandb
 """.split()
 
+PRELOADED_WITH_ENGINES = """
+    vllm vllm.entrypoints.llm vllm.model_executor.models.qwen2 vllm.v1.engine.core vllm.v1.worker.cpu_worker
+""".split()
+
 
 def preload(directory: Path) -> None:
     """Import what a run imports, and let Hydra and transformers build the tables that every run would build.
 
     directory: of the temporary files that modules make while they are imported.
     """
-    tempfile.tempdir = str(directory)
-    with processes.without(*processes.UNUSED):
-        for name in PRELOADED:
-            with contextlib.suppress(ImportError):  # the command says so itself
-                importlib.import_module(name)
+    load(PRELOADED, directory)
     importlib.import_module("hydra.core.plugins").Plugins.instance()
     importlib.import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("qwen2")
+
+
+def preload_engines(directory: Path) -> None:
+    """Import what a process with an engine imports beside that."""
+    os.environ |= importlib.import_module("carerft.rollout.engine").ENVIRONMENT
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        load(PRELOADED_WITH_ENGINES, directory)
+
+
+def load(modules: Sequence[str], directory: Path) -> None:
+    tempfile.tempdir = str(directory)
+    with processes.without(*processes.UNUSED):
+        for name in modules:
+            with contextlib.suppress(ImportError):  # the command says so itself
+                importlib.import_module(name)
     tempfile.tempdir = None
+
+
+def settle() -> None:
+    """Prepare what is imported for forks."""
     for finalizer in weakref.finalize._registry:
         finalizer.atexit = False  # what belongs to the server is not a fork's to remove
     gc.collect()
@@ -53,32 +76,62 @@ def preload(directory: Path) -> None:
 
 
 class Server:
-    """Forks for each request that arrives at a socket, and reports the exit status of each fork."""
+    """Forks for each request that arrives at a socket, and reports the exit status of each fork.
 
-    def __init__(self, directory: Path, listener: socket.socket):
-        self.directory, self.listener = directory, listener
+    engines: the socket of the requests for which a fork of this server becomes a server; None in that one.
+    """
+
+    def __init__(self, directory: Path, listener: socket.socket, engines: socket.socket | None):
+        self.directory, self.listener, self.engines = directory, listener, engines
         self.selector = selectors.DefaultSelector()
-        self.selector.register(0, selectors.EVENT_READ)
-        self.selector.register(listener, selectors.EVENT_READ)
-        self.loaded = False
+        for place in filter(None, (sys.stdin, listener, engines)):
+            self.selector.register(place, selectors.EVENT_READ)
+        self.loaded, self.second = False, 0
 
     def serve(self) -> dict[str, Any] | None:
-        """Serve until standard input ends. Returns None in the server, and in each fork its request."""
+        """Serve until standard input ends. Returns None in a server, and in each fork its request."""
         while True:
             for key, _ in self.selector.select():
-                if key.fd == 0:
+                if key.fileobj is sys.stdin:
+                    if self.second:
+                        os.waitpid(self.second, 0)
                     return None
-                if key.fileobj is not self.listener:
+                if key.fileobj is self.engines and self.engines is not None:
+                    self.split()
+                    break
+                if key.data:
                     self.report(key)
                 elif request := self.fork():
                     return request
 
+    def split(self) -> None:
+        """Fork the server of the processes with engines, which goes on from here as well."""
+        engines = self.engines
+        assert engines is not None
+        self.load()
+        self.second = os.fork()
+        if self.second == 0:
+            self.close()
+            self.listener.close()
+            self.__init__(self.directory, engines, None)
+            preload_engines(self.directory)
+            settle()
+            self.loaded = True
+            return
+        self.selector.unregister(engines)
+        engines.close()
+        self.engines = None
+
+    def load(self) -> None:
+        if not self.loaded:
+            preload(self.directory)
+            settle()
+            self.loaded = True
+
     def fork(self) -> dict[str, Any] | None:
         """Fork for the next request, and answer with the pid. Returns the request in the fork, None in the server."""
         connection, _ = self.listener.accept()
-        if not self.loaded:
-            preload(self.directory)
-            self.loaded = True
+        self.load()
         with connection, connection.makefile("rw") as stream:
             _, descriptors, _, _ = socket.recv_fds(connection, 1, 4)
             *streams, status = descriptors
@@ -86,6 +139,8 @@ class Server:
             pid = os.fork()
             if pid == 0:
                 self.close()
+                for place in filter(None, (self.listener, self.engines)):
+                    place.close()
                 os.close(status)
                 for number, descriptor in enumerate(streams):
                     os.dup2(descriptor, number)
@@ -116,7 +171,6 @@ class Server:
                 os.close(key.data[1])
                 os.close(key.fd)
         self.selector.close()
-        self.listener.close()
 
 
 def become(request: dict[str, Any]) -> None:
@@ -158,7 +212,8 @@ def run(module: str) -> int:
 
 if __name__ == "__main__":
     processes.install(sys.argv[1])  # before torchrun's modules are imported, which take Popen by name
-    request, status = Server(Path(sys.argv[1]), socket.socket(fileno=int(sys.argv[2]))).serve(), 0
+    sockets = [socket.socket(fileno=int(descriptor)) for descriptor in sys.argv[2:]]
+    request, status = Server(Path(sys.argv[1]), *sockets).serve(), 0
     if request is not None:
         become(request)
         status = run(request["module"])

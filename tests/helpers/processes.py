@@ -5,6 +5,9 @@ imports them once a session (`fork_server.py`), and each command of the tests is
 own pid, session, working directory, environment, arguments, streams and exit status, which can be killed, interrupted
 and waited for.
 
+What imports vLLM as well (a command with `rollout=vllm`) is a fork of a second server, which the
+first one forks when it is asked for: vLLM takes as long again as everything else.
+
 `install` puts `Popen` in the place of `subprocess.Popen`, in the processes of pytest and in every fork, so that the
 commands which carerft itself starts (the runs of a sweep, torchrun and its processes) are forks as well. Only commands
 of MODULES are; every other command is started as usual, and so is every command within `fresh()`.
@@ -16,6 +19,7 @@ processes whose results must not depend on it, it starts one of them within `fre
 import contextlib
 import json
 import os
+import re
 import select
 import socket
 import subprocess
@@ -36,6 +40,10 @@ UNUSED = ("sklearn", "torchao")
 DIRECTORY = "CARERFT_TEST_SERVER"
 """The environment variable by which the processes of pytest-xdist find the server: the directory of its socket."""
 
+DEDICATED = "rollout.placement=dedicated"
+ENGINE = "CARERFT_TEST_ENGINE"
+"""Set in the environment of a command that is to begin with vLLM imported; those with rollout=vllm do anyway."""
+
 _directory: str | None = None
 _imported_with: dict[str, str | None] = {}  # the values of IMPORT_TIME that the server has
 _fresh = False
@@ -54,19 +62,22 @@ def server() -> Iterator[None]:
     with (
         tempfile.TemporaryDirectory(prefix="fork-server-") as directory,
         socket.socket(socket.AF_UNIX) as listener,
+        socket.socket(socket.AF_UNIX) as engines,
     ):
-        listener.bind(f"{directory}/socket")
-        listener.listen(64)
+        for place, name in ((listener, "socket"), (engines, "engines")):
+            place.bind(f"{directory}/{name}")
+            place.listen(64)
         os.environ[DIRECTORY] = directory
         here = Path(__file__).parent
         path = os.pathsep.join([str(here.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
         started = subprocess.Popen(
-            [sys.executable, "-m", "helpers.fork_server", directory, str(listener.fileno())],
-            pass_fds=[listener.fileno()], env={**os.environ, "PYTHONPATH": path},
+            [sys.executable, "-m", "helpers.fork_server", directory, str(listener.fileno()), str(engines.fileno())],
+            pass_fds=[listener.fileno(), engines.fileno()], env={**os.environ, "PYTHONPATH": path},
             stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is for the tests, which then end the server
         )  # fmt: skip
         listener.close()  # a server that has ended then refuses connections
+        engines.close()
         install(directory)
         try:
             yield
@@ -117,6 +128,14 @@ def parsed(command: Any) -> tuple[str, list[str]] | None:
     return (words[2], words[3:]) if any(fnmatchcase(words[2], module) for module in MODULES) else None
 
 
+def with_short_workers(command: Any) -> Any:
+    """A command that starts Ray's raylet, changed so that `ray_worker.py` starts its workers; any other as it is."""
+    if not isinstance(command, list) or not str(command[0]).endswith("/raylet"):
+        return command
+    wrapped = re.compile(r"^(--python_worker_command=\S+) \S+/setup_worker\.py (?=\S+/default_worker\.py )")
+    return [wrapped.sub(rf"\1 {Path(__file__).with_name('ray_worker.py')} ", word) for word in command]
+
+
 class Popen(subprocess.Popen):
     """subprocess.Popen, of which the commands of MODULES are forks of the server."""
 
@@ -130,12 +149,13 @@ class Popen(subprocess.Popen):
         same = all(environment.get(name) == value for name, value in _imported_with.items())
         command = None if unusual or _fresh or not same or _directory is None else parsed(args)
         if command is None:
-            return super()._execute_child(*given)
+            return super()._execute_child(args if _fresh else with_short_workers(args), *given[1:])
         streams = [own if own != -1 else usual for own, usual in ((stdin, 0), (stdout, 1), (stderr, 2))]
         directory = os.path.abspath(os.fsdecode(cwd or "."))
         self._status, written = os.pipe()
         try:
-            self.pid = _fork(command, directory, environment, bool(session), [*streams, written])
+            engine = ENGINE in environment or ("rollout=vllm" in command[1] and DEDICATED not in command[1])
+            self.pid = _fork(command, directory, environment, bool(session), [*streams, written], engine)
         finally:
             os.close(written)
             self._close_pipe_fds(stdin, stdin_write, stdout_read, stdout, stderr_read, stderr)
@@ -171,12 +191,14 @@ def _fork(
     environment: Mapping[str, str],
     session: bool,
     descriptors: Sequence[int],
+    engine: bool = False,
 ) -> int:
-    """The pid of a new process. descriptors: its standard streams, and where its exit status is written."""
+    """The pid of a new process. descriptors: its standard streams, and where its exit status is written. engine: begin
+    with vLLM imported."""
     request = {"module": command[0], "arguments": command[1], "directory": directory}
     request |= {"environment": environment, "session": session}
     with socket.socket(socket.AF_UNIX) as connection:
-        connection.connect(f"{_directory}/socket")
+        connection.connect(f"{_directory}/{'engines' if engine else 'socket'}")
         socket.send_fds(connection, [b"."], list(descriptors))
         with connection.makefile("rw") as stream:
             stream.write(json.dumps(request) + "\n")
@@ -207,12 +229,17 @@ def running(*words: str, **variables: str) -> list[int]:
     return found
 
 
-def call(function: Callable[..., None], *arguments: Any, count: int, timeout: float = 300) -> None:
+def call(
+    function: Callable[..., None], *arguments: Any, count: int, timeout: float = 300, engine: bool = False
+) -> None:
     """Call a function of a test module in `count` processes: in each with its rank, then these arguments (JSON values).
+
+    engine: they begin with vLLM imported.
 
     Raises AssertionError with what they wrote where one fails or they take more than `timeout` seconds.
     """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    environment |= {ENGINE: "1"} if engine else {}
     command = [sys.executable, "-m", "helpers.call", function.__module__, function.__name__]
     started = [
         subprocess.Popen(

@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from carerft.metrics.statistics import ratio
 from carerft.report.figures.style import Look, legend, new_axes
 from carerft.report.rows import Row
-from carerft.runs.reading import Run
 from carerft.text import greek
 
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -31,7 +31,7 @@ def curves(rows: Sequence[Row], metric: str, looks: Mapping[str, Look]) -> Figur
     most = max(MOST_POINTS // sum(2 * len(row.runs) + 1 for row in rows), 50)
     for row in rows:
         look = looks[row.label]
-        seeds = [(run, curve) for run in row.runs if (curve := _curve(run, metric)) is not None]
+        seeds = [(run, (run.curves["step"], run.curves[metric])) for run in row.runs if metric in run.curves]
         if not seeds:
             continue
         for _, (steps, values) in seeds:
@@ -51,7 +51,7 @@ def curves(rows: Sequence[Row], metric: str, looks: Mapping[str, Look]) -> Figur
 
 def curve_metrics(rows: Sequence[Row]) -> list[str]:
     """The quantities that any run has logged."""
-    return [name for name in CURVES if any(_curve(run, name) is not None for row in rows for run in row.runs)]
+    return [name for name in CURVES if any(name in run.curves for row in rows for run in row.runs)]
 
 
 def smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -61,12 +61,7 @@ def smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
     kernel = np.ones(2 * half + 1)
     sums = np.convolve(np.where(known, values, 0.0), kernel)[half : half + len(values)]
     counts = np.convolve(known.astype(float), kernel)[half : half + len(values)]
-    return np.divide(sums, counts, out=np.full(len(values), np.nan), where=counts > 0)
-
-
-def _curve(run: Run, metric: str) -> Curve | None:
-    values = run.curves.get(metric)
-    return None if values is None else (run.curves["step"], values)
+    return ratio(sums, counts)
 
 
 def _mean(curves: Sequence[Curve]) -> Curve:

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 
 from carerft.report.columns import Column, MainTable, benchmark_title, tradeoff_columns
-from carerft.report.figures.along import along, frontier
 from carerft.report.figures.curves import CURVES, curve_metrics, curves
+from carerft.report.figures.points import along, axis_title, frontier, tradeoff
 from carerft.report.figures.reliability import reliability
 from carerft.report.figures.style import arrange, inline_svg, make_looks, png, styled, svg
-from carerft.report.figures.tradeoff import axis_title, tradeoff
 from carerft.report.findings import Findings
 from carerft.report.rows import Row
 from carerft.text import decimal, greek

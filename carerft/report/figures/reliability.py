@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from carerft.metrics.calibration import Reliability
+from carerft.metrics.statistics import ratio
 from carerft.report.figures.style import INK, MUTED, PAPER, Look
 from carerft.report.rows import Row
 from carerft.text import decimal, greek
@@ -20,13 +21,9 @@ def pooled_reliability(row: Row, benchmark: str) -> Reliability | None:
     parts = [result.reliability for result in row.results(benchmark) if result.reliability is not None]
     if not parts or any(not np.array_equal(part.edges, parts[0].edges) for part in parts):
         return None
-    count = sum((part.count for part in parts), np.zeros_like(parts[0].count))
-
-    def mean(name: str) -> NDArray[np.float64]:
-        total = sum((np.nan_to_num(getattr(part, name)) * part.count for part in parts), np.zeros_like(count))
-        return np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0)
-
-    return Reliability(parts[0].edges, count, mean("confidence"), mean("accuracy"))
+    counts = np.array([part.count for part in parts])  # (seeds, bins)
+    values = (np.nan_to_num([getattr(part, name) for part in parts]) for name in ("confidence", "accuracy"))
+    return Reliability(parts[0].edges, counts.sum(0), *(ratio((counts * v).sum(0), counts.sum(0)) for v in values))
 
 
 def reliability(rows: Sequence[Row], benchmark: str, looks: Mapping[str, Look], title: str = "") -> Figure | None:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from html import escape
+from itertools import cycle
+from pathlib import Path
 from typing import Any
 
 import matplotlib.style
@@ -20,15 +22,11 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from carerft.metrics.statistics import Interval
-from carerft.report.columns import Column
 from carerft.report.rows import Row
 
 PAPER, INK, MUTED, RULE = "#fffffe", "#1d2126", "#5c6571", "#d9dde2"
-FAMILY_COLOURS = {"base": INK, "none": "#d55e00", "rkl": "#0072b2", "srkl": "#009e73"}
-OTHER_COLOURS = ("#cc79a7", "#e69f00", "#56b4e9", "#8c6d31")
-FAMILY_MARKERS = {"base": "o", "none": "s", "rkl": "^", "srkl": "D"}
-OTHER_MARKERS = ("v", "P", "X", "h")
+FAMILIES = {"base": (INK, "o"), "none": ("#d55e00", "s"), "rkl": ("#0072b2", "^"), "srkl": ("#009e73", "D")}
+OTHERS = (("#cc79a7", "v"), ("#e69f00", "P"), ("#56b4e9", "X"), ("#8c6d31", "h"))
 DASHES: tuple[str | tuple[int, tuple[float, ...]], ...] = ("-", (0, (5, 1.6)), (0, (1.2, 1.2)), (0, (6, 1.4, 1.2, 1.4)))
 # On the page these colours become CSS variables, which the dark theme brightens.
 VARIABLES = {
@@ -36,42 +34,6 @@ VARIABLES = {
     "#009e73": "green", "#cc79a7": "purple", "#e69f00": "orange", "#56b4e9": "sky", "#8c6d31": "brown",
 }  # fmt: skip
 FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, Helvetica, Arial, sans-serif"
-
-SETTINGS = {
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 9.0,
-    "text.color": INK,
-    "text.parse_math": False,
-    "axes.titlesize": 10.0,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.titlepad": 8.0,
-    "axes.labelsize": 9.0,
-    "axes.labelcolor": MUTED,
-    "axes.edgecolor": RULE,
-    "axes.linewidth": 0.9,
-    "axes.facecolor": "none",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.unicode_minus": True,
-    "grid.color": RULE,
-    "grid.linewidth": 0.6,
-    "xtick.color": RULE,
-    "ytick.color": RULE,
-    "xtick.labelcolor": MUTED,
-    "ytick.labelcolor": MUTED,
-    "xtick.labelsize": 8.5,
-    "ytick.labelsize": 8.5,
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-    "figure.facecolor": PAPER,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "carerft",
-    "path.simplify": True,
-}
 
 
 @dataclass(frozen=True)
@@ -82,11 +44,6 @@ class Look:
     marker: str
     dash: str | tuple[int, tuple[float, ...]]
 
-    @property
-    def variable(self) -> str:
-        """The CSS variable of its colour."""
-        return f"--{VARIABLES[self.colour]}"
-
     def points(self, size: float, edge: float) -> dict[str, Any]:
         """Arguments of `Axes.plot` for markers of this size, with a pale edge."""
         return {"marker": self.marker, "color": self.colour, "ms": size, "mec": PAPER, "mew": edge}
@@ -94,20 +51,15 @@ class Look:
 
 def make_looks(rows: Sequence[Row]) -> dict[str, Look]:
     """A look for each row's label: the colour and marker of its family; dashes tell a family's rows apart."""
-    others = sorted({row.family for row in rows} - set(FAMILY_COLOURS))
-    looks: dict[str, Look] = {}
-    for family in [*FAMILY_COLOURS, *others]:
-        index = others.index(family) if family in others else 0
-        colour = FAMILY_COLOURS.get(family, OTHER_COLOURS[index % len(OTHER_COLOURS)])
-        marker = FAMILY_MARKERS.get(family, OTHER_MARKERS[index % len(OTHER_MARKERS)])
-        for position, row in enumerate(r for r in rows if r.family == family):
-            looks[row.label] = Look(colour, marker, DASHES[position % len(DASHES)])
-    return looks
+    others = sorted({row.family for row in rows} - FAMILIES.keys())
+    families = FAMILIES | dict(zip(others, cycle(OTHERS), strict=False))
+    dashes = {family: cycle(DASHES) for family in families}
+    return {row.label: Look(*families[row.family], next(dashes[row.family])) for row in rows}
 
 
 def styled() -> AbstractContextManager[None]:
     """A context in which matplotlib draws in this style, whatever the user's settings, which it then restores."""
-    return matplotlib.style.context([SETTINGS], after_reset=True)
+    return matplotlib.style.context(Path(__file__).with_name("carerft.mplstyle"), after_reset=True)
 
 
 def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
@@ -124,30 +76,6 @@ def arrange(figure: Figure) -> None:
     """Place a figure's parts once, so that each format is drawn without placing them again."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
-
-
-def error_bars(values: Sequence[Interval]) -> list[list[float]]:
-    """Distances (2, n) from values down and up to the ends of their intervals, 0 where there is none."""
-    sides = [value.sides or (0.0, 0.0) for value in values]
-    return [[side[end] for side in sides] for end in (0, 1)]
-
-
-def point_of(row: Row, x: Column, y: Column) -> tuple[Interval, Interval] | None:
-    """A row's values in two columns, if it has both."""
-    a, b = (row.scores.get(column.quantity) for column in (x, y))
-    return (a, b) if a and b else None
-
-
-def quality_title(title: str, direction: int) -> str:
-    return f"{title} (lower is better)" if direction < 0 else title
-
-
-def up_is_better(axes: Axes, x: int, y: int) -> None:
-    """Turn over the axes whose direction is -1: up and right is then better everywhere."""
-    if x < 0:
-        axes.invert_xaxis()
-    if y < 0:
-        axes.invert_yaxis()
 
 
 def legend(figure: Figure, axes: Axes) -> None:

@@ -1,0 +1,194 @@
+"""Rows as points: a trade of accuracy against another metric, and a setting that an experiment varies."""
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.transforms import Bbox
+
+from carerft.metrics.names import FLOORS
+from carerft.metrics.statistics import Interval
+from carerft.report.columns import Column
+from carerft.report.figures.style import INK, MUTED, PAPER, Look, legend, new_axes
+from carerft.report.rows import Row, base_of, describe, run_value
+from carerft.runs.labels import family_title
+from carerft.text import greek, line
+
+Family = tuple[str, list[tuple[object, Row]]]
+MARKER = 3.5  # half the width of a marker, in points of 1/72 inch
+ANGLES = (45, 0, -45, 90, -90, 135, 180, -135)  # of a label from its point: above and to the right first
+DISTANCES = (7.0, 13.0, 19.0)
+
+
+def tradeoff(rows: Sequence[Row], x: Column, y: Column, looks: Mapping[str, Look]) -> Figure:
+    """Accuracy against another metric: means with intervals, single seeds as faint points, arrows from the base.
+
+    Where several rows share a colour, points carry their row's number in the table.
+    """
+    figure, axes = new_axes(4.6, 4.3)
+    numbered = len({row.family for row in rows}) < len(rows)
+    numbers: list[tuple[str, float, float]] = []
+    for position, row in enumerate(rows, start=1):
+        if not (point := _point(row, x, y)):
+            continue
+        (a, b), look = point, looks[row.label]
+        base = base_of(row, rows)
+        if base and (start := _point(base, x, y)):
+            arrow = {"arrowstyle": "-|>", "color": look.colour, "alpha": 0.45, "linewidth": 1.1, "mutation_scale": 9}
+            arrow |= {"shrinkA": 5, "shrinkB": 6}
+            ends = (a.value, b.value), (start[0].value, start[1].value)
+            axes.annotate("", *ends, arrowprops=arrow, zorder=2)
+        pairs = [[run_value(run, column.quantity) for column in (x, y)] for run in row.evaluated]
+        seeds = [pair for pair in pairs if None not in pair]
+        if len(seeds) > 1:
+            axes.plot(*zip(*seeds, strict=True), look.marker, color=look.colour, ms=4, alpha=0.45, mew=0, zorder=3)
+        _bars(axes, [a], [b], color=look.colour, elinewidth=1.3, zorder=4)
+        label = f"{position}  {greek(row.label)}" if numbered else greek(row.label)
+        axes.plot(a.value, b.value, **look.points(7.5, 1.2), linestyle="none", zorder=5, label=label)
+        numbers.append((str(position), a.value, b.value))
+    axes.margins(0.14)
+    _name_axes(axes, x, y, f"{x.title} accuracy", axis_title(y))
+    style = {"ha": "right", "va": "top", "color": MUTED, "fontsize": 8.5}
+    axes.annotate("better ↗", (1, 1), (-4, -4), xycoords="axes fraction", textcoords="offset points", **style)
+    if numbered:
+        label_points(axes, numbers, size=8)
+    legend(figure, axes)
+    return figure
+
+
+def frontier(rows: Sequence[Row], key: str, x: Column, y: Column, looks: Mapping[str, Look]) -> Figure:
+    """One column against another, the rows of a family joined in the order of `key`; up and right is better."""
+    figure, axes = new_axes(4.8, 4.4)
+    labels: list[tuple[str, float, float]] = []
+    bases: list[Family] = [("base model", [(None, row)]) for row in rows if row.family == "base"]
+    for name, members in [*bases, *_families(rows, key)]:
+        known = [(setting, *point) for setting, row in members if (point := _point(row, x, y))]
+        if not known:
+            continue
+        look = looks[members[0][1].label]
+        _, across, up = zip(*known, strict=True)
+        _bars(axes, across, up, color=look.colour, alpha=0.4, elinewidth=0.8)
+        style = look.points(6.5, 1) | {"linestyle": _dash(name), "label": greek(name)}
+        axes.plot([value.value for value in across], [value.value for value in up], **style)
+        if len(known) > 1:
+            labels += [(_text(setting), a.value, b.value) for setting, a, b in known]
+    axes.margins(0.12)
+    _name_axes(axes, x, y, _quality(x.group, x), y.group)
+    label_points(axes, labels, size=7, all_of_them=False)
+    legend(figure, axes)
+    return figure
+
+
+def along(rows: Sequence[Row], key: str, column: Column, looks: Mapping[str, Look]) -> Figure:
+    """One column over a setting, with intervals: a line for each family, dashed levels for rows without the setting.
+
+    Values stand at even distances: they are often powers, or shares near 1.
+    """
+    figure, axes = new_axes(4.6, 3.6)
+    grouped = _families(rows, key)
+    lines = [(name, members) for name, members in grouped if len(members) > 1]
+    ticks = sorted({setting for _, members in lines for setting, _ in members}, key=_order)
+    for number, (name, members) in enumerate(lines):
+        known = [(setting, value) for setting, row in members if (value := row.scores.get(column.quantity))]
+        aside, look = 0.06 * (number - (len(lines) - 1) / 2), looks[members[0][1].label]
+        xs, values = [Interval(ticks.index(setting) + aside) for setting, _ in known], [value for _, value in known]
+        style = look.points(6, 0.8) | {"linestyle": _dash(name), "label": name}
+        axes.plot([x.value for x in xs], [value.value for value in values], **style)
+        _bars(axes, xs, values, color=look.colour, alpha=0.6, elinewidth=1.1)
+    levels = [row for row in rows if row.family == "base"]
+    levels += [members[0][1] for _, members in grouped if len(members) == 1]
+    for row in levels:
+        if value := row.scores.get(column.quantity):
+            style = {"color": looks[row.label].colour, "linewidth": 1.2, "linestyle": (0, (1.5, 1.5))}
+            axes.axhline(value.value, label=greek(row.label), **style)
+    axes.set_xticks(range(len(ticks)), [_text(tick) for tick in ticks])
+    axes.set(xlabel=key.removeprefix("regularizer."), title=_quality(column.group, column))
+    legend(figure, axes)
+    return figure
+
+
+def axis_title(column: Column) -> str:
+    """A column's benchmark and metric."""
+    benchmark = column.title.removesuffix(", answered") if column.metric in FLOORS else column.group
+    return f"{benchmark}: {describe(column.metric).title}"
+
+
+def label_points(axes: Axes, labels: Sequence[tuple[str, float, float]], size: float, all_of_them: bool = True) -> None:
+    """Write each (text, x, y) beside (x, y), at the nearest free position, or else where it covers least.
+
+    Call it after everything else has been drawn. Without `all_of_them`, only positions close to the points count, and a
+    text without a free one is left out.
+    """
+    axes.autoscale_view()
+    places = [axes.transData.transform(place) * 72 / axes.figure.dpi for _, *place in labels]
+    occupied = [Bbox([place - MARKER, place + MARKER]) for place in places]
+    for (text, x, y), place in zip(labels, places, strict=True):
+        half = size * np.array([0.32 * len(text), 0.5])
+        offsets = [
+            (distance + half) * (np.cos(angle), np.sin(angle))
+            for distance, angle in product(DISTANCES if all_of_them else DISTANCES[:1], np.radians(ANGLES))
+        ]
+        boxes = [Bbox([place + offset - half, place + offset + half]) for offset in offsets]
+        shared = [[Bbox.intersection(box, other) for other in occupied] for box in boxes]
+        covered = [sum(part.width * part.height for part in parts if part is not None) for parts in shared]
+        best = covered.index(min(covered))
+        if covered[best] and not all_of_them:
+            continue
+        occupied.append(boxes[best])
+        style = {"ha": "center", "va": "center", "fontsize": size, "color": INK, "zorder": 6}
+        halo = [withStroke(linewidth=2, foreground=PAPER)]
+        axes.annotate(text, (x, y), tuple(offsets[best]), textcoords="offset points", path_effects=halo, **style)
+
+
+def _families(rows: Sequence[Row], key: str) -> list[Family]:
+    """Trained rows of one algorithm and penalty, with the value of the setting `key`, in the order of that value."""
+    members: dict[str, list[tuple[object, Row]]] = {}
+    for row in rows:
+        if row.family != "base" and row.evaluated:
+            algorithm = line(row.settings.get("algorithm.name"), 30).upper()
+            matched = " matched" if row.settings.get("regularizer.match") == "local" else ""
+            name = f"{algorithm} {family_title(row.family)}{matched}"
+            members.setdefault(name, []).append((row.settings.get(key), row))
+    return [(name, sorted(family, key=lambda member: _order(member[0]))) for name, family in members.items()]
+
+
+def _point(row: Row, x: Column, y: Column) -> tuple[Interval, Interval] | None:
+    """A row's values in two columns, if it has both."""
+    a, b = (row.scores.get(column.quantity) for column in (x, y))
+    return (a, b) if a and b else None
+
+
+def _bars(axes: Axes, xs: Sequence[Interval], ys: Sequence[Interval], **style: object) -> None:
+    """The intervals of points, as bars in both directions; none where an interval is unknown."""
+    across, up = (np.transpose([value.sides or (0.0, 0.0) for value in values]) for values in (xs, ys))
+    xerr = across if across.any() else None
+    axes.errorbar([x.value for x in xs], [y.value for y in ys], up, xerr, linestyle="none", **style)  # type: ignore[arg-type]
+
+
+def _name_axes(axes: Axes, x: Column, y: Column, x_title: str, y_title: str) -> None:
+    """Name the axes, and turn over those of errors: up and right is then better everywhere."""
+    axes.set(xlabel=f"{x_title}  →", title=_quality(y_title, y))
+    if x.direction < 0:
+        axes.invert_xaxis()
+    if y.direction < 0:
+        axes.invert_yaxis()
+
+
+def _quality(title: str, column: Column) -> str:
+    return f"{title} (lower is better)" if column.direction < 0 else title
+
+
+def _order(setting: object) -> tuple[bool, float, str]:
+    known = isinstance(setting, int | float)
+    return (False, float(setting), "") if known else (True, 0.0, str(setting))
+
+
+def _text(setting: object) -> str:
+    return f"{setting:g}" if isinstance(setting, int | float) else str(setting)
+
+
+def _dash(name: str) -> object:
+    return (0, (4, 1.5)) if "matched" in name else "-"
