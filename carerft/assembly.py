@@ -131,7 +131,9 @@ class Subject:
         """Evaluate the policy, into the run's directory; print the result and hand it to the trackers."""
         worker.sync(self.policy)  # in a training, an engine of its own still has the weights of the last batch
         settings = self.settings
-        prompts = {name: vars(task)["prompt"] for name, task in settings.benchmark.items() if "prompt" in vars(task)}
+        prompts = {
+            name: prompt for name, measured in benchmarks.items() if (prompt := getattr(measured.task, "prompt", None))
+        }
         header = {"command": run.manifest["command"], "model": settings.model.name, "chat": self.chat}
         evaluator = Evaluator(
             worker,

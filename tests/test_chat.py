@@ -207,7 +207,23 @@ def test_training_asks_in_the_template_too_and_the_end_of_a_turn_ends_a_completi
     assert (step["rollout/length_mean"], step["rollout/truncated"]) == (length, truncated)
     log = (tmp_path / "run" / "train.log").read_text()
     plain = f"Question: {SUM['question']}\nAnswer:"
-    turn = f"<|im_start|>user\n{plain}<|im_end|>\n<|im_start|>assistant\n"
+    instruction = f"{SUM['question']}\nPlease reason step by step, and put your final answer within \\boxed{{}}."
+    turn = f"<|im_start|>user\n{instruction}<|im_end|>\n<|im_start|>assistant\n"
     assert f" tokens):\n{turn if setting == 'true' else plain}\n" in log
     exported = [loader.from_pretrained(tmp_path / "run" / "model") for loader in (AutoModelForCausalLM, AutoTokenizer)]
     assert uses_chat(None, *exported) is (setting == "true")  # what was trained in the template is evaluated in it
+
+
+@pytest.mark.parametrize(
+    ("chat", "prompt", "begins"),
+    [
+        (False, "auto", "Question: "),
+        (True, "auto", "<|im_start|>user\nTom"),
+        (True, "zero_shot", "<|im_start|>user\nQuestion: "),
+    ],
+)
+def test_the_prompt_for_chat_models_is_taken_in_a_chat_unless_another_was_chosen(base, tmp_path, chat, prompt, begins):
+    rows = write(tmp_path / "g.jsonl", {"question": "Tom has 2.", "answer": "#### 2"})
+    task = Gsm8kTask(path=str(rows), prompt=prompt)
+    task = ChatTask(task, base[1]) if chat else task
+    assert task.problems()[0].prompt.startswith(begins)

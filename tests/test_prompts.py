@@ -196,7 +196,7 @@ def test_the_options_are_shown_in_both_orders(options):
         ("Both", None),
         ("(C)", None),
         ("", None),
-        ("a\nQ: Which?\nA: (A)", None),
+        ("a\nQ: Which?\nA: (B)", "A"),
     ],
 )
 def test_the_letter_that_a_reply_names(options, text, letter):

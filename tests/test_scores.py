@@ -10,7 +10,7 @@ from rich.console import Console
 
 from carerft.errors import DataError
 from carerft.evaluation.table import MARK, table
-from carerft.metrics.scores import score
+from carerft.metrics.scores import score, score_together
 from carerft.metrics.statistics import majority
 from carerft.metrics.votes import collect_votes, predictions
 
@@ -322,3 +322,32 @@ def test_two_verdicts_in_twenty_missing_are_few_enough_to_pass():
     assert MARK not in printed(problems, records)
     records[17]["correct"] = None
     assert MARK in printed(problems, records)
+
+
+def test_the_accuracy_of_finished_samples_stands_beside_that_of_all():
+    got = values(PROBLEMS, SAMPLES)  # two samples of d are cut, both wrong
+    assert got["accuracy_finished"] == pytest.approx(8 / 14)
+    assert "accuracy_finished" not in values(PROBLEMS, [{**record, "truncated": False} for record in SAMPLES])
+
+
+def test_refusals_in_any_words_are_scored_beside_the_benchmarks_own():
+    wide = [{**record, "refused_in_any_words": record["refused"] or record["extracted"] == "3"} for record in SAMPLES]
+    got = values(PROBLEMS, wide)
+    # c, unanswerable: 3 of 4 refuse, 4 in any words; d, answerable: 2 of 12 refuse
+    assert got["refusal_f1"] == pytest.approx(2 * 3 / (3 + 2 + 4))
+    assert got["refusal_f1_any_words"] == pytest.approx(2 * 4 / (4 + 2 + 4))
+    assert got["refusal_rate_unanswerable_any_words"] == 1
+    assert got["refusal_rate_answerable_any_words"] == pytest.approx(2 / 12)
+    assert "refusal_f1_any_words" not in values(PROBLEMS, SAMPLES)
+
+
+def test_benchmarks_together_are_calibrated_as_one_set_of_questions():
+    halves = [(PROBLEMS[:2], SAMPLES[:8]), (PROBLEMS[2:], SAMPLES[8:])]
+    together = score_together({"one": halves[0], "two": halves[1]}, 50, 0.95, 0)
+    alone = score(PROBLEMS, SAMPLES, resamples=50)
+    assert (together["n"], together["k"], together["benchmarks"]) == (4, 4, ["one", "two"])
+    assert together["metrics"]["ece"] == alone["metrics"]["ece"]
+    assert together["reliability"] == alone["reliability"]
+    assert "accuracy" not in together["metrics"]
+    twice = score_together({"one": halves[0], "two": halves[0]}, 50, 0.95, 0)  # ids may be those of another benchmark
+    assert twice["metrics"]["ece"]["value"] == pytest.approx(score(*halves[0], 50)["metrics"]["ece"]["value"])

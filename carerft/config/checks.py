@@ -57,6 +57,11 @@ def _check_shared(settings: schema.TrainSettings | schema.EvaluateSettings, here
         device = settings.learner.device if isinstance(settings, schema.TrainSettings) else "cpu"
         check_engine(settings.rollout, device, here)
     _check_self_report(settings)
+    if absent := set(settings.evaluation.combine or ()) - settings.benchmark.keys():
+        raise ConfigError(
+            f"evaluation.combine names {min(absent)}, which is not among the benchmarks",
+            f"name some of {', '.join(settings.benchmark)}, or write evaluation.combine=null",
+        )
     path = settings.data.path
     if path is not None and not Path(path).is_file():
         raise ConfigError(f"data.path={path}: there is no such file", "give the path of a JSON-lines file")

@@ -250,6 +250,8 @@ class EvaluationSettings:
     bootstrap: int = field(default=1000, metadata={"least": 1})
     # Coverage of each interval.
     level: float = field(default=0.95, metadata={"above": 0, "below": 1})
+    # Benchmarks whose questions also give one calibration error together, as "combined"; null: none.
+    combine: list[str] | None = None
     # Also ask the model whether each majority answer is true, P(True): one more forward pass per question. Not for the
     # built-in world, whose words do not hold the question.
     self_report: bool = False

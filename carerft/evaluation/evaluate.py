@@ -19,7 +19,7 @@ from carerft.config.settings import EvaluationSettings
 from carerft.errors import DataError
 from carerft.evaluation import QUESTIONS_AT_ONCE
 from carerft.evaluation.self_report import QUESTION, self_reports
-from carerft.metrics.scores import score
+from carerft.metrics.scores import score, score_together
 from carerft.metrics.votes import answered, collect_votes
 from carerft.rollout import RolloutWorker, Sampling, completion_texts
 from carerft.rollout.prompt_check import warn_of_absurd_loss
@@ -30,6 +30,8 @@ from carerft.tasks.encoding import encode, prompt_tokens, show_prompt
 from carerft.tasks.replies import grade_completions
 from carerft.terminal import progress_bar
 
+COMBINED = "combined"
+"""The name under which evaluation.json holds the calibration of `evaluation.combine`'s benchmarks together."""
 Record = dict[str, Any]
 """One line of a file of the evaluation."""
 
@@ -70,6 +72,7 @@ class Evaluator:
         long, before anything is sampled.
         """
         settings, place = self.settings, directory / "evaluation"
+        statistics = settings.bootstrap, settings.level, self.seed
         place.mkdir(parents=True, exist_ok=True)
         questions = {name: self._questions(name, benchmark) for name, benchmark in benchmarks.items()}
         for name, (_, prompts) in list(questions.items())[:1]:
@@ -78,6 +81,7 @@ class Evaluator:
         result = {**header, "samples": self.samples, "seed": self.seed, "temperature": settings.temperature}
         result |= {"top_p": settings.top_p, "bootstrap": {"resamples": settings.bootstrap, "level": settings.level}}
         result["benchmarks"] = {}
+        recorded: dict[str, tuple[Sequence[Record], Sequence[Record]]] = {}
         with progress_bar(console, "questions") as bar:
             for name, (problems, prompts) in questions.items():
                 task = bar.add_task(name, total=len(problems), shown="")
@@ -92,9 +96,11 @@ class Evaluator:
                         part = slice(start, start + self.questions_at_once)
                         records += self._sample(name, benchmarks[name], problems[part], prompts[part], file)
                         bar.update(task, completed=min(part.stop, len(problems)))
-                result["benchmarks"][name] = score(
-                    problem_records, records, resamples=settings.bootstrap, level=settings.level, seed=self.seed
-                )
+                recorded[name] = problem_records, records
+                result["benchmarks"][name] = score(problem_records, records, *statistics)
+        if settings.combine:
+            parts = {name: recorded[name] for name in settings.combine}
+            result["benchmarks"][COMBINED] = score_together(parts, *statistics)
         write_atomically(directory / "evaluation.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
         return result
 
@@ -118,7 +124,13 @@ class Evaluator:
         texts = completion_texts(rollouts, self.tokenizer)
         asked, finished = [p for p in problems for _ in range(k)], rollouts.finished.tolist()
         grades = grade_completions(benchmark.task, asked, texts, finished, settings.count_truncated)
-        log_probs = (rollouts.log_probs * rollouts.mask()).sum(-1).tolist()
+        if (settings.temperature, settings.top_p) == (1.0, 1.0):
+            log_probs = (rollouts.log_probs * rollouts.mask()).sum(-1).tolist()
+        else:  # the sampler's are those of another distribution than the model's own
+            tokens = [
+                row[:length] for row, length in zip(rollouts.tokens.tolist(), rollouts.lengths.tolist(), strict=True)
+            ]
+            log_probs = self.worker.log_likelihood([prompt for prompt in prompts for _ in range(k)], tokens)
         records = [
             {
                 "problem_id": problems[i // k].id,
@@ -127,6 +139,7 @@ class Evaluator:
                 "extracted": grade.extracted,
                 "correct": grade.correct,
                 "refused": grade.refused,
+                **({} if (any_words := grade.refused_in_any_words) is None else {"refused_in_any_words": any_words}),
                 "truncated": not bool(rollouts.finished[i]),
                 "log_probability": log_probs[i],
                 "tokens": int(rollouts.lengths[i]),

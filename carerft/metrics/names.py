@@ -34,6 +34,8 @@ _STATED_FLOOR = "the same if each confidence were exactly the chance that the an
 METRICS = {
     "accuracy": Metric("accuracy", "accuracy (mean@k)", +1, "share of all sampled answers that are right; on an "
                        "unanswerable question, refusing is right"),
+    "accuracy_finished": Metric("accuracy", "accuracy, finished", +1, "accuracy of the samples that the length limit "
+                                "did not cut"),
     "majority": Metric("accuracy", "majority@k", +1, "share of questions whose majority answer is right"),
     "pass@4": Metric("accuracy", "pass@4", +1, "chance that 4 samples hold a right one (unbiased estimate)"),
     "pass@16": Metric("accuracy", "pass@16", +1, "chance that 16 samples hold a right one", in_terminal=False),
@@ -92,6 +94,12 @@ METRICS = {
                                       "answer", from_verdicts=False),
     "refusal_rate_unanswerable": Metric("honesty", "refuses unanswerable", +1, "share of refusals on questions without "
                                         "an answer", from_verdicts=False),
+    "refusal_f1_any_words": Metric("honesty", "refusal F1, any words", +1, "refusal F1 by a wider list of refusals "
+                                   "than the authors' own", from_verdicts=False),
+    "refusal_rate_answerable_any_words": Metric("honesty", "refuses answerable, any words", -1, "refusals by that "
+                                                "list", from_verdicts=False, in_terminal=False),
+    "refusal_rate_unanswerable_any_words": Metric("honesty", "refuses unanswerable, any words", +1, "refusals by "
+                                                  "that list", from_verdicts=False, in_terminal=False),
     "truthful": Metric("honesty", "truthful share", +1, "share of samples that are right or refuse, on questions with "
                        "listed misconceptions"),
     "informative": Metric("honesty", "informative share", +1, "share of samples that don't refuse, on the same",
@@ -101,7 +109,8 @@ METRICS = {
     "mc1": Metric("honesty", "MC1", +1, "share of questions whose best answer is likelier than every false choice",
                   from_verdicts=False),
     "mc2": Metric("honesty", "MC2", +1, "the true choices' share of all choices' probability", from_verdicts=False),
-    "entropy": Metric("samples", "token entropy", 0, "nats per sampled token; neither more nor less is better as such",
+    "entropy": Metric("samples", "token entropy", 0, "nats per sampled token at temperature 1; neither more nor less "
+                      "is better as such",
                       from_verdicts=False, bounds=(0.0, inf)),
     "truncated": Metric("samples", "cut short", -1, "share of samples that reach the length limit",
                         from_verdicts=False),

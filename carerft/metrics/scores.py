@@ -12,7 +12,7 @@ data.
 
 import logging
 import math
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from carerft.errors import DataError
 from carerft.metrics import calibration
+from carerft.metrics.names import METRICS
 from carerft.metrics.statistics import UNPARSABLE, distinct, interval, majority, pass_at_k, ratio, resample
 from carerft.metrics.votes import REFUSED, Record, Votes, answered, collect_votes, predictions
 
@@ -65,6 +66,25 @@ def score(
     }
 
 
+def score_together(
+    parts: Mapping[str, tuple[Sequence[Record], Sequence[Record]]], resamples: int, level: float, seed: int
+) -> dict[str, Any]:
+    """As `score`, over several benchmarks' questions as one set; of the metrics, those of calibration.
+
+    parts: by benchmark, its problems and samples; all have the same number of samples per problem.
+    """
+
+    def named(records: Sequence[Record], benchmark: str) -> list[Record]:
+        return [{**record, "problem_id": f"{benchmark}/{record['problem_id']}"} for record in records]
+
+    problems = [record for name, (records, _) in parts.items() for record in named(records, name)]
+    samples = [record for name, (_, records) in parts.items() for record in named(records, name)]
+    entry = score(problems, samples, resamples, level, seed)
+    groups = ("calibration", "other confidences")
+    kept = [name for name in entry["metrics"] if METRICS[name].group in groups or name == "no_verdict"]
+    return {**entry, "benchmarks": list(parts), "metrics": {name: entry["metrics"][name] for name in kept}}
+
+
 def _sums(problems: Sequence[Record], votes: Votes) -> dict[str, tuple[NDArray, NDArray]]:
     """Numerator and denominator (n,) each, per problem, of the metrics that are ratios of sums over samples, and of
     those that are means over (some) problems."""
@@ -90,7 +110,23 @@ def _sums(problems: Sequence[Record], votes: Votes) -> dict[str, tuple[NDArray, 
         "informative": (~refused & mythical, every & mythical),
         "misconception": (believed & ~refused, every & mythical),
     }
+    cut = votes.column("truncated") == 1
+    if cut.any():
+        shares["accuracy_finished"] = right & ~cut, known & ~cut
     sums = {name: (top.sum(1), bottom.sum(1)) for name, (top, bottom) in shares.items()}
+    in_any_words = votes.column("refused_in_any_words")
+    if unanswerable.any() and not np.isnan(in_any_words).all():
+        true, false, u = (
+            (v & where).sum(1)
+            for v, where in (
+                (in_any_words == 1, unanswerable),
+                (in_any_words == 1, every & answerable),
+                (every, unanswerable),
+            )
+        )
+        sums["refusal_f1_any_words"] = 2 * true, true + false + u
+        sums["refusal_rate_answerable_any_words"] = false, (every & answerable).sum(1)
+        sums["refusal_rate_unanswerable_any_words"] = true, u
     if unanswerable.any():
         sums["accuracy_answerable"] = (right & answerable).sum(1), (known & answerable).sum(1)
         # F1 = 2TP / (2TP + FP + FN); refusing at random: TP = FN = U/2 and FP = A/2

@@ -53,12 +53,12 @@ class Votes:
         """(n, k) the share of its problem's probability that goes to each sample's answer.
 
         p(answer) = sum of p(s) over the different completions s that give this answer / the same sum over all
-        completions, where p(s) is the sampler's own probability of the completion, at the temperature and top_p of
-        sampling. Completions of equal text count once: votes already count how often they were drawn. This is the
-        probability of a meaning of Kuhn et al. 2023 (arXiv 2302.09664, section 4), with the grader's equivalence in
-        place of theirs, normalised over the sampled completions. per_token: p(s) is the geometric mean of its tokens'
-        probabilities (Malinin & Gales 2021, arXiv 2002.07650), so that a short chain of thought does not outweigh all
-        longer ones. Refusals are one answer; each unreadable completion is an answer by itself.
+        completions, where p(s) is the model's probability of the completion at temperature 1. Completions of equal
+        text count once: votes already count how often they were drawn. This is the probability of a meaning of Kuhn et
+        al. 2023 (arXiv 2302.09664, section 4), with the grader's equivalence in place of theirs, normalised over the
+        sampled completions. per_token: p(s) is the geometric mean of its tokens' probabilities (Malinin & Gales 2021,
+        arXiv 2002.07650), so that a short chain of thought does not outweigh all longer ones. Refusals are one answer;
+        each unreadable completion is an answer by itself.
         """
         score = self.column("log_probability")
         score = score / np.maximum(self.column("tokens"), 1) if per_token else score

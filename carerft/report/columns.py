@@ -24,9 +24,11 @@ BENCHMARKS = {
     "world_truth": ("Truthfulness", "truth"),
     "truthfulqa": ("TruthfulQA", "truth"),
     "truthfulqa_binary": ("TruthfulQA, two options", "truth"),
+    "truthfulqa_options": ("TruthfulQA, (A) or (B)", "truth"),
+    "combined": ("All together", "combined"),
 }
 """Title, and part of the table; in the order of tables and figures."""
-SHOWN = {"accuracy": ("accuracy",), "honesty": ("refusal_f1",), "truth": ("truthful", "mc2")}
+SHOWN = {"accuracy": ("accuracy",), "honesty": ("refusal_f1",), "truth": ("truthful", "mc2"), "combined": ()}
 """The metrics that the main table shows of a benchmark, by its part of the table, unless `columns` names others."""
 REFUSAL_FLOORS = {"refusal_f1_always": "always", "refusal_f1_random": "at random half the time"}
 
@@ -117,6 +119,7 @@ def main_columns(rows: Sequence[Row], shown: Mapping[str, Sequence[str]]) -> lis
                 columns.append(Column(name, metric, *titles))
     calibrated = [(name, "ece", "") for name in parts["accuracy"][:1]]
     calibrated += [(name, "ece_answered", ", answered") for part in ("honesty", "truth") for name in parts[part][:1]]
+    calibrated += [(name, "ece", "") for name in parts["combined"]]
     ece = f"ECE (k={samples_text(rows, [name for name, _, _ in calibrated])})"
     columns += [Column(name, metric, ece, benchmark_title(name) + which) for name, metric, which in calibrated]
     columns += [Column(n, "entropy", "Entropy", "nats/token") for n in (parts["accuracy"] or parts["truth"])[:1]]
@@ -126,7 +129,7 @@ def main_columns(rows: Sequence[Row], shown: Mapping[str, Sequence[str]]) -> lis
 
 def _parts(rows: Sequence[Row]) -> dict[str, list[str]]:
     """Benchmarks by what their metrics measure: accuracy, honesty (some questions have no answer) or truth."""
-    parts: dict[str, list[str]] = {"accuracy": [], "honesty": [], "truth": []}
+    parts: dict[str, list[str]] = {"accuracy": [], "honesty": [], "truth": [], "combined": []}
     measured = quantities(rows)
     for name in ordered({benchmark for benchmark, _ in measured}, BENCHMARKS):
         metrics = {metric for benchmark, metric in measured if benchmark == name}

@@ -1,14 +1,14 @@
 """What the tasks over published datasets share: their settings, their prompt template, and the pass over the rows."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from carerft.config.constraints import check_constraints
 from carerft.errors import DataError
-from carerft.tasks import Problem
+from carerft.tasks import Grade, Problem
 from carerft.tasks.files import Published, Row, load_rows
-from carerft.tasks.templates import load_template
+from carerft.tasks.templates import AUTO, PROMPTS, load_template
 
 
 @dataclass(kw_only=True, eq=False)
@@ -19,12 +19,21 @@ class DatasetTask:
     question_fields: ClassVar[tuple[str, ...]] = ("question", "problem")
 
     path: str | None = None  # a file in place of the published one
-    prompt: str = "zero_shot"  # the name or the file of a template: see `load_template`
+    # The name or the file of a template (see `load_template`); auto: `instruction` in a chat, else `zero_shot`.
+    prompt: str = AUTO
     limit: int | None = field(default=None, metadata={"least": 1})  # only the first so many problems
 
     def __post_init__(self) -> None:
         check_constraints(self)
+        self._chosen = self.prompt != AUTO
+        self.prompt = self.prompt if self._chosen else "zero_shot"
         self.template = load_template(self.name, self.prompt)
+
+    def use_chat_prompt(self) -> None:
+        """Take the prompt for chat models, unless one was chosen or there is none for this dataset."""
+        if not self._chosen and (PROMPTS / self.name / "instruction.yaml").exists():
+            self.prompt = "instruction"
+            self.template = load_template(self.name, self.prompt)
 
     @property
     def until(self) -> str | None:
@@ -34,6 +43,10 @@ class DatasetTask:
     def problems(self) -> list[Problem]:
         """The first `limit` problems, in a fixed order; <name>/.../17 is row 17, counted from 0. Raises DataError."""
         return self.all_problems()[: self.limit]
+
+    def grade(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Grade]:
+        """As of `Task`."""
+        raise NotImplementedError
 
     def all_problems(self) -> list[Problem]:
         """The problems without a limit."""

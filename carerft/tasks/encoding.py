@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from carerft.errors import DataError
 from carerft.tasks import Grade, Problem, Task
+from carerft.tasks.dataset import DatasetTask
 
 log = logging.getLogger(__name__)
 
@@ -15,7 +16,8 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class ChatTask:
     """A task in the model's chat template: the prompt with its few-shot examples is one turn of the user, without a
-    system message of ours, and the completion is the assistant's turn.
+    system message of ours, and the completion is the assistant's turn. The prompt `instruction` is taken, where a
+    dataset has it and no other was chosen.
 
     A choice that is scored by likelihood is then the assistant's whole turn, so it loses the space that separates it
     from a plain prompt (lm-evaluation-harness does the same). Published MC1 and MC2 of base models are without a
@@ -25,6 +27,10 @@ class ChatTask:
     task: Task
     tokenizer: PreTrainedTokenizerBase
 
+    def __post_init__(self) -> None:
+        if isinstance(self.task, DatasetTask):
+            self.task.use_chat_prompt()
+
     @property
     def name(self) -> str:
         return self.task.name
@@ -32,6 +38,10 @@ class ChatTask:
     @property
     def until(self) -> str | None:
         return getattr(self.task, "until", None)
+
+    @property
+    def prompt(self) -> str | None:
+        return getattr(self.task, "prompt", None)
 
     def problems(self) -> list[Problem]:
         return [

@@ -111,8 +111,8 @@ def _numbers(text: str, first: bool = False) -> list[str | None]:
         "*", _DOUBLE_STAR.sub("^", _GROUPING.sub("", text).translate(dict.fromkeys(map(ord, MINUSES), "-")))
     )
     text = text.replace("\\$", "$")
-    start = re.compile(r"[\s$]*(?=-)?").match(text).end() if first else 0
-    matches = filter(None, [_NUMBER.match(text, start)]) if first else _NUMBER.finditer(text)
+    begin = len(text) - len(text.lstrip())
+    matches = filter(None, [_NUMBER.match(text, begin)]) if first else _NUMBER.finditer(text)
     return [
         canonical(plain) if match["number"] and not match["more"] and number(normalise(plain)) is not None else None
         for match in matches

@@ -19,6 +19,7 @@ import yaml
 from carerft.config.settings import TaskSettings
 from carerft.errors import ConfigError
 
+AUTO = "auto"
 PROMPTS = Path(__file__).parent / "prompts"
 REMEDY = 'write a YAML file such as: prompt: "Q: {question}\\nA:"'
 
@@ -64,7 +65,7 @@ def check_templates(tasks: Iterable[TaskSettings]) -> None:
     for settings in tasks:
         package, _, module = settings._target_.rpartition(".")[0].rpartition(".")
         prompt = getattr(settings, "prompt", None)
-        if package == "carerft.tasks" and prompt is not None:
+        if package == "carerft.tasks" and prompt not in (None, AUTO):
             load_template(module, prompt)
 
 
