@@ -47,7 +47,7 @@ from carerft.rollout.prompt_check import warn_of_absurd_loss
 from carerft.rollout.transformers import TransformersWorker
 from carerft.tasks.encoding import encode, text_prefix
 from carerft.training import hidden_states
-from carerft.training.attention import NAME, use_packed_attention
+from carerft.training.attention import use_packed_attention
 from carerft.training.hidden_states import best_layout, completion_states
 from carerft.training.learner import Learner
 
@@ -113,10 +113,9 @@ def test_the_placeholder_mask_never_reaches_an_attention_that_has_no_row():
     use_packed_attention(model)
     with pytest.raises(ValueError, match="was not given the packed row"):
         completion_states(model, rollouts_of((3, 4), (2, 5)), torch.arange(2), "separate")
-    model.set_attn_implementation(NAME)  # without a row it is the usual attention
     tokens = torch.arange(4, 12)[None]
     with torch.no_grad():
-        packed = model(tokens).logits
+        packed = model(tokens).logits  # without a row it is the usual attention
         model.set_attn_implementation("sdpa")
         assert torch.equal(packed, model(tokens).logits)
 

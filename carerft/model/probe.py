@@ -40,11 +40,21 @@ class Probe:
     log_probs: list[Tensor]
     tolerance: float
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(N, V): the head's product with hidden states (N, H)."""
+        head: Any = self.model.get_output_embeddings()
+        return hidden @ head.weight.T
+
     def mismatch(self, read: Callable[[], Tensor]) -> str:
         """How what `read` returns, logits (N, V) of all completions, one after another, is wrong; "" if it is right."""
         expected = torch.cat(self.log_probs)
         try:
-            with _precision(self.model):
+            with (
+                evaluating(self.model),
+                torch.compiler.set_stance("force_eager"),
+                torch.no_grad(),
+                _precision(self.model),
+            ):
                 found = read().float().log_softmax(-1)
         except torch.OutOfMemoryError:
             raise

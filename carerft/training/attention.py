@@ -25,10 +25,11 @@ GROUPED_QUERIES: dict[str, Any] = (
 
 
 def use_packed_attention(model: PreTrainedModel) -> bool:
-    """Make a model's layers use packed attention, if it is correct for them. Returns whether they do.
+    """Make a model's layers use packed attention, if its configuration allows that. Returns whether they do.
 
-    It is correct for layers with full causal attention of queries and keys alone (Qwen2, Qwen3, Llama): no sliding
-    window, no soft cap, no attention sinks. A model that was loaded with another implementation than "sdpa" keeps it.
+    Allowed are layers with full causal attention of queries and keys alone (Qwen2, Qwen3, Llama): no sliding window, no
+    soft cap, no attention sinks. A model that was loaded with another implementation than "sdpa" keeps it. Whether the
+    layers hand the row on to attention, only trying shows (`carerft.training.hidden_states.best_layout`).
     Transformers' own packing is not used: some of its models ignore it (gpt-oss attends across sequences).
     """
     config = model.config.get_text_config()

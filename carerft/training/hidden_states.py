@@ -7,7 +7,6 @@ from transformers import PreTrainedModel
 
 from carerft.errors import ConfigError
 from carerft.model.loading import backbone, described
-from carerft.model.modes import evaluating
 from carerft.model.probe import Probe, probe
 from carerft.rollout import Rollouts
 from carerft.training.attention import NAME, use_own_attention, use_packed_attention
@@ -15,18 +14,19 @@ from carerft.training.packing import Layout, pack
 
 
 def best_layout(model: PreTrainedModel, share_prompts: bool) -> Layout:
-    """The fastest layout in which the model reads each sequence as it does by itself. Makes it use packed attention if
-    possible. share_prompts: read each prompt once for all of its completions, if possible.
+    """The fastest layout in which the model reads each sequence as it does by itself: packed, if possible.
 
-    A short test (`carerft.model.probe`) decides. Raises ConfigError if the model cannot even be read in padded rows.
+    A short test decides (`carerft.model.probe`): some models have layers that lose the packed row, or masks of their
+    own. share_prompts: read each prompt once for all of its completions, if possible. Raises ConfigError if the model
+    cannot even be read in padded rows.
     """
     packed: Layout = "shared" if share_prompts else "separate"
     expected = probe(model)
     if use_packed_attention(model):
-        if expected is None or not expected.mismatch(lambda: probed_logits(model, expected, packed)):
+        if expected is None or not _mismatch(expected, packed):
             return packed
         use_own_attention(model)
-    wrong = expected and expected.mismatch(lambda: probed_logits(model, expected, "padded"))
+    wrong = expected and _mismatch(expected, "padded")
     if wrong:
         raise ConfigError(
             f"{described(model)} cannot be trained: where the learner reads it, layers and head apart and sequences in "
@@ -36,16 +36,13 @@ def best_layout(model: PreTrainedModel, share_prompts: bool) -> Layout:
     return "padded"
 
 
-@torch.no_grad()
-def probed_logits(model: PreTrainedModel, expected: Probe, layout: Layout) -> Tensor:
-    """The logits (N, V) of a probe's completions, read in this layout, one completion after another."""
+def _mismatch(expected: Probe, layout: Layout) -> str:
+    """How a probe's sequences, read in this layout, differ from what they are by themselves; "" if they don't."""
     tokens = [torch.tensor(completion) for completion in expected.completions]
     zeros = [torch.zeros(len(row)) for row in tokens]
     rollouts = Rollouts.from_rows(expected.prompts, tokens, zeros, torch.ones(len(tokens), dtype=torch.bool))
-    head = model.get_output_embeddings()
-    assert head is not None  # load_model refuses models without one
-    with evaluating(model), torch.compiler.set_stance("force_eager"):
-        return completion_states(model, rollouts, torch.arange(len(tokens)), layout) @ head.weight.T
+    index = torch.arange(len(tokens))
+    return expected.mismatch(lambda: expected.logits(completion_states(expected.model, rollouts, index, layout)))
 
 
 def completion_states(model: PreTrainedModel, rollouts: Rollouts, index: Tensor, layout: Layout) -> Tensor:
@@ -68,7 +65,7 @@ def completion_states(model: PreTrainedModel, rollouts: Rollouts, index: Tensor,
         use_cache=False,
     ).last_hidden_state
     # Not hidden[0, row.predictors]: on a CPU, its gradient adds the rows that several completions share in whatever
-    # order threads come to them, which is another rounding in every run.
+    # order threads come to them, which is another rounding in every run (tests/test_repeatable.py).
     return functional.embedding(row.predictors, hidden[0])
 
 
