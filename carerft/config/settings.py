@@ -35,7 +35,7 @@ class ModelSettings:
     revision: str | None = None
     # Of the built-in model: the seed of its pretraining. 0 is shipped, others are built once and cached.
     base: int = 0
-    # transformers' attention implementation.
+    # transformers' attention implementation; "eager" for models without torch's (gpt-oss, Bloom, MPT).
     attention: str = "sdpa"
     # Put prompts into the model's chat template. null: if the model's own configuration ends a generation with the
     # token with which the template ends a turn (a base model's doesn't, though it has a template).
