@@ -7,11 +7,12 @@ import importlib
 import os
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
 from carerft import __version__
 from carerft.errors import CareError, ConfigError
-from carerft.text import did_you_mean
+from carerft.text import did_you_mean, hydra_quoted
 from carerft.training.launch import quiet
 
 COMMANDS = {
@@ -63,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(command: str, words: list[str]) -> int:
     """Run a command with these words. What a user can mend is printed without a traceback."""
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises its errors, and they are explained here
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors, and they are explained here
     module = importlib.import_module(f"carerft.commands.{command}")
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -73,6 +74,7 @@ def run(command: str, words: list[str]) -> int:
             raise ConfigError("-m and --cfg together", "a multirun is many configurations: write --cfg without -m")
         if command in COMPOSED:
             words = expand_model(words)
+            check_names(words)
         if command == "train":
             words += quiet()
         # Hydra installs completion for a program of this name, and prints it in its messages.
@@ -90,17 +92,68 @@ def run(command: str, words: list[str]) -> int:
         return 130
 
 
+PATHS = ("model.path", "data.path", "data.test_path")
+DIRECTORIES = ("hydra.run.dir", "hydra.sweep.dir")
+PLAIN = re.compile(r"[\w/\-+.$%*@?|]*", re.ASCII)  # what Hydra's grammar takes without quotes
+
+
 def expand_model(words: list[str]) -> list[str]:
-    """Replace `model=/a/directory` or `model=org/name` by `model=path model.path="..."`, which Hydra understands."""
+    """Replace `model=/a/directory` or `model=org/name` by `model=path model.path="..."`, which Hydra understands, and
+    put other paths that its grammar would not take into quotes.
+
+    Commas separate several paths, unless there is a file or a directory of the name with the comma.
+    """
     expanded: list[str] = []
     for word in words:
-        path = word.removeprefix("model=")
-        if word.startswith("model=") and "/" in path and "," not in path:
-            quoted = path.replace("\\", "\\\\").replace('"', '\\"')
-            expanded += ["model=path", f'model.path="{quoted}"']
+        key, _, value = word.partition("=")
+        written = not value or value[0] in "\"'[{" or "${" in value or value.startswith(("choice(", "glob("))
+        plain = PLAIN.fullmatch(value.replace(",", "")) and not ("," in value and Path(value).expanduser().exists())
+        if key == "model" and "/" in value:
+            if not written:
+                _check_models(value)
+            expanded += ["model=path", f"model.path={value if written else _quoted(value)}"]
+        elif key in PATHS and not written and not plain:
+            expanded.append(f"{key}={_quoted(value)}")
+        elif key in DIRECTORIES and not written and not PLAIN.fullmatch(value):
+            expanded.append(f"{key}={hydra_quoted(value)}")
         else:
             expanded.append(word)
     return expanded
+
+
+def _paths(value: str) -> list[str]:
+    """The paths that commas separate: the fewest that exist."""
+    parts, paths = value.split(","), []
+    while parts:
+        counts = range(len(parts), 1, -1)
+        count = next((n for n in counts if Path(",".join(parts[:n])).expanduser().exists()), 1)
+        paths.append(",".join(parts[:count]))
+        parts = parts[count:]
+    return paths
+
+
+def _quoted(value: str) -> str:
+    return ",".join(map(hydra_quoted, _paths(value)))
+
+
+def _check_models(value: str) -> None:
+    """Raises ConfigError for a name of conf/model/ among paths."""
+    if unknown := [path for path in _paths(value) if "/" not in path and not Path(path).exists()]:
+        raise ConfigError(
+            f"model={value}: {unknown[0]!r} is neither a directory nor a hub name (organisation/name)",
+            "give paths and hub names together, and names such as tiny in a command of their own",
+        )
+
+
+def check_names(words: list[str]) -> None:
+    """Raises ConfigError for several names of runs in one directory: the second would be taken for the first."""
+    names = [word for word in words if word.startswith("name=") and "," in word]
+    places = [word for word in words if word.startswith("hydra.sweep.dir=") and "${name}" not in word]
+    if names and places:
+        raise ConfigError(
+            f"{names[0]} with {places[0]}: runs that differ in their name alone would share a directory",
+            "write hydra.sweep.dir='DIRECTORY/${name}'",
+        )
 
 
 def explain(command: str, error: Exception) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import re
 import unicodedata
 from collections.abc import Sequence
 from typing import Any
@@ -59,6 +60,11 @@ def duration(seconds: float | None) -> str:
 def greek(label: str) -> str:
     """A label with its parameters' Greek letters: "SRKL alpha=0.8 beta=0.04" as "SRKL α=0.8 β=0.04"."""
     return label.replace(" alpha=", " α=").replace(" beta=", " β=")
+
+
+def hydra_quoted(text: str) -> str:
+    """A text in quotes, as Hydra's overrides take any text. A backslash stands for itself, unless a quote follows."""
+    return '"' + re.sub(r'(\\*)("|$)', lambda end: 2 * end[1] + ('\\"' if end[2] else ""), text) + '"'
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:

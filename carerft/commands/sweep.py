@@ -28,7 +28,7 @@ from rich.text import Text
 from carerft.commands.arguments import argument, read
 from carerft.errors import ConfigError
 from carerft.runs.directory import read_manifest
-from carerft.sweeps.cells import Cell, cells
+from carerft.sweeps.cells import Cell, cells, check_inputs
 from carerft.sweeps.folders import Experiment, experiment, experiments
 from carerft.sweeps.workers import OPEN, failure, last_step, run
 from carerft.text import duration, visible
@@ -54,6 +54,7 @@ def main() -> int:
     with console.status(f"composing the cells of {chosen.name}"):
         # Cells can be listed on a machine on which what they need is not installed.
         planned = cells(chosen, overrides, here=not settings.dry_run)
+        check_inputs(planned)
     workers = min(settings.jobs or _workers(overrides), len(planned))
     if settings.dry_run:
         show(planned, workers, Console())

@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +16,7 @@ from typing import Any
 
 from carerft.config.identity import config_hash, differences
 from carerft.errors import RunDirectoryError
+from carerft.runs.inputs import changes, inputs
 
 PACKAGES = (
     *("carerft", "torch", "transformers", "hydra-core", "omegaconf", "datasets", "math-verify", "wandb", "numpy"),
@@ -158,7 +159,8 @@ def open_run(path: Path, command: str, config: Mapping[str, Any]) -> Iterator[Ru
     """Open the directory of a new or continued run, locked against other processes.
 
     config: resolved, with `name` and `seed`. Raises RunDirectoryError if the directory can't be written, holds a run
-    of another configuration (naming the keys), or is being written by another process.
+    of another configuration (naming the keys) or of other inputs (naming the files), or is being written by another
+    process.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -179,9 +181,21 @@ def open_run(path: Path, command: str, config: Mapping[str, Any]) -> Iterator[Ru
             manifest = {"status": "new", "command": command, "name": config["name"], "seed": config["seed"]}
             manifest |= {"config": config, "config_hash": config_hash(config), "started": _now(), "ended": None}
             manifest |= {"git": _git_revision(), "versions": _versions(), "hardware": _hardware(), "error": None}
+            manifest |= {"inputs": inputs(config)}
         elif changed := differences(manifest["config"], config):
             raise RunDirectoryError(
                 f"{path} holds a run of another configuration:\n    " + "\n    ".join(changed),
                 "choose another hydra.run.dir, or give the same settings to continue that run",
             )
+        elif changed := changes(manifest.get("inputs"), inputs(config)):
+            raise changed_inputs(path, changed)
         yield RunDirectory(path, manifest)
+
+
+def changed_inputs(path: Path, changed: Sequence[str]) -> RunDirectoryError:
+    """The error of a run that would go on with, or be taken for one of, other inputs. changed: of `changes`."""
+    return RunDirectoryError(
+        f"{path} holds a run whose inputs have changed since:\n    " + "\n    ".join(changed),
+        "put the earlier files back, or run anew with these: choose another hydra.run.dir (with -m and for a sweep, "
+        "another name=...), or move that directory away",
+    )

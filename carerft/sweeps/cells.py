@@ -18,10 +18,13 @@ from carerft.config.checks import check_evaluate, check_train
 from carerft.config.composition import evaluate_settings, plain, train_settings
 from carerft.config.identity import flatten
 from carerft.config.settings import EvaluateSettings, TrainSettings
-from carerft.runs.directory import locked, read_manifest
+from carerft.runs.directory import changed_inputs, locked, read_manifest
+from carerft.runs.inputs import changed_since
 from carerft.sweeps.composition import composing
 from carerft.sweeps.folders import Experiment
+from carerft.sweeps.names import cell_name
 from carerft.tasks.templates import check_templates
+from carerft.text import hydra_quoted
 
 # The settings that the evaluation of a base model takes from the trainings that start from it.
 MEASURED = ("seed", "samples", "model", "benchmark", "data", "evaluation", "rollout")
@@ -68,6 +71,13 @@ def cells(experiment: Experiment, overrides: Sequence[str], here: bool = True) -
             for job in jobs(sweep, experiment.overrides_of(sweep, overrides))
         ]
         return _bases(trainings, overrides, here) + trainings
+
+
+def check_inputs(cells: Sequence[Cell]) -> None:
+    """Raises RunDirectoryError if a cell has begun, or is done, with other data or another model than there is now."""
+    for cell in cells:
+        if (manifest := read_manifest(cell.directory)) and (changed := changed_since(manifest)):
+            raise changed_inputs(cell.directory, changed)
 
 
 def jobs(sweep: str, overrides: Sequence[str]) -> list[list[str]]:
@@ -117,7 +127,10 @@ def _base(training: Cell, measured: Sequence[str], here: bool) -> Cell:
     values |= {"name": settings.name, "precision": settings.precision}
     defaults = flatten(plain(compose("evaluate", groups)))
     changed = [f"++{key}={_written(value)}" for key, value in values.items() if defaults.get(key, ...) != value]
-    name = ",".join(["base", *sorted(text for text in measured if not text.startswith("seed="))])
+    own = {text.split("=")[0]: text for text in training.overrides}
+    swept = {text for text in measured if OverridesParser.create().parse_override(text).is_sweep_override()}
+    texts = [own.get(text.split("=")[0], text) if text in swept else text for text in measured]  # of several, this one
+    name = cell_name(",".join(["base", *sorted(text for text in texts if not text.startswith("seed="))]))
     subdir = _written(f"{name}/seed={settings.seed}")
     directory = [f"hydra.sweep.dir=outputs/{settings.name}", f"hydra.sweep.subdir={subdir}"]
     overrides = (*groups, *changed, *directory)
@@ -134,5 +147,5 @@ def _measured(key: str) -> bool:
 def _written(value: Any) -> str:
     """A value in Hydra's grammar of overrides."""
     if isinstance(value, str):
-        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+        return hydra_quoted(value)
     return json.dumps(value)

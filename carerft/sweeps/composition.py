@@ -1,6 +1,7 @@
 """Composition by Hydra from `conf/` and `experiments/`: the schemas, experiments and resolvers that it needs."""
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -15,7 +16,9 @@ from carerft.config import settings
 from carerft.config.composition import CONF, plain
 from carerft.config.identity import config_hash
 from carerft.runs.directory import locked, runs_of
+from carerft.runs.inputs import changed_since
 from carerft.sweeps import folders
+from carerft.sweeps.names import cell_name, reserved
 from carerft.tasks.gsm8k import Gsm8kTask
 from carerft.tasks.math import MathTask
 from carerft.tasks.selfaware import SelfAwareTask
@@ -25,17 +28,30 @@ from carerft.tasks.world import WorldTask
 
 @cache  # Hydra resolves the name more than once, and must get the same each time
 def _run_name(name: str, identity: str) -> str:
-    """The name of a single run's directory: that of the newest unfinished run of the same configuration that no process
-    has, or the time."""
-    for directory, manifest in runs_of(identity, sorted(Path("outputs", name).glob("*"), reverse=True)):
-        if manifest["status"] != "done" and not locked(directory):
+    """The name of a single run's directory: that of the newest unfinished run of the same configuration and inputs that
+    no process has, or the time, of which the directory is then made."""
+    parent = Path("outputs", name)
+    for directory, manifest in runs_of(identity, sorted(parent.glob("*"), reverse=True)):
+        if manifest["status"] != "done" and not locked(directory) and not changed_since(manifest):
             return directory.name
-    return datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    if {"-c", "--cfg", "--info", "-i"} & set(sys.argv):  # which show a configuration, and run nothing
+        return datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    return reserved(parent, datetime.now())
 
 
 def _timestamp(_root_: DictConfig) -> str:
     config = plain(_root_)
     return _run_name(config["name"], config_hash(config))
+
+
+def _cell(overrides: str, _root_: DictConfig) -> str:
+    """`cell_name`, or the several directories that earlier versions made of overrides with a slash, if they hold this
+    run."""
+    if "/" in overrides:
+        seed, sweep = _root_.get("seed"), OmegaConf.select(_root_, "hydra.sweep.dir")
+        if Path(str(sweep), overrides.lstrip("/"), f"seed={seed}", "manifest.json").is_file():
+            return overrides
+    return cell_name(overrides)
 
 
 @cache
@@ -47,6 +63,7 @@ def register() -> None:
         settings.register_task(task.__module__.rpartition(".")[2], task)
     OmegaConf.register_new_resolver("carerft.scale", lambda model: "tiny" if model == "tiny" else "paper", replace=True)
     OmegaConf.register_new_resolver("carerft.timestamp", _timestamp, replace=True)
+    OmegaConf.register_new_resolver("carerft.cell", _cell, replace=True)
     OmegaConf.register_new_resolver("carerft.basename", lambda path: os.path.basename(path.rstrip("/")), replace=True)
 
 

@@ -17,6 +17,7 @@ from hydra.types import RunMode
 
 from carerft.config.identity import config_hash
 from carerft.runs.directory import SWEEP, locked, read_manifest, runs_of
+from carerft.runs.inputs import changes, inputs
 
 LOGS = {"train.log", "evaluate.log", ".lock"}
 log = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ def job_directory(command: str, config: Mapping[str, Any]) -> Path | None:
 
 
 def link_finished_run(directory: Path, command: str, config: Mapping[str, Any], outputs: Path) -> Path | None:
-    """Make `directory` a link to a finished run of the same command and configuration in `outputs`.
+    """Make `directory` a link to a finished run of the same command, configuration and inputs in `outputs`.
 
     Returns that run; None if there is none, or if the directory holds anything but a log. Nothing is ever deleted
     through a link: the directory is renamed before it is deleted.
@@ -52,7 +53,13 @@ def link_finished_run(directory: Path, command: str, config: Mapping[str, Any], 
         if directory.is_symlink() or any(file.name not in LOGS for file in directory.glob("*")):
             return None
         runs = runs_of(config_hash(config), (run for run in sorted(outputs.glob("*/*/seed=*")) if not run.is_symlink()))
-        done = (run for run, manifest in runs if (manifest["command"], manifest["status"]) == (command, "done"))
+        now = inputs(config)
+        done = (
+            run
+            for run, manifest in runs
+            if (manifest["command"], manifest["status"]) == (command, "done")
+            and not changes(manifest.get("inputs"), now)
+        )
         if (finished := next(done, None)) is None:
             return None
         if directory.exists():  # a file that is written into it meanwhile moves along

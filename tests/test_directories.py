@@ -1,0 +1,155 @@
+"""Directories of runs: a name for every cell, a directory for every run, and what is said where none can be written."""
+
+import json
+import shutil
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from helpers.configurations import composed
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from carerft import cli
+from carerft.errors import ConfigError
+from carerft.sweeps.cells import cells
+from carerft.sweeps.folders import experiment
+from carerft.sweeps.names import cell_name, reserved
+from carerft.text import hydra_quoted
+from carerft.world.bases import SHIPPED
+
+SMALL = ["model=tiny", "steps=0", "benchmark=none", "tracker=none"]
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def cells_of(*words: str) -> list[str]:
+    assert cli.main(["train", "-m", *SMALL, *words]) == 0
+    found = sorted(Path("outputs").glob("*/*/seed=*/manifest.json"))
+    assert all(json.loads(file.read_text())["status"] == "done" for file in found)
+    return [str(file.parent.relative_to("outputs")) for file in found]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["algorithm=grpo,regularizer=srkl", "model=tiny,task._target_=hostile.Dies", "x" * 255, 'model.path="a b"'],
+)
+def test_a_usable_name_stays_as_it_is(name: str):
+    assert cell_name(name) == name
+
+
+@pytest.mark.parametrize("text", ["x" * 256, "é" * 200, "data.path=/a/b.jsonl", "a\nb=1", 'model.path="/p/a=1"'])
+def test_any_other_name_is_made_usable_and_stays_its_own(text: str):
+    name = cell_name(text)
+    assert len(name.encode()) <= 255 and "/" not in name and "\n" not in name and '"' not in name
+    assert len({name, cell_name(text + "1"), cell_name(text.replace("/", "_") + " ")}) == 3
+    assert name.startswith(text[:8].replace("\n", "_")) and cell_name(text) == name
+
+
+def test_ten_overrides_of_a_multirun():
+    long = [
+        "regularizer.alpha_schedule=linear", "regularizer.alpha_end=0.5", "regularizer.beta_schedule=linear",
+        "regularizer.beta_end=0.05", "algorithm.advantage_baseline=leave_one_out", "algorithm.dynamic_rounds=17",
+        "rollout.prompts_per_batch=4", "rollout.importance_cap=3.5", "learner.max_grad_norm=1.5",
+        "evaluation.bootstrap=20", "learner.gradient_checkpointing=true", "samples=2",
+    ]  # fmt: skip
+    two = cells_of(*long, "algorithm.group_size=2,4")
+    assert len(two) == 2 and all(len(name.split("/")[1]) <= 255 for name in two)
+    assert cells_of(*long, "algorithm.group_size=2,4") == two  # found again
+
+
+def test_jobs_that_differ_in_their_names_or_seeds_alone():
+    """Those of another name are links to the same runs."""
+    assert cli.main(["train", "-m", *SMALL, "name=a,b", "seed=0,1"]) == 0
+    assert sorted(str(p.parent) for p in Path("outputs").glob("[ab]/*/seed=*/manifest.json")) == [
+        f"outputs/{name}/benchmark=none,model=tiny,steps=0/seed={seed}" for name in "ab" for seed in (0, 1)
+    ]
+
+
+def test_a_multirun_without_an_override_that_names_a_cell():
+    with_config = ["train", "-m", "tracker=none", "name=x,y", "seed=0"]
+    from carerft.commands import train
+
+    places = []
+    original = train.job_directory
+    train.job_directory = lambda command, record: places.append(original(command, record))
+    try:
+        assert cli.main(with_config) == 0
+    finally:
+        train.job_directory = original
+    assert [str(place.relative_to(Path.cwd())) for place in places] == [f"outputs/{n}/default/seed=0" for n in "xy"]
+
+
+def test_names_in_one_directory_are_refused(capsys: pytest.CaptureFixture):
+    assert cli.main(["train", "-m", *SMALL, "name=a,b", "hydra.sweep.dir=here"]) == 2
+    assert "would share a directory" in capsys.readouterr().err and not list(Path.cwd().iterdir())
+
+
+def test_runs_of_the_same_second_have_directories_of_their_own():
+    when = datetime(2026, 1, 2, 3, 4, 5)
+    names = [reserved(Path("outputs/x"), when) for _ in range(3)]
+    assert names == ["2026-01-02_03-04-05", "2026-01-02_03-04-05_2", "2026-01-02_03-04-05_3"]
+    assert sorted(path.name for path in Path("outputs/x").iterdir()) == names
+
+
+def test_showing_a_configuration_makes_no_directory(capsys: pytest.CaptureFixture):
+    assert cli.main(["train", "--cfg", "all", "--resolve"]) == 0
+    assert not Path("outputs").exists()
+
+
+PARSER = OverridesParser.create()
+
+
+@pytest.mark.parametrize(
+    "path", ["/p/a=1", "/p/a,b", "/p/a b", '/p/a"b', "/p/a'b", "/p/a\\b", "/p/a\\", '/p/a\\"', "/p/é(1)"]
+)
+def test_any_path_of_a_model(path: str, tmp_path: Path):
+    model = f"{tmp_path}{path}"
+    Path(model).mkdir(parents=True)
+    (group, word) = cli.expand_model([f"model={model}"])
+    assert group == "model=path" and PARSER.parse_override(word).value() == model
+    assert PARSER.parse_override(f"x={hydra_quoted(path)}").value() == path
+    assert composed(*cli.expand_model([f"model={model}"]))["model"]["path"] == model
+    (word,) = cli.expand_model([f"data.path={model}"])
+    assert PARSER.parse_override(word).value() == model
+
+
+def swept(words: list[str]) -> list[str]:
+    (override,) = PARSER.parse_overrides(words[1:])
+    texts = list(override.sweep_string_iterator())
+    return [str(PARSER.parse_override(f"model.path={text}").value()) for text in texts]
+
+
+def test_several_paths_of_models(tmp_path: Path):
+    assert swept(cli.expand_model(["model=/p/a=1,/p/b"])) == ["/p/a=1", "/p/b"]
+    assert swept(cli.expand_model(["model=Org/A-1.5,Org/B"])) == ["Org/A-1.5", "Org/B"]
+    (tmp_path / "a,1").mkdir()
+    assert swept(cli.expand_model([f"model={tmp_path}/a,1,/p/b"])) == [f"{tmp_path}/a,1", "/p/b"]
+    with pytest.raises(ConfigError, match="'tiny' is neither a directory nor a hub name"):
+        cli.expand_model(["model=/p/a,tiny"])
+
+
+@pytest.mark.parametrize(
+    "word", ["data.path=/a/b.jsonl", "data.path=null", 'model.path="/p/a"', "hydra.run.dir=x/y", "seed=1,2"]
+)
+def test_other_words_stay_as_they_are(word: str):
+    assert cli.expand_model([word]) == [word]
+
+
+def test_a_directory_to_write_to_may_have_any_name():
+    assert cli.main(["train", *SMALL, "hydra.run.dir=runs/a=1,b (2)"]) == 0
+    assert Path("runs/a=1,b (2)/manifest.json").is_file()
+
+
+def test_the_base_models_of_a_sweep_over_models_have_directories_of_their_own(tmp_path: Path):
+    models = [tmp_path / "a=1", tmp_path / "b,c"]
+    for model in models:
+        shutil.copytree(SHIPPED, model)
+    words = cli.expand_model(["model=" + ",".join(map(str, models)), "task=world", "benchmark=world", "seed=0"])
+    planned = cells(experiment("figure2"), [*words, "rollout=transformers"])
+    bases = [cell for cell in planned if cell.command == "evaluate"]
+    assert [cell.settings.model.path for cell in bases] == list(map(str, models))
+    assert len({cell.directory for cell in planned}) == len(planned)
+    assert {len(cell.directory.parts) for cell in planned} == {4}
