@@ -59,7 +59,9 @@ def test_every_experiment_composes_at_both_scales(name: str):
     assert [cell.overrides[1:3] for cell in large if cell.command == "train"] == [
         cell.overrides[1:3] for cell in small if cell.command == "train"
     ]
-    assert all(set(cell.settings.benchmark) == {"math", "gsm8k", "selfaware", "truthfulqa"} for cell in large)
+    paper = {"math", "gsm8k", "selfaware", "truthfulqa", "truthfulqa_options"}
+    assert all(set(cell.settings.benchmark) == paper for cell in large)
+    assert all(set(cell.settings.evaluation.combine) < paper for cell in large)
     assert all(cell.settings.task.name == "math" for cell in large if cell.command == "train")
 
 
