@@ -3,6 +3,7 @@
 Each command is a module of `carerft.commands` with a function `main`.
 """
 
+import errno
 import importlib
 import os
 import re
@@ -12,7 +13,7 @@ from typing import Any
 
 from carerft import __version__
 from carerft.errors import CareError, ConfigError
-from carerft.text import did_you_mean, hydra_quoted
+from carerft.text import did_you_mean, hydra_quoted, visible
 from carerft.training.launch import quiet
 
 COMMANDS = {
@@ -65,15 +66,18 @@ def main(arguments: list[str] | None = None) -> int:
 def run(command: str, words: list[str]) -> int:
     """Run a command with these words. What a user can mend is printed without a traceback."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors, and they are explained here
+    if foreign := [word for word in words if not _is_unicode(word)]:
+        return _fail(f"{visible(foreign[0])}: this is not UTF-8", "give files and names that are")
     module = importlib.import_module(f"carerft.commands.{command}")
     from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
+    from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
     try:
         if {"-m", "--multirun"} & set(words) and {"-c", "--cfg"} & set(words):
             raise ConfigError("-m and --cfg together", "a multirun is many configurations: write --cfg without -m")
         if command in COMPOSED:
-            words = expand_model(words)
+            flags = [word for word in words if word in ("-m", "--multirun")]  # which Hydra takes before the others only
+            words = flags + [word for word in expand_model(words) if word not in flags]
             check_names(words)
         if command == "train":
             words += quiet()
@@ -82,14 +86,71 @@ def run(command: str, words: list[str]) -> int:
         return module.main() or 0
     except CareError as error:
         return _fail(error.what, error.remedy)
+    except InterpolationResolutionError as error:
+        failure = file_failure(error)  # of the directory that a resolver has made
+        return _fail(*(unusable(failure, command, words) if failure else explain(command, error)))
     except (HydraException, OmegaConfBaseException) as error:
         return _fail(*explain(command, error))
-    except (PermissionError, NotADirectoryError, FileExistsError) as error:
-        key = "hydra.run.dir" if command in COMPOSED else "output"
-        return _fail(f"{error.filename}: {error.strerror}", f"choose another directory to write to, with {key}=...")
+    except (OSError, ValueError) as error:
+        failure = file_failure(error)
+        if failure is None:
+            raise
+        return _fail(*unusable(failure, command, words))
     except KeyboardInterrupt:
         print("\nstopped; the same command continues", file=sys.stderr)
         return 130
+
+
+UNUSABLE = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENODEV),
+    *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.EILSEQ, errno.EINVAL),
+    *(errno.EMFILE, errno.ENFILE, errno.ETXTBSY, errno.ESTALE, errno.ENXIO),
+}
+"""What a file system answers where a file cannot be written or read. Other errors are defects."""
+
+
+def file_failure(error: BaseException) -> OSError | None:
+    """The error of a file system that is behind this one (logging hides the one of its file); None if none is."""
+    seen: BaseException | None = error
+    if type(error) is ValueError and not str(error).startswith("Unable to configure"):
+        return None
+    while seen is not None:
+        if isinstance(seen, OSError) and not isinstance(seen, ConnectionError | TimeoutError):
+            name = str(seen.filename or "")
+            absent = seen.errno == errno.ENOENT and name and Path(name).parent.is_dir()  # as in /proc
+            if seen.errno in UNUSABLE or absent:
+                return seen
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def unusable(error: OSError, command: str, words: list[str]) -> tuple[str, str]:
+    """What is wrong with a file or directory, and the key with which to choose another."""
+    name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
+    what = f"{visible(name)}: {error.strerror}" if name else f"a file cannot be written: {error.strerror}"
+    cache = os.environ.get("CARERFT_CACHE") or str(Path.home() / ".cache")
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        remedy = "allow more open files: ulimit -n"
+    elif name and os.path.exists(name) and not os.access(name, os.R_OK):
+        remedy = "make it readable for you"
+    elif name.startswith(f"{cache}{os.sep}"):
+        remedy = "choose another directory for what is kept between runs, with CARERFT_CACHE=... or HF_HOME=..."
+    elif command == "sweep":
+        remedy = "the runs of a sweep go to outputs/ in the working directory: start it in another, or free the disk"
+    elif command not in COMPOSED:
+        remedy = "choose another directory to write to, with output=..., or free the disk"
+    else:
+        key = "hydra.sweep.dir" if {"-m", "--multirun"} & set(words) else "hydra.run.dir"
+        remedy = f"choose another directory to write to, with {key}=..., or free the disk"
+    return what, remedy
+
+
+def _is_unicode(word: str) -> bool:
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 PATHS = ("model.path", "data.path", "data.test_path")

@@ -1,6 +1,9 @@
 """Directories of runs: a name for every cell, a directory for every run, and what is said where none can be written."""
 
+import errno
 import json
+import logging
+import os
 import shutil
 from datetime import datetime
 from pathlib import Path
@@ -153,3 +156,97 @@ def test_the_base_models_of_a_sweep_over_models_have_directories_of_their_own(tm
     assert [cell.settings.model.path for cell in bases] == list(map(str, models))
     assert len({cell.directory for cell in planned}) == len(planned)
     assert {len(cell.directory.parts) for cell in planned} == {4}
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["train", *SMALL], ["Read-only file system", "hydra.run.dir="]),
+        (["train", *SMALL, "hydra.run.dir=here"], ["here: Read-only file system", "hydra.run.dir="]),
+        (["train", "-m", *SMALL], ["Read-only file system", "hydra.sweep.dir="]),
+        (["evaluate", "model=tiny", "tracker=none"], ["Read-only file system", "hydra.run.dir="]),
+        (["sweep", "figure2", "seed=0"], ["Read-only file system", "working directory"]),
+        (["base", "steps=1", "output=here"], ["Read-only file system", "output="]),
+    ],
+)
+def test_a_read_only_file_system(words: list[str], says: list[str], capsys: pytest.CaptureFixture, monkeypatch):
+    def mkdir(self: Path, *arguments: object, **options: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    monkeypatch.setattr("os.mkdir", lambda path, *_, **__: mkdir(Path(path)))
+    assert cli.main(words) == 2
+    said = capsys.readouterr().err
+    assert all(text in said for text in says) and "Traceback" not in said
+
+
+def test_a_directory_in_which_no_file_can_be_made(capsys: pytest.CaptureFixture, monkeypatch):
+    """Hydra makes the log of a run, by a handler of logging."""
+
+    def refuse(self: logging.FileHandler) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), self.baseFilename)
+
+    monkeypatch.setattr(logging.FileHandler, "_open", refuse)
+    assert cli.main(["train", *SMALL, "hydra.run.dir=here"]) == 2
+    said = capsys.readouterr().err
+    assert "here/train.log: Read-only file system" in said and "hydra.run.dir=" in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS])
+def test_a_disk_that_fails_in_the_middle_of_a_run(number: int, capsys: pytest.CaptureFixture, monkeypatch):
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("carerft.model.export.export", fail)
+    assert cli.main(["train", *SMALL, "hydra.run.dir=here"]) == 2
+    assert f"a file cannot be written: {os.strerror(number)}" in capsys.readouterr().err
+    assert json.loads(Path("here/manifest.json").read_text())["status"] == "failed"
+
+
+def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch):
+    for error in (FileNotFoundError(errno.ENOENT, "absent", "/absent/file"), ConnectionError("no"), ValueError("no")):
+        assert cli.file_failure(error) is None
+
+
+@pytest.mark.parametrize("value", ["0", "", "1"])
+def test_the_users_setting_of_hydras_errors_changes_nothing(value: str, capsys: pytest.CaptureFixture, monkeypatch):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", value)
+    assert cli.main(["train", *SMALL, "steps=-1"]) == 2
+    assert cli.main(["train", "learner=nothing"]) == 2
+    said = capsys.readouterr().err
+    assert "steps=-1: must be at least 0" in said and "no such learner" in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize("word", ["seed=4294967296", "seed=-1", "model.base=4294967296", "seed=100000000000000000000"])
+def test_a_seed_that_a_random_generator_does_not_take(word: str, capsys: pytest.CaptureFixture):
+    for command in ("train", "evaluate"):
+        assert cli.main([command, "model=tiny", "tracker=none", word]) == 2
+        said = capsys.readouterr().err
+        assert f"{word}: must be at least 0 and at most 4294967295" in said and "Traceback" not in said
+
+
+def test_the_largest_seed_works():
+    assert cli.main(["train", *SMALL, "seed=4294967295"]) == 0
+
+
+def test_half_of_a_surrogate_pair(tmp_path: Path, capsys: pytest.CaptureFixture):
+    row = {"question": "What is 1 + 1?", "answer": "#### 2"}
+    for field in row:
+        text = json.dumps({**row, "question": "2?"}) + "\n" + json.dumps({**row, field: "a \ud800 b #### 2"})
+        (tmp_path / "x.jsonl").write_text(text)
+        assert cli.main(["evaluate", "model=tiny", "tracker=none", "benchmark=gsm8k", "data.path=x.jsonl"]) == 2
+        assert "x.jsonl:2: the character \\ud800 is half of a surrogate pair" in capsys.readouterr().err
+    (tmp_path / "mine.yaml").write_text('prompt: "\\uD800 {question}"\n')
+    words = ["benchmark=gsm8k", "data.path=x.jsonl", "benchmark.gsm8k.prompt=mine.yaml"]
+    assert cli.main(["evaluate", "model=tiny", "tracker=none", *words]) == 2
+    assert "mine.yaml" in capsys.readouterr().err
+
+
+def test_a_word_that_is_not_utf_8(capsys: pytest.CaptureFixture):
+    assert cli.main(["train", *SMALL, "name=\udcff"]) == 2
+    assert "name=⟨U+DCFF⟩: this is not UTF-8" in capsys.readouterr().err
+
+
+def test_a_multiruns_option_may_come_after_its_words():
+    assert cli.main(["train", *SMALL, "-m", "hydra.sweep.dir=there"]) == 0
+    assert list(Path("there").glob("*/seed=0/manifest.json"))

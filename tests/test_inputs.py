@@ -126,6 +126,7 @@ def test_copies_of_published_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_run_does_not_go_on_with_other_inputs(status: str, tmp_path: Path):
     config = {**CONFIG, "data": {"path": write(tmp_path / "x.jsonl", "one")}}
     finish(tmp_path / "run", config, status)
+    write(tmp_path / "run" / "metrics.jsonl", "{}")
     with open_run(tmp_path / "run", "train", config):
         pass
     write(tmp_path / "x.jsonl", "other")
@@ -133,10 +134,19 @@ def test_a_run_does_not_go_on_with_other_inputs(status: str, tmp_path: Path):
         finish(tmp_path / "run", config)
     assert "hydra.run.dir" in caught.value.remedy
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
-    assert changed_since(manifest)
+    assert changed_since(tmp_path / "run", manifest)
     del manifest["inputs"]  # of an earlier version
     (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest))
     finish(tmp_path / "run", config, status)
+
+
+def test_a_run_that_has_written_nothing_takes_mended_data(tmp_path: Path):
+    config = {**CONFIG, "data": {"path": write(tmp_path / "x.jsonl", "a fault")}}
+    finish(tmp_path / "run", config, "failed")
+    write(tmp_path / "x.jsonl", "mended")
+    finish(tmp_path / "run", config)
+    with open_run(tmp_path / "run", "train", config) as opened:
+        assert opened.done and [entry["bytes"] for entry in opened.manifest["inputs"]] == [6]
 
 
 def test_a_finished_run_of_other_inputs_is_not_shared(tmp_path: Path):
@@ -163,6 +173,7 @@ def test_a_single_run_with_other_inputs_begins_anew(tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     config = {**CONFIG, "data": {"path": write(tmp_path / "x.jsonl", "one")}}
     finish(Path("outputs/a/before"), config, "interrupted")
+    write(Path("outputs/a/before/evaluation/x.jsonl"), "{}")
     assert _run_name.__wrapped__("a", config_hash(config)) == "before"
     write(tmp_path / "x.jsonl", "two")
     assert _run_name.__wrapped__("a", config_hash(config)) != "before"

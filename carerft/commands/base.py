@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from carerft.commands.arguments import argument, read, refuse
+from carerft.config.settings import SEEDS
 from carerft.errors import ConfigError
 
 
@@ -20,7 +21,7 @@ from carerft.errors import ConfigError
 class Base:
     """The keys of `carerft base`."""
 
-    seed: int = argument("of the pretraining; the model of seed 0 comes with carerft", 0, least=0)
+    seed: int = argument("of the pretraining; the model of seed 0 comes with carerft", 0, **SEEDS)
     steps: int | None = argument("optimizer steps; null: as many as the model of seed 0", None)
     output: str | None = argument("directory to write to; null: the cache that model.base=SEED reads", None)
 

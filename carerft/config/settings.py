@@ -21,6 +21,7 @@ from carerft.objective import settings as objective
 from carerft.objective.schedules import SCHEDULES
 
 PRECISIONS = {"choices": ("float32", "bfloat16")}
+SEEDS = {"least": 0, "most": 2**32 - 1}  # what NumPy's random generators take
 
 
 @dataclass
@@ -34,7 +35,7 @@ class ModelSettings:
     # Hub revision: a branch, a tag or a commit.
     revision: str | None = None
     # Of the built-in model: the seed of its pretraining. 0 is shipped, others are built once and cached.
-    base: int = 0
+    base: int = field(default=0, metadata=SEEDS)
     # transformers' attention implementation; "eager" for models without torch's (gpt-oss, Bloom, MPT).
     attention: str = "sdpa"
     # Put prompts into the model's chat template. null: if the model's own configuration ends a generation with the
@@ -272,7 +273,7 @@ class RunSettings:
 
     # Runs of one name share a directory, outputs/<name>/.
     name: str = MISSING
-    seed: int = field(default=0, metadata={"least": 0})
+    seed: int = field(default=0, metadata=SEEDS)
     # Completions per question of a benchmark.
     samples: int = field(default=8, metadata={"least": 1})
     model: ModelSettings = field(default_factory=ModelSettings)

@@ -16,7 +16,7 @@ from typing import Any
 
 from carerft.config.identity import config_hash, differences
 from carerft.errors import RunDirectoryError
-from carerft.runs.inputs import changes, inputs
+from carerft.runs.inputs import changed_since, inputs
 
 PACKAGES = (
     *("carerft", "torch", "transformers", "hydra-core", "omegaconf", "datasets", "math-verify", "wandb", "numpy"),
@@ -187,8 +187,10 @@ def open_run(path: Path, command: str, config: Mapping[str, Any]) -> Iterator[Ru
                 f"{path} holds a run of another configuration:\n    " + "\n    ".join(changed),
                 "choose another hydra.run.dir, or give the same settings to continue that run",
             )
-        elif changed := changes(manifest.get("inputs"), inputs(config)):
+        elif changed := changed_since(path, manifest, now := inputs(config)):
             raise changed_inputs(path, changed)
+        elif manifest.get("inputs") is not None and manifest["status"] != "done":
+            manifest["inputs"] = now  # of a run that has written nothing yet, such as one whose data had a fault
         yield RunDirectory(path, manifest)
 
 

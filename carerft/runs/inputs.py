@@ -64,10 +64,20 @@ def changes(then: Sequence[Entry] | None, now: Sequence[Entry]) -> list[str]:
     return lines
 
 
-def changed_since(manifest: Mapping[str, Any]) -> list[str]:
-    """`changes` of the inputs of the run that has this manifest."""
+def changed_since(directory: Path, manifest: Mapping[str, Any], now: Sequence[Entry] | None = None) -> list[str]:
+    """`changes` of the inputs of a run, if it has written anything that depends on them.
+
+    now: of `inputs`; None: those of the run's configuration.
+    """
     then = manifest.get("inputs")
-    return changes(then, inputs(manifest["config"])) if then else []
+    if then is None or (manifest["status"] != "done" and not _has_results(directory)):
+        return []
+    return changes(then, inputs(manifest["config"]) if now is None else now)
+
+
+def _has_results(directory: Path) -> bool:
+    files = [directory / "metrics.jsonl", *directory.glob("evaluation/*")]
+    return any(directory.glob("checkpoints/*")) or any(file.is_file() and file.stat().st_size for file in files)
 
 
 def _named(config: Mapping[str, Any]) -> Iterator[tuple[str, Path, bool]]:

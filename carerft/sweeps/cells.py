@@ -76,7 +76,7 @@ def cells(experiment: Experiment, overrides: Sequence[str], here: bool = True) -
 def check_inputs(cells: Sequence[Cell]) -> None:
     """Raises RunDirectoryError if a cell has begun, or is done, with other data or another model than there is now."""
     for cell in cells:
-        if (manifest := read_manifest(cell.directory)) and (changed := changed_since(manifest)):
+        if (manifest := read_manifest(cell.directory)) and (changed := changed_since(cell.directory, manifest)):
             raise changed_inputs(cell.directory, changed)
 
 

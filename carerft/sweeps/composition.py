@@ -32,7 +32,7 @@ def _run_name(name: str, identity: str) -> str:
     no process has, or the time, of which the directory is then made."""
     parent = Path("outputs", name)
     for directory, manifest in runs_of(identity, sorted(parent.glob("*"), reverse=True)):
-        if manifest["status"] != "done" and not locked(directory) and not changed_since(manifest):
+        if manifest["status"] != "done" and not locked(directory) and not changed_since(directory, manifest):
             return directory.name
     if {"-c", "--cfg", "--info", "-i"} & set(sys.argv):  # which show a configuration, and run nothing
         return datetime.now().strftime("%Y-%m-%d_%H-%M-%S")

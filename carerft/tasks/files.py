@@ -72,9 +72,9 @@ class Row:
 def load_rows(published: Published, path: str | None = None) -> list[Row]:
     """All rows. path: a file of the user's own, in place of the published one. Raises DataError."""
     if path is not None:
-        return read_rows(Path(path).expanduser(), published.key)
+        return _encodable(read_rows(Path(path).expanduser(), published.key))
     file = local_file(published) or (_downloaded(published) if published.url else None)
-    rows = read_rows(file, published.key) if file else _from_hub(published)
+    rows = _encodable(read_rows(file, published.key) if file else _from_hub(published))
     if len(rows) != published.rows:
         raise DataError(
             f"{rows[-1].location} is the last: {len(rows):,} rows, but {published.file} has {published.rows:,}",
@@ -119,6 +119,20 @@ def read_rows(file: Path, key: str | None = None) -> list[Row]:
         if not isinstance(fields, dict):
             raise DataError(f"{location}: a JSON {type(fields).__name__}, not an object", ROW_REMEDY)
     return [Row(fields, location, index) for index, (location, fields) in enumerate(located)]
+
+
+def _encodable(rows: list[Row]) -> list[Row]:
+    """The same rows. Raises DataError for a text that is no Unicode text: JSON can hold half of a surrogate pair."""
+    for row in rows:
+        try:
+            json.dumps(row.fields, ensure_ascii=False, default=str).encode()
+        except UnicodeEncodeError as error:
+            code = ord(error.object[error.start])
+            raise DataError(
+                f"{row.location}: the character \\u{code:04x} is half of a surrogate pair, and no text by itself",
+                "write the character itself, in UTF-8, or leave it out",
+            ) from error
+    return rows
 
 
 def _json(data: bytes, file: Path, line: int = 1) -> Any:

@@ -42,13 +42,14 @@ def load_template(dataset: str, name: str) -> Template:
     file = Path(name).expanduser() if name.endswith((".yaml", ".yml")) else PROMPTS / dataset / f"{name}.yaml"
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        str(values.get("prompt") if isinstance(values, dict) else "").encode()  # no half of a surrogate pair
     except OSError as error:
         choices = ", ".join(sorted(path.stem for path in (PROMPTS / dataset).glob("*.yaml")))
         raise ConfigError(
             f"prompt={name!r} is no prompt of {dataset} ({file}: {error.strerror})",
             f"write one of {choices}, or the path of a YAML file",
         ) from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    except (UnicodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{file}: {' '.join(str(error).split())}", REMEDY) from error
     if not isinstance(values, dict) or "{question}" not in str(values.get("prompt")):
         raise ConfigError(f"{file} has no key 'prompt' with {{question}} in it", REMEDY)
