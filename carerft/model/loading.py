@@ -107,8 +107,12 @@ def _make_savable(policy: PreTrainedModel, path: str) -> None:
         )
 
 
-# Buffers that older versions of transformers saved, and that are computed from the configuration today.
-COMPUTED = re.compile(r"(rotary\w*\.inv_freq|\.masked_bias|attn\.bias|attention\.bias|position_ids)$")
+# What a checkpoint may hold beside the model's weights: buffers that older versions of transformers saved, and that are
+# computed from the configuration today; parts for images and sound, where the language model alone is loaded.
+BESIDE = re.compile(
+    r"(rotary\w*\.inv_freq|\.masked_bias|attn\.bias|attention\.bias|position_ids)$"
+    r"|(^|\.)(vision|visual|audio|multi_modal)\w*\."
+)
 
 
 def _check_weights(policy: PreTrainedModel, report: Mapping[str, Any], path: str) -> None:
@@ -123,7 +127,7 @@ def _check_weights(policy: PreTrainedModel, report: Mapping[str, Any], path: str
     wrong = {
         "missing": [names[0] for names in tensors.values() if missing.issuperset(names)],
         "of another shape": [name for name, *_ in report.get("mismatched_keys", ())],
-        "unexpected": [name for name in report.get("unexpected_keys", ()) if not COMPUTED.search(name)],
+        "unexpected": [name for name in report.get("unexpected_keys", ()) if not BESIDE.search(name)],
     }
     parts = [
         f"{len(names)} {what} ({', '.join(sorted(names)[:3])}{', ...' if len(names) > 3 else ''})"

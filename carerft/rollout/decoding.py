@@ -11,13 +11,13 @@ while decoding.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Cache, DynamicCache, LlamaForCausalLM, PreTrainedModel, Qwen2ForCausalLM
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionCacheLayerMixin
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from carerft.model.probe import Probe
 
@@ -84,8 +84,8 @@ def spread(layer: Any, rows: Tensor, limit: int) -> Any:
 
 def select(layer: Any, rows: Tensor) -> None:
     """Keep these rows of a cache's layer, each as often as it is named."""
-    if isinstance(layer, LinearAttentionCacheLayerMixin):  # states of a convolution, perhaps beside keys and values
-        cast(Any, layer).reorder_cache(rows)  # declared for LongTensor
+    if hasattr(layer, "conv_states"):  # perhaps beside keys and values
+        layer.reorder_cache(rows)
     else:
         layer.batch_select_indices(rows)
 

@@ -163,17 +163,25 @@ class TransformersWorker(RolloutWorker):
     def log_likelihood(self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]) -> list[float]:
         check_context(prompts, continuations, self.context)
         pairs = [(tuple(p), list(c)) for p, c in zip(prompts, continuations, strict=True)]
-        # Equal prompts side by side: a batch reads each of them once. Similar lengths together: less padding.
-        order = sorted(range(len(pairs)), key=lambda i: (len(pairs[i][0]), pairs[i][0], len(pairs[i][1])))
-        longest = max(1, max(len(continuation) for _, continuation in pairs))
-        size = max(1, min(self.batch_size, LOGITS // (longest * self.model.config.get_text_config().vocab_size)))
         totals = [0.0] * len(pairs)
         with self._evaluating():
-            for members in self._batches(order, [len(prompt) for prompt, _ in pairs], size):
+            for members in self.likelihood_batches(prompts, continuations):
                 batch = [pairs[i] for i in members]
                 for i, total in zip(members, self._likelihood(batch).tolist(), strict=True):
                     totals[i] = total
         return totals
+
+    def likelihood_batches(
+        self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
+    ) -> list[list[int]]:
+        """The indices of the continuations that `log_likelihood` scores together. One batch alone has the same scores,
+        to the last bit, as among the others."""
+        pairs = list(zip(prompts, continuations, strict=True))
+        # Equal prompts side by side: a batch reads each of them once. Similar lengths together: less padding.
+        order = sorted(range(len(pairs)), key=lambda i: (len(pairs[i][0]), tuple(pairs[i][0]), len(pairs[i][1])))
+        longest = max(1, max(len(continuation) for _, continuation in pairs))
+        size = max(1, min(self.batch_size, LOGITS // (longest * self.model.config.get_text_config().vocab_size)))
+        return list(self._batches(order, [len(prompt) for prompt, _ in pairs], size))
 
     def sync(self, policy: torch.nn.Module) -> None:
         """Copies the policy's weights, unless the policy is this worker's own model."""
