@@ -10,6 +10,7 @@ import copy
 import json
 import logging
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -294,6 +295,19 @@ def test_a_generation_config_that_cannot_be_saved_is_mended_when_the_model_is_lo
     export(policy, tokenizer, tmp_path / "saved")
     kept = json.loads((tmp_path / "saved" / "generation_config.json").read_text())
     assert kept["eos_token_id"] == [3, 5] and kept["pad_token_id"] == 0 and "temperature" not in kept
+
+
+def test_a_soft_cap_of_the_attention_is_not_left_out(tmp_path: Path):
+    model = tiny("gemma2", final_logit_softcapping=None, attn_logit_softcapping=0.5)
+    settings = saved(model, tmp_path)
+    with pytest.raises(CareError, match=r"model_type=gemma2.*caps its attention's scores") as refusal:
+        load_model(settings, CPU)
+    assert refusal.value.remedy == "write model.attention=eager"
+    capped, _ = load_model(replace(settings, attention="eager"), CPU)
+    worker = TransformersWorker(capped, [EOS], 0)
+    rollouts = worker.sample(PROMPTS, 1, Sampling(8), seed=0)
+    assert difference(rollouts, rollouts.log_probs, capped) < NATS
+    assert difference(rollouts, make_learner(capped).log_probs(rollouts), capped) < NATS
 
 
 def test_a_model_without_this_attention_is_told_of_the_setting(tmp_path: Path):

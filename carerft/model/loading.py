@@ -78,6 +78,7 @@ def load_model(model: ModelSettings, device: torch.device) -> tuple[PreTrainedMo
     # transformers' decorator of `to` hides that it is a method.
     policy = policy.to(device).eval()  # pyright: ignore[reportArgumentType]  # `to` takes a device
     _check_head(policy, path)
+    _check_attention(policy, path)
     return policy, tokenizer
 
 
@@ -149,6 +150,16 @@ def _check_head(policy: PreTrainedModel, path: str) -> None:
             f"the LM head of {path}, {described(policy)}, is not a plain matrix: it has a bias, a soft cap, a scale or "
             "layers of its own, without which the learner would compute other probabilities",
             "use a model of the Qwen2, Qwen3, Llama or Mistral family, or another one of the types in docs/models.md",
+        )
+
+
+def _check_attention(policy: PreTrainedModel, path: str) -> None:
+    """Raise CareError if the attention implementation leaves out a soft cap of the scores, as torch's does."""
+    config = policy.config.get_text_config()
+    if getattr(config, "attn_logit_softcapping", None) and config._attn_implementation == "sdpa":
+        raise CareError(
+            f"{path}, {described(policy)}, caps its attention's scores, which model.attention=sdpa would leave out",
+            "write model.attention=eager",
         )
 
 
