@@ -4,15 +4,18 @@ The files are enough to compute every metric again without the model. An evaluat
 each question's samples depend on the seed and the question alone.
 """
 
+import hashlib
 import json
 import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, TextIO
 
 from rich.console import Console
+from rich.progress import Progress
 from transformers import PreTrainedTokenizerBase
 
 from carerft.config.settings import EvaluationSettings
@@ -85,7 +88,7 @@ class Evaluator:
         with progress_bar(console, "questions") as bar:
             for name, (problems, prompts) in questions.items():
                 task = bar.add_task(name, total=len(problems), shown="")
-                problem_records = self._problem_records(problems, prompts, place / f"{name}.problems.jsonl")
+                problem_records = self._problem_records(problems, prompts, place / f"{name}.problems.jsonl", bar)
                 path = place / f"{name}.jsonl"
                 records = _recorded(path, problems, self.samples)
                 done = len(records) // self.samples
@@ -164,7 +167,9 @@ class Evaluator:
         for record, report in zip(majority, reports, strict=True):
             record["self_report"] = report
 
-    def _problem_records(self, problems: Sequence[Problem], prompts: Sequence[list[int]], path: Path) -> list[Record]:
+    def _problem_records(
+        self, problems: Sequence[Problem], prompts: Sequence[list[int]], path: Path, bar: Progress | None = None
+    ) -> list[Record]:
         """Write and return one record per problem, with MC1 and MC2 where it has choices.
 
         Records of the same problems that are there already are returned: scoring choices again would take minutes.
@@ -182,7 +187,9 @@ class Evaluator:
         if [] in continuations:
             problem = chosen[continuations.index([])][0]
             raise DataError(f"problem {problem.id}: a choice adds no token to its prompt", "leave out the empty choice")
-        scored = iter(self.worker.log_likelihood([prompt for _, prompt, _ in chosen], continuations) if chosen else [])
+        counts = [len(problem.choices) for problem in problems]
+        scores_path = path.with_name(path.name.replace("problems", "choices"))
+        scored = iter(self._scores([prompt for _, prompt, _ in chosen], continuations, counts, scores_path, bar))
         records = []
         for problem in problems:
             record: Record = {
@@ -198,7 +205,50 @@ class Evaluator:
                 record |= multiple_choice(likelihoods, [true for _, true in problem.choices])
             records.append(record)
         write_atomically(path, _lines(records))
+        scores_path.unlink(missing_ok=True)
         return records
+
+    def _scores(
+        self,
+        prompts: Sequence[list[int]],
+        continuations: Sequence[list[int]],
+        counts: Sequence[int],
+        path: Path,
+        bar: Progress | None,
+    ) -> list[float]:
+        """The log-likelihood of each continuation given its prompt. counts: of neighbours that belong to one question.
+
+        Each portion is written to the file when it is scored, and what the file holds already is not scored again. A
+        portion is a batch that the worker would form of all at once, so that the rounding is the same; of a worker that
+        does not say what it would form, the choices of some questions.
+        """
+        if not prompts:
+            return []
+        identity = hashlib.sha256(json.dumps([prompts, continuations]).encode()).hexdigest()
+        lines = [line for line in read_lines(path, []) if line.get("of") == identity]
+        scores = {i: score for line in lines for i, score in zip(line["choices"], line["log_likelihoods"], strict=True)}
+        write_atomically(path, _lines(lines))  # without a last line that a kill has cut
+        if batches := getattr(self.worker, "likelihood_batches", None):
+            portions = batches(prompts, continuations)
+        else:
+            ends = [0, *accumulate(counts)]
+            bounds = [*ends[:: self.questions_at_once], ends[-1]]
+            portions = [list(range(start, end)) for start, end in pairwise(bounds) if end > start]
+        questions = sum(count > 0 for count in counts)
+        task = (
+            bar.add_task(path.name.replace(".jsonl", "").replace(".", ", "), total=questions, shown="") if bar else None
+        )
+        with open(path, "a", encoding="utf-8") as file:
+            for portion in portions:
+                if not scores.keys() >= set(portion):
+                    parts = [prompts[i] for i in portion], [continuations[i] for i in portion]
+                    found = self.worker.log_likelihood(*parts)
+                    scores |= zip(portion, found, strict=True)
+                    file.write(_lines([{"of": identity, "choices": portion, "log_likelihoods": found}]))
+                    file.flush()
+                if bar and task is not None:
+                    bar.update(task, completed=questions * len(scores) // len(prompts))
+        return [scores[i] for i in range(len(prompts))]
 
 
 def _lines(records: Sequence[Record]) -> str:
