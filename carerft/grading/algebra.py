@@ -20,7 +20,13 @@ _WARM_UP = (
     r"\{1,2\}", r"3\sin(2x)", "50%", r"10^{-3}", r"\frac{a+b}{c}",
 )  # fmt: skip
 _PAIRS = ("(", ")"), ("[", "]"), ("(", "]"), ("[", ")"), (r"\{", r"\}")
-_SET = (r"\{", r"\}")
+_TUPLE, _SET = ("(", ")"), (r"\{", r"\}")
+_COORDINATE = re.compile("[a-z]=")
+_COLUMN = re.compile(r"\\begin\{[pb]matrix\}([^&]*)\\end\{[pb]matrix\}")
+_ORDER = re.compile(r"\s*(<|>|\\(?:[lg]e|[lg]t)(?![a-z]))\s*")
+_VARIABLE = re.compile(r"[a-zA-Z](?:\([a-z]\))?|\\[a-z]+")
+_FUNCTION = re.compile(r"[a-zA-Z](?:\^\{-1\})?\([a-z]\)\s*(?:=|\\in)\s*|[a-zA-Z]\s*\\in\s*")
+_RATIO = re.compile(r"(?<![\w.)}\]^!])([0-9]+)/([0-9]+)(?![\w.^!{]*[\^!.])(?![0-9])")
 _BRACKET = re.compile(r"\\[{}]|[(\[{)\]}]")
 _RELATION = re.compile(r"[<>]|\\(?:[lg]et?|lt|gt|cup|setminus)(?![a-z])")
 _POINTS = ((0.6180339887, 0.1415926535), (1.7320508075, 0.3183098861), (-0.5772156649, -0.2718281828))
@@ -77,7 +83,7 @@ def number_only(text: str, *_: Any, **__: Any) -> Any:
 def compare(gold: str, answer: str) -> tuple[bool | None, str]:
     """Whether the two (cleaned, unboxed) answers are equal, and why; None if it cannot be told."""
     try:
-        equal = equal_texts(unitless(gold), unitless(answer))
+        equal = equal_texts(unitless(_in_radians(gold)), unitless(_in_radians(answer)))
     except UnreadableGold:
         return None, "latex2sympy cannot read the gold answer"
     except Unreadable:
@@ -88,6 +94,17 @@ def compare(gold: str, answer: str) -> tuple[bool | None, str]:
             raise cause from None
         return None, f"math-verify failed: {type(cause).__name__}"
     return equal, "equal by algebra" if equal else "not equal by algebra"
+
+
+_DEGREES = re.compile(
+    r"([0-9]+(?:\.[0-9]+)?|\\frac\{[0-9]+\}\{[0-9]+\})\s*(?:\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-z]))|\\?degrees?(?![a-z]))"
+)
+_TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|sec|csc|cot)(?![a-z])")
+
+
+def _in_radians(text: str) -> str:
+    """Degrees count within a trigonometric function. Elsewhere they are a unit, which `unitless` drops."""
+    return _DEGREES.sub(r"(\\frac{\1\\pi}{180})", text) if _TRIGONOMETRIC.search(text) else text
 
 
 class Unreadable(Exception):
@@ -107,7 +124,17 @@ def equal_texts(gold: str, answer: str) -> bool:
     quick = quick_verdict(gold, answer)
     if quick is not None:
         return quick
+    if bool(_FUNCTION.match(gold)) != bool(_FUNCTION.match(answer)):
+        gold, answer = _FUNCTION.sub("", gold, count=1), _FUNCTION.sub("", answer, count=1)
+    if bool(_ORDER.search(gold)) != bool(_ORDER.search(answer)):
+        gold, answer = _as_interval(gold), _as_interval(answer)
+    if len(chain := _ascending(gold)) == len(given_chain := _ascending(answer)) > 3:
+        return chain[1::2] == given_chain[1::2] and all(map(equal_texts, chain[::2], given_chain[::2]))
+    if "matrix" not in gold or "matrix" not in answer:
+        gold, answer = _COLUMN.sub(_as_tuple, gold), _COLUMN.sub(_as_tuple, answer)
     (brackets, right), (given_brackets, given) = _elements(gold), _elements(answer)
+    if (brackets, given_brackets) == (_TUPLE, ()) and all(map(_COORDINATE.match, given)):
+        given = [coordinate[2:] for coordinate in sorted(given)]  # "x=1,y=2"
     if len(right) == len(given) == 1 and not brackets and not given_brackets:
         unions = [_split(text, r"\cup") for text in (gold, answer)]
         return (len(unions[0]) > 1 and _same_elements(*unions)) or _equal_expressions(gold, answer)
@@ -117,9 +144,40 @@ def equal_texts(gold: str, answer: str) -> bool:
         return _same_elements(_distinct(right), _distinct(given))
     if brackets == given_brackets == () or {brackets, given_brackets} == {_SET, ()}:
         return _same_elements(right, given)
-    if brackets == given_brackets or {brackets, given_brackets} == {("(", ")"), ()}:
+    if brackets == given_brackets or {brackets, given_brackets} == {_TUPLE, ()}:
         return len(right) == len(given) and all(map(equal_texts, right, given))
     return False
+
+
+def _ascending(text: str) -> list[str]:
+    """The sides of a chain of inequalities and the relations between them, the least side first."""
+    chain = _ORDER.split(text)
+    relations = [{r"\lt": "<", r"\gt": ">"}.get(relation, relation) for relation in chain[1::2]]
+    if relations and set(relations) <= {">", r"\ge"}:
+        chain.reverse()
+        relations = [{">": "<", r"\ge": r"\le"}[relation] for relation in reversed(relations)]
+    chain[1::2] = relations
+    return chain
+
+
+def _as_interval(text: str) -> str:
+    r"""The interval or union that inequalities mean: "x<1,x\ge2" ("or") is "(-\infty,1)\cup[2,\infty)"."""
+    intervals = []
+    for part in _split(text, ","):
+        sides, relations = (chain := _ascending(part))[::2], chain[1::2]
+        if len(sides) == 2:
+            below = bool(_VARIABLE.fullmatch(sides[0]))
+            sides, relations = (
+                ([r"-\infty", *sides], ["<", *relations]) if below else ([*sides, r"\infty"], [*relations, "<"])
+            )
+        if len(sides) != 3 or not _VARIABLE.fullmatch(sides[1]) or not set(relations) <= {"<", r"\le"}:
+            return text
+        intervals.append(f"{'(['[relations[0] != '<']}{sides[0]},{sides[2]}{')]'[relations[1] != '<']}")
+    return r"\cup".join(intervals)
+
+
+def _as_tuple(column: re.Match[str]) -> str:
+    return f"({','.join(entry.strip() for entry in column[1].split(chr(92) * 2) if entry.strip())})"
 
 
 def _elements(text: str) -> tuple[tuple[str, ...], list[str]]:
@@ -130,11 +188,16 @@ def _elements(text: str) -> tuple[tuple[str, ...], list[str]]:
             inside = text[len(opening) : -len(closing)]
             if text.startswith(opening) and text.endswith(closing) and _balanced(inside):
                 elements = _split(inside, ",")
-                if len(elements) > 1 or (opening, closing) == _SET:
+                if (opening, closing) == _SET:
+                    return _SET, _both_signs(elements)
+                if len(elements) > 1:
                     return (opening, closing), elements
                 return (), [text]
-    signs = [(r"\pm", "+-"), (r"\mp", "-+")]
-    for command, both in signs:
+    return (), _both_signs(elements)
+
+
+def _both_signs(elements: list[str]) -> list[str]:
+    for command, both in ((r"\pm", "+-"), (r"\mp", "-+")):
         elements = [
             element.replace(command, sign)
             for element in elements
@@ -142,7 +205,7 @@ def _elements(text: str) -> tuple[tuple[str, ...], list[str]]:
                 both if len(re.findall(r"\\(?:pm|mp)(?![a-z])", element)) == 1 and command in element else [command]
             )
         ]
-    return (), elements
+    return elements
 
 
 def _split(text: str, separator: str) -> list[str]:
@@ -212,6 +275,7 @@ def _parsed(text: str) -> Any:
     from math_verify.grader import should_treat_as_complex
     from sympy import nan, zoo
 
+    text = _RATIO.sub(r"\\frac{\1}{\2}", text)  # "3/5i" is no 3/(5i)
     normalization = NormalizationConfig(basic_latex=True, malformed_operators=True, nits=True, boxed="none")
     latex = normalize_latex(text, normalization)
     try:

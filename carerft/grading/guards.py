@@ -101,7 +101,7 @@ def _group_end(text: str, start: int) -> int:
 
 
 def _kind_of_base(before: str) -> str:
-    if re.search(r"[0-9]\Z|\(\s*-?[0-9.]+\s*\)\Z", before):
+    if re.search(r"[0-9]\Z|\(\s*-?(?:[0-9./]+|\\frac\{[0-9]+\}\{[0-9]+\})\s*\)\Z", before):
         return "number"
     return "letter" if before[-1:].isalpha() else "group"
 

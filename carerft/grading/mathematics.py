@@ -93,19 +93,64 @@ MINUSES = "\u2212\u2010\u2011\u2012\u2013\u2014\u207b\ufe63\uff0d"
 _FORMAT_CHARACTERS = [0xAD, 0x61C, *range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x2070), 0xFEFF]
 _PLAIN = {
     MINUSES: "-", "\u00a0\u2007\u2009\u202f\u3000": " ", "×": r"\times ", "·⋅": r"\cdot ", "÷": "/",
-    "π": r"\pi ", "θ": r"\theta ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "±": r"\pm ",
-    "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "√": r"\sqrt ", "°": r"^\circ ", "²": "^2", "³": "^3",
-    "∅": r"\emptyset ", "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}",
+    "π": r"\pi ", "θ": r"\theta ", "∞": r"\infty ", "≤⩽": r"\le ", "≥⩾": r"\ge ", "≠": r"\ne ", "±": r"\pm ",
+    "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "√": r"\sqrt ", "°": r"^\circ ", "∅": r"\emptyset ", "ℝ": r"\mathbb{R}",
+    "⟨": "(", "⟩": ")", "−": "-", "∖": r"\setminus ", "≈": r"\approx ", "∛": r"\sqrt[3] ", "⁄": "/", "∗": "*",
+    "½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}",
+    "⅙": r"\frac{1}{6}", "⅚": r"\frac{5}{6}", "⅛": r"\frac{1}{8}", "⅜": r"\frac{3}{8}", "⅝": r"\frac{5}{8}",
+    "⅞": r"\frac{7}{8}", "α": r"\alpha ", "β": r"\beta ", "γ": r"\gamma ", "δ": r"\delta ", "λ": r"\lambda ",
+    "μ": r"\mu ", "ρ": r"\rho ", "σ": r"\sigma ", "τ": r"\tau ", "φϕ": r"\phi ", "ω": r"\omega ",
 }  # fmt: skip
 _LOOKALIKES: dict[int, str | None] = dict.fromkeys(_FORMAT_CHARACTERS) | {
     ord(character): plain for characters, plain in _PLAIN.items() for character in characters
 }
 _LOOKALIKES |= {ord("\uff10") + digit: str(digit) for digit in range(10)}
+_RAISED, _LOWERED = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "₀₁₂₃₄₅₆₇₈₉"
+_SCRIPTS = re.compile(f"[{_RAISED}]+|[{_LOWERED}]+")
+_LEVEL = str.maketrans(_RAISED + _LOWERED, "0123456789+-n0123456789")
+_ROOT_SIGN = re.compile(r"(?<=[√∛])\s*([0-9]+(?:\.[0-9]+)?)")
 _SPACING = re.compile(
     r"\\!\s*|(?<!\\)\\[,;:()\[\]]|\\?\$|\\(?:left|right)(?![a-zA-Z])\s*\.?|\\(?:display|text)style(?![a-zA-Z])"
     r"|\\[bB]igg?[lr]?(?![a-zA-Z])"
 )
 _WIDE_SPACE = re.compile(r"(?<!\\)\\\s|~|\\q?quad(?![a-zA-Z])|\s+")
+_NAMES = "sqrt|pi|theta|alpha|beta|infty|arcsin|arccos|arctan|sinh?|cosh?|tanh?|sec(?=[ ^]*[(a-z])|csc|cot|log|ln"
+_PLAIN_MATHEMATICS = [
+    (re.compile(pattern, flags), replacement)
+    for pattern, replacement, flags in (
+        (r"(?<![\\a-zA-Z])(?:\+?infinity|oo|inf)(?![a-zA-Z])|\+\s*\\infty", r"\\infty ", re.IGNORECASE),
+        (rf"(?<![\\a-zA-Z])({_NAMES})(?![a-zA-Z])", r"\\\1 ", 0),
+        (r"(?<![\\a-zA-Z])Pi(?![a-zA-Z])", r"\\pi ", 0),
+        (r"(?<=[)\]}]) ?U ?(?=[(\[\\])", r"\\cup ", 0),
+        (r"(?<=[0-9a-zA-Z)}\]]) ?\*\* ?(?=[-(0-9a-zA-Z{])", "^", 0),
+        (r"<=", r"\\le ", 0), (r">=", r"\\ge ", 0), (r"!=(?!=)", r"\\ne ", 0),
+        (r"\+/-", r"\\pm ", 0),
+        (r"(?<=[0-9]) ?x ?(?=10(?:\^|\*\*))", r"\\times ", 0),
+        (r"(?<=[0-9]) ?(?:\\text\{ ?to ?\}|to) ?(?=[0-9])", ":", 0),
+        (r"(?<=[a-zA-Z] )([0-9]+)(?:st|nd|rd|th)(?![a-zA-Z])", r"\1", 0),
+        (r"\\bar ?(?=\{[0-9]+\})", r"\\overline", 0),
+    )
+]  # fmt: skip
+"""Mathematics as it is written without LaTeX."""
+_ROOT_OF_BRACKETS = re.compile(r"\\sqrt ?((?:\[3\])?) ?\(((?:[^()]|\([^()]*\)){1,200})\)")
+_DECORATIONS = [
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"\\(?:underline|boxed|fbox|bm|boldsymbol)\{([^{}]*)\}", r"\1"),
+        (r"\\(?:text|mathrm|mathbf|mathit)\{i\}", "i"),
+        (r"\\(?:overline|overrightarrow|overleftrightarrow)\{((?:[A-Z]{2})|\\text\{[A-Z]{2}\})\}", r"\1"),
+        (r"(\\\\)\[[^\[\]]{1,9}\]", r"\1"),
+        (r"[(\[] ?\\begin\{array\} ?\{[^{}]*\}(.*?)\\end\{array\} ?[)\]]", r"\\begin{pmatrix}\1\\end{pmatrix}"),
+        (r"\\langle(?![a-zA-Z])", "("), (r"\\rangle(?![a-zA-Z])", ")"),
+        (r"\{,\}", ","),
+        (r"^\\text\{[^{}]*(?:\bis|\bare|[:=]) ?\}", ""),
+        (r"^\\(?:approx|sim)(?![a-zA-Z])", ""),
+        (r"^\((?:(?:[a-zA-Z]|\\[a-z]+) ?,? ?){2,5}\) ?= ?(?=\()", ""),
+        (r"^\\\{ ?[a-zA-Z] ?(?:\\in ?\\mathbb\{R\} ?)?(?:\\mid|\\vert|\||:)(.*[<>=el].*)\\\}$", r"\1"),
+        (r"^\{((?:[^{},]|\{[^{}]*\})*,(?:[^{}]|\{[^{}]*\})*)\}$", r"\\{\1\\}"),
+    )
+]  # fmt: skip
+"""What does not change the answer: emphasis, an introduction, the names of coordinates or of a set's elements."""
 _SYNONYMS = re.compile(r"\\([dtc]frac|leq|geq|neq|lbrace|rbrace|dbinom|tbinom|varnothing)(?![a-zA-Z])|\\\{ *\\\}")
 _SHORT_FRACTION = re.compile(r"\\frac\s*(?:([0-9a-zA-Z]|\\pi)|(\{[^{}]*\}))\s*(?:([0-9a-zA-Z]|\\pi)|(\{[^{}]*\}))")
 _SHORT_ROOT = re.compile(r"\\sqrt\s*([0-9a-zA-Z])")
@@ -115,6 +160,8 @@ _SYNONYM = {"leq": r"\le", "geq": r"\ge", "neq": r"\ne", "lbrace": r"\{", "rbrac
 _GROUPING = re.compile(r"(?<=[0-9])(?:\{,\}|,\s*\\!)\s*(?=[0-9]{3}(?![0-9]))")
 _THOUSANDS = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9]|,[0-9])")
 _AMBIGUOUS = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
+_TEXT = r"\\(?:text(?:bf|it|rm|normal)?|mbox|math(?:rm|bf|it))\s*\{"
+_TEXT_LIST = re.compile(rf"({_TEXT})([^{{}}]*,[^{{}}]*)\}}")
 _LIST_WORDS = re.compile(
     r"\s*,?\s*(?:\\(?:text|mbox)\s*\{\s*,?\s*(?:and|or)\s*\}|(?<![a-zA-Z\\{])(?:and|or)(?![a-zA-Z}]))\s*"
 )
@@ -123,12 +170,27 @@ _LIST_WORDS = re.compile(
 def clean(answer: str) -> str:
     """The answer without decoration (spacing commands, dollar signs, sizes, look-alike characters) or short forms."""
     text = _GROUPING.sub("", answer[:MAX_ANSWER])
+    text = _SCRIPTS.sub(lambda m: f"{'^' if m[0][0] in _RAISED else '_'}{{{m[0].translate(_LEVEL)}}}", text)
+    text = _ROOT_SIGN.sub(r"{\1}", text)
     text = _SPACING.sub("", text[:MAX_ANSWER].translate(_LOOKALIKES)[:MAX_ANSWER])
-    text = _WIDE_SPACE.sub(" ", text)
+    text = _WIDE_SPACE.sub(" ", text).strip()
+    for pattern, replacement in _PLAIN_MATHEMATICS:
+        text = pattern.sub(replacement, text)
+    for _ in range(3):  # a root within a root
+        text = _ROOT_OF_BRACKETS.sub(r"\\sqrt\1{\2}", text)
+    for pattern, replacement in _DECORATIONS:
+        text = pattern.sub(replacement, text).strip()
     text = _SYNONYMS.sub(lambda m: _SYNONYM.get(m[1] or "varnothing", f"\\{(m[1] or '').lstrip('dtc')}"), text)
     text = _SHORT_ROOT.sub(r"\\sqrt{\1}", text)
     text = _SHORT_FRACTION.sub(lambda m: "\\frac" + (m[2] or f"{{{m[1]}}}") + (m[4] or f"{{{m[3]}}}"), text)
-    return _separated(_LIST_WORDS.sub(",", text).replace(";", ",")).strip().rstrip("., ")
+    text = _TEXT_LIST.sub(_each_in_text, _LIST_WORDS.sub(", ", text).replace(";", ", "))
+    text = _separated(text).strip().rstrip("., ")
+    return text
+
+
+def _each_in_text(text: re.Match[str]) -> str:
+    parts = [re.sub(r"^(?:and|or) ", "", part.strip()) for part in text[2].split(",")]
+    return ",".join(f"{text[1]}{part}}}" for part in parts if part)
 
 
 def _separated(text: str) -> str:
@@ -144,37 +206,53 @@ def _separated(text: str) -> str:
     return _AMBIGUOUS.sub(", ", re.sub(r" ?, ?", ",", _THOUSANDS.sub(grouped, text)))
 
 
-_TEXT = r"\\(?:text(?:bf|it|rm|normal)?|mbox|math(?:rm|bf|it))\s*\{"
-_UNIT = re.compile(rf"(?<=[0-9}})])\s*{_TEXT}(?!\s*[ap]\.?\s*m\b)[^{{}}]*\}}\s*(?:\^\s*\{{?[23]\}}?)?$", re.IGNORECASE)
+_BEFORE_UNIT = r"(?:(?<=[0-9})])|(?<=\\pi)|(?<=\\pi ))"
+_UNIT = re.compile(
+    rf"{_BEFORE_UNIT}\s*{_TEXT}(?!\s*[ap]\.?\s*m\b)[^{{}}]*\}}\s*(?:\^\s*(?:[23]|\{{[23]\}}))?$", re.IGNORECASE
+)
 _SHORT_UNITS = (
     "cm mm km ft in lb lbs kg mg ml oz hr hrs min sec mph yd mi sq cu deg rad men day cup way set ton gal".split()
 )
 _UNIT_WORD = rf"(?:(?:{'|'.join(_SHORT_UNITS)})\b|[a-zA-Z]{{4,20}})"
-_BARE_UNIT = re.compile(rf"(?<=[0-9}}]) {_UNIT_WORD}(?: (?:{_UNIT_WORD}|of|per|an?)){{0,3}}(?:\^[23])?$")
+_BARE_UNIT = re.compile(
+    rf"{_BEFORE_UNIT}(?:(?<= )| ){_UNIT_WORD}(?:(?: |/)(?:{_UNIT_WORD}|of|per|an?)){{0,3}}(?:\^(?:[23]|\{{[23]\}}))?$"
+)
+_QUANTITY = re.compile(r"[0-9]|\\pi")
 _WORDED_NUMBER = re.compile(rf"{_TEXT}\s*([0-9][^{{}}]*)\}}")
 _WRAPPED_TEXT = re.compile(rf"{_TEXT}([^{{}}]*)\}}")
-_DROPPED = re.compile(r"\\?%|\^\s*\{?\s*\\circ\s*\}?|\\degrees?(?![a-zA-Z])")
+_DROPPED = re.compile(r"\\?%|\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-zA-Z]))|\\degrees?(?![a-zA-Z])")
 _ONE_CHARACTER_SCRIPT = re.compile(r"([_^])\s*\{([0-9a-zA-Z])\}")
 _SPACE = re.compile(r"(?<![0-9,]) | (?![0-9])|(?<=[0-9]) (?=[0-9]{3}(?![0-9]))")
 
 
 def unitless(answer: str) -> str:
     """What `clean` returns without per cent and degree signs and without a final unit."""
-    text = _DROPPED.sub("", clean(answer)).strip()
+    text = _AMBIGUOUS.sub(", ", _DROPPED.sub("", clean(answer))).strip()
     text = match[1] if (match := _WORDED_NUMBER.fullmatch(text)) else text
-    return _BARE_UNIT.sub("", _UNIT.sub("", text))
+    without = _BARE_UNIT.sub("", _UNIT.sub("", text)).strip()
+    return without if _QUANTITY.search(_WRAPPED_TEXT.sub("", without)) else text
 
 
 def normalise(answer: str) -> str:
     """One spelling for all the ways of writing the same answer (see the head of this file). Never evaluates."""
-    text = _WRAPPED_TEXT.sub(r"\1", unitless(answer))
-    text = _SPACE.sub("", _ONE_CHARACTER_SCRIPT.sub(r"\1\2", text.strip()))
+    text = _WRAPPED_TEXT.sub(r"\1", unitless(answer)).strip()
+    if _WORDS.fullmatch(text) and re.search("[a-z]{3}", text):
+        text = _ARTICLE.sub("", text).casefold()
+    text = _SPACE.sub("", _ONE_CHARACTER_SCRIPT.sub(r"\1\2", text))
+    text = _BASE.sub(lambda m: f"{m[1]}_{_BASE_NAMES.get(m[2] or m[3], m[2] or m[3])}", text)
+    text = _REALS.sub(r"(-\\infty,\\infty)", r"\emptyset" if text == "emptyset" else text)
     choice = re.fullmatch(r"\(([A-Z])\)|\{([^{}]*)\}", text)
     text = (choice[1] or choice[2] or "") if choice else text
     text = text.rstrip(".,;")
     return text.casefold() if _WORD.fullmatch(text) else text
 
 
+_WORDS = re.compile(r"[A-Za-z]+(?:[ .'-]+[A-Za-z0-9]+)*\.?")
+_ARTICLE = re.compile(r"^(?:an?|the) ", re.IGNORECASE)
+_REALS = re.compile(r"(?:^|(?<=\\in))(?:\\mathbb\{R\}|allreal(?:number)?s)$")
+_BASE_NAMES = dict(two="2", three="3", four="4", five="5", six="6", seven="7", eight="8", nine="9", sixteen="16")
+_BASE_NAME = rf"([0-9]+|{'|'.join(_BASE_NAMES)})"
+_BASE = re.compile(rf"^\(?(-?[0-9A-Z][0-9A-Z.]*)\)?(?:_\{{?\(?{_BASE_NAME}\)?\}}?|\(?base-?{_BASE_NAME}\)?)$")
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]{3,}")
 _INTEGER = "[0-9]+"
 _PLAIN_NUMBER = re.compile(
@@ -234,8 +312,10 @@ def canonical(answer: str) -> str:
     return f"{'-' if value < 0 else ''}{whole}.{millionths:06d}".rstrip("0")
 
 
-_BASED = re.compile(r"(-?[0-9A-Z]+(?:\.[0-9A-Z]*)?)_\{?([0-9]+)\}?")
-_TIME_OF_DAY = re.compile(r"[ap]\.?m$", re.IGNORECASE)
+_BASED = re.compile(r"(-?[0-9A-Z]+(?:\.[0-9A-Z]*)?)_([0-9]+)")
+_TIME = re.compile(r"([0-9]{1,2})(:[0-9]{2}(?::[0-9]{2})?)?(?:([ap])\.?m)?", re.IGNORECASE)
+_FLAT = re.compile(r"[(\[][^()\[\]{}]*[)\]]")
+_FLAT_SET = re.compile(r"\\\{[^()\[\]{}]*\\\}")
 _TOLERANCE = Fraction(1, 2_000_000)
 
 
@@ -250,7 +330,7 @@ def quick_verdict(gold: str, answer: str) -> bool | None:
         return False
     if bool(_ASSIGNMENT.match(right)) != bool(_ASSIGNMENT.match(given)):  # "x=5" for "5"; but x=5 is not y=5
         right, given = _ASSIGNMENT.sub("", right), _ASSIGNMENT.sub("", given)
-    if right == given:
+    if right == given or _with_unit(gold) == _with_unit(answer):
         return True
     right_value, given_value = number(right), number(given)
     if right_value is not None and given_value is not None:
@@ -260,15 +340,35 @@ def quick_verdict(gold: str, answer: str) -> bool | None:
         return rounded and abs(right_value - given_value) <= min(_TOLERANCE, abs(right_value) / 10**5)
     if right_value is not None and (given.isalpha() or "," in given):
         return False  # a number is neither a word nor a list
-    if _TIME_OF_DAY.search(right):
-        return False
-    if right.isalpha() and _WRAPPED_TEXT.search(gold) and len(right) > 1:
+    spellings = re.split(r"=|\\approx", right)  # "0.56 = 56\%"
+    if len(spellings) > 1 and all(number(spelling) is not None for spelling in spellings):
+        return any(quick_verdict(spelling, given) for spelling in spellings)
+    if (time := _time(right)) and (time[-1] or ":0" in right):  # otherwise it may be a ratio
+        return time == _time(given)
+    if right.isalpha() and len(right) > 1 and (_WRAPPED_TEXT.search(gold) or (gold.isupper() and len(right) > 2)):
         return False  # a word; other spellings of it were equal above
-    if {right[:1], given[:1]} & {"(", "["} and {right[:2], given[:2]} & {"\\{"}:
+    if r"\emptyset" in (right, given):
+        return False
+    if (_FLAT.fullmatch(right) and _FLAT_SET.fullmatch(given)) or (
+        _FLAT_SET.fullmatch(right) and _FLAT.fullmatch(given)
+    ):
         return False  # an ordered pair or an interval is no set
     right_based, given_based = _BASED.fullmatch(right), _BASED.fullmatch(given)
-    if right_based and (given_based or given_value is not None):  # 7602_8 is not 7602_9, though math-verify says so
-        return given in (right_based[1], right_based[0])
+    if right_based and (given_based or given_value is not None or given == right_based[1]):
+        return given in (right_based[1], right_based[0])  # 7602_8 is not 7602_9, though math-verify says so
     if given_based and right_value is not None:
         return right == given_based[1]
     return None
+
+
+def _with_unit(answer: str) -> str:
+    """The answer's spelling with its unit: "144 m^3" is "144 \\text{ m}^3", though its m may be a variable."""
+    return _ONE_CHARACTER_SCRIPT.sub(r"\1\2", _WRAPPED_TEXT.sub(r"\1", clean(answer))).replace(" ", "")
+
+
+def _time(normalised: str) -> tuple[str, ...] | None:
+    """Hours, minutes, and a or p, of "4:30p.m" or "05:00"; None for what is no time."""
+    match = _TIME.fullmatch(normalised)
+    if match is None or not (match[2] or match[3]):
+        return None
+    return match[1].lstrip("0"), match[2] or ":00", (match[3] or "").lower()
