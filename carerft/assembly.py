@@ -4,7 +4,7 @@ import copy
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -21,6 +21,7 @@ from carerft.model.loading import choose_device, context_length, load_model, mod
 from carerft.model.lora import add_lora
 from carerft.model.sharding import broadcast_module
 from carerft.objective.algorithms import Algorithm
+from carerft.planning.microbatch import tokens_per_microbatch
 from carerft.report.outcome import EvaluationOutcome
 from carerft.rollout import RolloutWorker
 from carerft.rollout.engine import EngineOptions
@@ -176,8 +177,11 @@ class Training:
 
 
 @contextmanager
-def training(settings: TrainSettings, mesh: DeviceMesh | None) -> Iterator[Training]:
-    """A run's model, worker and learner, for the length of a `with` block. mesh: its processes, if several."""
+def training(settings: TrainSettings, mesh: DeviceMesh | None, tokens: int | None = None) -> Iterator[Training]:
+    """A run's model, worker and learner, for the length of a `with` block. mesh: its processes, if several.
+
+    tokens: of a microbatch, as the run that is continued took them; None: as configured.
+    """
     set_seed(settings.seed)
     algorithm = instantiate(dict(vars(settings.algorithm)))
     regularizer = instantiate(dict(vars(settings.regularizer)))  # before the model: it may refuse its parameters
@@ -194,7 +198,9 @@ def training(settings: TrainSettings, mesh: DeviceMesh | None) -> Iterator[Train
             policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if settings.model.adapter:
             add_lora(policy, settings.model, settings.seed)
-        learner = Learner(policy, algorithm, regularizer, settings.learner, settings.steps, mesh)
+        tokens = tokens or tokens_per_microbatch(settings, policy, choose_device(settings.learner.device))
+        chosen = replace(settings.learner, tokens_per_microbatch=tokens)
+        learner = Learner(policy, algorithm, regularizer, chosen, settings.steps, mesh)
         yield Training(settings, subject, algorithm, worker, learner)
 
 

@@ -23,11 +23,12 @@ from rich.text import Text
 
 from carerft.commands.arguments import argument, read
 from carerft.commands.sweep import named_experiment
-from carerft.config.settings import TrainSettings
+from carerft.config.settings import MOST_TOKENS, TrainSettings
 from carerft.errors import ConfigError
 from carerft.planning.assumptions import GIB, Assumptions, Device, Hardware, hardware, load
 from carerft.planning.job import Job, job
 from carerft.planning.memory import Memory, memory
+from carerft.planning.microbatch import fitted
 from carerft.planning.search import search
 from carerft.planning.seconds import Seconds, correction, newest, seconds
 from carerft.planning.shapes import Shape, shape_of
@@ -90,6 +91,8 @@ def main() -> int:
             f"a run needs {needed} devices and hardware has {used.count}: learner.processes, and those of engines",
             f"write hardware={needed}x{used.kind}, or lower learner.processes or rollout.engines",
         )
+    if used.kind == "cpu":
+        jobs = [fitted(each, shape, used.device.memory_gib * used.count * GIB) for each in jobs]
     side = min(len(jobs), used.count // needed)
     device = used.device.times(used.count // (side * needed) if used.kind == "cpu" else 1)
     root = Path("outputs", chosen.name if chosen else "")
@@ -105,6 +108,9 @@ def main() -> int:
         notes = [f"computed from conf/plan.yaml: {root} has no finished run of this model on such hardware"]
     price = f"{used.device.price_per_hour:g} US dollars per hour for each of {used.count} devices"
     notes.append(f"{price} is an assumption: price=... changes it")
+    tokens = {each.learner.tokens_per_microbatch for each in jobs}
+    if used.kind == "cpu" and (least := min(filter(None, tokens), default=MOST_TOKENS)) < MOST_TOKENS:
+        notes.append(f"microbatches of {least:,} tokens, which fit into the memory: learner.tokens_per_microbatch")
     if used.kind != "cpu":
         notes.append("the speed of GPUs was never measured with carerft (conf/plan.yaml): be ready for half, or double")
     console.print(Text("\n".join(f"- {note}" for note in notes)))

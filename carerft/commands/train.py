@@ -26,6 +26,7 @@ from carerft.training import launch
 if TYPE_CHECKING:
     from carerft.training.controller import Leader
 
+TOKENS = "tokens_per_microbatch"  # in a manifest: what learner.tokens_per_microbatch=null became
 log = logging.getLogger(__name__)
 
 
@@ -92,7 +93,9 @@ def train(settings: TrainSettings, run: RunDirectory, leader: "Leader | None" = 
 
     if leader:
         leader.start()
-    with assembly.training(settings, leader and leader.mesh) as own:
+    taken = run.manifest.get(TOKENS) or run.manifest["config"]["learner"].get(TOKENS)
+    with assembly.training(settings, leader and leader.mesh, taken) as own:
+        run.update(**{TOKENS: own.learner.settings.tokens_per_microbatch})
         subject = own.subject
         policy, tokenizer = subject.policy, subject.tokenizer
         assert own.worker is not None, "the first process always has a worker"

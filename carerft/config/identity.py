@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from carerft.config.settings import defaults, task_defaults
+from carerft.config.settings import MOST_TOKENS, defaults, task_defaults
 
 # These change where a run is shown, how often it is saved, what its engines may take and what shares its work, never
 # what it computes.
@@ -29,6 +29,10 @@ INCIDENTAL = (
     "rollout.timeout_s",
     "rollout.max_restarts",
 )
+
+
+EARLIER_DEFAULTS = {"learner.tokens_per_microbatch": MOST_TOKENS}
+"""Defaults that were numbers once and are now found by a rule that gives the same where there is room for it."""
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -53,7 +57,8 @@ def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: value
         for key, value in flat.items()
-        if not any(f"{key}.".startswith(f"{skip}.") for skip in INCIDENTAL) and usual.get(key, ...) != value
+        if not any(f"{key}.".startswith(f"{skip}.") for skip in INCIDENTAL)
+        and value not in (usual.get(key, ...), EARLIER_DEFAULTS.get(key, ...))
     }
 
 

@@ -21,6 +21,7 @@ from carerft.objective import settings as objective
 from carerft.objective.schedules import SCHEDULES
 
 PRECISIONS = {"choices": ("float32", "bfloat16")}
+MOST_TOKENS = 16384  # of learner.tokens_per_microbatch, where it is null
 SEEDS = {"least": 0, "most": 2**32 - 1}  # what NumPy's random generators take
 
 
@@ -173,8 +174,9 @@ class LearnerSettings:
     updates_per_batch: int = field(default=2, metadata={"least": 1})
     # Passes over a rollout batch.
     epochs: int = field(default=1, metadata={"least": 1})
-    # Tokens packed into one forward pass; never changes the loss.
-    tokens_per_microbatch: int = field(default=16384, metadata={"least": 1})
+    # Tokens packed into one forward pass; never changes the loss. null: 16384 or, on a CPU, a half, a quarter, ... of
+    # it, so many that learning needs no more than half of the machine's memory. The manifest holds what was taken.
+    tokens_per_microbatch: int | None = field(default=None, metadata={"least": 1})
     # "bfloat16": autocast over float32 master weights.
     precision: str = field(default="float32", metadata=PRECISIONS)
     # Less memory, more time.

@@ -3,7 +3,9 @@
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -100,9 +102,17 @@ def hardware(name: str, assumptions: Assumptions) -> Hardware:
         )
     count, kind, device = int(match[1] or 1), match[2], kinds[match[2]]
     if here and kind == "cpu":
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        device = replace(device, memory_gib=memory / count / GIB)
+        device = replace(device, memory_gib=machine_memory() / count / GIB)
     return Hardware(kind, count, device, here)
+
+
+def machine_memory() -> int:
+    """Bytes of memory of this machine, or of the container that this process is in."""
+    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for limit in ("memory.max", "memory/memory.limit_in_bytes"):  # of control groups, version 2 and 1
+        with suppress(OSError, ValueError):  # "max" is no number
+            sizes.append(int(Path("/sys/fs/cgroup", limit).read_text()))
+    return min(sizes)
 
 
 def _this_machine() -> str:

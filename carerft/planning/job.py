@@ -4,7 +4,14 @@ configuration."""
 from dataclasses import dataclass, replace
 from typing import Any
 
-from carerft.config.settings import LearnerSettings, ModelSettings, RolloutSettings, TrainSettings, VllmSettings
+from carerft.config.settings import (
+    MOST_TOKENS,
+    LearnerSettings,
+    ModelSettings,
+    RolloutSettings,
+    TrainSettings,
+    VllmSettings,
+)
 from carerft.planning.assumptions import Assumptions, Dataset
 
 
@@ -65,7 +72,7 @@ class Job:
     @property
     def microbatch_tokens(self) -> float:
         """Tokens of the largest microbatch. A sequence longer than `tokens_per_microbatch` is a microbatch alone."""
-        return max(self.learner.tokens_per_microbatch, self.task.prompt + self.task.max_tokens)
+        return max(self.learner.tokens_per_microbatch or MOST_TOKENS, self.task.prompt + self.task.max_tokens)
 
     def with_settings(self, changes: dict[str, Any]) -> "Job":
         """This job with other values of settings, by keys such as learner.processes."""

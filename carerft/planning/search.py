@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from itertools import combinations, product
 from typing import Any
 
+from carerft.config.settings import MOST_TOKENS
 from carerft.planning.job import Job
 
 Changes = dict[str, Any]  # values of settings, by dotted key
@@ -50,7 +51,7 @@ def _axes(job: Job) -> dict[str, list[list[Changes]]]:
         ]
     else:
         same = [[{"rollout.batch_size": n} for n in (512, 256, 128, 64, 32, 16) if n < job.rollout.batch_size]]
-    microbatches = [learner.tokens_per_microbatch // n for n in (2, 4, 8, 16)]
+    microbatches = [(learner.tokens_per_microbatch or MOST_TOKENS) // n for n in (2, 4, 8, 16)]
     same += [
         [{"learner.gradient_checkpointing": True}],
         [{"learner.tokens_per_microbatch": n} for n in microbatches if n >= job.task.prompt + job.task.max_tokens],

@@ -4,9 +4,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from carerft.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,32 @@ def shape_from(config: Mapping[str, Any]) -> Shape:
         tied=config.get("tie_word_embeddings", False),
         context=config["max_position_embeddings"],
         biases=config.get("model_type") == "qwen2",
+    )
+
+
+def shape_of_model(policy: "PreTrainedModel") -> Shape:
+    """The shape of a loaded model of any type; what its configuration does not say is as usual."""
+    config = policy.config.get_text_config()
+    vocabulary, hidden = map(int, cast(Any, policy.get_input_embeddings()).weight.shape)
+
+    def number(*names: str, usual: int) -> int:
+        values = [getattr(config, name, None) for name in names]
+        return next((value for value in values if isinstance(value, int) and value > 0), usual)
+
+    heads = number("num_attention_heads", usual=1)
+    return shape_from(
+        {
+            "hidden_size": number("hidden_size", usual=hidden),
+            "intermediate_size": number("intermediate_size", "n_inner", "ffn_dim", usual=4 * hidden),
+            "num_hidden_layers": number("num_hidden_layers", usual=1),
+            "num_attention_heads": heads,
+            "num_key_value_heads": number("num_key_value_heads", usual=heads),
+            "head_dim": number("head_dim", usual=max(1, hidden // heads)),
+            "vocab_size": vocabulary,
+            "tie_word_embeddings": bool(getattr(config, "tie_word_embeddings", False)),
+            "max_position_embeddings": number("max_position_embeddings", usual=1),
+            "model_type": config.model_type,
+        }
     )
 
 

@@ -6,7 +6,7 @@ advantages) and returns plain numbers. The learner knows nothing of tasks or rew
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
 import torch
@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from transformers import PreTrainedModel
 
-from carerft.config.settings import LearnerSettings
+from carerft.config.settings import MOST_TOKENS, LearnerSettings
 from carerft.errors import CareError, DataError, NonFiniteError
 from carerft.model.loading import context_length, decoder, described, round_matrices
 from carerft.model.lora import adapter_off, adapter_weights, frozen_reference, gather_weights
@@ -69,7 +69,9 @@ class Learner:
         state. All must be given the same policy and make the same calls, with undivided batches. None: one process.
         """
         self.policy, self.algorithm, self.regularizer = policy, algorithm, regularizer
-        self.settings, self.steps, self.steps_done, self.mesh = settings, steps, 0, mesh
+        tokens = agreed(lambda: settings.tokens_per_microbatch or MOST_TOKENS, mesh)
+        self.settings = replace(settings, tokens_per_microbatch=tokens)
+        self.steps, self.steps_done, self.mesh = steps, 0, mesh
         silence(policy)
         self.layout: Layout = agreed(lambda: best_layout(policy, settings.share_prompts), mesh)
         if self.layout == "padded":  # as the first process found, the only one that need have weights
@@ -150,7 +152,7 @@ class Learner:
         collective operations must match."""
         self._check_lengths(rollouts)
         rank, count = (0, 1) if self.mesh is None else (self.mesh.get_rank(), self.mesh.size())
-        cut = microbatches(rollouts, self.settings.tokens_per_microbatch, self.layout, count)
+        cut = microbatches(rollouts, self.settings.tokens_per_microbatch or MOST_TOKENS, self.layout, count)
         return [(index, True) if len(index) else (torch.tensor([0]), False) for index in cut[rank::count]]
 
     def _check_lengths(self, rollouts: Rollouts) -> None:
