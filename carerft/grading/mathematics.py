@@ -14,6 +14,7 @@ without spaces separate elements, "(81,256)", unless others have spaces: "(1,234
 
 import re
 from collections import deque
+from collections.abc import Iterator
 from fractions import Fraction
 
 MAX_ANSWER = 2_000
@@ -24,10 +25,27 @@ _NUMBER_LENGTH = 60
 
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
-_MARKER = re.compile(r"answer[*_]*\s*(?:is|:)\s*[*_]*:?[*_]*\s*", re.IGNORECASE)
-_FINAL_MARKER = re.compile(r"final\s+" + _MARKER.pattern, re.IGNORECASE)
+_VERB = (
+    r"(?:(?:is|=|:|(?:should|would|will|must) be)[*_]*:?[*_]*"
+    r"\s*(?:(?:therefore|thus|then|hence|so|simply|just|equal to)[,:]?\s+)*)"
+)
+_MARKER = re.compile(rf"answer[*_]*\s*{_VERB}\s*|^[#*_ ]*(?:final\s+)?answer[*_ ]*\n\s*", re.IGNORECASE | re.MULTILINE)
+_FINAL_MARKER = re.compile(
+    rf"final\s+answer[*_]*\s*{_VERB}\s*|^[#*_ ]*final\s+answer[*_ ]*\n\s*", re.IGNORECASE | re.MULTILINE
+)
 _MATHEMATICAL = re.compile(r"[0-9$\\]")
-_SENTENCE_END = re.compile(r"\n|\.\s|\.[*_]*$|\s*I hope it is correct")
+_SENTENCE_END = re.compile(
+    r"\n|\.\s|[.!][*_]*$|I hope it is correct|<\||</s>|<end_of_turn>|<eos>|,?\s(?:i\.e|which|because|since|where)\b"
+    r"|,\s(?:not|so|as|giving|that is)\b|\s\([a-z][a-z ]*\)[.*_]*$"
+)
+_DISPLAY = re.compile(r"[*_]*(?:\$\$(.+?)\$\$|\\\[(.+?)\\\])", re.DOTALL)
+_BARE_BOX = re.compile(r"[^\s$\\{}.,]{1,20}")
+_SENTENCE = re.compile(r"[a-zA-Z]{2,}[ ,]")
+_PROSE = re.compile(r"(?:[a-zA-Z]+[ ,]+){2}")
+_NUMBER = r"-?\\?\$?[0-9]+(?:[.,/:][0-9]+)*"
+_ONE_NUMBER = re.compile(_NUMBER)
+_NUMBER_FIRST = re.compile(rf"^({_NUMBER})(?: [a-z]+)? (?:(?:for|to|in|from|with|by|of|at|on) |\()[^0-9]*$")
+_BETWEEN_BOXES = re.compile(r"[\s$]*(?:,|,?\s*(?:and|or|\\text\{ *(?:and|or) *\}))[\s$]*")
 _FORMULA = r"(?:\$+[^$]+\$+|\\\(.+?\\\)|\\\[.+?\\\])"
 _FORMULAS = re.compile(rf"{_FORMULA}(?:[\s,]*(?:and|or)?[\s,]*{_FORMULA})*")
 
@@ -38,53 +56,72 @@ def last_box(text: str) -> str | None:
     A box without its closing brace (a truncated completion) is skipped for the one before it. An answer of more than
     `MAX_ANSWER` characters is cut there; `guards` refuses it. Only the last 20 boxes are tried.
     """
+    return next((content for _, _, content in _boxes(text)), None)
+
+
+def _boxes(text: str) -> Iterator[tuple[int, int, str]]:
+    """Where each closed box begins and ends, and what it holds; the last one first."""
     for box in reversed(deque(_BOX.finditer(text), maxlen=_BOXES_TRIED)):
-        content = _box_content(text, box.end())
-        if content is not None:
-            return content
-    return None
-
-
-def _box_content(text: str, opening: int) -> str | None:
-    if text[opening : opening + 1] != "{":
-        bare = re.compile(r"[^\s$\\{}.,]{1,20}").match(text, opening)
-        return bare.group() if bare else None
-    depth = 0
-    stop = opening + MAX_ANSWER
-    for brace in _BRACE.finditer(text, opening, stop):
-        depth += {"{": 1, "}": -1}.get(brace.group(), 0)
-        if depth == 0:
-            return text[opening + 1 : brace.start()].strip()
-    return text[opening + 1 : stop + 1] if stop < len(text) else None
+        if text[box.end() : box.end() + 1] != "{":
+            if bare := _BARE_BOX.match(text, box.end()):
+                yield box.start(), bare.end(), bare.group()
+            continue
+        depth, limit = 0, box.end() + MAX_ANSWER
+        for brace in _BRACE.finditer(text, box.end(), limit):
+            depth += {"{": 1, "}": -1}.get(brace.group(), 0)
+            if depth == 0:
+                yield box.start(), brace.end(), text[box.end() + 1 : brace.start()].strip()
+                break
+        else:
+            if limit < len(text):
+                yield box.start(), limit, text[box.end() + 1 : limit + 1]
 
 
 def final_answer(text: str, boxed_only: bool = False) -> str | None:
     r"""The answer that a completion gives: its last box, else what follows its last "answer is" or "answer:".
 
-    The second form is that of the Minerva prompt ("Final Answer: The final answer is $5$. I hope it is correct."),
-    for base models, which write no box. The answer ends at a line break or a sentence's full stop; of a sentence ("The
-    area is $5$ square units") it is the mathematics, or what follows its last "is". A final answer with a digit or
-    mathematics in it that is stated after the last box replaces the box.
+    Boxes with only "and", "or" or a comma between them are one list. The second form is that of the Minerva prompt
+    ("Final Answer: The final answer is $5$. I hope it is correct."), for base models, which write no box. The answer
+    ends at a line break, a sentence's full stop or a subordinate clause. Of a sentence ("The area is $5$ square units")
+    it is the mathematics, what follows its last "is", or its only number. A final answer in mathematics that is stated
+    after the last box replaces the box.
     """
-    tail = text[-_TAIL:]
-    box = last_box(text)
-    if boxed_only:
-        return box
-    after_box = tail if box is None else tail[max(map(tail.rfind, (r"\boxed", r"\fbox"))) :]
-    markers = list((_MARKER if box is None else _FINAL_MARKER).finditer(after_box))
-    answer = _stated(after_box[markers[-1].end() :]) if markers else ""
-    return answer or None if box is None else answer if _MATHEMATICAL.search(answer) else box
+    boxes = _boxes(text)
+    last = next(boxes, None)
+    if last is None:
+        if boxed_only:
+            return None
+        markers = list(_MARKER.finditer(tail := text[-_TAIL:]))
+        return _stated(tail[markers[-1].end() :]) or None if markers else None
+    begin, end, content = last
+    contents = [content]
+    for other_begin, other_end, other in boxes:
+        if begin - other_end > 40 or not _BETWEEN_BOXES.fullmatch(text, other_end, begin):
+            break
+        contents.insert(0, other)
+        begin = other_begin
+    if not boxed_only and (markers := list(_FINAL_MARKER.finditer(text[end:][-_TAIL:]))):
+        answer = _stated(text[end:][-_TAIL:][markers[-1].end() :], guess=False)
+        if _MATHEMATICAL.search(answer) and not _PROSE.match(answer):
+            return answer
+    return ", ".join(dict.fromkeys(contents))
 
 
-def _stated(text: str) -> str:
-    """The answer in the sentence or line with which the text begins."""
-    sentence = _SENTENCE_END.split(text.lstrip("*_ \n"), maxsplit=1)[0].strip().strip("*_").strip()
+def _stated(text: str, guess: bool = True) -> str:
+    """The answer in the sentence or line with which the text begins. guess: it may be the only number in a sentence."""
+    text = text.lstrip("*_ \n")
+    if display := _DISPLAY.match(text):
+        return (display[1] or display[2]).strip()
+    sentence = _SENTENCE_END.split(text, maxsplit=1)[0].strip().strip("*_").strip()
     formulas = _FORMULAS.findall(sentence)
-    words = _FORMULAS.sub("", sentence)
-    if formulas and len(re.findall("[a-zA-Z]{2,}", words)) > 1:
+    words = re.findall("[a-zA-Z]{2,}", _FORMULAS.sub("", sentence))
+    if formulas and len(words) > 1:
         sentence = formulas[-1]
-    if not formulas and len(words.split()) > 3:
+    elif not formulas and len(words) > 1:
         sentence = re.split(r"\b(?:is|are|equals)\s|=(?=[^=]*$)", sentence)[-1]
+        sentence = _NUMBER_FIRST.sub(r"\1", sentence)
+        if guess and _SENTENCE.match(sentence) and len(numbers := _ONE_NUMBER.findall(sentence)) == 1:
+            sentence = numbers[0]
     return sentence.strip().strip("$*").strip()
 
 
@@ -105,6 +142,8 @@ _LOOKALIKES: dict[int, str | None] = dict.fromkeys(_FORMAT_CHARACTERS) | {
     ord(character): plain for characters, plain in _PLAIN.items() for character in characters
 }
 _LOOKALIKES |= {ord("\uff10") + digit: str(digit) for digit in range(10)}
+PLAIN_NUMBERS = {c: plain for c, plain in _LOOKALIKES.items() if plain and re.match(r"[0-9]|\\frac", plain)}
+"""Fractions in one character, and wide digits."""
 _RAISED, _LOWERED = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "₀₁₂₃₄₅₆₇₈₉"
 _SCRIPTS = re.compile(f"[{_RAISED}]+|[{_LOWERED}]+")
 _LEVEL = str.maketrans(_RAISED + _LOWERED, "0123456789+-n0123456789")
@@ -167,6 +206,11 @@ _LIST_WORDS = re.compile(
 )
 
 
+def with_braces(text: str) -> str:
+    r"""The text with \frac{1}{2} for \frac12 and \frac1{2}."""
+    return _SHORT_FRACTION.sub(lambda m: "\\frac" + (m[2] or f"{{{m[1]}}}") + (m[4] or f"{{{m[3]}}}"), text)
+
+
 def clean(answer: str) -> str:
     """The answer without decoration (spacing commands, dollar signs, sizes, look-alike characters) or short forms."""
     text = _GROUPING.sub("", answer[:MAX_ANSWER])
@@ -182,7 +226,7 @@ def clean(answer: str) -> str:
         text = pattern.sub(replacement, text).strip()
     text = _SYNONYMS.sub(lambda m: _SYNONYM.get(m[1] or "varnothing", f"\\{(m[1] or '').lstrip('dtc')}"), text)
     text = _SHORT_ROOT.sub(r"\\sqrt{\1}", text)
-    text = _SHORT_FRACTION.sub(lambda m: "\\frac" + (m[2] or f"{{{m[1]}}}") + (m[4] or f"{{{m[3]}}}"), text)
+    text = with_braces(text)
     text = _TEXT_LIST.sub(_each_in_text, _LIST_WORDS.sub(", ", text).replace(";", ", "))
     text = _separated(text).strip().rstrip("., ")
     return text

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from carerft.errors import DataError
-from carerft.grading.mathematics import MINUSES, canonical, last_box, normalise, number
+from carerft.grading.mathematics import MINUSES, PLAIN_NUMBERS, canonical, last_box, normalise, number, with_braces
 from carerft.tasks import Grade, Problem
 from carerft.tasks.dataset import DatasetTask
 from carerft.tasks.files import Published, Row
@@ -34,7 +34,7 @@ _TIMES = re.compile(r"\s*(?:\\times|\\cdot|[×·⋅*]|(?<=[0-9 ])x(?= ?10))\s*")
 _DOUBLE_STAR = re.compile(r"(?<=[0-9)])\*\*(?=[-+0-9{])")
 _SUPERSCRIPT = re.compile(r"(?<=10)⁻?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
 _PLAIN_POWER = {ord(c): "-0123456789"[i] for i, c in enumerate("⁻⁰¹²³⁴⁵⁶⁷⁸⁹")} | {ord(c): "-" for c in MINUSES}
-_PLAIN = r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
+_PLAIN = r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|(?<![a-zA-Z])\.[0-9]+)"
 _NUMBER = re.compile(
     rf"""(?<=[a-zA-Z)}}])[\^_]\{{?-?[0-9]+\}}?                     # an exponent of a unit, or an index: no number
       | (?P<number>(?:(?<![\w.)\]}}%])-|(?<=[=:\#]\ )-\ )?(?:\$-?)?(?:
@@ -42,10 +42,11 @@ _NUMBER = re.compile(
           | (?:[0-9]+\ )?{_PLAIN}\ ?/\ ?{_PLAIN}
           | (?:{_PLAIN}\*)?10\^(?:\{{[-+]?[0-9]+\}}|[-+]?[0-9]+)
           | {_PLAIN}(?:[eE][-+]?[0-9]+)?
-        ))(?P<more>(?:\.[0-9]|,[0-9]|\^|!(?=\s*[-+*/=^])|\ ?[:/*]\ ?(?=[0-9])|\\(?:pi|sqrt)|[xyz](?![a-zA-Z]))[^\s=]*)?
+        ))(?P<more>(?:\.[0-9]|,[0-9]|\^|!(?=\s*[-+*/=^])|\ ?[:/*]\ ?(?=[0-9])|\ x\ (?=[0-9])|\\(?:pi|sqrt)|[π√]|[xyz](?![a-zA-Z]))[^\s=]*)?
       | (?P<other>(?:\\(?:[dtc]?frac|sqrt|[dt]?binom)(?:\s*\{{[^{{}}]*\}})+|√\s*[0-9])[^\s=]*)""",
     re.VERBOSE,
 )
+_FACTORIAL = re.compile(r"[0-9]\s*!")
 _TAIL = 10_000
 """Characters at the end of a completion in which the answer is looked for."""
 
@@ -95,7 +96,13 @@ def extracted_number(text: str, strict: bool = False) -> str | None:
     box = None if strict else last_box(text)
     if box is not None:
         numbers = _numbers(box.rpartition("=")[2])
-        return canonical(box) if number(normalise(box)) is not None else numbers[0] if len(numbers) == 1 else None
+        return (
+            canonical(box)
+            if number(normalise(box)) is not None
+            else numbers[0]
+            if len(numbers) == 1 and not _FACTORIAL.search(box)
+            else None
+        )
     tail = text[-_TAIL:]
     marked = [numbers[0] for part in tail.split("####")[1:] if (numbers := _numbers(part, first=True))]
     return (marked or [None])[-1] if strict or marked else (_numbers(tail) or [None])[-1]
@@ -106,6 +113,7 @@ def _numbers(text: str, first: bool = False) -> list[str | None]:
 
     first: only one with which the text begins.
     """
+    text = with_braces(text.translate(PLAIN_NUMBERS))
     text = _SUPERSCRIPT.sub(lambda power: "^" + power.group().translate(_PLAIN_POWER), text)
     text = _TIMES.sub(
         "*", _DOUBLE_STAR.sub("^", _GROUPING.sub("", text).translate(dict.fromkeys(map(ord, MINUSES), "-")))
