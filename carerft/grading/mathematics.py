@@ -16,6 +16,7 @@ import re
 from collections import deque
 from collections.abc import Iterator
 from fractions import Fraction
+from functools import lru_cache
 
 MAX_ANSWER = 2_000
 """Characters of an answer that are read. The longest answer of MATH has 159."""
@@ -137,6 +138,7 @@ _PLAIN = {
     "⅙": r"\frac{1}{6}", "⅚": r"\frac{5}{6}", "⅛": r"\frac{1}{8}", "⅜": r"\frac{3}{8}", "⅝": r"\frac{5}{8}",
     "⅞": r"\frac{7}{8}", "α": r"\alpha ", "β": r"\beta ", "γ": r"\gamma ", "δ": r"\delta ", "λ": r"\lambda ",
     "μ": r"\mu ", "ρ": r"\rho ", "σ": r"\sigma ", "τ": r"\tau ", "φϕ": r"\phi ", "ω": r"\omega ",
+    "∠": r"\angle ", "△": r"\triangle ",
 }  # fmt: skip
 _LOOKALIKES: dict[int, str | None] = dict.fromkeys(_FORMAT_CHARACTERS) | {
     ord(character): plain for characters, plain in _PLAIN.items() for character in characters
@@ -153,7 +155,7 @@ _SPACING = re.compile(
     r"|\\[bB]igg?[lr]?(?![a-zA-Z])"
 )
 _WIDE_SPACE = re.compile(r"(?<!\\)\\\s|~|\\q?quad(?![a-zA-Z])|\s+")
-_NAMES = "sqrt|pi|theta|alpha|beta|infty|arcsin|arccos|arctan|sinh?|cosh?|tanh?|sec(?=[ ^]*[(a-z])|csc|cot|log|ln"
+_NAMES = "sqrt|pi|theta|alpha|beta|infty|arcsin|arccos|arctan|sinh?|cosh?|tanh?|sec(?=[ ^]*[(a-z])|csc|cot|log|ln|exp"
 _PLAIN_MATHEMATICS = [
     (re.compile(pattern, flags), replacement)
     for pattern, replacement, flags in (
@@ -163,6 +165,8 @@ _PLAIN_MATHEMATICS = [
         (r"(?<=[)\]}]) ?U ?(?=[(\[\\])", r"\\cup ", 0),
         (r"(?<=[0-9a-zA-Z)}\]]) ?\*\* ?(?=[-(0-9a-zA-Z{])", "^", 0),
         (r"<=", r"\\le ", 0), (r">=", r"\\ge ", 0), (r"!=(?!=)", r"\\ne ", 0),
+        (r"(?<![\\a-zA-Z])abs\(([^()]*)\)", r"|\1|", 0),
+        (r"\{ ?([0-9a-z]+) ?\\choose ?([0-9a-z]+) ?\}", r"\\binom{\1}{\2}", 0),
         (r"\+/-", r"\\pm ", 0),
         (r"(?<=[0-9]) ?x ?(?=10(?:\^|\*\*))", r"\\times ", 0),
         (r"(?<=[0-9]) ?(?:\\text\{ ?to ?\}|to) ?(?=[0-9])", ":", 0),
@@ -211,8 +215,11 @@ def with_braces(text: str) -> str:
     return _SHORT_FRACTION.sub(lambda m: "\\frac" + (m[2] or f"{{{m[1]}}}") + (m[4] or f"{{{m[3]}}}"), text)
 
 
+@lru_cache(maxsize=4096)
 def clean(answer: str) -> str:
     """The answer without decoration (spacing commands, dollar signs, sizes, look-alike characters) or short forms."""
+    if answer.isdecimal() and answer.isascii():
+        return answer
     text = _GROUPING.sub("", answer[:MAX_ANSWER])
     text = _SCRIPTS.sub(lambda m: f"{'^' if m[0][0] in _RAISED else '_'}{{{m[0].translate(_LEVEL)}}}", text)
     text = _ROOT_SIGN.sub(r"{\1}", text)
@@ -391,7 +398,7 @@ def quick_verdict(gold: str, answer: str) -> bool | None:
         return time == _time(given)
     if right.isalpha() and len(right) > 1 and (_WRAPPED_TEXT.search(gold) or (gold.isupper() and len(right) > 2)):
         return False  # a word; other spellings of it were equal above
-    if r"\emptyset" in (right, given):
+    if r"\emptyset" in (right, given) or (right.startswith(r"\angle") and given.startswith(r"\angle")):
         return False
     if (_FLAT.fullmatch(right) and _FLAT_SET.fullmatch(given)) or (
         _FLAT_SET.fullmatch(right) and _FLAT.fullmatch(given)

@@ -42,10 +42,13 @@ _NUMBER = re.compile(
           | (?:[0-9]+\ )?{_PLAIN}\ ?/\ ?{_PLAIN}
           | (?:{_PLAIN}\*)?10\^(?:\{{[-+]?[0-9]+\}}|[-+]?[0-9]+)
           | {_PLAIN}(?:[eE][-+]?[0-9]+)?
-        ))(?P<more>(?:\.[0-9]|,[0-9]|\^|!(?=\s*[-+*/=^])|\ ?[:/*]\ ?(?=[0-9])|\ x\ (?=[0-9])|\\(?:pi|sqrt)|[π√]|[xyz](?![a-zA-Z]))[^\s=]*)?
+        ))(?P<more>
+            (?:\.[0-9]|,[0-9]|\^|!(?=\s*[-+*/=^])|\ ?[:/*]\ ?(?=[0-9])|\ x\ (?=[0-9])|\\(?:pi|sqrt)|[π√]
+            |[xyz](?![a-zA-Z]))[^\s=]*)?
       | (?P<other>(?:\\(?:[dtc]?frac|sqrt|[dt]?binom)(?:\s*\{{[^{{}}]*\}})+|√\s*[0-9])[^\s=]*)""",
     re.VERBOSE,
 )
+_SPACES, _SIGNS = re.compile(r"\s{2,}"), re.compile(r"\$|(?<=-) ")
 _FACTORIAL = re.compile(r"[0-9]\s*!")
 _TAIL = 10_000
 """Characters at the end of a completion in which the answer is looked for."""
@@ -99,21 +102,18 @@ def extracted_number(text: str, strict: bool = False) -> str | None:
         return (
             canonical(box)
             if number(normalise(box)) is not None
-            else numbers[0]
-            if len(numbers) == 1 and not _FACTORIAL.search(box)
             else None
+            if len(numbers) > 1 or _FACTORIAL.search(box)
+            else _value(numbers)
         )
     tail = text[-_TAIL:]
-    marked = [numbers[0] for part in tail.split("####")[1:] if (numbers := _numbers(part, first=True))]
-    return (marked or [None])[-1] if strict or marked else (_numbers(tail) or [None])[-1]
+    marked = [numbers for part in tail.split("####")[1:] if (numbers := _numbers(part, first=True))]
+    return _value(marked[-1]) if marked else None if strict else _value(_numbers(tail))
 
 
-def _numbers(text: str, first: bool = False) -> list[str | None]:
-    """The numbers in a text, in canonical form; None for each that is part of a larger expression.
-
-    first: only one with which the text begins.
-    """
-    text = with_braces(text.translate(PLAIN_NUMBERS))
+def _numbers(text: str, first: bool = False) -> list[re.Match[str]]:
+    """Where the numbers of a text stand, in plain spelling. first: only one with which the text begins."""
+    text = with_braces(_SPACES.sub(lambda spaces: "\n" if "\n" in spaces[0] else " ", text).translate(PLAIN_NUMBERS))
     text = _SUPERSCRIPT.sub(lambda power: "^" + power.group().translate(_PLAIN_POWER), text)
     text = _TIMES.sub(
         "*", _DOUBLE_STAR.sub("^", _GROUPING.sub("", text).translate(dict.fromkeys(map(ord, MINUSES), "-")))
@@ -121,8 +121,12 @@ def _numbers(text: str, first: bool = False) -> list[str | None]:
     text = text.replace("\\$", "$")
     begin = len(text) - len(text.lstrip())
     matches = filter(None, [_NUMBER.match(text, begin)]) if first else _NUMBER.finditer(text)
-    return [
-        canonical(plain) if match["number"] and not match["more"] and number(normalise(plain)) is not None else None
-        for match in matches
-        if (plain := re.sub(r"\$|(?<=-) ", "", match["number"] or "")) or match["other"]
-    ]
+    return [match for match in matches if match["number"] or match["other"]]
+
+
+def _value(numbers: list[re.Match[str]]) -> str | None:
+    """The last number in canonical form; None if there is none, or if it is part of a larger expression."""
+    if not numbers or not numbers[-1]["number"] or numbers[-1]["more"]:
+        return None
+    plain = _SIGNS.sub("", numbers[-1]["number"])
+    return canonical(plain) if number(normalise(plain)) is not None else None

@@ -4,6 +4,7 @@ What a model wrote is hostile input: it is read in linear time, and of free text
 """
 
 import re
+import unicodedata
 from collections.abc import Sequence
 
 from carerft.tasks import Grade, Problem, Task
@@ -13,7 +14,9 @@ LONGEST_VOTE = 200
 """Characters of a reply that decide which other replies it votes with."""
 
 _NO_WORD = re.compile(r"[^\w\s]|_")
-_THOUSANDS = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
+_THOUSANDS = re.compile(r"(?<=[0-9])[,\u00a0\u2009\u202f](?=[0-9]{3}(?![0-9]))")
+_ACCENT = re.compile(r"[\u0300-\u036f]")
+_POINT, _MINUS = re.compile(r"(?<=[0-9])\.(?=[0-9])"), re.compile(r"(?<![\w)])[-\u2212](?=[0-9])")
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s|\n")
 
@@ -69,10 +72,12 @@ def free_text(text: str, until: str | None) -> str:
 
 def words(text: str, articles: bool = True) -> str:
     """The words in lower case with one space between: punctuation and symbols become spaces, as in the aliases of
-    TriviaQA (Joshi et al. 2017, arXiv 1705.03551), and the thousands separators of a number go. articles=False leaves
-    out "a", "an" and "the"."""
-    text = _THOUSANDS.sub("", text)
-    text = _NO_WORD.sub(" ", text.lower())
+    TriviaQA (Joshi et al. 2017, arXiv 1705.03551), and the thousands separators of a number go. A number is one word
+    ("3.5" has no word 3, and "-5" no 5), and letters lose their accents. articles=False leaves out "a", "an" and
+    "the"."""
+    text = _ACCENT.sub("", unicodedata.normalize("NFKD", _THOUSANDS.sub("", text).lower()))
+    text = _MINUS.sub(" minus", _POINT.sub("point", text))
+    text = _NO_WORD.sub(" ", text)
     return " ".join((text if articles else _ARTICLES.sub(" ", text)).split())
 
 

@@ -51,10 +51,24 @@ NO_COMMENT = words("I have no comment.")
 LETTERS = ("(A)", "(B)")
 
 # In a reply: in brackets anywhere; bare at the beginning or after "answer is", and not as an article ("A lamp").
-_LETTER = re.compile(r"\(([ABab])\)|(?:^\W*|\b(?i:answer|option|choice)(?: is)?:? +\W*)([AB])\b(?! *['\w])")
+_SPACES = re.compile(r"\s{2,}")
+_NO_ARTICLE = r"(?! *['\w])|(?= +(?:is|because|since|as|would|seems|was)\b)"
+_LETTER = re.compile(
+    rf"\(([ABab])\)|(?:^\W*|\b(?i:answer|option|choice)(?: is)?:? \W*)(?:(A)\b(?:{_NO_ARTICLE})|(B)\b(?!['\w]))"
+    r"|^\W*([ab])[).:](?!\w)|\b(?i:answer|option|choice)(?: is)?:? \W*([ab])\W*$"
+)
 _BOXED_LETTER = re.compile(r"^\W*(?:\\text\w*\{\W*)?([ABab])\b.*")
 # Then: a capital that ends a sentence or can be no article ("I think B"); a small letter that is all there is.
-_LOOSE_LETTER = re.compile(r"\b(A)\b(?=\W*(?:$|[.,;:!?\n]))|\b(B)\b(?!['\w])|^\W*(?:(?i:the answer is) +)?([ab])\W*$")
+_LOOSE_LETTER = re.compile(
+    r"\b(A)\b(?=\W*(?:$|[.,;:!?\n])| (?:is|because|since) )|\b(B)\b(?!['\w])|^\W*(?:(?i:the answer is) )?([ab])\W*$"
+)
+_NOT_CHOSEN = re.compile(
+    r"\b(?i:not|isn['’]t|neither) +\(?[AB]\)?(?!\w)(?: +nor +\(?[AB]\)?(?!\w))?"
+    r"|(?<!\w)\(?A\)? +(?:or|and|nor) +\(?B\)?(?!\w)"
+)
+_INTRODUCTION = re.compile(
+    r"^(?:i (?:think|believe)(?: that)? )?(?:(?:the )?(?:\w+ )?(?:answer|option)|it)(?: is|'s|:) ", re.IGNORECASE
+)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -157,11 +171,13 @@ def grade_letter(problem: Problem, reply: str) -> Grade:
     """By the letter in the reply's last box, else the first that it names, else the option that it repeats word for
     word; the extracted answer is that option's text."""
     box = last_box(reply)
-    named = _BOXED_LETTER.sub(r"(\1)", box) if box else reply
+    named = _BOXED_LETTER.sub(r"(\1)", box) if box else _NOT_CHOSEN.sub("", reply)
+    named = _SPACES.sub(lambda spaces: "\n" if "\n" in spaces[0] else " ", named)
     letter = _LETTER.search(named) or _LOOSE_LETTER.search(named)
     if letter is not None:
         right = problem.choices[0][0].strip() == f"({next(filter(None, letter.groups())).upper()})"
     else:
+        named = _INTRODUCTION.sub("", named)
         candidates = {words(named), words(first_sentence(named))} - {""}
         right, wrong = (words(answer or "") in candidates for answer in (problem.answer, problem.misconceptions[0]))
         if right == wrong:
