@@ -155,6 +155,7 @@ def test_the_policy_that_learns_is_the_policy_that_sampled(model_type: str, chec
     rollouts = TransformersWorker(model, [EOS], 0).sample(PROMPTS, 2, Sampling(8), seed=0)
     algorithm = Algorithm("grpo", 2, 0.2, 0.2, "token", "sequence", "sample", 1e-6)
     learner = Learner(model, algorithm, ReverseKL(0.1), LearnerSettings(1e-3), 3)
+    model.train()  # which nobody here does, and which changes nothing
     metrics = learner.gradient(rollouts, torch.tensor([1.0, -1.0] * len(PROMPTS)))
     assert metrics["rollout/mismatch_max"] < NATS and metrics["policy/kl_to_reference"] < 1e-6
     assert difference(rollouts, learner.log_probs(rollouts), plain) < NATS

@@ -44,7 +44,8 @@ def load_model(model: ModelSettings, device: torch.device) -> tuple[PreTrainedMo
     """The model in float32 on this device, in evaluation mode, and its tokenizer.
 
     On the meta device the model has no weights and takes no memory. Code that comes with a model is never run.
-    Raises CareError if the model or its tokenizer cannot be loaded, needs its own code, or has an unsuitable LM head.
+    Raises CareError if the model or its tokenizer cannot be loaded or needs its own code, if the weights in its files
+    are not those that its configuration asks for, and if its LM head or its attention would be read wrongly.
     """
     path = model_path(model)
     hf_logging.set_verbosity_error()  # what matters is checked here and raised

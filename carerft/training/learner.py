@@ -121,6 +121,7 @@ class Learner:
         self, rollouts: Rollouts, advantages: Tensor, correction: TruncatedImportance | None = None
     ) -> dict[str, float]:
         """Set the parameters' gradients to the loss's, microbatch by microbatch, and return the metrics."""
+        silence(self.policy)  # whatever mode others have left it in
         self.optimizer.zero_grad(set_to_none=True)
         mask, regularizer = rollouts.mask(), self.regularizer.at(self.progress)
         weights, parts = self.algorithm.weights(mask), []
@@ -236,6 +237,7 @@ class Learner:
     @torch.no_grad()
     def log_probs(self, rollouts: Rollouts) -> Tensor:
         """(S, T) float32 log-probability of each sampled token under the current policy; 0 outside the mask."""
+        silence(self.policy)
         mask, log_probs = rollouts.mask(), torch.zeros(rollouts.tokens.shape)
         for index, is_real in self._microbatches(rollouts):
             scored = self.score(rollouts, index).log_prob.float().cpu()
