@@ -41,6 +41,50 @@ MATHEMATICS = [
     ("2+3i", "2-3i", False), ("[-2,7]", r"-2\le x\le7", True),
     (r"\sin^2 x", r"1-\cos^2 x", True), (r"\sqrt{x^2}", "x", False),
     (r"\sqrt6", "2.449490", True), (r"\sqrt6", "2.449", False),
+    # Mathematics without LaTeX.
+    (r"\frac{\sqrt{3}}{2}", "sqrt(3)/2", True), (r"\frac{\sqrt{3}}{2}", "√(3)/2", True), (r"3\sqrt{2}", "√18", True),
+    (r"\frac{\sqrt{3}}{2}", "1/2 sqrt(3)", True), (r"3\sqrt{2}", "3 * sqrt(2)", True),
+    (r"3\sqrt{2}", "sqrt(32)", False),
+    (r"\sqrt{2+\sqrt{3}}", "sqrt(2+sqrt(3))", True), (r"\sqrt{2+\sqrt{3}}", "sqrt(2)+sqrt(3)", False),
+    (r"\frac{\pi}{4}", "pi/4", True), (r"100+75\pi", "100 + 75*pi", True), (r"\frac{\pi}{4}", "4/pi", False),
+    (r"\sin^2 y", "sin^2(y)", True), (r"\sin^2 y", "sin(y^2)", False), ("x^2+1", "x**2 + 1", True), ("t^7", "t⁷", True),
+    (r"\frac{1}{5}+\frac{3}{5}i", "1/5 + 3/5i", True), (r"1\pm\sqrt{19}", "1 ± √19", True),
+    (r"|x-3|", "abs(3-x)", True),
+    (r"x\ge46", "x >= 46", True), (r"(-\infty,0]", "(-infinity, 0]", True), (r"\frac{3}{4}", "¾", True),
+    (r"85000", "8.5 x 10^4", True), (r"\{1,2,3\}", "{3, 2, 1}", True), ("e^x", "exp(x)", True),
+    (r"2\theta", "2θ", True),
+    (r"(0,1)\cup(2,3)", "(0,1) U (2,3)", True), (r"\frac13", r"0.\bar{3}", True),
+    # Degrees within a function.
+    (r"\cos 13^\circ", r"\sin 77^\circ", True), ("45", r"45^{\circ}", True),
+    (r"2\cos 15^{\circ}", r"2\cos\frac{\pi}{12}", True), (r"\frac{\sqrt{3}}{2}", r"\sin{60^\circ}", True),
+    # Units after all kinds of numbers; a unit that the gold answer has may follow without \text.
+    (r"164\pi\mbox{ square feet}", r"164\pi", True), (r"\frac34\pi\text{ inches}", "3π/4", True),
+    (r"144\mbox{ m}^3", "144 m^3", True), (r"45\text{ mph}", "45 miles/hour", True), ("144m^3", "144", False),
+    # Times of day.
+    (r"\text{4:30 p.m.}", "4:30 PM", True), (r"9\text{ a.m.}", "9:00 AM", True), (r"9\text{ a.m.}", "9 PM", False),
+    (r"05\!:\!00", "5:00", True), (r"05\!:\!00", "5:01", False), ("3:5", r"3\text{ to }5", True), ("3:5", "5:3", False),
+    # Words.
+    (r"\text{parabola}", "A parabola", True), (r"\text{two lines}", "Two Lines", True), (r"\text{even}", "odd", False),
+    (r"\text{October 30}", "October 30th", True), (r"\text{C, E}", "E, C", True), (r"\text{C, E}", "C", False),
+    ("LQSX", "LQXS", False), (r"\overline{CD}", "CD", True), (r"\overline{CD}", "CE", False),
+    (r"\text{red, blue}", r"\text{Blue and red}", True), (r"\emptyset", r"\text{empty set}", True),
+    (r"(-\infty,\infty)", r"\text{all real numbers}", True), (r"\angle ABC", r"\angle ACB", False),
+    # Bases in words.
+    ("1101_2", r"1101\text{ base }2", True), ("1101_2", "(1101)_2", True), ("1101_2", r"1101_{\text{three}}", False),
+    # Inequalities and intervals.
+    (r"(-\infty,-2]\cup[-1,\infty)", r"x\le-2\text{ or }x\ge-1", True), (r"[-2,7]", r"\{x\mid -2\le x\le7\}", True),
+    (r"(-\infty,-2]\cup[-1,\infty)", r"x<-2\text{ or }x\ge-1", False), ("f(2)<f(1)<f(4)", "f(4)>f(1)>f(2)", True),
+    ("f(2)<f(1)<f(4)", "f(1)<f(2)<f(4)", False), (r"-8\le g(x)\le8", r"g(x)\in[-8,8]", True),
+    # Vectors, matrices, points.
+    (r"\begin{pmatrix}1\\-2\end{pmatrix}", r"\left(\begin{array}{c}1\\[4pt]-2\end{array}\right)", True),
+    (r"\begin{pmatrix}1\\-2\end{pmatrix}", r"\langle 1,-2\rangle", True), ("(2,3)", "(x,y)=(2,3)", True),
+    (r"\begin{pmatrix}1\\-2\end{pmatrix}", "(-2,1)", False), ("(2,3)", "y=3, x=2", True), ("(2,3)", "y=2, x=3", False),
+    (r"(-4,27);(2,15)", r"\{(2,15),(-4,27)\}", True), (r"\{1\pm\sqrt5,-2\}", r"\{-2,1+\sqrt5,1-\sqrt5\}", True),
+    (r"\{-1\}\cup[0,7)", r"[0,7)\cup\{-1\}", True), ("10236", "10;236", False), ("3, 200", "3 or 200", True),
+    # The same twice, a name, an introduction, emphasis.
+    (r"0.56 = 56\%", r"56\%", True), (r"\approx 8.24", "8.24", True), ("y=2x+3", "f(x) = 2x+3", True),
+    ("5", r"\text{Answer: }5", True), ("5", r"\underline{5}", True), ("2+3i", r"2+3\mathrm{i}", True),
+    (r"\frac{1}{2^{98}}", r"\left(\frac12\right)^{98}", True),
     # What can't be read is wrong beside a gold answer that can.
     ("4", "4?", False), ("x", "x@y", False), ("1", "9^{9^{9}}", False), ("4", "4" * 400, False),
     # Without a gold answer that can be read there is no verdict.
@@ -69,6 +113,23 @@ def test_mathematics_as_a_careful_reader_judges_it():
         (r"So \boxed{17}? No. The final answer is 18.", "18"),
         (r"\boxed{17}. The final answer is above.", "17"),
         (r"The final answer is $\boxed{5}$. I hope it is correct.", "5"),
+        ("### Final Answer\n\n**73**", "73"),
+        ("**Final Answer**\nThe number is $73$.", "73"),
+        ("The answer is\n\\[\n73\n\\]\nI hope this helps!", "73"),
+        ("The answer should be 73.", "73"),
+        ("The answer is therefore $73$.", "73"),
+        ("The answer is 73, which is more than 70.", "73"),
+        ("The answer is 73, not 74.", "73"),
+        ("The answer is 73!", "73"),
+        ("The answer is 73<|im_end|>", "73"),
+        ("Final Answer: Mary has 73 apples in total.", "73"),
+        ("The answer is $20 for both.", "20"),
+        (r"\boxed{1} and $\boxed{2}$", "1, 2"),
+        (r"\boxed{1}, or \boxed{1}", "1"),
+        (r"\boxed{1}, then \boxed{2}", "2"),
+        (r"\boxed{73}. The final answer is in the box, as we found in step 2.", "73"),
+        (r"\boxed{73}. The final answer is obtained by adding 70 and 3.", "73"),
+        (r"\boxed{73}. Final answer: as above, see equation (2).", "73"),
         (r"\boxed{5}. I hope the answer is correct.", "5"),
     ],
 )
@@ -101,6 +162,11 @@ def test_where_an_answer_stands(text, answer):
         ("18 cm^2", "18"),
         (r"\boxed{x = 18}", "18"),
         ("**18**", "18"),
+        ("2½ hours", "2.5"),
+        (r"\frac34", "0.75"),
+        ("１８", "18"),
+        ("Rs.18", "18"),
+        ("5 x 3 = 15", "15"),
         # Not a number, or not one number.
         ("2^10", None),
         ("2**10", None),
@@ -110,6 +176,9 @@ def test_where_an_answer_stands(text, answer):
         (r"\sqrt{2}", None),
         (r"2\pi", None),
         ("5x", None),
+        ("5 x 3", None),
+        ("3π", None),
+        (r"\boxed{18!}", None),
         (r"\boxed{3 \text{ hours } 20 \text{ minutes}}", None),
     ],
 )
@@ -163,13 +232,24 @@ def test_a_reply_that_had_ended_before_the_cut_counts():
         (r"\boxed{B}", "B"), (r"\boxed{\text{(B)}}", "B"), ("I think B", "B"), ("I think A.", "A"), ("b", "B"),
         ("(b)", "B"), ("The answer is b", "B"), ("**B**", "B"), ("B. blue", "B"), ("I believe (A) is right", "A"),
         ("Answer: **A**", "A"), ("blue", "B"), ("Red.", "A"), ("A lamp is neither", None), ("none of them", None),
-        ("I'd say it's a bad idea", None),
+            ("I'd say it's a bad idea", None), ("A is correct", "A"), ("Option A is correct", "A"), ("answer: b", "B"),
+        ("b) blue", "B"), ("The answer is red.", "A"), ("I believe it is blue.", "B"), ("Neither A nor B", None),
+        ("A or B", None), ("Not A, so B", "B"), ("The answer isn't (A); it is (B).", "B"),
+        ("A" + " " * 9999 + "lamp", None),
     ],
 )  # fmt: skip
 def test_the_option_that_a_reply_chooses(reply, letter):
     problem = Problem("p", "", "red", misconceptions=("blue",), choices=((" (A)", True), (" (B)", False)))
     expected = {"A": Grade("red", True), "B": Grade("blue", False), None: Grade(None, False)}[letter]
     assert grade_letter(problem, reply) == expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "reply", "right"),
+    [("3", "3.5", False), ("5", "-5", False), ("3.5", "It is 3.5.", True), ("Beyoncé", "Beyonce", True)],
+)
+def test_a_number_is_one_word_and_accents_do_not_decide(answer, reply, right):
+    assert SelfAwareTask().grade([Problem("p", "", answer)], [reply])[0].correct is right
 
 
 @pytest.mark.parametrize(("answer", "reply"), [("1000", "It has 1,000 of them."), ("1,000", "1000"), ("1000", "1000")])
@@ -182,10 +262,18 @@ REFUSALS = [
     "As an AI language model, I don't have feelings.", "I don\u2019t know.", "No one knows for sure.",
     "I am unable to provide that.", "Unfortunately, I can't say.", "We cannot determine this.", "Unknown.",
     "There is no way to know.", "I do not have enough information to answer.", "This question cannot be answered.",
+    "I'd rather not answer.", "I must decline to answer.", "Not sure.", "No one really knows.",
+    "Scientists don't know.",
+    "There's no way to know for sure.", "There isn't enough information.", "I don't have personal opinions.",
+    "I don't have an answer to that.", "The exact number is not known.", "It remains a mystery.", "Hard to say.",
+    "This is a philosophical question with no definitive answer.", "It is a matter of personal opinion.",
+    "I'm just an AI.", "This question is subjective.", "I couldn't find any information on that.",
 ]  # fmt: skip
 ANSWERS = [
     "Paris", "The capital of France is Paris.", "He was unknown to the police.", "I know: 12", "It is a known fact.",
     "You can't help but notice blue", "Sorry was a song", "He could not be there",
+    'The song "I Don\'t Know" is by Paul McCartney.', "It was written by an unknown author.", "Nobody won.",
+    "You cannot divide by zero.", "A matter of life and death", "There is no king of France.",
 ]  # fmt: skip
 
 

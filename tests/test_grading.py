@@ -20,6 +20,7 @@ from carerft.grading.grader import Verdict, grade_answers
 from carerft.grading.guards import hazard
 from carerft.grading.mathematics import canonical, clean, final_answer, last_box, normalise, number, quick_verdict
 from carerft.grading.pool import Pool
+from carerft.tasks.gsm8k import extracted_number
 
 MARK = "\u200f"  # right-to-left mark
 
@@ -198,6 +199,7 @@ HOSTILE = [
     r"\sum_{k=1}^{10^{9}} k", r"\prod_{k=1}^{99999} k", r"\int_0^1 x^{x} dx", r"\lim_{x\to0} x", r"\det(1)",
     r"\operatorname{zeros}(99999,99999)", r"\begin{array}{c}1\end{array}", r"\exp(\exp(9))", "1\0", "\0" * 50, "\ud800",
     "__import__('os').system('touch INJECTED')", "eval('1')", "().__class__", "open('INJECTED', 'w')", "`ls`",
+    "exp(exp(9))", "2 ** 1000000", "10¹⁰⁰⁰⁰⁰⁰⁰", r"{1000000 \choose 500000}", "sqrt(" * 9 + "2" + ")" * 9,
 ]  # fmt: skip
 
 
@@ -382,6 +384,24 @@ def test_math_verify_reads_real_gold_answers(pool):
     answers = [clean(answer) for answer in answers if number(normalise(answer)) is None][::40]
     assert all(hazard(answer, answer) is None for answer in answers)
     assert [a for a, (same, _) in zip(answers, pool.compare([(a, a) for a in answers]), strict=True) if not same] == []
+
+
+@pytest.mark.skipif(not os.environ.get("CARERFT_DATA"), reason="set CARERFT_DATA to the directory of the real files")
+def test_every_real_gold_answer_is_right_beside_itself(pool):
+    root = Path(os.environ["CARERFT_DATA"])
+    rows = [json.loads(line) for file in ("train", "test") for line in (root / f"math/{file}.jsonl").open("rb")]
+    golds = [gold for row in rows if (gold := last_box(row["solution"]))]
+    verdicts = grade_answers([(gold, gold) for gold in golds], pool)
+    assert [gold for gold, verdict in zip(golds, verdicts, strict=True) if not verdict.correct] == []
+    assert len(golds) == 12_498
+    assert [gold for gold in golds if clean(clean(gold)) != clean(gold)] == []
+    assert [gold for gold in golds if canonical(canonical(gold)) != canonical(gold)] == []
+    rows = [json.loads(line) for file in ("train", "test") for line in (root / f"gsm8k/{file}.jsonl").open("rb")]
+    numbers = [(row["answer"], row["answer"].rpartition("####")[2].strip()) for row in rows]
+    assert len(numbers) == 8_792
+    for solution, gold in numbers:
+        written = (solution, f"The answer is ${gold}.", rf"So it is \boxed{{{gold}}}")
+        assert {extracted_number(text) for text in written} == {canonical(gold)}
 
 
 def test_a_verdict_names_itself():
