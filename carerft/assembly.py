@@ -60,8 +60,10 @@ class Subject:
 
     @property
     def models_text(self) -> bool:
-        """Whether the model predicts prompts too: the built-in one has learnt answers alone."""
-        return self.settings.model.path != "world"
+        """Whether the model predicts prompts too: one that lives in the built-in world has learnt answers alone."""
+        settings = self.settings
+        tasks = [*settings.benchmark.values(), *([settings.task] if isinstance(settings, TrainSettings) else [])]
+        return settings.model.path != "world" and not any(task._target_.endswith("WorldTask") for task in tasks)
 
     def task(self, settings: TaskSettings) -> Task:
         """What a file of `conf/task/` or `conf/benchmark/` names, with prompts in the model's chat template, if any."""
