@@ -304,7 +304,7 @@ def equal_values(right: Any, given: Any) -> bool:
     if isinstance(right, MatrixBase) and isinstance(given, MatrixBase):
         return right.shape == given.shape and all(map(equal_values, right.flat(), given.flat()))
     if isinstance(right, Expr) and isinstance(given, Expr):
-        names = sorted({symbol.name for symbol in right.free_symbols | given.free_symbols} - {"i"})
+        names = sorted({str(symbol) for symbol in right.free_symbols | given.free_symbols} - {"i"})
         rounded = right.has(Float) or given.has(Float)
         agree = [
             _agree(right, given, dict(zip(names, count(*point))), rounded) for point in _POINTS[: 3 if names else 1]
@@ -330,7 +330,7 @@ def _value(expression: Any, point: dict[str, float]) -> Any:
     import mpmath
     from sympy import Float, I, Rational
 
-    values = {symbol: Rational(point[symbol.name]) if symbol.name != "i" else I for symbol in expression.free_symbols}
+    values = {symbol: Rational(point[str(symbol)]) if str(symbol) != "i" else I for symbol in expression.free_symbols}
     try:
         parts = expression.evalf(_DIGITS, subs=values).as_real_imag()
         # A Float of one bit is what remains where all digits have cancelled.
