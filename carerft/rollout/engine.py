@@ -13,6 +13,8 @@ import gc
 import logging
 import os
 import random
+import sys
+import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -83,7 +85,8 @@ class Engine:
             os.environ.setdefault(key, value)
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # weights are handed over within the process
         logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"].upper())  # it logs before it has read that
-        with _global_state_restored(), _default_group_spared(self._shares_process_group), warnings.catch_warnings():
+        spared = _default_group_spared(self._shares_process_group)
+        with _global_state_restored(), spared, _without_numa_message(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # from vLLM's own use of PyTorch
             from vllm import LLM
             from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
@@ -223,6 +226,32 @@ class Engine:
         with _global_state_restored():
             inputs = [TokensPrompt(prompt_token_ids=list(map(int, prompt))) for prompt in prompts]
             return self.llm.generate(inputs, parameters, use_tqdm=False)
+
+
+@contextmanager
+def _without_numa_message() -> Iterator[None]:
+    """In this context, vLLM's kernels for a CPU do not print in which NUMA node they allocate memory. They do so in
+    C++, where no filter of Python's sees it; whatever else they print then is kept."""
+    kernels, name = torch.ops._C, "init_cpu_memory_env"
+
+    def quietly(*arguments: Any) -> Any:
+        with tempfile.TemporaryFile() as printed:
+            sys.stderr.flush()
+            terminal = os.dup(2)
+            os.dup2(printed.fileno(), 2)
+            try:
+                return type(kernels).__getattr__(kernels, name)(*arguments)
+            finally:
+                os.dup2(terminal, 2)
+                os.close(terminal)
+                printed.seek(0)
+                os.write(2, b"".join(line for line in printed if b"NUMA binding" not in line))
+
+    setattr(kernels, name, quietly)
+    try:
+        yield
+    finally:
+        vars(kernels).pop(name, None)
 
 
 @contextmanager
