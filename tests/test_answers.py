@@ -79,6 +79,8 @@ MATHEMATICS = [
     (r"\begin{pmatrix}1\\-2\end{pmatrix}", r"\left(\begin{array}{c}1\\[4pt]-2\end{array}\right)", True),
     (r"\begin{pmatrix}1\\-2\end{pmatrix}", r"\langle 1,-2\rangle", True), ("(2,3)", "(x,y)=(2,3)", True),
     (r"\begin{pmatrix}1\\-2\end{pmatrix}", "(-2,1)", False), ("(2,3)", "y=3, x=2", True), ("(2,3)", "y=2, x=3", False),
+    (r"\begin{pmatrix}12/13\\5/13\end{pmatrix}", r"\frac{1}{13}\begin{pmatrix}12\\5\end{pmatrix}", True),
+    ("x+y=5", "5", False), (r"x\ne3", r"x\ne-3", False), (r"x\ne3", "x≠3", True),
     (r"(-4,27);(2,15)", r"\{(2,15),(-4,27)\}", True), (r"\{1\pm\sqrt5,-2\}", r"\{-2,1+\sqrt5,1-\sqrt5\}", True),
     (r"\{-1\}\cup[0,7)", r"[0,7)\cup\{-1\}", True), ("10236", "10;236", False), ("3, 200", "3 or 200", True),
     # The same twice, a name, an introduction, emphasis.

@@ -23,6 +23,9 @@ _PAIRS = ("(", ")"), ("[", "]"), ("(", "]"), ("[", ")"), (r"\{", r"\}")
 _TUPLE, _SET = ("(", ")"), (r"\{", r"\}")
 _COORDINATE = re.compile("[a-z]=")
 _COLUMN = re.compile(r"\\begin\{[pb]matrix\}([^&]*)\\end\{[pb]matrix\}")
+_SCALED = re.compile(
+    r"(?:[^&=]+=)?([^&=+\\]+|\\frac\{[^{}&]*\}\{[^{}&]*\})(\\begin\{[pb]matrix\}[^+]*\\end\{[pb]matrix\})", re.DOTALL
+)
 _ORDER = re.compile(r"\s*(<|>|\\(?:[lg]e|[lg]t)(?![a-z]))\s*")
 _VARIABLE = re.compile(r"[a-zA-Z](?:\([a-z]\))?|\\[a-z]+")
 _FUNCTION = re.compile(r"[a-zA-Z](?:\^\{-1\})?\([a-z]\)\s*(?:=|\\in)\s*|[a-zA-Z]\s*\\in\s*")
@@ -130,6 +133,9 @@ def equal_texts(gold: str, answer: str) -> bool:
         gold, answer = _as_interval(gold), _as_interval(answer)
     if len(chain := _ascending(gold)) == len(given_chain := _ascending(answer)) > 3:
         return chain[1::2] == given_chain[1::2] and all(map(equal_texts, chain[::2], given_chain[::2]))
+    sides, given_sides = gold.split(r"\ne"), answer.split(r"\ne")
+    if len(sides) == len(given_sides) == 2:
+        return all(map(equal_texts, sides, given_sides))
     if "matrix" not in gold or "matrix" not in answer:
         gold, answer = _COLUMN.sub(_as_tuple, gold), _COLUMN.sub(_as_tuple, answer)
     (brackets, right), (given_brackets, given) = _elements(gold), _elements(answer)
@@ -273,8 +279,11 @@ def _parsed(text: str) -> Any:
     """The expression that a text means, or None if latex2sympy can't read it. Upper and lower case are different."""
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig, NormalizationConfig, latex2sympy, normalize_latex
     from math_verify.grader import should_treat_as_complex
-    from sympy import nan, zoo
+    from sympy import Expr, MatrixBase, nan, zoo
 
+    if scaled := _SCALED.fullmatch(text):  # latex2sympy would misread the matrix's first number
+        factor, matrix = map(_parsed, scaled.groups())
+        return factor * matrix if isinstance(factor, Expr) and isinstance(matrix, MatrixBase) else None
     text = _RATIO.sub(r"\\frac{\1}{\2}", text)  # "3/5i" is no 3/(5i)
     normalization = NormalizationConfig(basic_latex=True, malformed_operators=True, nits=True, boxed="none")
     latex = normalize_latex(text, normalization)
@@ -299,10 +308,12 @@ def equal_values(right: Any, given: Any) -> bool:
     Exact values differ if they differ at all; a decimal may be rounded, as in `quick_verdict`.
     """
     from math_verify import verify
-    from sympy import Expr, Float, MatrixBase
+    from sympy import Add, Eq, Expr, Float, MatrixBase
 
     if isinstance(right, MatrixBase) and isinstance(given, MatrixBase):
         return right.shape == given.shape and all(map(equal_values, right.flat(), given.flat()))
+    if isinstance(right, Eq) and isinstance(right.lhs, Add) and isinstance(given, Expr):
+        return False  # math-verify would compare the right side alone
     if isinstance(right, Expr) and isinstance(given, Expr):
         names = sorted({str(symbol) for symbol in right.free_symbols | given.free_symbols} - {"i"})
         rounded = right.has(Float) or given.has(Float)
