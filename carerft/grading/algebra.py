@@ -282,7 +282,7 @@ def _parsed(text: str) -> Any:
     from sympy import Expr, MatrixBase, nan, zoo
 
     if scaled := _SCALED.fullmatch(text):  # latex2sympy would misread the matrix's first number
-        factor, matrix = map(_parsed, scaled.groups())
+        factor, matrix = _parsed("-1" if scaled[1] == "-" else scaled[1]), _parsed(scaled[2])
         return factor * matrix if isinstance(factor, Expr) and isinstance(matrix, MatrixBase) else None
     text = _RATIO.sub(r"\\frac{\1}{\2}", text)  # "3/5i" is no 3/(5i)
     normalization = NormalizationConfig(basic_latex=True, malformed_operators=True, nits=True, boxed="none")
