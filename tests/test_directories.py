@@ -250,3 +250,19 @@ def test_a_word_that_is_not_utf_8(capsys: pytest.CaptureFixture):
 def test_a_multiruns_option_may_come_after_its_words():
     assert cli.main(["train", *SMALL, "-m", "hydra.sweep.dir=there"]) == 0
     assert list(Path("there").glob("*/seed=0/manifest.json"))
+
+
+def test_directories_that_earlier_versions_made_of_a_path_are_found_again(tmp_path: Path):
+    model = tmp_path / "m"
+    shutil.copytree(SHIPPED, model)
+    words = ["train", "-m", *cli.expand_model([f"model={model}"]), *SMALL[1:], "rollout=transformers"]
+    assert cli.main(words) == 0
+    (new,) = Path("outputs/train").glob("*/seed=0")
+    assert f"model.path={str(model).replace('/', '_')}" in new.parent.name
+    old = Path(f'outputs/train/benchmark=none,model.path="{model}",model=path,rollout=transformers,steps=0')
+    old.mkdir(parents=True)
+    new.rename(old / "seed=0")
+    before = (old / "seed=0/manifest.json").read_bytes()
+    shutil.rmtree(new.parent)
+    assert cli.main(words) == 0
+    assert (old / "seed=0/manifest.json").read_bytes() == before and not new.exists()
