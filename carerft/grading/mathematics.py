@@ -7,6 +7,8 @@ stop, thousands separators, a percent sign, a degree sign, a unit after a number
 unit; a.m. and p.m. stay), \text around a word, "(C)" and "C", the case of a word's letters. The first ones follow
 `math_equivalence.py` of Hendrycks et al. 2021 (arXiv 2103.03874). A variable is never taken for a unit.
 
+Mathematics without LaTeX gets its commands first (`clean`): "sqrt(3)/2", "x**2", "3π/4", "x >= 3", "{1, 2}".
+
 A comma separates thousands or the elements of a list. It separates thousands in "1{,}234" and "1,\!234", and where
 every group after the first has three digits and no space ("1,234,567"); "81, 256" is a list. Within brackets, commas
 without spaces separate elements, "(81,256)", unless others have spaces: "(1,234, 5)".
