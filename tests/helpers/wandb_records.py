@@ -2,9 +2,13 @@
 
 import json
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+PATIENCE = 3
+"""Seconds for W&B's own process, on a busy machine, to write the end of a run. A run that was killed has no end."""
 
 
 @dataclass
@@ -50,8 +54,14 @@ def offline_runs(directory: Path) -> list[OfflineRun]:
         (file,) = place.glob("*.wandb")
         # What `wandb leet inspect` runs.
         command = [get_core_path(), "leet", "inspect", "--no-observability", "--json", "--run-file", file, place]
-        printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
-        found.append(OfflineRun(place, [json.loads(line) for line in printed.splitlines() if line.startswith("{")]))
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+            run = OfflineRun(place, [json.loads(line) for line in printed.splitlines() if line.startswith("{")])
+            if run.of("exit") or time.monotonic() > deadline:
+                break
+            time.sleep(0.2)
+        found.append(run)
     return found
 
 
