@@ -16,6 +16,7 @@ MATHEMATICS = [
     # No letter is lost for a unit.
     ("10t + 12", "12 + 10t", True), ("4t", "4", False), ("4", "4t", False), ("5ab", "5", False), ("5m", "5", False),
     ("5", r"5\text{ m}", True), (r"5 \text{ m/s}", "5", True), ("12 square feet", "12", True),
+    ("2b", r"2b \text{ units}", True), ("[-3,2]", r"[-3,2]\text{ units}", True), ("2b", r"2 \text{ units}", False),
     ("3", r"\text{3 hours}", True), ("5", r"5\sqrt{1} cm", True), ("2h", "2s", False), ("3g", "3", False),
     # A comma without a space groups digits; with one it separates.
     ("81, 256", "256, 81", True), ("81, 256", "81256", False), ("81256", "81, 256", False), ("81256", "81,256", True),

@@ -261,7 +261,7 @@ def _separated(text: str) -> str:
 
 _BEFORE_UNIT = r"(?:(?<=[0-9})])|(?<=\\pi)|(?<=\\pi ))"
 _UNIT = re.compile(
-    rf"{_BEFORE_UNIT}\s*{_TEXT}(?!\s*[ap]\.?\s*m\b)[^{{}}]*\}}\s*(?:\^\s*(?:[23]|\{{[23]\}}))?$", re.IGNORECASE
+    rf"(?<=[0-9a-zA-Z)}}\]])\s*{_TEXT}(?!\s*[ap]\.?\s*m\b)[^{{}}]*\}}\s*(?:\^\s*(?:[23]|\{{[23]\}}))?$", re.IGNORECASE
 )
 _SHORT_UNITS = (
     "cm mm km ft in lb lbs kg mg ml oz hr hrs min sec mph yd mi sq cu deg rad men day cup way set ton gal".split()
@@ -282,7 +282,9 @@ def unitless(answer: str) -> str:
     """What `clean` returns without per cent and degree signs and without a final unit."""
     text = _AMBIGUOUS.sub(", ", _DROPPED.sub("", clean(answer))).strip()
     text = match[1] if (match := _WORDED_NUMBER.fullmatch(text)) else text
-    without = _BARE_UNIT.sub("", _UNIT.sub("", text)).strip()
+    without = _UNIT.sub("", text).strip()
+    text = without if _WRAPPED_TEXT.sub("", without).strip(" ()") else text  # of words alone, none is a unit
+    without = _BARE_UNIT.sub("", text).strip()
     return without if _QUANTITY.search(_WRAPPED_TEXT.sub("", without)) else text
 
 
