@@ -14,6 +14,7 @@ from helpers.runs import ASIDE, ENVIRONMENT, STEPS, TWO, check_equal, finish, lo
 from carerft import cli
 from carerft.runs.directory import open_run
 from carerft.training import checkpoint
+from carerft.training.error_file import CompleteErrorFile
 
 # An epsilon beside which rounding is small: Adam otherwise makes a full step out of a gradient that is nothing else.
 MEASURED = ["learner.adam_eps=1e-3", "benchmark=world", "evaluation.limit=6", "samples=2"]
@@ -99,3 +100,18 @@ def test_what_a_user_can_mend_is_said_once_and_ends_all(tmp_path: Path):
     )
     assert done.returncode != 0
     assert done.stderr.count("error: ") == done.stderr.count("holds a run of another configuration") == 1
+
+
+def test_torchrun_never_sees_half_of_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    place = tmp_path / "error.json"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(place))
+    write = json.dump
+
+    def watched(*arguments, **options):
+        write(*arguments, **options)
+        assert not place.exists()
+
+    monkeypatch.setattr(json, "dump", watched)
+    CompleteErrorFile().record_exception(ValueError("no"))
+    assert "ValueError: no" in json.loads(place.read_text())["message"]["message"]
+    assert list(tmp_path.iterdir()) == [place]

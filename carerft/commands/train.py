@@ -131,5 +131,6 @@ if __name__ == "__main__":
     from torch.distributed.elastic.multiprocessing.errors import record  # torchrun then reports the error that ends it
 
     from carerft import cli
+    from carerft.training.error_file import CompleteErrorFile
 
-    sys.exit(record(cli.run)("train", sys.argv[1:]))
+    sys.exit(record(cli.run, CompleteErrorFile())("train", sys.argv[1:]))
