@@ -13,6 +13,7 @@ from typing import Any
 
 from carerft import __version__
 from carerft.errors import CareError, ConfigError
+from carerft.sweeps.names import release
 from carerft.text import did_you_mean, hydra_quoted, visible
 from carerft.training.launch import quiet
 
@@ -99,6 +100,8 @@ def run(command: str, words: list[str]) -> int:
     except KeyboardInterrupt:
         print("\nstopped; the same command continues", file=sys.stderr)
         return 130
+    finally:
+        release()
 
 
 UNUSABLE = {

@@ -97,6 +97,11 @@ def test_runs_of_the_same_second_have_directories_of_their_own():
     assert sorted(path.name for path in Path("outputs/x").iterdir()) == names
 
 
+def test_a_run_whose_directory_is_named_leaves_no_other_behind():
+    assert cli.main(["evaluate", "experiment=demo_base", "evaluation.limit=1", "samples=1", "tracker=none"]) == 0
+    assert [path.name for path in Path("outputs/demo").iterdir()] == ["base"]
+
+
 def test_showing_a_configuration_makes_no_directory(capsys: pytest.CaptureFixture):
     assert cli.main(["train", "--cfg", "all", "--resolve"]) == 0
     assert not Path("outputs").exists()

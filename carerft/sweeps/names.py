@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -31,6 +32,9 @@ def _bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
+_reserved: list[Path] = []
+
+
 def reserved(parent: Path, when: datetime) -> str:
     """The name of a new directory in `parent`, made by this call: of processes that ask in the same second, each gets
     one of its own."""
@@ -44,4 +48,13 @@ def reserved(parent: Path, when: datetime) -> str:
         except FileExistsError:
             number += 1
         else:
+            _reserved.append(parent / unique)
             return unique
+
+
+def release() -> None:
+    """Remove the directories that this process has reserved and not used: OmegaConf also resolves a default that is
+    then overridden."""
+    while _reserved:
+        with suppress(OSError):  # it is in use, or gone
+            _reserved.pop().rmdir()
