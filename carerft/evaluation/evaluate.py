@@ -99,7 +99,8 @@ class Evaluator:
                         part = slice(start, start + self.questions_at_once)
                         records += self._sample(name, benchmarks[name], problems[part], prompts[part], file)
                         bar.update(task, completed=min(part.stop, len(problems)))
-                recorded[name] = problem_records, records
+                if name in (settings.combine or ()):
+                    recorded[name] = problem_records, records
                 result["benchmarks"][name] = score(problem_records, records, *statistics)
         if settings.combine:
             parts = {name: recorded[name] for name in settings.combine}

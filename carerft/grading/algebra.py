@@ -30,6 +30,7 @@ _ORDER = re.compile(r"\s*(<|>|\\(?:[lg]e|[lg]t)(?![a-z]))\s*")
 _VARIABLE = re.compile(r"[a-zA-Z](?:\([a-z]\))?|\\[a-z]+")
 _FUNCTION = re.compile(r"[a-zA-Z](?:\^\{-1\})?\([a-z]\)\s*(?:=|\\in)\s*|[a-zA-Z]\s*\\in\s*")
 _RATIO = re.compile(r"(?<![\w.)}\]^!])([0-9]+)/([0-9]+)(?![\w.^!{]*[\^!.])(?![0-9])")
+_BOTH_SIGNS = re.compile(r"\\(?:pm|mp)(?![a-z])")
 _BRACKET = re.compile(r"\\[{}]|[(\[{)\]}]")
 _RELATION = re.compile(r"[<>]|\\(?:[lg]et?|lt|gt|cup|setminus)(?![a-z])")
 _POINTS = ((0.6180339887, 0.1415926535), (1.7320508075, 0.3183098861), (-0.5772156649, -0.2718281828))
@@ -203,15 +204,13 @@ def _elements(text: str) -> tuple[tuple[str, ...], list[str]]:
 
 
 def _both_signs(elements: list[str]) -> list[str]:
-    for command, both in ((r"\pm", "+-"), (r"\mp", "-+")):
-        elements = [
-            element.replace(command, sign)
-            for element in elements
-            for sign in (
-                both if len(re.findall(r"\\(?:pm|mp)(?![a-z])", element)) == 1 and command in element else [command]
-            )
-        ]
-    return elements
+    """Each element with a single sign of both kinds, twice: with the upper sign, then with the lower."""
+    expanded: list[str] = []
+    for element in elements:
+        commands = _BOTH_SIGNS.findall(element)
+        signs = {r"\pm": "+-", r"\mp": "-+"}[commands[0]] if len(commands) == 1 else ()
+        expanded += [_BOTH_SIGNS.sub(sign, element) for sign in signs] or [element]
+    return expanded
 
 
 def _split(text: str, separator: str) -> list[str]:

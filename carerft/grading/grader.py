@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from carerft.grading.guards import MAX_LENGTH, hazard
-from carerft.grading.mathematics import canonical, clean, quick_verdict
+from carerft.grading.mathematics import canonical, quick_verdict
+from carerft.grading.notation import clean
 from carerft.grading.pool import Pool, shared_pool
 
 

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from carerft.errors import DataError
-from carerft.grading.mathematics import MINUSES, PLAIN_NUMBERS, canonical, last_box, normalise, number, with_braces
+from carerft.grading.mathematics import canonical, last_box, normalise, number
+from carerft.grading.notation import MINUSES, PLAIN_NUMBERS, with_braces
 from carerft.tasks import Grade, Problem
 from carerft.tasks.dataset import DatasetTask
 from carerft.tasks.files import Published, Row
-from carerft.tasks.replies import reply
+from carerft.tasks.replies import reply, single_spaced
 from carerft.tasks.templates import fill
 
 _HUB = {"hub": "openai/gsm8k", "configs": ("main",), "revision": "740312add88f781978c0658806c59bc2815b9866"}
@@ -48,7 +49,7 @@ _NUMBER = re.compile(
       | (?P<other>(?:\\(?:[dtc]?frac|sqrt|[dt]?binom)(?:\s*\{{[^{{}}]*\}})+|√\s*[0-9])[^\s=]*)""",
     re.VERBOSE,
 )
-_SPACES, _SIGNS = re.compile(r"\s{2,}"), re.compile(r"\$|(?<=-) ")
+_SIGNS = re.compile(r"\$|(?<=-) ")
 _FACTORIAL = re.compile(r"[0-9]\s*!")
 _TAIL = 10_000
 """Characters at the end of a completion in which the answer is looked for."""
@@ -98,22 +99,20 @@ def extracted_number(text: str, strict: bool = False) -> str | None:
     """
     box = None if strict else last_box(text)
     if box is not None:
+        if number(normalise(box)) is not None:
+            return canonical(box)
         numbers = _numbers(box.rpartition("=")[2])
-        return (
-            canonical(box)
-            if number(normalise(box)) is not None
-            else None
-            if len(numbers) > 1 or _FACTORIAL.search(box)
-            else _value(numbers)
-        )
+        return None if len(numbers) > 1 or _FACTORIAL.search(box) else _value(numbers)
     tail = text[-_TAIL:]
     marked = [numbers for part in tail.split("####")[1:] if (numbers := _numbers(part, first=True))]
-    return _value(marked[-1]) if marked else None if strict else _value(_numbers(tail))
+    if marked:
+        return _value(marked[-1])
+    return None if strict else _value(_numbers(tail))
 
 
 def _numbers(text: str, first: bool = False) -> list[re.Match[str]]:
     """Where the numbers of a text stand, in plain spelling. first: only one with which the text begins."""
-    text = with_braces(_SPACES.sub(lambda spaces: "\n" if "\n" in spaces[0] else " ", text).translate(PLAIN_NUMBERS))
+    text = with_braces(single_spaced(text).translate(PLAIN_NUMBERS))
     text = _SUPERSCRIPT.sub(lambda power: "^" + power.group().translate(_PLAIN_POWER), text)
     text = _TIMES.sub(
         "*", _DOUBLE_STAR.sub("^", _GROUPING.sub("", text).translate(dict.fromkeys(map(ord, MINUSES), "-")))

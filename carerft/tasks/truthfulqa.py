@@ -31,7 +31,7 @@ from carerft.grading.mathematics import last_box
 from carerft.tasks import Grade, Problem
 from carerft.tasks.dataset import DatasetTask
 from carerft.tasks.files import Published, Row
-from carerft.tasks.replies import LONGEST_VOTE, first_sentence, free_text, words
+from carerft.tasks.replies import LONGEST_VOTE, first_sentence, free_text, single_spaced, words
 from carerft.tasks.templates import fill
 
 MC = Published(
@@ -51,7 +51,6 @@ NO_COMMENT = words("I have no comment.")
 LETTERS = ("(A)", "(B)")
 
 # In a reply: in brackets anywhere; bare at the beginning or after "answer is", and not as an article ("A lamp").
-_SPACES = re.compile(r"\s{2,}")
 _NO_ARTICLE = r"(?! *['\w])|(?= +(?:is|because|since|as|would|seems|was)\b)"
 _LETTER = re.compile(
     rf"\(([ABab])\)|(?:^\W*|\b(?i:answer|option|choice)(?: is)?:? \W*)(?:(A)\b(?:{_NO_ARTICLE})|(B)\b(?!['\w]))"
@@ -172,7 +171,7 @@ def grade_letter(problem: Problem, reply: str) -> Grade:
     word; the extracted answer is that option's text."""
     box = last_box(reply)
     named = _BOXED_LETTER.sub(r"(\1)", box) if box else _NOT_CHOSEN.sub("", reply)
-    named = _SPACES.sub(lambda spaces: "\n" if "\n" in spaces[0] else " ", named)
+    named = single_spaced(named)
     letter = _LETTER.search(named) or _LOOSE_LETTER.search(named)
     if letter is not None:
         right = problem.choices[0][0].strip() == f"({next(filter(None, letter.groups())).upper()})"
