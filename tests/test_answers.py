@@ -127,7 +127,7 @@ def test_mathematics_as_a_careful_reader_judges_it():
         ("The answer is 73<|im_end|>", "73"),
         ("Final Answer: Mary has 73 apples in total.", "73"),
         ("The answer is $20 for both.", "20"),
-        (r"\boxed{1} and $\boxed{2}$", "1, 2"),
+        (r"\boxed{1} and $\boxed{2}$", "2"),
         (r"\boxed{1}, or \boxed{1}", "1"),
         (r"\boxed{1}, then \boxed{2}", "2"),
         (r"\boxed{73}. The final answer is in the box, as we found in step 2.", "73"),

@@ -42,7 +42,6 @@ _PROSE = re.compile(r"(?:[a-zA-Z]+[ ,]+){2}")
 _NUMBER = r"-?\\?\$?[0-9]+(?:[.,/:][0-9]+)*"
 _ONE_NUMBER = re.compile(_NUMBER)
 _NUMBER_FIRST = re.compile(rf"^({_NUMBER})(?: [a-z]+)? (?:(?:for|to|in|from|with|by|of|at|on) |\()[^0-9]*$")
-_BETWEEN_BOXES = re.compile(r"[\s$]*(?:,|,?\s*(?:and|or|\\text\{ *(?:and|or) *\}))[\s$]*")
 _FORMULA = r"(?:\$+[^$]+\$+|\\\(.+?\\\)|\\\[.+?\\\])"
 _FORMULAS = re.compile(rf"{_FORMULA}(?:[\s,]*(?:and|or)?[\s,]*{_FORMULA})*")
 
@@ -53,55 +52,48 @@ def last_box(text: str) -> str | None:
     A box without its closing brace (a truncated completion) is skipped for the one before it. An answer of more than
     `MAX_ANSWER` characters is cut there; `guards` refuses it. Only the last 20 boxes are tried.
     """
-    return next((content for _, _, content in _boxes(text)), None)
+    return next((content for _, content in _boxes(text)), None)
 
 
-def _boxes(text: str) -> Iterator[tuple[int, int, str]]:
-    """Where each closed box begins and ends, and what it holds; the last one first."""
+def _boxes(text: str) -> Iterator[tuple[int, str]]:
+    """Where each closed box ends, and what it holds; the last one first."""
     for box in reversed(deque(_BOX.finditer(text), maxlen=_BOXES_TRIED)):
         if text[box.end() : box.end() + 1] != "{":
             if bare := _BARE_BOX.match(text, box.end()):
-                yield box.start(), bare.end(), bare.group()
+                yield bare.end(), bare.group()
             continue
         depth, limit = 0, box.end() + MAX_ANSWER
         for brace in _BRACE.finditer(text, box.end(), limit):
             depth += {"{": 1, "}": -1}.get(brace.group(), 0)
             if depth == 0:
-                yield box.start(), brace.end(), text[box.end() + 1 : brace.start()].strip()
+                yield brace.end(), text[box.end() + 1 : brace.start()].strip()
                 break
         else:
             if limit < len(text):
-                yield box.start(), limit, text[box.end() + 1 : limit + 1]
+                yield limit, text[box.end() + 1 : limit + 1]
 
 
 def final_answer(text: str, boxed_only: bool = False) -> str | None:
     r"""The answer that a completion gives: its last box, else what follows its last "answer is" or "answer:".
 
-    Boxes with only "and", "or" or a comma between them are one list. The second form is that of the Minerva prompt
-    ("Final Answer: The final answer is $5$. I hope it is correct."), for base models, which write no box. The answer
-    ends at a line break, a sentence's full stop or a subordinate clause. Of a sentence ("The area is $5$ square units")
-    it is the mathematics, what follows its last "is", or its only number. A final answer in mathematics that is stated
-    after the last box replaces the box.
+    The second form is that of the Minerva prompt ("Final Answer: The final answer is $5$. I hope it is correct."), for
+    base models, which write no box. The answer ends at a line break, a sentence's full stop or a subordinate clause. Of
+    a sentence ("The area is $5$ square units") it is the mathematics, what follows its last "is", or its only number. A
+    final answer in mathematics that is stated after the last box replaces the box. Of several boxes only the last
+    counts: MATH's own answers are the last boxes of its solutions.
     """
-    boxes = _boxes(text)
-    last = next(boxes, None)
+    last = next(_boxes(text), None)
     if last is None:
         if boxed_only:
             return None
         markers = list(_MARKER.finditer(tail := text[-_TAIL:]))
         return _stated(tail[markers[-1].end() :]) or None if markers else None
-    begin, end, content = last
-    contents = [content]
-    for other_begin, other_end, other in boxes:
-        if begin - other_end > 40 or not _BETWEEN_BOXES.fullmatch(text, other_end, begin):
-            break
-        contents.insert(0, other)
-        begin = other_begin
+    end, content = last
     if not boxed_only and (markers := list(_FINAL_MARKER.finditer(text[end:][-_TAIL:]))):
         answer = _stated(text[end:][-_TAIL:][markers[-1].end() :], guess=False)
         if _MATHEMATICAL.search(answer) and not _PROSE.match(answer):
             return answer
-    return ", ".join(dict.fromkeys(contents))
+    return content
 
 
 def _stated(text: str, guess: bool = True) -> str:
