@@ -1,7 +1,10 @@
 """Packed rows: what is in them, that nothing crosses from one sequence to another, and how a batch is cut."""
 
 import copy
+import heapq
 import inspect
+import itertools
+import random
 from collections.abc import Callable
 
 import pytest
@@ -20,10 +23,10 @@ from transformers import (
 )
 
 from carerft.rollout import Rollouts
-from carerft.training import attention
+from carerft.training import attention, packing
 from carerft.training.attention import use_packed_attention
 from carerft.training.hidden_states import best_layout, completion_states
-from carerft.training.packing import Layout, microbatches, pack
+from carerft.training.packing import Layout, _parts, microbatches, pack
 
 CPU = torch.device("cpu")
 
@@ -280,3 +283,44 @@ def test_padding_counts_as_tokens():
 def test_few_sequences_leave_processes_without_any():
     rollouts = batch([[1, 1]], [[2, 2], [2, 2, 2]])
     assert [part.tolist() for part in microbatches(rollouts, 100, "shared", 4)] == [[1], [0], [], []]
+
+
+def cut_step_by_step(rollouts: Rollouts, token_budget: int, layout: Layout, processes: int) -> list[Tensor]:
+    """The rule written out: one number of microbatches after another, until one is enough."""
+    parts = sorted(_parts(rollouts, token_budget, layout, processes), key=lambda part: -part[0])
+    count = processes * max(1, -(-sum(size for size, _ in parts) // (token_budget * processes)))
+    while True:
+        loads = [(0, number, []) for number in range(count)]
+        for size, sequences in parts:
+            load, number, assigned = loads[0]
+            heapq.heapreplace(loads, (load + size, number, [*assigned, sequences]))
+        if all(load <= token_budget or len(assigned) < 2 for load, _, assigned in loads):
+            chained = (itertools.chain.from_iterable(assigned) for _, _, assigned in sorted(loads, reverse=True))
+            return [torch.tensor(sorted(sequences), dtype=torch.int64) for sequences in chained]
+        count += processes
+
+
+@pytest.mark.parametrize("layout", ["shared", "separate", "padded"])
+def test_the_number_of_microbatches_is_the_smallest(layout: Layout):
+    """What is found by halving is what is found by trying one number after another: 300 random batches, of lengths that
+    are even, just over half of the budget, or anything."""
+    draw = random.Random(0)
+    for _ in range(300):
+        budget, group, prompts = draw.randint(8, 60), draw.randint(1, 6), draw.randint(1, 12)
+        low, high = draw.choice([(1, budget), (budget // 2, budget // 2 + 3), (budget // 3, budget // 3 + 2), (5, 5)])
+        rollouts = batch(
+            [[1] * draw.randint(1, draw.choice([1, 9])) for _ in range(prompts)],
+            [[2] * draw.randint(low, high) for _ in range(prompts * group)],
+        )
+        processes = draw.choice([1, 1, 2, 3, 8])
+        found = microbatches(rollouts, budget, layout, processes)
+        expected = cut_step_by_step(rollouts, budget, layout, processes)
+        assert [part.tolist() for part in found] == [part.tolist() for part in expected]
+
+
+def test_many_sequences_over_half_of_the_budget_are_cut_after_few_attempts(monkeypatch: pytest.MonkeyPatch):
+    """4,096 sequences of which no two share a microbatch, where 2,049 microbatches would be the least by their sum."""
+    attempts, greedy = [], packing._greedy
+    monkeypatch.setattr(packing, "_greedy", lambda *rest: attempts.append(rest[1]) or greedy(*rest))
+    cut = microbatches(batch([[1]] * 4096, [[2] * 8] * 4096), 17, "separate")
+    assert len(cut) == 4096 and len(attempts) <= 13

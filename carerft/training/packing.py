@@ -8,6 +8,7 @@ count from the beginning of the prompt, so every token is read as it would be in
 
 import heapq
 import itertools
+from bisect import bisect_left
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -168,20 +169,34 @@ def microbatches(rollouts: Rollouts, token_budget: int, layout: Layout, processe
     Each holds a single sequence or at most `token_budget` tokens, counted as they are read: a shared prompt once, a
     padded sequence as long as the batch's longest. Their number is a multiple of `processes`, and they are sorted by
     size, so that `processes` neighbours are about equal. Parts are assigned greedily, the longest first, to the
-    smallest microbatch.
+    smallest microbatch, of which there are as few as the budget allows.
     """
-    parts = _parts(rollouts, token_budget, layout, processes)
-    total = sum(size for size, _ in parts)
-    count = processes * max(1, -(-total // (token_budget * processes)))
-    while True:
-        loads: list[tuple[int, int, list[list[int]]]] = [(0, number, []) for number in range(count)]
-        for size, sequences in sorted(parts, key=lambda part: -part[0]):
-            load, number, assigned = loads[0]
-            heapq.heapreplace(loads, (load + size, number, [*assigned, sequences]))
-        if all(load <= token_budget or len(assigned) < 2 for load, _, assigned in loads):
-            chained = (itertools.chain.from_iterable(assigned) for _, _, assigned in sorted(loads, reverse=True))
-            return [torch.tensor(sorted(sequences), dtype=torch.int64) for sequences in chained]
-        count += processes
+    parts = sorted(_parts(rollouts, token_budget, layout, processes), key=lambda part: -part[0])
+    sizes = [size for size, _ in parts]
+    least = processes * max(1, -(-sum(sizes) // (token_budget * processes)))
+    counts = range(least, least + len(parts) + processes, processes)  # the last has room for each part alone
+    # With one microbatch more, the smallest is never larger, whatever part comes next: if one number of microbatches
+    # is enough, all greater ones are (tests/test_packing.py).
+    count = counts[bisect_left(counts, True, key=lambda count: len(_greedy(sizes, count, token_budget)) == len(sizes))]
+    assignment = _greedy(sizes, count, token_budget)
+    loads, members = [0] * count, [list[int]() for _ in range(count)]
+    for number, (size, sequences) in zip(assignment, parts, strict=True):
+        loads[number] += size
+        members[number] += sequences
+    largest_first = sorted(range(count), key=lambda number: (loads[number], number), reverse=True)
+    return [torch.tensor(sorted(members[number]), dtype=torch.int64) for number in largest_first]
+
+
+def _greedy(sizes: list[int], count: int, token_budget: int) -> list[int]:
+    """The microbatch, one of `count`, of each part, up to the first part that exceeds the budget with those before."""
+    loads, assignment = [(0, number) for number in range(count)], []
+    for size in sizes:
+        load, number = loads[0]
+        if load and load + size > token_budget:
+            break
+        heapq.heapreplace(loads, (load + size, number))
+        assignment.append(number)
+    return assignment
 
 
 def _parts(rollouts: Rollouts, token_budget: int, layout: Layout, processes: int) -> list[tuple[int, list[int]]]:
@@ -189,8 +204,10 @@ def _parts(rollouts: Rollouts, token_budget: int, layout: Layout, processes: int
     neighbouring completions of a prompt as fit the budget and a process's even share of the batch."""
     prompts = rollouts.prompt_lengths.repeat_interleave(rollouts.group_size)
     sizes, lengths = (prompts + rollouts.lengths).tolist(), rollouts.lengths.tolist()
+    if layout == "padded":
+        sizes = [max(sizes)] * len(sizes)
     if layout != "shared":
-        return [(max(sizes) if layout == "padded" else size, [i]) for i, size in enumerate(sizes)]
+        return [(size, [i]) for i, size in enumerate(sizes)]
     most = min(token_budget, -(-(sum(lengths) + int(rollouts.prompt_lengths.sum())) // processes))
     parts: list[tuple[int, list[int]]] = []
     for i, (size, n) in enumerate(zip(sizes, lengths, strict=True)):
