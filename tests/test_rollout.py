@@ -304,6 +304,20 @@ def test_continuations_that_share_a_prompt_score_as_each_by_itself(name, batch_s
     assert sorted(read) == sorted(map(tuple, PROMPTS))  # each prompt was read once
 
 
+def test_the_head_reads_the_scored_tokens_alone(model, worker, monkeypatch):
+    """The last state of each prompt, and the state after each token but the last of a continuation: no padding. Batches
+    are of as many tokens as their logits may take, or of one continuation."""
+    prompts = [PROMPTS[0]] * 3 + [PROMPTS[1]] * 2
+    continuations = [[4], [8, 1, 3], [11, 0, 0, 9, 5, 6, 1, 1, 4], [], [2, 2]]
+    expected, read = worker.log_likelihood(prompts, continuations), []
+    watched = model.lm_head.register_forward_hook(lambda _, states, logits: read.append(logits[..., 0].numel()))
+    assert worker.log_likelihood(prompts, continuations) == expected and read == [2, 2 + 8 + 1]
+    monkeypatch.setattr(transformers_module, "LOGITS", 4 * model.config.vocab_size)
+    assert sorted(worker.likelihood_batches(prompts, continuations)) == [[1], [2], [3, 4, 0]]
+    assert worker.log_likelihood(prompts, continuations) == pytest.approx(expected, rel=1e-5)
+    watched.remove()
+
+
 def test_log_likelihood_of_samples_is_the_samplers_own(worker):
     rollouts = worker.sample(PROMPTS, 3, Sampling(9), seed=0)
     scores = worker.log_likelihood([PROMPTS[i // 3] for i in range(12)], completions(rollouts))

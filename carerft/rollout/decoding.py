@@ -136,6 +136,17 @@ class Decoder:
         self.positions, self.length = self.positions + count, self.length + count
         return output.logits
 
+    def read_places(self, tokens: Tensor, places: Tensor) -> Tensor:
+        """As `read`, but the logits after the N tokens in these places, (R, T) bool, row by row: (N, vocabulary). The
+        head is given no other states, unless the model's code does without the head's own `forward`."""
+        head = self.model.get_output_embeddings() or nn.Identity()
+        hook = head.register_forward_pre_hook(lambda _, states: (states[0][places][None], *states[1:]))
+        try:
+            logits = self.read(tokens)
+        finally:
+            hook.remove()
+        return logits[places] if logits.shape[:2] == places.shape else logits[0]
+
     def step(self, tokens: Tensor) -> Tensor:
         """tokens: (R,), the newest of each row. Returns the logits of the next token, (R, vocabulary)."""
         return self.read(tokens[:, None])[:, -1]
@@ -271,10 +282,13 @@ def _decoded(model: PreTrainedModel, probe: Probe, padded: bool, by_step: bool, 
         decoder = (decoder_for(model) if by_step else partial(Decoder, model))(
             [probe.prompts[p] for p in prompts], rows, width - 1, pad
         )
-        logits = [decoder.logits[:, None]]
+        rest = [len(c) - 1 for c in completions]
         if by_step:
-            logits += [decoder.step(column)[:, None] for column in tokens[:, :-1].t()]
+            steps = torch.stack([decoder.logits, *(decoder.step(column) for column in tokens[:, :-1].t())], dim=1)
+            found += [row[: 1 + n] for row, n in zip(steps, rest, strict=True)]
         else:
-            logits.append(decoder.read(tokens[:, :-1]))
-        found += [row[: len(c)] for row, c in zip(torch.cat(logits, dim=1), completions, strict=True)]
+            first = decoder.logits[:, None]
+            places = torch.arange(width - 1) < torch.tensor(rest)[:, None]
+            later = decoder.read_places(tokens[:, :-1], places.to(model.device)).split(rest)
+            found += [part for pair in zip(first, later, strict=True) for part in pair]
     return torch.cat(found)

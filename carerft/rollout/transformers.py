@@ -27,6 +27,7 @@ from carerft.rollout.decoding import Decoder, decoder_for, decoding_mismatch
 from carerft.rollout.requests import check_context, check_finite, check_sampling, completion_seeds
 
 LOGITS = 2**27  # how many logits log_likelihood holds at a time: half a gibibyte in float32
+PORTION = 2**23  # how many of them become probabilities at a time
 
 
 def nucleus(log_probs: Tensor, top_p: float) -> Tensor:
@@ -54,6 +55,13 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> t
     target = uniform[:, None] * cumulative[:, -1:]
     tokens = torch.searchsorted(cumulative, target, right=True).clamp_(max=logits.shape[-1] - 1)
     return tokens[:, 0], log_probs.gather(1, tokens)[:, 0]
+
+
+def _surprisal(logits: Tensor, tokens: Tensor) -> Tensor:
+    """(N, V), (N,) -> (N,) float32, the negative log-probability of each token."""
+    rows = max(1, PORTION // logits.shape[1])
+    parts = zip(logits.split(rows), tokens.split(rows), strict=True)
+    return torch.cat([F.cross_entropy(part.float(), target, reduction="none") for part, target in parts])
 
 
 class StopStrings:
@@ -179,9 +187,17 @@ class TransformersWorker(RolloutWorker):
         pairs = list(zip(prompts, continuations, strict=True))
         # Equal prompts side by side: a batch reads each of them once. Similar lengths together: less padding.
         order = sorted(range(len(pairs)), key=lambda i: (len(pairs[i][0]), tuple(pairs[i][0]), len(pairs[i][1])))
-        longest = max(1, max(len(continuation) for _, continuation in pairs))
-        size = max(1, min(self.batch_size, LOGITS // (longest * self.model.config.get_text_config().vocab_size)))
-        return list(self._batches(order, [len(prompt) for prompt, _ in pairs], size))
+        most = LOGITS // self.model.config.get_text_config().vocab_size  # tokens of a batch of several continuations
+        batches: list[list[int]] = []
+        for members in self._batches(order, [len(prompt) for prompt, _ in pairs], self.batch_size):
+            tokens = most + 1  # the batch in hand is as good as full
+            for i in members:
+                tokens += len(continuations[i])
+                if tokens > most:
+                    batches.append([])
+                    tokens = len(continuations[i])
+                batches[-1].append(i)
+        return batches
 
     def sync(self, policy: torch.nn.Module) -> None:
         """Copies the policy's weights, unless the policy is this worker's own model."""
@@ -246,14 +262,15 @@ class TransformersWorker(RolloutWorker):
         tokens = pad_sequence(continuations, batch_first=True, padding_value=self.pad_token_id)
         if tokens.shape[1] == 0:
             return torch.zeros(len(pairs))
-        decoder = Decoder(self.model, list(row_of), rows, tokens.shape[1] - 1, self.pad_token_id)
-        logits = decoder.logits[:, None]
-        if tokens.shape[1] > 1:
-            logits = torch.cat([logits, decoder.read(tokens[:, :-1])], dim=1)
-        losses = F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten(), reduction="none").view(tokens.shape)
         lengths = torch.tensor([len(tokens) for tokens in continuations], device=device)
         scored = torch.arange(tokens.shape[1], device=device) < lengths[:, None]
-        return -(losses * scored).sum(1).cpu()
+        losses = torch.zeros(tokens.shape, device=device)
+        decoder = Decoder(self.model, list(row_of), rows, tokens.shape[1] - 1, self.pad_token_id)
+        first, later = scored[:, :1], scored[:, 1:]
+        losses[:, :1][first] = _surprisal(decoder.logits[first[:, 0]], tokens[:, :1][first])
+        if later.any():
+            losses[:, 1:][later] = _surprisal(decoder.read_places(tokens[:, :-1], later), tokens[:, 1:][later])
+        return -losses.sum(1).cpu()
 
     @contextmanager
     def _evaluating(self, autocast: bool = True) -> Iterator[None]:
