@@ -19,6 +19,7 @@ from carerft.evaluation.table import table
 from carerft.model.chat import eos_token_ids, uses_chat
 from carerft.model.loading import choose_device, context_length, load_model, model_path
 from carerft.model.lora import add_lora
+from carerft.model.modes import recompute_activations
 from carerft.model.sharding import broadcast_module
 from carerft.objective.algorithms import Algorithm
 from carerft.planning.microbatch import tokens_per_microbatch
@@ -197,7 +198,7 @@ def training(settings: TrainSettings, mesh: DeviceMesh | None, tokens: int | Non
     with nullcontext() if shares_engines else subject.rollout_worker(mesh) as worker:
         policy = subject.policy
         if settings.learner.gradient_checkpointing:
-            policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            recompute_activations(policy)
         if settings.model.adapter:
             add_lora(policy, settings.model, settings.seed)
         tokens = tokens or tokens_per_microbatch(settings, policy, choose_device(settings.learner.device))

@@ -21,6 +21,7 @@ from carerft.config.checks import check_evaluate, check_train
 from carerft.config.settings import LearnerSettings, ModelSettings
 from carerft.errors import ConfigError
 from carerft.model.lora import adapted_layers, adapter_off, add_lora, merged_weights
+from carerft.model.modes import recompute_activations
 from carerft.objective.algorithms import Algorithm
 from carerft.objective.regularizers import SkewReverseKL
 from carerft.sweeps.cells import cells
@@ -91,7 +92,7 @@ def test_the_adapter_learns_what_it_would_beside_a_copy_of_the_base_model():
 def test_only_the_adapter_learns(checkpointing: bool):
     base, learner = tiny_model().state_dict(), made(with_lora(tiny_model()))
     if checkpointing:
-        learner.policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        recompute_activations(learner.policy)
     first = {name: tensor.clone() for name, tensor in learner.policy.state_dict().items()}
     learned(learner, 2)  # at the first step A's gradient is zero, because B is
     for name, tensor in learner.policy.state_dict().items():
@@ -115,7 +116,7 @@ def test_a_base_that_bfloat16_holds_is_held_in_it(checkpointing: bool, monkeypat
             monkeypatch.setattr("carerft.training.learner.round_matrices", lambda *which, **how: None)
         model = with_lora(tiny_model(tied=False).bfloat16().float())
         if checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            recompute_activations(model)
         learner = made(model, precision="bfloat16")
         held = torch.bfloat16 if rounded else torch.float32
         frozen = [layer.base_layer.weight.dtype for layer in adapted_layers(model).values()]

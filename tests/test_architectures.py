@@ -40,7 +40,7 @@ from carerft.errors import CareError, ConfigError, DataError
 from carerft.model.export import export
 from carerft.model.loading import context_length, load_model
 from carerft.model.lora import add_lora
-from carerft.model.modes import silence
+from carerft.model.modes import recompute_activations, silence
 from carerft.objective.algorithms import Algorithm
 from carerft.objective.regularizers import ReverseKL
 from carerft.rollout import Rollouts, Sampling
@@ -151,7 +151,7 @@ def test_the_policy_that_learns_is_the_policy_that_sampled(model_type: str, chec
     model = tiny(model_type)
     plain = copy.deepcopy(model)
     if checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        recompute_activations(model)
     rollouts = TransformersWorker(model, [EOS], 0).sample(PROMPTS, 2, Sampling(8), seed=0)
     algorithm = Algorithm("grpo", 2, 0.2, 0.2, "token", "sequence", "sample", 1e-6)
     learner = Learner(model, algorithm, ReverseKL(0.1), LearnerSettings(1e-3), 3)
@@ -164,7 +164,7 @@ def test_the_policy_that_learns_is_the_policy_that_sampled(model_type: str, chec
 def test_layers_are_still_recomputed_in_the_backward_pass():
     """Each once more, without noise and with the mode that it had, also after a sampler has used the model."""
     model = tiny("gpt2")
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    recompute_activations(model)
     learner = make_learner(model)
     layers, calls = model.transformer.h, []
     for layer in layers:

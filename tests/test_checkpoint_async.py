@@ -1,10 +1,12 @@
 """Checkpoints that are written while the run goes on: whole or not at all, one at a time, and of the right moment."""
 
+import errno
 import json
 import os
 import signal
 from datetime import timedelta
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from helpers.processes import call
 from helpers.runs import finish, lines, logged, start, train, train_on_a_full_disk, wait_for, weights
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from carerft.config.settings import LearnerSettings
 from carerft.errors import RunDirectoryError
@@ -99,6 +102,37 @@ def test_while_it_is_written_it_is_not_there_and_its_failure_is_said_at_the_next
     assert Checkpoints(tmp_path, tensors(large())).load_latest() == {"step": 1}
 
 
+def test_an_engine_s_process_group_does_not_matter(tmp_path: Path):
+    """On a GPU, vLLM in the learner's process makes a default group with no backend for a CPU's tensors."""
+    model, found = large(), large()
+    dist.init_process_group("cuda:fake", store=FakeStore(), rank=0, world_size=1)
+    try:
+        checkpoints = Checkpoints(tmp_path, tensors(model), asynchronous=True)
+        checkpoints.save(1, {"step": 1}, keep=1)
+        checkpoints.wait()
+        assert Checkpoints(tmp_path, tensors(found)).load_latest() == {"step": 1}
+    finally:
+        dist.destroy_process_group()
+    assert torch.equal(found[0].weight, model[0].weight)
+
+
+def test_only_a_full_disk_is_called_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    store = tensors(nn.Sequential(nn.Linear(2, 2)))
+    failures = {
+        "free the disk": OSError(errno.ENOSPC, "No space left on device"),
+        "the same command continues": OSError(errno.EACCES, "Permission denied"),
+    }
+    for remedy, failure in failures.items():
+        monkeypatch.setattr(torch, "save", Mock(side_effect=failure))
+        with pytest.raises(RunDirectoryError, match=str(failure.strerror)) as error:
+            Checkpoints(tmp_path, store).save(1, {}, keep=1)
+        assert error.value.remedy.startswith(remedy)
+    monkeypatch.setattr(torch, "save", Mock(side_effect=AssertionError("a defect")))
+    with pytest.raises(AssertionError, match="a defect"):
+        Checkpoints(tmp_path, store).save(1, {}, keep=1)
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.slow  # tests/test_torchrun.py stops and continues runs that write aside
 def test_a_run_that_is_killed_and_continued_ends_as_one_without_it(tmp_path: Path):
     """With moments in 8 bits. The last run is stopped by Ctrl-C, which waits for the checkpoint."""
@@ -129,7 +163,8 @@ def test_a_full_disk_ends_the_run_at_the_next_checkpoint(tmp_path: Path):
     """The limit on a file's size stops the writing as a full disk does. There is a checkpoint every two steps."""
     stopped = train_on_a_full_disk(tmp_path / "run", ASYNCHRONOUS)
     assert stopped.returncode == 2, stopped.stdout + stopped.stderr
-    assert "cannot write the checkpoint of step 2" in " ".join(stopped.stderr.split())
+    said = " ".join(stopped.stderr.split())
+    assert "cannot write the checkpoint of step 2" in said and "free the disk" in said
     assert "Traceback" not in stopped.stderr
     assert not any((tmp_path / "run" / "checkpoints").iterdir())
     assert logged(tmp_path / "run") == 4

@@ -13,6 +13,7 @@ from helpers.models import compile_by, random_rollouts, tiny_model
 from carerft import cli
 from carerft.config.settings import LearnerSettings, ModelSettings
 from carerft.model.lora import add_lora
+from carerft.model.modes import recompute_activations
 from carerft.objective.algorithms import Algorithm
 from carerft.objective.lm_head import _fused, token_statistics
 from carerft.objective.regularizers import JensenShannon, NoRegularizer, Regularizer, ReverseKL, SkewReverseKL
@@ -61,7 +62,7 @@ def learned(compiled: bool, **how: bool) -> tuple[list[dict[str, float]], torch.
     """Metrics of three steps, and the weights after them. shapes: in microbatches of different ones."""
     model = tiny_model()
     if how.get("checkpointing"):
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        recompute_activations(model)
     if how.get("lora"):
         add_lora(model, ModelSettings(lora_rank=4, lora_alpha=8), seed=0)
     algorithm = Algorithm("grpo", 4, 0.2, 0.2, "token", "sequence", "sample")

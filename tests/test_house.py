@@ -34,13 +34,17 @@ FLOORS = [
 def imported(file: Path, package: str) -> set[str]:
     """The modules of `package` that a file imports, by their full names: `from carerft.model import lora` is both
     carerft.model and carerft.model.lora."""
+    return {name for name in imports(ast.parse(file.read_text())) if name.split(".")[0] == package}
+
+
+def imports(tree: ast.Module) -> set[str]:
     names = set()
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return {name for name in names if name.split(".")[0] == package}
+    return names
 
 
 def rooms_of(names: set[str]) -> set[str]:
@@ -89,6 +93,19 @@ def test_what_is_minimised_and_what_is_measured_is_pure(pure: str):
 
 def test_the_configuration_knows_nobody_above_it():
     assert IMPORTS["config"] <= {"errors", "text", "terminal", "objective", "metrics"}
+
+
+def test_a_machine_that_only_learns_needs_no_hydra():
+    """benchmarks/speed/learner.py is for machines that have torch and transformers, and little else."""
+    waiting, seen = [ROOT / "benchmarks" / "speed" / name for name in ("learner_ours.py", "learner_work.py")], set()
+    while waiting:
+        tree = ast.parse(waiting.pop().read_text())
+        tree.body = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]  # as it is imported
+        for name in imports(tree) - seen:
+            seen.add(name)
+            path = ROOT / name.replace(".", "/")
+            waiting += [found for found in (path.with_suffix(".py"), path / "__init__.py") if found.is_file()]
+    assert "carerft.training.learner" in seen and not {"hydra", "omegaconf"} & {name.split(".")[0] for name in seen}
 
 
 def test_sampling_does_not_know_training():

@@ -3,14 +3,17 @@
 import copy
 import math
 from collections.abc import Callable
+from unittest.mock import Mock
 
 import pytest
 import torch
 from helpers.models import random_rollouts, tiny_model
 from scipy.optimize import brentq
+from transformers import PreTrainedModel
 
 from carerft.config.settings import LearnerSettings
 from carerft.errors import NonFiniteError
+from carerft.model.modes import recompute_activations
 from carerft.objective.algorithms import Algorithm
 from carerft.objective.regularizers import (
     ForwardKL,
@@ -165,7 +168,7 @@ def test_the_reference_in_bfloat16_is_what_autocast_makes_of_it(tied: bool, chec
     for rounded in (True, False):
         model = tiny_model(tied=tied)
         if checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            recompute_activations(model)
         built = Learner(model, GRPO, SkewReverseKL(0.5), LearnerSettings(1e-2, precision="bfloat16"), 10)
         matrices = built.reference.get_decoder().layers[0].mlp
         assert matrices.up_proj.weight.dtype == torch.bfloat16
@@ -176,6 +179,29 @@ def test_the_reference_in_bfloat16_is_what_autocast_makes_of_it(tied: bool, chec
         found.append((metrics, [p.detach().clone() for p in built.policy.parameters()]))
     assert found[0][0] == found[1][0]
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(found[0][1], found[1][1], strict=True))
+
+
+def test_activations_that_are_recomputed_change_no_bit(monkeypatch: pytest.MonkeyPatch):
+    """Nothing in a layer is random, so that the states which transformers would keep of each are not needed."""
+    rollouts, advantages, found = random_rollouts(3, 4), torch.linspace(-1, 1, 12), []
+    for recompute in (lambda model: None, recompute_activations, PreTrainedModel.gradient_checkpointing_enable):
+        model, kept = tiny_model(), Mock(wraps=torch.get_rng_state)
+        recompute(model)
+        built = Learner(model, GRPO, SkewReverseKL(0.5), LearnerSettings(1e-2, tokens_per_microbatch=60), 10)
+        with monkeypatch.context() as patched:
+            patched.setattr(torch, "get_rng_state", kept)
+            built.gradient(rollouts, advantages)
+        assert kept.called == (recompute is PreTrainedModel.gradient_checkpointing_enable)
+        found.append([p.grad for p in built.policy.parameters()])
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(*found, strict=True))
+
+
+def test_backward_passes_run_in_the_learner_s_own_thread():
+    """Of a GPU's, which is autograd's own, torch.compile would take recomputed layers for others."""
+    built, seen = learner(SkewReverseKL(0.5)), []
+    built.policy.lm_head.weight.register_hook(lambda grad: seen.append(torch._C._is_multithreading_enabled()))
+    built.gradient(random_rollouts(3, 4), torch.linspace(-1, 1, 12))
+    assert seen == [False] and torch._C._is_multithreading_enabled()
 
 
 def test_the_strengths_in_force_follow_their_schedules():

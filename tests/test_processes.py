@@ -19,6 +19,7 @@ from carerft.errors import NonFiniteError
 from carerft.model.chat import eos_token_ids
 from carerft.model.loading import load_model
 from carerft.model.lora import add_lora
+from carerft.model.modes import recompute_activations
 from carerft.model.sharding import full_tensor
 from carerft.objective.algorithms import Algorithm
 from carerft.objective.regularizers import NoRegularizer, SkewReverseKL
@@ -97,7 +98,7 @@ def made(
         model = model.to("meta")
         model.tie_weights()
     if checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        recompute_activations(model)
     if lora:
         add_lora(model, ModelSettings(lora_rank=4, lora_alpha=8), seed=0)
     learner = CountingLearner(

@@ -135,6 +135,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(uninterrupted: Path, tmp_pa
     stopped = train_on_a_full_disk(directory)
     assert stopped.returncode == 2, stopped.stdout + stopped.stderr
     assert f"step {good} is intact" in stopped.stderr and "Traceback" not in stopped.stderr
+    assert "free the disk" in " ".join(stopped.stderr.split())
     assert checkpoint.steps_of(directory / "checkpoints")[-1] == good
     train(directory)
     assert weights(directory) == weights(uninterrupted) and lines(directory) == lines(uninterrupted)
@@ -172,3 +173,17 @@ def test_a_checkpoint_that_replaces_another_is_never_the_loss_of_both(tmp_path: 
     assert checkpoints(other).load_latest()["which"] == "second"
     assert [path.name for path in tmp_path.iterdir()] == ["step_3"]
     assert all(torch.equal(a, b) for a, b in zip(policy.parameters(), other.parameters(), strict=True))
+
+
+def test_a_checkpoint_continues_where_fewer_gpus_are_visible(monkeypatch: pytest.MonkeyPatch):
+    """Of the GPUs only this process's own counts, in earlier checkpoints the first of all."""
+    ours, other, found = torch.ones(16).byte(), torch.zeros(16).byte(), []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device="cuda": ours)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device="cuda": found.append(state))
+    states = checkpoint.random_states()
+    assert states["cuda"] is ours
+    checkpoint.set_random_states(states)
+    checkpoint.set_random_states(states | {"cuda": [ours, other]})
+    assert len(found) == 2 and all(state is ours for state in found)

@@ -3,17 +3,22 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+import torch
+import torch.distributed as dist
 from helpers.processes import running
 from helpers.runs import ASIDE, ENVIRONMENT, STEPS, TWO, check_equal, finish, logged, start, train, wait_for
 
 from carerft import cli
+from carerft.config.settings import LearnerSettings
 from carerft.runs.directory import open_run
-from carerft.training import checkpoint
+from carerft.training import checkpoint, controller
 from carerft.training.error_file import CompleteErrorFile
 
 # An epsilon beside which rounding is small: Adam otherwise makes a full step out of a gradient that is nothing else.
@@ -79,6 +84,20 @@ def test_a_process_that_dies_ends_the_run_and_is_named(tmp_path: Path):
     assert process.returncode == 2
     assert f"(SIGKILL) received by PID {victim}" in output and "local_rank: 1" in output
     assert "the same command goes on from the last checkpoint" in output
+
+
+def test_processes_wait_longer_for_each_other_until_they_have_begun(monkeypatch: pytest.MonkeyPatch):
+    """The first one may load a model, or compile an engine, for longer than a step takes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free.getsockname()[1], "TORCHELASTIC_RESTART_COUNT": 0}
+    for name, value in (place | {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 2}).items():
+        monkeypatch.setenv(name, str(value))
+    with controller.leading(torch.device("cpu"), timeout_s=5) as leader:
+        group = dist.group.WORLD._get_backend(torch.device("cpu"))
+        assert group.options._timeout.total_seconds() == controller.START_PATIENCE_S
+        leader.lead(Mock(context=9), Mock(policy=None, settings=LearnerSettings(1e-3, timeout_s=5)))
+        assert group.options._timeout.total_seconds() == 5
 
 
 @pytest.mark.parametrize(

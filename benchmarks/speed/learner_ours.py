@@ -16,6 +16,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 import carerft.training.learner
 from carerft.config.settings import LearnerSettings
+from carerft.model.modes import recompute_activations
 from carerft.objective.algorithms import Algorithm
 from carerft.objective.lm_head import token_statistics
 from carerft.objective.regularizers import NoRegularizer, Regularizer, SkewReverseKL
@@ -110,7 +111,7 @@ def build(work: Work, regularizer: Regularizer) -> Learner:
     with torch.device(work.device):
         policy = Qwen2ForCausalLM(Qwen2Config(**config))
     if work.checkpointing:
-        policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        recompute_activations(policy)
     settings = LearnerSettings(
         LEARNING_RATE,
         tokens_per_microbatch=work.tokens_per_microbatch,

@@ -76,7 +76,7 @@ def follow(settings: TrainSettings) -> None:
     with controller.process_group(choose_device(settings.learner.device), settings.learner.timeout_s) as mesh:
         if controller.started():
             with assembly.training(settings, mesh) as own:
-                controller.follow(mesh, controller.actions(own.worker, own.learner))
+                controller.follow(mesh, own.worker, own.learner)
                 with suppress(RunDirectoryError):  # which the first process says
                     own.learner.finish_saving()
 

@@ -14,12 +14,10 @@ from dataclasses import dataclass, field, fields, make_dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
-
 from carerft.objective import settings as objective
 from carerft.objective.schedules import SCHEDULES
 
+MISSING: Any = "???"  # OmegaConf's, of a key that must be given. A machine that only learns needs neither it nor Hydra.
 PRECISIONS = {"choices": ("float32", "bfloat16")}
 MOST_TOKENS = 16384  # of learner.tokens_per_microbatch, where it is null
 SEEDS = {"least": 0, "most": 2**32 - 1}  # what NumPy's random generators take
@@ -200,7 +198,7 @@ class LearnerSettings:
     processes: int = field(default=1, metadata={"least": 1})
     # Several processes: keep their parts of the reference in the CPU's memory.
     reference_offload: bool = False
-    # Several processes: how long one waits for another before the run fails.
+    # Several processes: how long one waits for another before the run fails (an hour, at the start of the run).
     timeout_s: float = field(default=600.0, metadata={"least": 1})
     # Several processes: how often they are started again, from the last checkpoint, after one died.
     max_restarts: int = field(default=0, metadata={"least": 0})
@@ -341,6 +339,8 @@ task_defaults: dict[str, dict[str, Any]] = {}
 
 def register_task(name: str, kind: type) -> None:
     """Let YAML files take the settings of a task's dataclass by `defaults: [/schema/<name>@_here_]`."""
+    from hydra.core.config_store import ConfigStore
+
     own = [(f.name, f.type, field(default=f.default)) for f in fields(kind)]
     target = ("_target_", str, field(default=f"{kind.__module__}.{kind.__name__}"))
     schema = make_dataclass(kind.__name__, [*own, target], bases=(TaskSettings,))
@@ -350,6 +350,8 @@ def register_task(name: str, kind: type) -> None:
 
 def register() -> None:
     """Put every schema where the YAML files look for it."""
+    from hydra.core.config_store import ConfigStore
+
     store = ConfigStore.instance()
     schemas = {
         "train": TrainSettings,

@@ -15,6 +15,14 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 
+def recompute_activations(policy: PreTrainedModel) -> None:
+    """Gradient checkpointing: each layer's activations are computed again in the backward pass. No random states are
+    kept for that, because nothing in a layer is random."""
+    policy.gradient_checkpointing_enable(
+        gradient_checkpointing_kwargs={"use_reentrant": False, "preserve_rng_state": False}
+    )
+
+
 def silence(policy: PreTrainedModel) -> None:
     """Prepare a policy for learning: in evaluation mode, and with gradient checkpointing where that is enabled."""
     policy.eval()

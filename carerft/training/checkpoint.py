@@ -10,6 +10,7 @@ It is written under a hidden name, flushed to disk and renamed, so that it is co
 is killed.
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 
 REPLACED = ".replaced_step_"
 TENSORS = "tensors"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Checkpoints:
@@ -57,7 +59,8 @@ class Checkpoints:
             for leftover in self._directory.glob(".step_*"):  # of a process that was killed while writing
                 shutil.rmtree(leftover, ignore_errors=True)
             temporary.mkdir(parents=True)
-            torch.save({**state, "random": random_states()}, temporary / "state.pt")
+            with open(temporary / "state.pt", "wb") as file:  # given a path, torch would not say why it can't write
+                torch.save({**state, "random": random_states()}, file)
             self._tensors.save(temporary / TENSORS, self._thread is not None)
         if self._thread is None:
             self._finish(temporary, step, keep)
@@ -111,13 +114,18 @@ class Checkpoints:
     def _removed_on_failure(self, temporary: Path, step: int) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # torch reports a full disk by exceptions of its own
+        except Exception as error:
             shutil.rmtree(temporary, ignore_errors=True)
+            cause = _file_error(error)
+            if cause is None and not isinstance(error, RunDirectoryError):
+                raise  # a defect
             intact = steps_of(self._directory)
+            full = cause.errno in FULL if cause else "unexpected pos" in str(error)  # torch's, of another process
             raise RunDirectoryError(
-                f"cannot write the checkpoint of step {step} to {self._directory}: {error}",
+                f"cannot write the checkpoint of step {step} to {self._directory}: {cause or error}",
                 (f"the one of step {intact[-1]} is intact; " if intact else "")
-                + "free the disk, then the same command continues",
+                + ("free the disk, then " if full else "")
+                + "the same command continues",
             ) from error
 
     def _restore_replaced(self) -> None:
@@ -151,7 +159,7 @@ def damage(path: Path) -> str | None:
 
 
 def random_states() -> dict[str, Any]:
-    """The state of every global random number generator."""
+    """The state of every global random number generator; of several GPUs, of this process's own."""
     numpy_state = np.random.get_state()
     assert isinstance(numpy_state, tuple)
     name, keys, *rest = numpy_state
@@ -161,7 +169,7 @@ def random_states() -> dict[str, Any]:
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state_all()
+        states["cuda"] = torch.cuda.get_rng_state()
     return states
 
 
@@ -173,7 +181,15 @@ def set_random_states(states: dict[str, Any]) -> None:
     np.random.set_state((name, numbers.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(states["torch"])
     if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(states["cuda"])
+        cuda = states["cuda"]
+        torch.cuda.set_rng_state(cuda[0] if isinstance(cuda, list) else cuda)  # once a list, of all visible GPUs
+
+
+def _file_error(error: BaseException | None) -> OSError | None:
+    """The error of a file system that is behind this one, if one is: torch raises its own."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _files(directory: Path) -> list[Path]:

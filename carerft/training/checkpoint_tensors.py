@@ -5,7 +5,7 @@ Each process writes its shards; any number of processes can read them.
 
 import warnings
 from collections.abc import Iterator
-from concurrent.futures import Future, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from carerft.errors import RunDirectoryError
 
@@ -33,7 +34,8 @@ class CheckpointTensors:
     def __init__(self, policy: nn.Module, optimizer: torch.optim.Optimizer, distributed: bool):
         self._policy, self._optimizer, self._distributed = policy, optimizer, distributed
         self._group: Any = None  # a ProcessGroup; `new_group` declares more
-        self._pending: Future | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="tensors")
+        self._pending: Future[Any] | None = None
 
     def save(self, path: Path, asynchronous: bool = False) -> None:
         """Write to this directory. asynchronous: in a thread, from a copy in CPU memory that is made before this
@@ -41,18 +43,19 @@ class CheckpointTensors:
 
         Raises RunDirectoryError, in all processes, if one cannot write; asynchronously, `finish_saving` raises it.
         """
-        no_dist = not self._distributed
+        options: dict[str, Any] = {"checkpoint_id": path, "no_dist": not self._distributed}
         if not asynchronous:
             with _run_directory_error():
-                dcp.save(self._tensors(), checkpoint_id=path, no_dist=no_dist)
+                dcp.save(self._tensors(), **options)
             return
         if self._pending:
             wait([self._pending])  # the first process has waited already; the others are about to finish
         if self._distributed and self._group is None:
             self._group = dist.new_group(backend="gloo")  # for the threads: training uses the default group meanwhile
-        saving = dcp.async_save(self._tensors(), checkpoint_id=path, process_group=self._group, no_dist=no_dist)
-        assert isinstance(saving, Future)  # the default type of asynchronous checkpoint returns nothing else
-        self._pending = saving
+        # Not dcp.async_save: even with no_dist it wants a default group, which an engine may have made, to have a CPU's
+        # backend.
+        copies = DefaultStager(StagingOptions(False, False, False, False)).stage(self._tensors())
+        self._pending = self._thread.submit(dcp.save, copies, process_group=self._group, **options)
 
     def finish_saving(self) -> None:
         """Wait until all processes have written what they write asynchronously. Raises RunDirectoryError."""
@@ -97,4 +100,5 @@ def _run_directory_error() -> Iterator[None]:
     try:
         yield
     except CheckpointException as error:
-        raise RunDirectoryError("; ".join(str(failure) for failure, _ in error.failures.values())) from error
+        failures = [failure for failure, _ in error.failures.values()]
+        raise RunDirectoryError("; ".join(map(str, failures))) from failures[0]

@@ -18,6 +18,7 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from carerft.errors import CareError, ConfigError
 from carerft.rollout import RolloutWorker
@@ -28,6 +29,7 @@ from carerft.training.learner import Learner
 
 Action = Callable[..., Any]
 START = "start"
+START_PATIENCE_S = 3600.0  # the first process may download a model, or compile an engine, while the others wait
 
 
 @contextmanager
@@ -35,7 +37,8 @@ def process_group(device: torch.device, timeout_s: float) -> Iterator[DeviceMesh
     """A mesh of the processes that torchrun started, one device each, for the length of a `with` block.
 
     device: that of this machine's first process; the others have the devices after it. timeout_s: how long a process
-    waits for another before it fails. Raises ConfigError if there are fewer devices than processes.
+    waits for another before it fails; until `lead` or `follow` it is START_PATIENCE_S, if that is longer.
+    Raises ConfigError if there are fewer devices than processes.
     """
     cuda = device.type == "cuda"
     if cuda:
@@ -48,7 +51,7 @@ def process_group(device: torch.device, timeout_s: float) -> Iterator[DeviceMesh
             )
         torch.cuda.set_device(index)
         torch.cuda.init()  # else the mesh would set another device
-    timeout = timedelta(seconds=timeout_s)
+    timeout = timedelta(seconds=max(timeout_s, START_PATIENCE_S))
     store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
     if os.environ["LOCAL_WORLD_SIZE"] == os.environ["WORLD_SIZE"]:
         # torchrun keeps its store when it restarts the processes: without a prefix they would look up dead addresses.
@@ -86,6 +89,7 @@ class Leader:
     def lead(self, worker: RolloutWorker, learner: Learner) -> tuple[RolloutWorker, Learner]:
         """The worker and the learner of all processes. worker, learner: this process's."""
         self.actions = actions(worker, learner)
+        _end_of_start(learner)
         dedicated = isinstance(worker, DedicatedWorker)
         together = DedicatedToAll(self, worker) if dedicated else DistributedWorker(self, worker.context)
         return together, cast(Learner, DistributedLearner(self, learner))  # it has every attribute of a learner
@@ -127,11 +131,18 @@ def started() -> bool:
     return _received() is not None
 
 
-def follow(mesh: DeviceMesh, named: dict[str, Action]) -> None:
-    """Perform the leader's actions until it ends. named: this process's `actions`."""
+def follow(mesh: DeviceMesh, worker: RolloutWorker | None, learner: Learner) -> None:
+    """Perform the leader's actions until it ends. worker, learner: this process's."""
+    named = actions(worker, learner)
+    _end_of_start(learner)
     while (request := _received()) is not None:
         action, arguments = request
         _perform(mesh, named[action], arguments)
+
+
+def _end_of_start(learner: Learner) -> None:
+    """From here on, no process waits longer than `learner.timeout_s` for another."""
+    _set_pg_timeout(timedelta(seconds=learner.settings.timeout_s))
 
 
 def _received() -> Any:

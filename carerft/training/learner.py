@@ -125,11 +125,13 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         mask, regularizer = rollouts.mask(), self.regularizer.at(self.progress)
         weights, parts = self.algorithm.weights(mask), []
-        for index, is_real in self._microbatches(rollouts):
-            if is_real:
-                parts.append(self._backward(rollouts, advantages, weights, correction, regularizer, index))
-            else:
-                (0.0 * self.score(rollouts, index, regularizer).log_prob.sum()).backward()
+        # Backward passes run in this thread: layers that are recomputed in a GPU's own would be compiled a second time.
+        with torch.autograd.set_multithreading_enabled(False):
+            for index, is_real in self._microbatches(rollouts):
+                if is_real:
+                    parts.append(self._backward(rollouts, advantages, weights, correction, regularizer, index))
+                else:
+                    (0.0 * self.score(rollouts, index, regularizer).log_prob.sum()).backward()
         if self.reference is not None:
             reshard(self.reference)
         totals = _combined(parts)

@@ -13,6 +13,7 @@ from carerft.config.settings import LearnerSettings, ModelSettings
 from carerft.errors import CareError
 from carerft.model.loading import load_model
 from carerft.model.lora import add_lora, linear_layers, merged_weights
+from carerft.model.modes import recompute_activations
 from carerft.objective.algorithms import Algorithm
 from carerft.objective.regularizers import NoRegularizer
 from carerft.rollout import Rollouts, Sampling
@@ -97,7 +98,7 @@ def measure(model_type: str, directory: Path, adapters: bool = False, **changes:
         expected = plain_gradient(plain, rollouts)
         found.gradient = relative(learner_gradient(learner, rollouts), expected)
         if plain.supports_gradient_checkpointing:
-            policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            recompute_activations(policy)
             learner = make_learner(policy)
             found.checkpointed = relative(learner_gradient(learner, rollouts), expected)
             found.learner = max(found.learner, difference(rollouts, learner.log_probs(rollouts), plain))
