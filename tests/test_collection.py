@@ -1,7 +1,7 @@
 """Collecting batches: dynamic sampling, the overlong penalty and the importance correction."""
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -260,6 +260,26 @@ def test_weights_are_the_learners_probabilities_over_the_samplers_truncated(leve
     part = batch.prompts(slice(1, 3)).correction
     assert torch.equal(part.weights, batch.correction.weights[4:12])
     assert torch.equal(part.log_probs, batch.correction.log_probs[4:12])
+
+
+def test_a_batch_is_stored_without_padding_and_loads_with_it(tmp_path: Path):
+    """Also one that an earlier version has stored with padding."""
+    batch, _ = corrected("token")
+    rollouts, correction = batch.rollouts, batch.correction
+    state = batch.state()
+    for stored in (state["rollouts"]["tokens"], state["rollouts"]["log_probs"], state["correction"]["weights"]):
+        assert len(stored[0]) == rollouts.lengths.sum() < rollouts.tokens.numel()
+    assert len(state["rollouts"]["prompt_tokens"][0]) == rollouts.prompt_lengths.sum()
+    batch.metrics["later"] = 1.0
+    assert "later" not in state["metrics"]
+    for number, kept in enumerate((state, asdict(batch))):
+        torch.save(kept, tmp_path / f"{number}.pt")
+        found = Batch.from_state(torch.load(tmp_path / f"{number}.pt", weights_only=True))
+        assert all(torch.equal(getattr(found.rollouts, key), value) for key, value in vars(rollouts).items())
+        assert torch.equal(found.correction.log_probs, correction.log_probs)
+        mask = rollouts.mask()
+        assert torch.equal(found.correction.weights[mask], correction.weights[mask])
+        assert found.problem_ids == batch.problem_ids and torch.equal(found.advantages, batch.advantages)
 
 
 @pytest.mark.parametrize("estimator", ["exact", "unbiased"])

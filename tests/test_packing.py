@@ -324,3 +324,9 @@ def test_many_sequences_over_half_of_the_budget_are_cut_after_few_attempts(monke
     monkeypatch.setattr(packing, "_greedy", lambda *rest: attempts.append(rest[1]) or greedy(*rest))
     cut = microbatches(batch([[1]] * 4096, [[2] * 8] * 4096), 17, "separate")
     assert len(cut) == 4096 and len(attempts) <= 13
+
+
+def test_the_mask_of_some_completions_is_that_part_of_all():
+    rollouts, index = random_rollouts(3, 4), torch.tensor([1, 4, 7])
+    width = int(rollouts.lengths[index].max())
+    assert torch.equal(rollouts.mask(index), rollouts.mask()[index, :width]) and width < rollouts.tokens.shape[1]

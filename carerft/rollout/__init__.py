@@ -6,7 +6,7 @@ tensors on the CPU, the same from every engine.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+PADDED = {"prompt_tokens": "prompt_lengths", "tokens": "lengths", "log_probs": "lengths"}
+"""Which fields of `Rollouts` have padding, and where it begins in each row."""
 
 
 @dataclass
@@ -42,9 +45,13 @@ class Rollouts:
     def group_size(self) -> int:
         return self.tokens.shape[0] // self.prompt_tokens.shape[0]
 
-    def mask(self) -> Tensor:
-        """(S, T) bool: True on the tokens of each completion, its end-of-sequence token included."""
-        return torch.arange(self.tokens.shape[1])[None, :] < self.lengths[:, None]
+    def mask(self, index: Tensor | None = None) -> Tensor:
+        """(S, T) bool: True on the tokens of each completion, its end-of-sequence token included. index: (b,), of these
+        completions alone, as far as the longest of them."""
+        if index is None:
+            return _filled(self.lengths, self.tokens.shape[1])
+        lengths = self.lengths[index]
+        return _filled(lengths, int(lengths.max()))
 
     def prompts(self, index: Tensor | slice) -> "Rollouts":
         """The rollouts of some of the prompts, each with all of its completions. index: into (P,)."""
@@ -80,6 +87,34 @@ class Rollouts:
             return torch.cat([torch.nn.functional.pad(t, (0, width - t.shape[1])) for t in tensors])
 
         return Rollouts(**{f.name: join([getattr(p, f.name) for p in parts]) for f in fields(Rollouts)})
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint: tensors without padding (`without_padding`)."""
+        rows = {name: without_padding(getattr(self, name), getattr(self, PADDED[name])) for name in PADDED}
+        return vars(self) | rows
+
+    @staticmethod
+    def from_state(state: dict[str, Any]) -> "Rollouts":
+        """From `state()`, or from the tensors themselves, as earlier versions stored them."""
+        return Rollouts(**state | {name: with_padding(state[name], state[PADDED[name]]) for name in PADDED})
+
+
+def _filled(lengths: Tensor, width: int) -> Tensor:
+    """(R, width) bool: the first lengths[r] places of each row."""
+    return torch.arange(width)[None, :] < lengths[:, None]
+
+
+def without_padding(rows: Tensor, lengths: Tensor) -> tuple[Tensor, int]:
+    """(R, T) -> (N,), what each row holds up to its length, one row after another; and T."""
+    return rows[_filled(lengths, rows.shape[1])], rows.shape[1]
+
+
+def with_padding(stored: tuple[Tensor, int] | Tensor, lengths: Tensor) -> Tensor:
+    """The rows (R, T) that `without_padding` had, padded with zeros; rows themselves as they are."""
+    if isinstance(stored, Tensor):
+        return stored
+    mask = _filled(lengths, stored[1])
+    return stored[0].new_zeros(mask.shape).masked_scatter(mask, stored[0])
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ With dynamic sampling (DAPO, section 3.2) groups of equal rewards, which have no
 by groups of further prompts.
 """
 
+import copy
 import logging
 import math
 import time
@@ -18,7 +19,15 @@ from transformers import PreTrainedTokenizerBase
 from carerft.config.settings import RolloutSettings
 from carerft.errors import ShortageError
 from carerft.objective.algorithms import Algorithm, importance_ratio, informative
-from carerft.rollout import Rollouts, RolloutWorker, Sampling, completion_texts, mixed_seed
+from carerft.rollout import (
+    Rollouts,
+    RolloutWorker,
+    Sampling,
+    completion_texts,
+    mixed_seed,
+    with_padding,
+    without_padding,
+)
 from carerft.rollout.prompt_check import PROMPTS, warn_of_absurd_loss
 from carerft.tasks import Grade, Task
 from carerft.tasks.encoding import prompt_tokens
@@ -65,13 +74,19 @@ class Batch:
         return Batch(self.rollouts.prompts(index), advantages, problem_ids, self.metrics, correction)
 
     def state(self) -> dict[str, Any]:
-        """The batch as plain containers and tensors."""
-        return asdict(self)
+        """The batch as plain containers and tensors, without padding."""
+        correction, lengths = self.correction, self.rollouts.lengths
+        correction = correction and {name: without_padding(rows, lengths) for name, rows in vars(correction).items()}
+        return copy.deepcopy(vars(self) | {"rollouts": self.rollouts.state(), "correction": correction})
 
     @staticmethod
     def from_state(state: dict[str, Any]) -> "Batch":
-        correction = state["correction"] and TruncatedImportance(**state["correction"])
-        return Batch(**{**state, "rollouts": Rollouts(**state["rollouts"]), "correction": correction})
+        """From `state()`, or from one of an earlier version, with padding."""
+        rollouts, correction = Rollouts.from_state(state["rollouts"]), state["correction"]
+        if correction:
+            rows = {name: with_padding(stored, rollouts.lengths) for name, stored in correction.items()}
+            correction = TruncatedImportance(**rows)
+        return Batch(**state | {"rollouts": rollouts, "correction": correction})
 
 
 @dataclass

@@ -188,7 +188,7 @@ class Learner:
         def part(tensor: Tensor) -> Tensor:  # (S, T) -> (b, width)
             return tensor[index, :width].to(device)
 
-        mask, weights, advantages = part(rollouts.mask()), part(weights), advantages[index].to(device)
+        mask, weights, advantages = rollouts.mask(index).to(device), part(weights), advantages[index].to(device)
         log_sampler = part(rollouts.log_probs)
         log_old = part(correction.log_probs) if correction else log_sampler
         statistics = self.score(rollouts, index, regularizer)
@@ -256,7 +256,7 @@ class Learner:
         Without a regularizer they are of the policy alone.
         """
         width = int(rollouts.lengths[index].max())
-        targets = rollouts.tokens[index, :width][rollouts.mask()[index, :width]].to(self.policy.device)
+        targets = rollouts.tokens[index, :width][rollouts.mask(index)].to(self.policy.device)
         exact = regularizer if regularizer is not None and regularizer.needs_reference and regularizer.exact else None
 
         def states_and_head(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
