@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers.configurations import composed
 from helpers.configurations import settings as composed_settings
+from helpers.gpus import show_gpus
 from helpers.models import random_rollouts, tiny_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -63,15 +64,21 @@ def device(**changes: Any) -> Device:
     """10 FLOP/s and 10 bytes/s, of which half is reached; no memory is reserved."""
     peak = {"float32": 1e-11, "bfloat16": 1e-11}
     usual = Device(
-        1000 / GIB, 1e-8, peak, 0.5, 0.5, 0.5, kernel_us=0, engine_step_ms=0, reserved_gib=0, price_per_hour=1
-    )
+        1000 / GIB, 1e-8, peak, 0.5, 0.5, 0.5, kernel_us=0, engine_step_ms=0, reserved_gib=0, price_per_hour=1,
+        engine_tokens=16, engine_sequences=4,
+    )  # fmt: skip
     return dataclasses.replace(usual, **changes)
 
 
 @pytest.mark.parametrize(
     ("path", "parameters"),
     # as the checkpoints have them
-    [("Qwen/Qwen2.5-0.5B", 494_032_768), ("Qwen/Qwen2.5-3B", 3_085_938_688), ("Qwen/Qwen2.5-7B", 7_615_616_512)],
+    [
+        ("Qwen/Qwen2.5-0.5B", 494_032_768),
+        ("Qwen/Qwen2.5-1.5B", 1_543_714_304),
+        ("Qwen/Qwen2.5-3B", 3_085_938_688),
+        ("Qwen/Qwen2.5-7B", 7_615_616_512),
+    ],
 )
 def test_known_shapes_have_the_parameters_of_the_models(path: str, parameters: int):
     assert shape_of(path, STATED.models).parameters == parameters
@@ -241,14 +248,23 @@ def test_a_chunk_of_logits_is_all_that_the_head_holds():
 
 
 def test_an_engine_takes_its_share_and_must_hold_one_whole_sequence():
-    one, large = small_job(rollout=VLLM), device(memory_gib=4000 / GIB)
+    one, large = small_job(rollout=VLLM), device(memory_gib=9000 / GIB)
     found = memory(one, SMALL, large)
-    parts = found.uses["learner, sampling"]
-    assert (parts["engine's weights"], parts["engine's keys and values"]) == (4 * 348, 2000 - 4 * 348)
-    # 64 tokens of 2 layers, keys and values of 2 numbers, 4 bytes: 2,048 bytes, beside the weights
-    assert found.shortage == 4 * 348 + 2048 - 2000 and not found.fits
+    # 16 tokens at once, each 2 x 4 + 3 x 8 numbers: 2,048 bytes. 16 sequences' logits, 4 x 10 bytes each, are fewer.
+    parts = {"engine's weights": 4 * 348, "engine's forward pass": 2048, "engine's keys and values": 4500 - 1392 - 2048}
+    assert parts.items() <= found.uses["learner, sampling"].items()
+    # 64 tokens, the model's context, of 2 layers, keys and values of 2 numbers, 4 bytes: 2,048 bytes beside the others
+    assert found.shortage == 1392 + 2048 + 2048 - 4500 and not found.fits
     assert memory(one.with_settings({"rollout.max_model_len": 8}), SMALL, large).shortage == 0
     assert memory(one.with_settings({"rollout.kv_cache_gib": 2048 / GIB}), SMALL, large).shortage == 0
+    logits = memory(one, SMALL, dataclasses.replace(large, engine_tokens=4)).uses["learner, sampling"]
+    assert logits["engine's forward pass"] == 16 * 4 * 10
+    # Left open: as many sequences as vLLM takes on this device, 4; and of our own sampler 256.
+    assert one.with_settings({"rollout.batch_size": None}).side_by_side(large) == 4
+    assert small_job({"rollout.batch_size": None}).side_by_side(large) == 256
+    # Two devices share weights, MLPs and cache, not the residual stream: 16 x (8 + 12) x 4.
+    two = memory(one.with_settings({"rollout.tensor_parallel_size": 2}), SMALL, large).uses["learner, sampling"]
+    assert (two["engine's weights"], two["engine's forward pass"]) == (2 * 348, 1280)
     apart = one.with_settings({"rollout.placement": "dedicated"})
     assert list(memory(apart, SMALL, large).uses) == ["learner, learning", "engine, sampling"]
     assert (one.devices, apart.devices, apart.with_settings({"rollout.tensor_parallel_size": 4}).devices) == (1, 2, 5)
@@ -285,6 +301,13 @@ def test_lookahead_hides_the_shorter_of_sampling_and_learning():
     assert one.total == 5 * one.sampling + 10 * one.learning + one.rest
     ahead = seconds(small_job({"rollout.lookahead": 1}), SMALL, device(), stated)
     assert ahead.training == max(5 * one.sampling, 10 * one.learning)
+    # Engines of their own are sent 348 weights of 4 bytes, at 174 bytes a second.
+    apart, slow = (
+        small_job({"rollout.placement": "dedicated"}, rollout=VLLM),
+        dataclasses.replace(STATED, transfer=174e-9),
+    )
+    by_nccl = seconds(apart.with_settings({"rollout.weight_transfer": "nccl"}), SMALL, device(), slow)
+    assert seconds(apart, SMALL, device(), slow).sampling == pytest.approx(by_nccl.sampling + 8)
 
 
 def test_hardware_is_a_number_and_a_kind():
@@ -293,12 +316,53 @@ def test_hardware_is_a_number_and_a_kind():
     assert eight.device.peak["bfloat16"] == 989 and eight.device.memory_gib == pytest.approx(79.6)
     assert hardware("h100", load(["hardware.h100.price_per_hour=1.5"])).device.price_per_hour == 1.5
     assert hardware("this", STATED).here
+    older = hardware("a100_40gb", STATED).device
+    assert (older.engine_tokens, older.engine_sequences) == (8192, 256) and older.peak == eight.device.peak | {
+        "bfloat16": 312, "float32": 19.5
+    }  # fmt: skip
     with pytest.raises(ConfigError, match="there is no such device") as error:
         hardware("8xh10", STATED)
     assert "did you mean h100?" in error.value.remedy
     for wrong in ("hardware.h100.prize=1", "texts.math.completion=long", "texts.maht.completion=1", "hardware=3"):
         with pytest.raises(ConfigError, match=wrong.replace(".", r"\.")):
             load([wrong])
+
+
+@pytest.mark.parametrize(
+    ("name", "mebibytes", "kind"),
+    [
+        ("NVIDIA GeForce RTX 4090", 24564, "rtx4090"),
+        ("NVIDIA A100-SXM4-40GB", 40960, "a100_40gb"),
+        ("NVIDIA A100-PCIE-40GB", 40960, "a100_40gb"),
+        ("NVIDIA A100-SXM4-80GB", 81920, "a100"),
+        ("NVIDIA A100 80GB PCIe", 81920, "a100"),
+        ("NVIDIA L40S", 46068, "l40s"),
+        ("NVIDIA H100 80GB HBM3", 81559, "h100"),
+        ("NVIDIA H100 PCIe", 81559, "h100_pcie"),
+        ("NVIDIA H100 NVL", 95830, "h100_nvl"),
+        ("NVIDIA H200", 143771, "h200"),
+        ("NVIDIA B200", 183359, "b200"),
+    ],
+)
+def test_this_machine_is_what_nvidia_smi_prints(
+    name: str, mebibytes: int, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    show_gpus(monkeypatch, tmp_path, (name, mebibytes), (name, mebibytes))
+    found = hardware("this", STATED)
+    assert (found.count, found.kind, found.here) == (2, kind, True)
+
+
+def test_a_card_that_no_row_describes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    show_gpus(monkeypatch, tmp_path, ("NVIDIA GeForce RTX 4090 Laptop GPU", 16376))
+    with pytest.raises(ConfigError, match=r"no row for NVIDIA GeForce RTX 4090 Laptop GPU with 16\.0 GiB") as error:
+        hardware("this", STATED)
+    assert "hardware.h100.memory_gib=" in error.value.remedy
+    show_gpus(monkeypatch, tmp_path, ("NVIDIA H100 80GB HBM3", 40000))  # a part of one
+    with pytest.raises(ConfigError, match=r"no row for NVIDIA H100 80GB HBM3 with 39\.1 GiB"):
+        hardware("this", STATED)
+    show_gpus(monkeypatch, tmp_path, ("NVIDIA H200", 143771), ("NVIDIA L40S", 46068))
+    with pytest.raises(ConfigError, match="the GPUs differ"):
+        hardware("this", STATED)
 
 
 def run_of(name: str, *overrides: str) -> TrainSettings:

@@ -74,7 +74,7 @@ def test_the_page_has_commands_for_each_of_its_parts():
         "--nnodes",
     ):
         assert any(part in shown(words) for words in OURS), part
-    assert len(ROWS) == 9
+    assert len(ROWS) == 10
     assert all(
         {"carerft", "carerft.commands.train"} & set(words) or words[:2] == ["ray", "start"] for words in commands()
     )

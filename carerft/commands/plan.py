@@ -37,7 +37,7 @@ from carerft.sweeps.composition import composing
 from carerft.sweeps.folders import Experiment
 from carerft.text import duration
 
-ASSUMED = ("hardware.", "texts.", "dynamic.", "start_s.", "disk=")
+ASSUMED = ("hardware.", "texts.", "dynamic.", "start_s.", "disk=", "transfer=")
 
 
 @dataclass

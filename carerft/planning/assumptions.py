@@ -4,15 +4,15 @@ import os
 import re
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from carerft.config.composition import CONF
+from carerft.config.gpus import gpus
 from carerft.errors import ConfigError
 from carerft.text import did_you_mean
 
@@ -33,6 +33,9 @@ class Device:
     engine_step_ms: float
     reserved_gib: float
     price_per_hour: float
+    engine_tokens: int
+    engine_sequences: int
+    names: list[str] = field(default_factory=list)
 
     def times(self, cores: int) -> "Device":
         """So many cores of a CPU as one device."""
@@ -60,6 +63,7 @@ class Assumptions:
     dynamic: dict[str, float]
     start_s: dict[str, float]
     disk: float
+    transfer: float
 
 
 def load(overrides: Sequence[str] = ()) -> Assumptions:
@@ -88,12 +92,12 @@ class Hardware:
 def hardware(name: str, assumptions: Assumptions) -> Hardware:
     """The hardware of a name such as "8xh100" or "h100"; "this" is the machine that runs this process.
 
-    Raises ConfigError for a kind that conf/plan.yaml does not describe.
+    Raises ConfigError for a kind that conf/plan.yaml does not describe, and for a machine with different GPUs.
     """
-    here = name == "this"
+    kinds, here = assumptions.hardware, name == "this"
     if here:
-        name = _this_machine()
-    match, kinds = re.fullmatch(r"(?:([1-9]\d*)x)?([a-z]\w*)", name.lower()), assumptions.hardware
+        name = _this_machine(kinds)
+    match = re.fullmatch(r"(?:([1-9]\d*)x)?([a-z]\w*)", name.lower())
     if not match or match[2] not in kinds:
         raise ConfigError(
             f"hardware={name}: there is no such device in conf/plan.yaml",
@@ -115,8 +119,22 @@ def machine_memory() -> int:
     return min(sizes)
 
 
-def _this_machine() -> str:
-    if not torch.cuda.is_available():
+def _this_machine(kinds: dict[str, Device]) -> str:
+    """The number and kind of this machine's GPUs, as nvidia-smi has them, or of its cores."""
+    found = gpus()
+    if not found:
         return f"{os.cpu_count() or 1}xcpu"
-    words = torch.cuda.get_device_name().lower().removeprefix("nvidia ").replace("-", " ").split()  # H100 80GB HBM3
-    return f"{torch.cuda.device_count()}x{words[0]}"
+    if len({(gpu.name, gpu.memory_gib) for gpu in found}) > 1:
+        raise ConfigError(
+            f"hardware=this: the GPUs differ ({', '.join(gpu.name for gpu in found)}), and a plan is for equal ones",
+            "choose some with CUDA_VISIBLE_DEVICES",
+        )
+    name, memory = found[0].name, found[0].memory_gib
+    for kind, device in kinds.items():
+        if name.removeprefix("NVIDIA ") in device.names and abs(memory / device.memory_gib - 1) < 0.03:
+            return f"{len(found)}x{kind}"
+    raise ConfigError(
+        f"hardware=this: conf/plan.yaml has no row for {name} with {memory:.1f} GiB",
+        "name the most similar kind and correct its numbers, as in hardware=h100 hardware.h100.memory_gib=... "
+        f"hardware.h100.bandwidth=... hardware.h100.peak.bfloat16=...; kinds: {', '.join(kinds)}",
+    )

@@ -1,6 +1,7 @@
 """A training to be planned: its settings and the sizes of its datasets. No other file of this room reads a
 configuration."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +13,11 @@ from carerft.config.settings import (
     TrainSettings,
     VllmSettings,
 )
-from carerft.planning.assumptions import Assumptions, Dataset
+from carerft.planning.assumptions import Assumptions, Dataset, Device
+from carerft.planning.shapes import Shape
+
+OWN_SEQUENCES = 256
+"""Of rollout.batch_size with rollout=transformers, where it is null."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,20 @@ class Job:
     def microbatch_tokens(self) -> float:
         """Tokens of the largest microbatch. A sequence longer than `tokens_per_microbatch` is a microbatch alone."""
         return max(self.learner.tokens_per_microbatch or MOST_TOKENS, self.task.prompt + self.task.max_tokens)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of a sequence that a prompt of usual length begins, in whole thousands (1,024): an engine's context
+        where rollout.max_model_len is null. The run itself takes that of the longest prompt."""
+        return 1024 * math.ceil(max(data.prompt + data.max_tokens for data in (self.task, *self.benchmarks)) / 1024)
+
+    def context(self, shape: Shape) -> int:
+        """The longest sequence that an engine must hold."""
+        return (self.engine and self.engine.max_model_len) or min(self.longest, shape.context)
+
+    def side_by_side(self, device: Device) -> int:
+        """Sequences decoded together, at most."""
+        return self.rollout.batch_size or (device.engine_sequences if self.engine else OWN_SEQUENCES)
 
     def with_settings(self, changes: dict[str, Any]) -> "Job":
         """This job with other values of settings, by keys such as learner.processes."""

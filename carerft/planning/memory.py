@@ -39,7 +39,7 @@ class Memory:
 def memory(job: Job, shape: Shape, device: Device) -> Memory:
     """The memory of one of the learner's devices and, if engines are dedicated, of one of theirs."""
     limit, reserved = device.memory_gib * GIB, {"context, fragmentation": device.reserved_gib * GIB}
-    sampling, shortage = _engine(job, shape, limit) if job.engine else (_own_sampler(job, shape), 0.0)
+    sampling, shortage = _engine(job, shape, device) if job.engine else (_own_sampler(job, shape, device), 0.0)
     state = resident(job, shape)
     uses = {"learner, learning": state | learning(job, shape) | reserved}
     if job.dedicated:
@@ -136,23 +136,35 @@ def head(job: Job, shape: Shape) -> float:
     return logits + shape.head * (copies + 4 * (not adapter))
 
 
-def _own_sampler(job: Job, shape: Shape) -> dict[str, float]:
+def _own_sampler(job: Job, shape: Shape, device: Device) -> dict[str, float]:
     """rollout=transformers: the keys and values of all sequences decoded together, in the space that is reserved for
     them, three float32 arrays of their logits, and the cumulative sum of these in float64."""
-    sequences = min(job.rollout.batch_size, max(job.rollout.prompts_per_batch * job.group_size, 64 * job.samples))
+    sequences = min(job.side_by_side(device), max(job.rollout.prompts_per_batch * job.group_size, 64 * job.samples))
     space = max(256, *(data.prompt + data.max_tokens for data in (job.task, *job.benchmarks)))
     cache = sequences * space * shape.cache_bytes(WIDTH[job.learner.precision])
     return {"keys and values": cache, "logits": sequences * shape.vocabulary * (3 * 4 + 8)}
 
 
-def _engine(job: Job, shape: Shape, limit: float) -> tuple[dict[str, float], float]:
-    """vLLM's weights, and the rest of its share of the device (or rollout.kv_cache_gib) for keys and values; and the
-    bytes that this lacks: vLLM starts only if its cache can hold one sequence of the full context."""
+def _engine(job: Job, shape: Shape, device: Device) -> tuple[dict[str, float], float]:
+    """vLLM's weights, the most that a forward pass of its takes, and the rest of its share of the device (or
+    rollout.kv_cache_gib) for keys and values; and the bytes that this lacks: vLLM starts only if its cache can hold one
+    sequence of the full context."""
     engine, width = job.engine, WIDTH[job.learner.precision]
     assert engine is not None
-    weights = shape.parameters * width / engine.tensor_parallel_size
-    cache = engine.gpu_memory_utilization * limit - weights
+    weights, needed = shape.parameters * width / engine.tensor_parallel_size, profile(job, shape, device)
+    cache = engine.gpu_memory_utilization * device.memory_gib * GIB - weights - needed
     if engine.kv_cache_gib is not None:
         cache = engine.kv_cache_gib * GIB
-    sequence = (engine.max_model_len or shape.context) * shape.cache_bytes(width) / engine.tensor_parallel_size
-    return {"engine's weights": weights, "engine's keys and values": max(0.0, cache)}, max(0.0, sequence - cache)
+    sequence = job.context(shape) * shape.cache_bytes(width) / engine.tensor_parallel_size
+    parts = {"engine's weights": weights, "engine's forward pass": needed, "engine's keys and values": max(0.0, cache)}
+    return parts, max(0.0, sequence - cache)
+
+
+def profile(job: Job, shape: Shape, device: Device) -> float:
+    """Bytes of the forward pass that vLLM tries at its start, with as many tokens as it will ever read at once, and
+    sets aside. For each token: the residual stream and its norm, 2 H; gate and up, and their product, 3 I, which are
+    shared out with the weights. After these layers, float32 logits of every sequence."""
+    assert job.engine is not None
+    numbers = 2 * shape.hidden + 3 * shape.intermediate / job.engine.tensor_parallel_size
+    layer = device.engine_tokens * numbers * WIDTH[job.learner.precision]
+    return max(layer, job.side_by_side(device) * shape.vocabulary * 4)

@@ -5,7 +5,7 @@ from itertools import combinations, product
 from typing import Any
 
 from carerft.config.settings import MOST_TOKENS
-from carerft.planning.job import Job
+from carerft.planning.job import OWN_SEQUENCES, Job
 
 Changes = dict[str, Any]  # values of settings, by dotted key
 MOST_CHANGES = 4
@@ -41,16 +41,16 @@ def _fewest(axes: list[list[Changes]], fits: Callable[[Changes], bool]) -> list[
 def _axes(job: Job) -> dict[str, list[list[Changes]]]:
     """The values that may replace each setting's, by the effect on the result. Settings that depend on each other share
     an axis; one without an effect on memory is never part of the fewest."""
-    learner, longest = job.learner, max(data.prompt + data.max_tokens for data in (job.task, *job.benchmarks))
+    learner = job.learner
     if job.engine:
         apart = {"rollout.placement": "dedicated", "rollout.gpu_memory_utilization": 0.9}
         same: list[list[Changes]] = [
             [{"rollout.gpu_memory_utilization": x} for x in (0.9, 0.8, 0.7, 0.6, 0.5, 0.35, 0.3, 0.25, 0.2, 0.15)],
-            [{"rollout.max_model_len": 1024 * -(-int(longest) // 1024)}],  # the model's own is often longer
+            [{"rollout.max_model_len": job.longest}],
             [apart | {"rollout.tensor_parallel_size": n, "learner.device": f"cuda:{n}"} for n in (1, 2, 4)],
         ]
     else:
-        same = [[{"rollout.batch_size": n} for n in (512, 256, 128, 64, 32, 16) if n < job.rollout.batch_size]]
+        same = [[{"rollout.batch_size": n} for n in (128, 64, 32, 16) if n < (job.rollout.batch_size or OWN_SEQUENCES)]]
     microbatches = [(learner.tokens_per_microbatch or MOST_TOKENS) // n for n in (2, 4, 8, 16)]
     same += [
         [{"learner.gradient_checkpointing": True}],

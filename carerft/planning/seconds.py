@@ -2,7 +2,7 @@
 
 The product of n weights with the state of one token is 2 n floating-point operations; its backward pass is two such
 products. The shares of the peak in conf/plan.yaml account for all other operations (norms, softmax, elementwise).
-Grading, the optimizer's update and the transfer of weights are left out: each takes a few percent at most.
+Grading, the optimizer's update and the transfer of weights within a process are left out: a few percent each at most.
 """
 
 import math
@@ -72,8 +72,11 @@ def seconds(job: Job, shape: Shape, device: Device, assumptions: Assumptions) ->
         rest += data.questions / questions * decoding(job, shape, device, data, questions, job.samples)
     # A round of dynamic sampling takes as long as its longest completion.
     prompts = job.rollout.prompts_per_batch * job.groups / job.rounds
+    sampling = job.rounds * decoding(job, shape, device, job.task, prompts, job.group_size)
+    if job.dedicated and job.dedicated.weight_transfer == "reload":
+        sampling += shape.parameters * WIDTH[job.learner.precision] / (assumptions.transfer * 1e9)
     return Seconds(
-        sampling=job.rounds * decoding(job, shape, device, job.task, prompts, job.group_size),
+        sampling=sampling,
         learning=learning(job, shape, device),
         rest=rest,
         batches=job.steps / (job.learner.updates_per_batch * job.learner.epochs),
@@ -114,7 +117,7 @@ def decoding(job: Job, shape: Shape, device: Device, data: Dataset, prompts: flo
     need, and at the end those from the mean length to the longest.
     """
     prompts /= job.dedicated.engines if job.dedicated else job.learner.processes
-    batches = max(1.0, prompts * group / job.rollout.batch_size)
+    batches = max(1.0, prompts * group / job.side_by_side(device))
     cached = WIDTH[job.learner.precision]  # bytes of a key's or a value's number
     if job.engine:
         devices, width, host = job.engine.tensor_parallel_size, cached, device.engine_step_ms * 1e-3
@@ -145,7 +148,7 @@ def newest(directories: Iterable[Path], hardware: Hardware, model: str, most: in
 def _similar(recorded: dict[str, Any], hardware: Hardware) -> bool:
     if hardware.kind == "cpu":
         return hardware.here and not recorded["gpus"] and recorded["cores"] == os.cpu_count()
-    return any(hardware.kind in name.lower() for name in recorded["gpus"])
+    return any(name.removeprefix("NVIDIA ") in hardware.device.names for name in recorded["gpus"])
 
 
 def correction(runs: Sequence[Path], shape: Shape, hardware: Hardware, assumptions: Assumptions) -> dict[str, float]:
