@@ -1,9 +1,12 @@
 """Collecting batches: dynamic sampling, the overlong penalty and the importance correction."""
 
 import math
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import mean, stdev
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -178,6 +181,31 @@ def test_sampling_from_diverged_weights_leaves_the_last_good_checkpoint(tmp_path
         later.run(lambda metrics: None, lambda: False)
     assert later.progress.step == 2
     assert checkpoint.steps_of(tmp_path / "checkpoints") == [1]
+
+
+def test_checkpoints_come_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Each step takes four minutes: ten have passed after the third and the sixth; the last has its own."""
+    now = [0.0]
+    monkeypatch.setattr(
+        "carerft.training.trainer.time", SimpleNamespace(monotonic=lambda: now[0], perf_counter=time.perf_counter)
+    )
+    settings = LearnerSettings(1e-3, updates_per_batch=1, keep_checkpoints=9)
+    collector, learner = collection("mixed " * 28)
+
+    def later(_: dict[str, float]) -> None:
+        now[0] += 240
+
+    assert Trainer(learner, collector, collector.tokenizer, settings, 7, tmp_path).run(later, lambda: False)
+    assert checkpoint.steps_of(tmp_path / "checkpoints") == [3, 6, 7]
+
+
+@pytest.mark.parametrize(
+    ("device", "chosen", "aside"), [("cpu", None, False), ("cuda", None, True), ("cpu", True, True)]
+)
+def test_on_a_gpu_checkpoints_are_written_aside(device: str, chosen: bool | None, aside: bool, tmp_path: Path):
+    learner = Mock(policy=Mock(device=torch.device(device)))
+    made = Trainer(learner, Mock(), Mock(), LearnerSettings(1e-3, async_checkpoints=chosen), 1, tmp_path)
+    assert (made._checkpoints._thread is not None) == aside
 
 
 # The overlong penalty

@@ -4,6 +4,7 @@ The plan has four optimizer steps per rollout batch and a checkpoint every two, 
 checkpoint, in the middle of a rollout batch, and while a checkpoint is being written.
 """
 
+import hashlib
 import json
 import signal
 import subprocess
@@ -173,6 +174,26 @@ def test_a_checkpoint_that_replaces_another_is_never_the_loss_of_both(tmp_path: 
     assert checkpoints(other).load_latest()["which"] == "second"
     assert [path.name for path in tmp_path.iterdir()] == ["step_3"]
     assert all(torch.equal(a, b) for a, b in zip(policy.parameters(), other.parameters(), strict=True))
+
+
+def test_files_are_hashed_block_by_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Each byte counts, and what earlier versions wrote, one hash of a whole file, is still read."""
+    monkeypatch.setattr(checkpoint, "BLOCK", 2**20 + 7)
+    model = torch.nn.Linear(1000, 600)
+    checkpoints = Checkpoints(tmp_path, CheckpointTensors(model, torch.optim.AdamW(model.parameters()), False))
+    checkpoints.save(1, {}, keep=1)
+    path = tmp_path / "step_1"
+    sums, file = json.loads((path / "checksums.json").read_text()), path / "tensors" / "__0_0.distcp"
+    whole = file.read_bytes()
+    parts = [hashlib.sha256(whole[start : start + 2**20 + 7]).hexdigest() for start in (0, 2**20 + 7, 2**21 + 14)]
+    assert sums["tensors/__0_0.distcp"] == parts and checkpoint.damage(path) is None
+    for written in (sums, {name: hashlib.sha256((path / name).read_bytes()).hexdigest() for name in sums}):
+        (path / "checksums.json").write_text(json.dumps(written))
+        assert checkpoint.damage(path) is None
+        for place in (0, 2**20 + 7, len(whole) - 1):
+            file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+            assert checkpoint.damage(path) == "the checksum of tensors/__0_0.distcp differs"
+        file.write_bytes(whole)
 
 
 def test_a_checkpoint_continues_where_fewer_gpus_are_visible(monkeypatch: pytest.MonkeyPatch):

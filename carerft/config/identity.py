@@ -17,6 +17,7 @@ INCIDENTAL = (
     "name",
     "tracker",
     "learner.checkpoint_every",
+    "learner.checkpoint_minutes",
     "learner.keep_checkpoints",
     "learner.async_checkpoints",
     "learner.processes",

@@ -188,11 +188,14 @@ class LearnerSettings:
     device: str = "auto"
     # Also measure the divergence from the base model where the regularizer needs none.
     monitor_reference: bool = True
-    # Steps between checkpoints.
-    checkpoint_every: int = field(default=20, metadata={"least": 1})
+    # Steps between checkpoints; null: checkpoint_minutes decides. The last step always has one.
+    checkpoint_every: int | None = field(default=None, metadata={"least": 1})
+    # Minutes between checkpoints, at least.
+    checkpoint_minutes: float = field(default=10.0, metadata={"above": 0})
     keep_checkpoints: int = field(default=2, metadata={"least": 1})
-    # Learn on while a checkpoint is written, from a copy in the CPU's memory.
-    async_checkpoints: bool = False
+    # Learn on while a checkpoint is written, from a copy in the CPU's memory: 12 bytes a trained weight. null: on a
+    # GPU.
+    async_checkpoints: bool | None = None
     # Processes on this machine, one for each GPU, that share out weights and work (FSDP2; not yet run on GPUs). Where
     # torchrun starts the run, torchrun's number counts.
     processes: int = field(default=1, metadata={"least": 1})

@@ -64,9 +64,7 @@ class Seconds:
 
 def seconds(job: Job, shape: Shape, device: Device, assumptions: Assumptions) -> Seconds:
     """Without any correction by finished runs."""
-    # A checkpoint holds the weights that learn and their moments; the trained model is written at the end.
-    saved = 12 * math.ceil(job.steps / job.learner.checkpoint_every) * trained(job, shape) + 4 * shape.parameters
-    rest = assumptions.start_s["vllm" if job.engine else "transformers"] + saved / (assumptions.disk * 1e9)
+    rest = assumptions.start_s["vllm" if job.engine else "transformers"]
     for data in job.benchmarks:
         questions = min(QUESTIONS_AT_ONCE, data.questions)
         rest += data.questions / questions * decoding(job, shape, device, data, questions, job.samples)
@@ -75,7 +73,7 @@ def seconds(job: Job, shape: Shape, device: Device, assumptions: Assumptions) ->
     sampling = job.rounds * decoding(job, shape, device, job.task, prompts, job.group_size)
     if job.dedicated and job.dedicated.weight_transfer == "reload":
         sampling += shape.parameters * WIDTH[job.learner.precision] / (assumptions.transfer * 1e9)
-    return Seconds(
+    found = Seconds(
         sampling=sampling,
         learning=learning(job, shape, device),
         rest=rest,
@@ -83,6 +81,11 @@ def seconds(job: Job, shape: Shape, device: Device, assumptions: Assumptions) ->
         steps=job.steps,
         overlap=bool(job.rollout.lookahead),
     )
+    # A checkpoint holds the weights that learn and their moments; the trained model is written at the end.
+    every, minutes = job.learner.checkpoint_every, job.learner.checkpoint_minutes
+    checkpoints = math.ceil(job.steps / every) if every else 1 + found.training // (60 * minutes)
+    saved = 12 * checkpoints * trained(job, shape) + 4 * shape.parameters
+    return replace(found, rest=rest + saved / (assumptions.disk * 1e9))
 
 
 def learning_flops(job: Job, shape: Shape) -> float:

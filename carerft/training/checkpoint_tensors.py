@@ -54,7 +54,7 @@ class CheckpointTensors:
             self._group = dist.new_group(backend="gloo")  # for the threads: training uses the default group meanwhile
         # Not dcp.async_save: even with no_dist it wants a default group, which an engine may have made, to have a CPU's
         # backend.
-        copies = DefaultStager(StagingOptions(False, False, False, False)).stage(self._tensors())
+        copies: Any = DefaultStager(StagingOptions(False, False, False, False)).stage(self._tensors())
         self._pending = self._thread.submit(dcp.save, copies, process_group=self._group, **options)
 
     def finish_saving(self) -> None:

@@ -44,7 +44,10 @@ class Trainer:
     progress: Progress = field(default_factory=Progress)
 
     def __post_init__(self) -> None:
-        self._checkpoints = Checkpoints(self.directory / "checkpoints", self.learner, self.settings.async_checkpoints)
+        aside = self.settings.async_checkpoints
+        aside = self.learner.policy.device.type != "cpu" if aside is None else aside
+        self._checkpoints = Checkpoints(self.directory / "checkpoints", self.learner, aside)
+        self._saved = time.monotonic()
 
     def resume(self) -> int:
         """Continue from the newest intact checkpoint, if there is one. Returns the number of steps done."""
@@ -70,14 +73,19 @@ class Trainer:
             while self.progress.step < self.steps:
                 on_step(self._step())
                 stopping = should_stop()
-                due = self.progress.step % self.settings.checkpoint_every == 0
-                if due or stopping or self.progress.step == self.steps:
+                if self._due() or stopping or self.progress.step == self.steps:
                     self.save()
                 if stopping:
                     return False
         finally:
             self._checkpoints.wait()
         return True
+
+    def _due(self) -> bool:
+        """Whether enough steps, or minutes, have passed since the last checkpoint or the start."""
+        if self.settings.checkpoint_every:
+            return self.progress.step % self.settings.checkpoint_every == 0
+        return time.monotonic() - self._saved >= 60 * self.settings.checkpoint_minutes
 
     def save(self, keep_all: bool = False) -> None:
         """Write a checkpoint or, with async_checkpoints, begin to write it. keep_all: delete no earlier one."""
@@ -90,6 +98,7 @@ class Trainer:
             "batch": progress.batch and progress.batch.state(),
         }
         self._checkpoints.save(progress.step, state, None if keep_all else self.settings.keep_checkpoints)
+        self._saved = time.monotonic()
 
     def _step(self) -> dict[str, float]:
         """One optimizer step, on a new rollout batch if the last one is used up. Returns its metrics."""
