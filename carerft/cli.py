@@ -22,6 +22,7 @@ COMMANDS = {
     "evaluate": "measure accuracy, honesty and calibration of a model",
     "sweep": "run an experiment: a table, a figure or an ablation",
     "plan": "memory, hours and cost of a run or an experiment, before it starts",
+    "doctor": "whether this machine can train: versions, GPUs, disk, and a trial",
     "report": "tables, figures and one HTML page from run directories",
     "grade": "grade mathematical answers from any source",
     "base": "build a base model of the built-in world",
@@ -40,10 +41,11 @@ examples:
   carerft evaluate model=tiny benchmark=world samples=16
   carerft sweep table1 model=tiny                              table 1 of the paper, in miniature
   carerft plan table1 model=qwen2.5-7b hardware=8xh100         memory, hours and cost, before anyone pays
+  carerft doctor model=qwen2.5-3b                              can this machine do it? in a minute
   carerft report outputs/demo
   eval "$(carerft train -sc install=bash)"                     tab completion (bash; also zsh, fish)
 """
-COMPOSED = ("train", "evaluate", "sweep", "plan")  # their words are Hydra's overrides
+COMPOSED = ("train", "evaluate", "sweep", "plan", "doctor")  # their words are Hydra's overrides
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -51,13 +51,14 @@ class Plan:
 @dataclass(frozen=True)
 class Planner:
     """Plans the runs of one model. device: what each process and engine of a run uses, on a CPU several cores. factors:
-    of `carerft.planning.seconds.correction`."""
+    of `carerft.planning.seconds.correction`, by so many finished runs."""
 
     shape: Shape
     hardware: Hardware
     device: Device
     assumptions: Assumptions
     factors: dict[str, float]
+    finished: int
 
     def memory(self, job: Job) -> Memory:
         return memory(job, self.shape, self.device)
@@ -83,28 +84,15 @@ def main() -> int:
     if settings.price is not None:
         used.device.price_per_hour = settings.price
     with Console(stderr=True).status("composing the runs"):
-        labels, trainings, bases = _compose(chosen, overrides, used.here)
-    jobs, model = [job(each, assumptions) for each in trainings], trainings[0].model
-    needed, shape = max(job.devices for job in jobs), shape_of(model.path, assumptions.models)
-    if needed > used.count:
-        raise ConfigError(
-            f"a run needs {needed} devices and hardware has {used.count}: learner.processes, and those of engines",
-            f"write hardware={needed}x{used.kind}, or lower learner.processes or rollout.engines",
-        )
-    if used.kind == "cpu":
-        jobs = [fitted(each, shape, used.device.memory_gib * used.count * GIB) for each in jobs]
-    side = min(len(jobs), used.count // needed)
-    device = used.device.times(used.count // (side * needed) if used.kind == "cpu" else 1)
-    root = Path("outputs", chosen.name if chosen else "")
-    finished = newest((file.parent for file in root.rglob("manifest.json")), used, model.path)
-    planner = Planner(shape, used, device, assumptions, correction(finished, shape, used, assumptions))
-    console = Console()
+        labels, trainings, bases = compose_runs(chosen, overrides, used.here)
+    root, console = Path("outputs", chosen.name if chosen else ""), Console()
+    planner, jobs, side = plan(trainings, used, assumptions, root)
     name = chosen.name if chosen else "carerft train"
-    console.print(Text(f"{name}: {model.name} on {used.count} x {used.kind}", "bold"))
+    console.print(Text(f"{name}: {trainings[0].model.name} on {used.count} x {used.kind}", "bold"))
     fits = show_memory(planner, labels, jobs, console)
     show_time(planner, labels, jobs, bases, side, console)
-    notes = [f"corrected by the newest {len(finished)} finished runs in {root}"]
-    if not finished:
+    notes = [f"corrected by the newest {planner.finished} finished runs in {root}"]
+    if not planner.finished:
         notes = [f"computed from conf/plan.yaml: {root} has no finished run of this model on such hardware"]
     price = f"{used.device.price_per_hour:g} US dollars per hour for each of {used.count} devices"
     notes.append(f"{price} is an assumption: price=... changes it")
@@ -117,7 +105,28 @@ def main() -> int:
     return int(not fits)
 
 
-def _compose(
+def plan(
+    trainings: Sequence[TrainSettings], used: Hardware, assumptions: Assumptions, root: Path
+) -> tuple[Planner, list[Job], int]:
+    """Of trainings of one model: their planner, their jobs, and how many of them run side by side. root: of finished
+    runs. Raises ConfigError for a run that needs more devices than there are, and for a model of unknown shape."""
+    jobs, model = [job(each, assumptions) for each in trainings], trainings[0].model
+    needed, shape = max(job.devices for job in jobs), shape_of(model.path, assumptions.models)
+    if needed > used.count:
+        raise ConfigError(
+            f"a run needs {needed} devices and hardware has {used.count}: learner.processes, and those of engines",
+            f"write hardware={needed}x{used.kind}, or lower learner.processes or rollout.engines",
+        )
+    if used.kind == "cpu":
+        jobs = [fitted(each, shape, used.device.memory_gib * used.count * GIB) for each in jobs]
+    side = min(len(jobs), used.count // needed)
+    device = used.device.times(used.count // (side * needed) if used.kind == "cpu" else 1)
+    finished = newest((file.parent for file in root.rglob("manifest.json")), used, model.path)
+    factors = correction(finished, shape, used, assumptions)
+    return Planner(shape, used, device, assumptions, factors, len(finished)), jobs, side
+
+
+def compose_runs(
     chosen: Experiment | None, overrides: Sequence[str], here: bool
 ) -> tuple[list[str], list[TrainSettings], int]:
     """The labels and settings of an experiment's trainings, and the number of base models that it evaluates. A label
