@@ -6,18 +6,28 @@ import re
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
 
 from carerft import cli
 from carerft.commands.sweep import named_experiment
+from carerft.config.composition import plain
+from carerft.config.identity import config_hash
 from carerft.errors import ConfigError, DataError
 from carerft.report.paper import EXPECTATIONS, read_paper
 from carerft.runs.directory import SWEEP, open_run
 from carerft.sweeps.cells import cells, jobs
 from carerft.sweeps.composition import composing
 from carerft.sweeps.folders import Experiment, experiment, experiments
+from carerft.sweeps.index import RunIndex
+from carerft.sweeps.loader import Loader
 from carerft.sweeps.sharing import link_finished_run, reason_to_skip
 from carerft.sweeps.workers import last_step
 
@@ -48,6 +58,65 @@ def test_every_experiment_file_runs_for_two_steps(sweep: str, tmp_path: Path, mo
 def jobs_of(sweep: str, *overrides: str) -> list[list[str]]:
     with composing():
         return jobs(sweep, list(overrides))
+
+
+def fully_composed(loader: type[ConfigLoaderImpl], command: str, overrides: list[str]) -> tuple[DictConfig, str]:
+    """What a loader makes of overrides, Hydra's own part included, and the hash of the run."""
+    with composing():
+        path = GlobalHydra.instance().config_loader().get_search_path()
+        config = loader(path).load_configuration(command, overrides, RunMode.RUN)
+        return config, config_hash(plain(config))
+
+
+def compare_with_hydra(command: str, overrides: list[str]) -> None:
+    (ours, identity), (theirs, expected) = (
+        fully_composed(loader, command, overrides) for loader in (Loader, ConfigLoaderImpl)
+    )
+    assert OmegaConf.to_yaml(ours) == OmegaConf.to_yaml(theirs) and identity == expected
+    flags = [[config._get_node(key)._get_flag("struct") for key in config] for config in (ours, theirs)]
+    assert flags[0] == flags[1] and ours._get_flag("struct") is theirs._get_flag("struct") is True
+
+
+@pytest.mark.parametrize("sweep", SWEEPS)
+def test_experiments_are_composed_as_hydra_composes_them(sweep: str):
+    """The second of two jobs that differ in values alone: its choices have been composed before."""
+    before, last = jobs_of(sweep, "seed=0,1", "model=tiny")[-2:]
+    fully_composed(Loader, "train", before)
+    compare_with_hydra("train", last)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["steps=3", "regularizer=rkl", "regularizer.beta=0.1", "steps=4"],
+        [
+            "+hydra.mine=1",
+            "++benchmark.other={limit: 1}",
+            "~benchmark.world_truth",
+            "benchmark={world_honesty: {limit: 2}}",
+        ],
+        [
+            "hydra.sweep.dir=a",
+            "hydra.sweep.subdir=b",
+            "hydra.job.config.override_dirname.exclude_keys=[seed]",
+            "seed=3",
+        ],
+        ["hydra.run.dir=c/${seed}", "hydra/job_logging=disabled", "hydra.job.env_copy=[HOME]", "~hydra/hydra_logging"],
+        ["benchmark=[world_truth,world_honesty]", "evaluation.limit=${steps}", "data.path='a b'", "experiment=demo"],
+    ],
+)
+def test_overrides_of_every_kind_are_composed_as_hydra_composes_them(overrides: list[str]):
+    compare_with_hydra("train", overrides)
+
+
+@pytest.mark.parametrize("overrides", [["steps=1,2"], ["nothing=1"], ["task=nothing"], ["~steps=3"], ["steps=many"]])
+def test_what_cannot_be_composed_is_refused_as_hydra_refuses_it(overrides: list[str]):
+    said = []
+    for loader in (Loader, ConfigLoaderImpl):
+        with pytest.raises(HydraException) as caught:
+            fully_composed(loader, "train", overrides)
+        said.append(f"{type(caught.value).__name__}: {caught.value}")
+    assert said[0] == said[1]
 
 
 @pytest.mark.parametrize("name", list(experiments()))
@@ -165,6 +234,42 @@ def test_only_a_finished_run_of_the_same_configuration_is_shared(tmp_path: Path)
     assert link_finished_run(kept, "train", config, tmp_path) is None
 
 
+def test_an_index_of_runs_knows_what_reading_all_of_them_would(tmp_path: Path):
+    index, config = RunIndex(tmp_path), {"name": "a", "seed": 0, "steps": 3}
+
+    def check(*expected: str) -> None:
+        """After a time in which the directories do not change."""
+        for each in [tmp_path, *tmp_path.glob("*"), *tmp_path.glob("*/*")]:
+            if not each.is_symlink():
+                os.utime(each, ns=(0, each.stat().st_mtime_ns - 10**10))
+        for _ in range(2):
+            assert [str(run.relative_to(tmp_path)) for run, _ in index.runs(config_hash(config))] == list(expected)
+
+    def make(place: str, status: str = "done", **changes: int) -> Path:
+        with open_run(tmp_path / place, "train", {**config, **changes}) as run:
+            run.update(status=status)
+        return run.path
+
+    check()
+    first = make("b/x/seed=0", "running")
+    make("b/x/seed=1", steps=4)
+    check("b/x/seed=0")
+    make("b/x/seed=0")  # it has ended
+    assert [manifest["status"] for _, manifest in index.runs(config_hash(config))] == ["done"]
+    place = tmp_path / "a/x/seed=0"  # it is there before its manifest, as Hydra makes it
+    place.mkdir(parents=True)
+    check("b/x/seed=0")
+    make("a/x/seed=0")
+    (tmp_path / "a/x/seed=2").symlink_to(first)
+    check("a/x/seed=0", "b/x/seed=0")
+    place.rename(tmp_path / "kept")
+    check("b/x/seed=0")
+    make("a/x/seed=0", steps=4)
+    check("b/x/seed=0")
+    (tmp_path / "kept").rename(tmp_path / "a/x/seed=3")
+    check("a/x/seed=3", "b/x/seed=0")
+
+
 def test_many_that_share_a_run_at_once_leave_it_whole(tmp_path: Path):
     """Several begin in the same directory at the same moment, as workers of a sweep do; the original loses nothing."""
     config = {"name": "a", "seed": 0}
@@ -178,7 +283,8 @@ def test_many_that_share_a_run_at_once_leave_it_whole(tmp_path: Path):
     def begin(place: Path, together: threading.Barrier, outcomes: list) -> None:
         together.wait()
         place.mkdir(parents=True, exist_ok=True)  # as Hydra does before it calls us
-        (place / "train.log").touch()
+        with suppress(FileNotFoundError):  # another has just made it a link
+            (place / "train.log").touch()
         try:
             outcomes.append(link_finished_run(place, "train", config, tmp_path))
         except Exception as error:

@@ -28,8 +28,11 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
     Raises omegaconf.errors.OmegaConfBaseException where a value is missing or an interpolation leads nowhere.
     """
-    own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-    return OmegaConf.to_container(own, resolve=True, throw_on_missing=True)  # type: ignore[return-value]  # keys are text
+    own = ((str(key), config[key]) for key in config if key != "hydra")
+    return {
+        key: OmegaConf.to_container(value, resolve=True, throw_on_missing=True) if OmegaConf.is_config(value) else value
+        for key, value in own
+    }
 
 
 def train_settings(record: Mapping[str, Any]) -> TrainSettings:

@@ -5,14 +5,14 @@ An evaluation of each base model that they start from is added.
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hydra import compose
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig
 
 from carerft.config.checks import check_evaluate, check_train
 from carerft.config.composition import evaluate_settings, plain, train_settings
@@ -22,6 +22,7 @@ from carerft.runs.directory import changed_inputs, locked, read_manifest
 from carerft.runs.inputs import changed_since
 from carerft.sweeps.composition import composing
 from carerft.sweeps.folders import Experiment
+from carerft.sweeps.loader import parsed
 from carerft.sweeps.names import cell_name
 from carerft.tasks.templates import check_templates
 from carerft.text import hydra_quoted
@@ -37,12 +38,13 @@ NOT_MEASURED = {
 
 @dataclass(frozen=True)
 class Cell:
-    """One run: the command, Hydra's overrides, the settings that follow, and the run's directory."""
+    """One run: the command, Hydra's overrides, the settings that follow, and the run's directory and record."""
 
     command: str
     overrides: tuple[str, ...]
     settings: TrainSettings | EvaluateSettings
     directory: Path
+    record: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def title(self) -> str:
@@ -82,27 +84,31 @@ def check_inputs(cells: Sequence[Cell]) -> None:
 
 def jobs(sweep: str, overrides: Sequence[str]) -> list[list[str]]:
     """The overrides of each job of one sweep, as Hydra's sweeper makes them."""
-    parser = OverridesParser.create()
-    parsed = parser.parse_overrides(list(overrides))
-    settings = [override for override in parsed if not override.key_or_group.startswith("hydra")]
-    fixed = [str(override.input_line) for override in parsed if not override.is_sweep_override()]
+    given = list(map(parsed, overrides))
+    settings = [override for override in given if not override.key_or_group.startswith("hydra")]
+    fixed = [str(override.input_line) for override in given if not override.is_sweep_override()]
     master = compose("train", [f"experiment={sweep}", *fixed], return_hydra_config=True)
-    axes = [f"{key}={value}" for key, value in master.hydra.sweeper.params.items()]
-    (batch,) = BasicSweeper.split_arguments([*parser.parse_overrides(axes), *settings], max_batch_size=None)
+    axes = [parsed(f"{key}={value}") for key, value in master.hydra.sweeper.params.items()]
+    (batch,) = BasicSweeper.split_arguments([*axes, *settings], max_batch_size=None)
     return [[f"experiment={sweep}", *job] for job in batch]
 
 
 def compose_training(job: Sequence[str], here: bool) -> Cell:
     """One training, inside `composing`. job, here, and what is raised: as for `cells`."""
     composed = compose("train", list(job), return_hydra_config=True)
-    settings = train_settings(plain(composed))
+    record = plain(composed)
+    settings = train_settings(record)
     check_train(settings, here)
     check_templates([settings.task, *settings.benchmark.values()])
     # Choices that the scale has made and not the job, for groups that an evaluation has as well.
     choices, chosen = composed.hydra.runtime.choices, {text.split("=")[0] for text in job}
     groups = [group for group in ("model", "benchmark", "rollout") if group in choices and group not in chosen]
     overrides = (*job, *(f"{group}={choices[group]}" for group in groups))
-    return Cell("train", overrides, settings, Path(composed.hydra.sweep.dir, composed.hydra.sweep.subdir))
+    return Cell("train", overrides, settings, _directory(composed), record)
+
+
+def _directory(composed: DictConfig) -> Path:
+    return Path(composed.hydra.sweep.dir, composed.hydra.sweep.subdir)
 
 
 def _bases(trainings: Sequence[Cell], overrides: Sequence[str], here: bool) -> list[Cell]:
@@ -122,22 +128,22 @@ def _base(training: Cell, measured: Sequence[str], here: bool) -> Cell:
     settings = training.settings
     shared = ("model", "model.path", "benchmark", "rollout")
     groups = [text for text in training.overrides if text.split("=")[0] in shared]
-    trained = flatten(plain(compose("train", list(training.overrides))))
-    values = {key: value for key, value in trained.items() if _measured(key)}
+    values = {key: value for key, value in flatten(training.record).items() if _measured(key)}
     values |= {"name": settings.name, "precision": settings.precision}
     defaults = flatten(plain(compose("evaluate", groups)))
     changed = [f"++{key}={_written(value)}" for key, value in values.items() if defaults.get(key, ...) != value]
     own = {text.split("=")[0]: text for text in training.overrides}
-    swept = {text for text in measured if OverridesParser.create().parse_override(text).is_sweep_override()}
+    swept = {text for text in measured if parsed(text).is_sweep_override()}
     texts = [own.get(text.split("=")[0], text) if text in swept else text for text in measured]  # of several, this one
     name = cell_name(",".join(["base", *sorted(text for text in texts if not text.startswith("seed="))]))
     subdir = _written(f"{name}/seed={settings.seed}")
     directory = [f"hydra.sweep.dir=outputs/{settings.name}", f"hydra.sweep.subdir={subdir}"]
     overrides = (*groups, *changed, *directory)
     composed = compose("evaluate", list(overrides), return_hydra_config=True)
-    evaluation = evaluate_settings(plain(composed))
+    record = plain(composed)
+    evaluation = evaluate_settings(record)
     check_evaluate(evaluation, here)
-    return Cell("evaluate", overrides, evaluation, Path(composed.hydra.sweep.dir, composed.hydra.sweep.subdir))
+    return Cell("evaluate", overrides, evaluation, _directory(composed), record)
 
 
 def _measured(key: str) -> bool:

@@ -17,7 +17,7 @@ from carerft.config.composition import CONF, plain
 from carerft.config.identity import config_hash
 from carerft.runs.directory import locked, runs_of
 from carerft.runs.inputs import changed_since
-from carerft.sweeps import folders
+from carerft.sweeps import folders, loader
 from carerft.sweeps.names import cell_name, reserved
 from carerft.tasks.gsm8k import Gsm8kTask
 from carerft.tasks.math import MathTask
@@ -57,6 +57,7 @@ def _cell(overrides: str, _root_: DictConfig) -> str:
 @cache
 def register() -> None:
     """Register schemas, experiments and resolvers, once in every process that composes a configuration."""
+    loader.register()
     settings.register()
     folders.register()
     for task in (Gsm8kTask, MathTask, SelfAwareTask, TruthfulQaTask, WorldTask):

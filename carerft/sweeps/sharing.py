@@ -16,8 +16,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from carerft.config.identity import config_hash
-from carerft.runs.directory import SWEEP, locked, read_manifest, runs_of
+from carerft.runs.directory import SWEEP, locked, read_manifest
 from carerft.runs.inputs import changes, inputs
+from carerft.sweeps.index import index
 
 LOGS = {"train.log", "evaluate.log", ".lock"}
 log = logging.getLogger(__name__)
@@ -52,11 +53,10 @@ def link_finished_run(directory: Path, command: str, config: Mapping[str, Any], 
         fcntl.flock(lock, fcntl.LOCK_EX)  # of two processes, the second must see the first's link
         if directory.is_symlink() or any(file.name not in LOGS for file in directory.glob("*")):
             return None
-        runs = runs_of(config_hash(config), (run for run in sorted(outputs.glob("*/*/seed=*")) if not run.is_symlink()))
         now = inputs(config)
         done = (
             run
-            for run, manifest in runs
+            for run, manifest in index(outputs.absolute()).runs(config_hash(config))
             if (manifest["command"], manifest["status"]) == (command, "done")
             and not changes(manifest.get("inputs"), now)
         )
