@@ -26,7 +26,7 @@ from carerft.rollout import Rollouts
 from carerft.training import attention, packing
 from carerft.training.attention import use_packed_attention
 from carerft.training.hidden_states import best_layout, completion_states
-from carerft.training.packing import Layout, _parts, microbatches, pack
+from carerft.training.packing import Grid, Layout, _parts, microbatches, pack
 
 CPU = torch.device("cpu")
 
@@ -143,11 +143,17 @@ def by_kernel_for_segments(module, query, key, value, mask, packed=None, scaling
     return attention._varlen(q, k, v, packed, scaling)[None], None
 
 
-@pytest.mark.parametrize("kernel", ["rectangles", "segments"])
-@pytest.mark.parametrize("layout", ["shared", "separate"])
+@pytest.mark.parametrize(
+    ("layout", "kernel"),
+    [(layout, kernel) for layout in ("shared", "separate") for kernel in ("rectangles", "segments")]
+    + [("shared", "long rectangles")],
+)
 @pytest.mark.parametrize("name", ["qwen2", *OURS])
 def test_packed_is_alone(name: str, layout: Layout, kernel: str, monkeypatch: pytest.MonkeyPatch):
     """States, and the gradient through them, of sequences of uneven and of even lengths."""
+    if kernel == "long rectangles":
+        monkeypatch.setattr(attention, "LONG", 0)
+        monkeypatch.setattr(Grid, "mask", property(lambda grid: None if grid.prefix is None else pytest.fail("a mask")))
     if kernel == "segments":  # which needs a GPU: here with its documentation written out in its place
         monkeypatch.setattr(attention, "varlen_attn", segment_by_segment)
         monkeypatch.setitem(attention.AttentionInterface._global_mapping, attention.NAME, by_kernel_for_segments)
@@ -167,6 +173,19 @@ def test_packed_is_alone(name: str, layout: Layout, kernel: str, monkeypatch: py
         assert all(close(parameters[key].grad, gradient) for key, gradient in wanted.items())
         model.zero_grad()
         model.set_attn_implementation("sdpa")
+
+
+@pytest.mark.parametrize(("tokens", "merged"), [(attention.LONG, False), (attention.LONG + 1, True)])
+def test_short_rows_round_as_ever_and_long_ones_are_read_without_a_mask(tokens: int, merged: bool, monkeypatch):
+    """A prompt of 12 tokens, and completions of which the longest is read up to so many tokens with it."""
+    rollouts = batch([[1 + i % 7 for i in range(12)]], [[2, 3, 4], [5 + i % 11 for i in range(tokens - 12 + 1)]])
+    model = made("qwen3")
+    use_packed_attention(model)
+    model.config.max_position_embeddings = 1024
+    found = completion_states(model, rollouts, torch.arange(2), "shared")
+    monkeypatch.setattr(attention, "LONG", 10_000)
+    with_mask = completion_states(model, rollouts, torch.arange(2), "shared")
+    assert torch.equal(found, with_mask) is not merged and close(found, with_mask)
 
 
 def even() -> Rollouts:

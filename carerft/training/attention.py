@@ -3,6 +3,9 @@
 On a GPU in half precision this is torch's kernel for segments of any length, `varlen_attn`. Elsewhere it is
 scaled_dot_product_attention over segments laid out as padded rectangles; padding exists only inside attention. Without
 a packed row, as in sampling, it is transformers' own "sdpa".
+
+A rectangle of completions of shared prompts needs a mask, of which kernels compute both halves. On a CPU, where torch's
+kernel returns each query's normaliser, long ones are two attentions instead, to the prompts and to the completions.
 """
 
 import inspect
@@ -10,6 +13,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -22,6 +26,10 @@ NAME = "packed"
 GROUPED_QUERIES: dict[str, Any] = (
     {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 )
+
+# Tokens of prompt and completion up to which two attentions are no faster than one with a mask, which rounds as earlier
+# versions did. They are 1.1 x faster at 768 tokens and, after a short prompt, 1.9 x at 4,096, in half of the memory.
+LONG = 512
 
 
 def use_packed_attention(model: PreTrainedModel) -> bool:
@@ -98,9 +106,63 @@ def _grid(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, grid: Grid, scalin
     def rectangle(x: Tensor, index: Tensor) -> Tensor:  # (N, heads, D) -> (k, heads, T, D)
         return x.index_select(0, index.flatten()).unflatten(0, index.shape).transpose(1, 2)
 
-    queries, keys, values = rectangle(q, grid.queries), rectangle(k, grid.keys), rectangle(v, grid.keys)
-    out = sdpa_attention_forward(module, queries, keys, values, grid.mask, scaling=scaling, is_causal=True)[0]
+    queries, prefix, visible = rectangle(q, grid.queries), grid.prefix, grid.visible
+    width = grid.queries.shape[1] + (0 if prefix is None else prefix.shape[1])
+    if prefix is not None and visible is not None and q.device.type == "cpu" and width > LONG:
+        mask = torch.zeros(prefix.shape, dtype=q.dtype).masked_fill(~visible, -torch.inf)[:, None, None]
+        pairs = (rectangle(x, index) for index in (prefix, grid.queries) for x in (k, v))
+        out = _Merged.apply(queries, *pairs, mask, scaling).transpose(1, 2)
+    else:
+        index = grid.queries if prefix is None else torch.cat([prefix, grid.queries], dim=1)
+        keys, values = rectangle(k, index), rectangle(v, index)
+        out = sdpa_attention_forward(module, queries, keys, values, grid.mask, scaling=scaling, is_causal=True)[0]
     return out.flatten(0, 1).index_select(0, grid.valid)  # (k, T, heads, D) -> (k * T, heads, D) -> (n, heads, D)
+
+
+class _Merged(torch.autograd.Function):
+    """Attention to a prefix and, causally, to a segment's own tokens: two attentions that skip what a mask would hide,
+    merged by their normalisers.
+
+    The kernel's backward pass needs of the forward pass each query's output and normaliser. Given the merged ones, it
+    returns each part's share of the gradient.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        prefix_k: Tensor,
+        prefix_v: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor,
+        scale: float | None,
+    ) -> Tensor:
+        """q: (R, heads, T, D); prefix_k, prefix_v: (R, key heads, T_prefix, D); k, v: (R, key heads, T, D); mask:
+        (R, 1, 1, T_prefix), 0 or, for padding, -inf. Returns (R, heads, T, D)."""
+        before, before_log = _flash(q, prefix_k, prefix_v, attn_mask=mask, scale=scale)
+        own, own_log = _flash(q, k, v, is_causal=True, scale=scale)
+        log = torch.logaddexp(before_log, own_log)
+        before_share, own_share = ((part - log).exp()[..., None] for part in (before_log, own_log))
+        out = (before * before_share + own * own_share).to(q.dtype)
+        ctx.save_for_backward(q, prefix_k, prefix_v, k, v, mask, out, log)
+        ctx.scale = scale
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        q, prefix_k, prefix_v, k, v, mask, out, log = ctx.saved_tensors
+        common = {"dropout_p": 0.0, "scale": ctx.scale}
+        before, *prefix = _flash_backward(
+            gradient, q, prefix_k, prefix_v, out, log, is_causal=False, attn_mask=mask, **common
+        )
+        own, *rest = _flash_backward(gradient, q, k, v, out, log, is_causal=True, **common)
+        return before + own, *prefix, *rest, None, None
+
+
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 AttentionInterface.register(NAME, packed_attention)

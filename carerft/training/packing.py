@@ -70,15 +70,10 @@ class Packed:
         segments, device = kind.nonzero().squeeze(-1), self.tokens.device
         prefixes = self.prefixes[segments]
         queries, valid = _padded(self.starts[segments], self.lengths[segments])
-        keys, mask = queries, None
+        prefix = visible = None
         if int(prefixes[0]) >= 0:
-            prefix, visible = _padded(self.starts[prefixes], self.lengths[prefixes])
-            keys = torch.cat([prefix, queries], dim=1)
-            k, width = queries.shape
-            causal = torch.ones(width, width, dtype=torch.bool).tril()
-            mask = torch.cat([visible[:, None].expand(-1, width, -1), causal.expand(k, -1, -1)], dim=-1)
-            mask = mask[:, None].to(device)
-        return Grid(queries.to(device), keys.to(device), mask, valid.flatten().nonzero().squeeze(-1).to(device))
+            prefix, visible = (x.to(device) for x in _padded(self.starts[prefixes], self.lengths[prefixes]))
+        return Grid(queries.to(device), prefix, visible, valid.flatten().nonzero().squeeze(-1).to(device))
 
 
 @dataclass(frozen=True)
@@ -101,14 +96,24 @@ class Varlen:
 class Grid:
     """k segments as a padded rectangle; padding holds the index of an arbitrary token.
 
-    queries: (k, T) int64, the token of each query. keys: (k, T_keys) int64. mask: (k, 1, T, T_keys) bool; None: causal.
+    queries: (k, T) int64, the segments' tokens. prefix: (k, T_prefix) int64, the tokens that a segment attends to
+    beside its own; None: none. visible: (k, T_prefix) bool, which of these are no padding; None without a prefix.
     valid: (n,) int64, which of the k * T queries are no padding, in their order in the row.
     """
 
     queries: Tensor
-    keys: Tensor
-    mask: Tensor | None
+    prefix: Tensor | None
+    visible: Tensor | None
     valid: Tensor
+
+    @cached_property
+    def mask(self) -> Tensor | None:
+        """(k, 1, T, T_prefix + T) bool, what each query attends to of the prefix and its segment; None: causal."""
+        if self.visible is None:
+            return None
+        k, width = self.queries.shape
+        causal = torch.ones(width, width, dtype=torch.bool).tril().to(self.visible.device)
+        return torch.cat([self.visible[:, None].expand(-1, width, -1), causal.expand(k, -1, -1)], dim=-1)[:, None]
 
 
 def _padded(starts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
