@@ -22,7 +22,7 @@ from carerft.metrics.calibration import (
     reliability,
     smooth_ece,
 )
-from carerft.metrics.statistics import UNPARSABLE, distinct
+from carerft.metrics.statistics import UNPARSABLE, distinct, majority
 
 # Six predictions: two at 0.2 (one right), three at 0.6 (two right), one at 1.0 (right).
 CONFIDENCE = [0.2, 0.6, 1.0, 0.6, 0.2, 0.6]
@@ -285,6 +285,29 @@ def test_floor_of_all_answers_and_of_unparsable_ones():
     # ECE 1/2, times (k-1)/k = 2/3. The same if one of three is unparsable and nothing agrees.
     assert ece_floor(np.array([[1, 2, 3]] * 20), distinct, simulations=3) == pytest.approx([1 / 3] * 3)
     assert ece_floor(np.full((20, 3), UNPARSABLE), simulations=3) == pytest.approx([1 / 3] * 3)
+
+
+@pytest.mark.parametrize("select", [majority, distinct])
+def test_floor_is_the_ece_of_votes_counted_one_by_one(select):
+    random, simulations = np.random.default_rng(7), 5
+    for n, k in ((1, 2), (12, 3), (30, 7)):
+        answers = random.integers(UNPARSABLE, 4, (n, k))
+        held = np.random.default_rng(1).integers(k, size=(simulations, n))
+        weight = np.zeros((simulations, 2 * k))
+        for simulation, question in np.ndindex(simulations, n):
+            rest = answers[question].tolist()
+            truth = rest.pop(held[simulation, question])
+            counts = [1 if answer == UNPARSABLE else rest.count(answer) for answer in rest]
+            if select is majority:
+                votes = [0 if answer == UNPARSABLE else rest.count(answer) for answer in rest]
+                chosen = [votes.index(max(votes))]
+            else:
+                chosen = [i for i, answer in enumerate(rest) if answer != UNPARSABLE and rest.index(answer) == i]
+            for i in chosen:
+                weight[simulation, 2 * counts[i] + (rest[i] == truth != UNPARSABLE)] += 1
+        kind = np.arange(2 * k)
+        expected = (k - 1) / k * ece(kind // 2 / (k - 1), kind % 2, weight=weight)
+        assert ece_floor(answers, select, simulations=simulations, seed=1).tobytes() == expected.tobytes()
 
 
 def test_floor_is_reproducible():

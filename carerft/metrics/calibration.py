@@ -242,6 +242,9 @@ def ece_floor_stated(confidence: ArrayLike, bins: int = 10, simulations: int = 2
     Forecasting 22, section 3). For confidences that a model states; votes are a noisy count, and have `ece_floor`.
     """
     confidence, *_ = _checked(confidence, np.zeros(np.shape(confidence)), None)
-    right = np.random.default_rng(seed).random((simulations, len(confidence))) < confidence
-    outcome = np.repeat([1.0, 0.0], len(confidence))
-    return ece(np.tile(confidence, 2), outcome, bins, np.concatenate([right, ~right], axis=1))
+    random, outcome, rows = np.random.default_rng(seed), np.repeat([1.0, 0.0], len(confidence)), 40
+    floors = []
+    for start in range(0, simulations, rows):  # all at once would take 3 KB a confidence
+        right = random.random((min(rows, simulations - start), len(confidence))) < confidence
+        floors.append(ece(np.tile(confidence, 2), outcome, bins, np.concatenate([right, ~right], axis=1)))
+    return np.concatenate(floors)

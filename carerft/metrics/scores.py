@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from carerft.errors import DataError
 from carerft.metrics import calibration
 from carerft.metrics.names import METRICS
-from carerft.metrics.statistics import UNPARSABLE, distinct, interval, majority, pass_at_k, ratio, resample
+from carerft.metrics.statistics import UNPARSABLE, distinct, interval, majority, over_resamples, pass_at_k, ratio
 from carerft.metrics.votes import REFUSED, Record, Votes, answered, collect_votes, predictions
 
 log = logging.getLogger(__name__)
@@ -48,11 +48,28 @@ def score(
     votes = collect_votes(samples, [p["problem_id"] for p in problems])
     n, k = votes.answers.shape
     log.info("scoring %d problems with k = %d samples each", n, k)
-    counts = resample(n, resamples, seed)
     sums = {name: pair for name, pair in _sums(problems, votes).items() if name in ALWAYS or pair[1].any()}
     top, bottom = (np.stack([pair[i] for pair in sums.values()], 1) for i in (0, 1))
-    metrics = {name: interval(r, level) for name, r in zip(sums, ratio(counts @ top, counts @ bottom).T, strict=True)}
-    calibrations = {**_calibration(votes, counts), **_other_confidences(votes, counts, seed)}
+    tallies, others = _tallies(votes), _other_confidences(votes)
+
+    def measure(counts: NDArray) -> dict[str, NDArray]:
+        measured = {"top": counts @ top, "bottom": counts @ bottom}
+        measured |= {name: counts @ tally for name, tally in tallies.items()}
+        for name, (problem, confidence, correct) in others.items():
+            weight = counts[:, problem]
+            measured[f"ece_{name}"] = calibration.ece(confidence, correct, weight=weight)
+            measured[f"brier_{name}"] = calibration.brier(confidence, correct, weight)
+            measured[f"auroc_{name}"] = calibration.auroc(confidence, correct, weight)
+        return measured
+
+    measured = over_resamples(measure, n, resamples, seed)
+    ratios = ratio(measured["top"], measured["bottom"]).T
+    metrics = {name: interval(r, level) for name, r in zip(sums, ratios, strict=True)}
+    calibrations = _calibration(k, measured)
+    for name, (_, confidence, _) in others.items():
+        floor = _with_mean(calibration.ece_floor_stated(confidence, seed=seed))
+        calibrations |= {f"ece_{name}": measured[f"ece_{name}"], f"ece_{name}_floor": floor}
+        calibrations |= {f"{metric}_{name}": measured[f"{metric}_{name}"] for metric in ("brier", "auroc")}
     for name, select in PREDICTIONS.items():
         calibrations[f"{name}_floor"] = _with_mean(calibration.ece_floor(votes.answers, select, seed=seed))
     metrics |= {name: interval(replicates, level) for name, replicates in calibrations.items()}
@@ -150,21 +167,23 @@ def _sums(problems: Sequence[Record], votes: Votes) -> dict[str, tuple[NDArray, 
     return sums
 
 
-def _calibration(votes: Votes, counts: NDArray, names: Container[str] | None = None) -> dict[str, NDArray]:
-    """(resamples + 1,) of each calibration metric, or of those named."""
+def _tallies(votes: Votes) -> dict[str, NDArray]:
+    """(n, 2k) how many predictions of each kind each problem makes, for each ECE by votes. Kind 2 j + y has confidence
+    (j + 1)/k and is right where y is 1."""
     n, k = votes.answers.shape
-
-    def tally(selected: NDArray[np.bool_]) -> tuple[NDArray, NDArray, NDArray]:
-        """All possible predictions, confidence (2k,) and correct (2k,), and their counts (resamples + 1, 2k)."""
-        problem, confidence, correct = predictions(votes, selected)
+    tallies = {}
+    for name, select in PREDICTIONS.items():
+        problem, confidence, correct = predictions(votes, select(votes.answers))
         kind = (2 * (np.rint(confidence * k) - 1) + correct).astype(int)
-        made = np.bincount(problem * 2 * k + kind, minlength=n * 2 * k).reshape(n, 2 * k)
-        possible = np.arange(2 * k)
-        return (possible // 2 + 1) / k, possible % 2, counts @ made
+        tallies[name] = np.bincount(problem * 2 * k + kind, minlength=n * 2 * k).reshape(n, 2 * k)
+    return tallies
 
-    tallies = {name: tally(select(votes.answers)) for name, select in PREDICTIONS.items()}
-    metrics = {name: partial(calibration.ece, c, y, weight=w) for name, (c, y, w) in tallies.items()}
-    c, y, w = tallies["ece"]
+
+def _calibration(k: int, made: Mapping[str, NDArray], names: Container[str] | None = None) -> dict[str, NDArray]:
+    """(resamples + 1,) of each calibration metric, or of those named. made: sums (resamples + 1, 2k) of `_tallies`."""
+    kind = np.arange(2 * k)
+    c, y, w = (kind // 2 + 1) / k, kind % 2, made["ece"]
+    metrics = {name: partial(calibration.ece, c, y, weight=made[name]) for name in PREDICTIONS}
     metrics |= {
         "ece_equal_mass": lambda: calibration.ece_equal_mass(c, y, weight=w),
         "smooth_ece": lambda: calibration.smooth_ece(c, y, w),
@@ -180,20 +199,12 @@ def _calibration(votes: Votes, counts: NDArray, names: Container[str] | None = N
     return {name: metric() for name, metric in metrics.items() if names is None or name in names}
 
 
-def _other_confidences(votes: Votes, counts: NDArray, seed: int) -> dict[str, NDArray]:
-    """(resamples + 1,) of each metric of the majorities under confidences other than votes, and their floors."""
+def _other_confidences(votes: Votes) -> dict[str, tuple[NDArray, NDArray, NDArray]]:
+    """`predictions` of the majorities under confidences other than votes."""
     sources = {"likelihood": votes.likelihood(), "likelihood_per_token": votes.likelihood(per_token=True)}
     if any("self_report" in record for row in votes.rows for record in row):
         sources["self_report"] = votes.column("self_report")
-    metrics = {}
-    for name, source in sources.items():
-        problem, confidence, correct = predictions(votes, majority(votes.answers), source)
-        weight = counts[:, problem]
-        metrics[f"ece_{name}"] = calibration.ece(confidence, correct, weight=weight)
-        metrics[f"ece_{name}_floor"] = _with_mean(calibration.ece_floor_stated(confidence, seed=seed))
-        metrics[f"brier_{name}"] = calibration.brier(confidence, correct, weight)
-        metrics[f"auroc_{name}"] = calibration.auroc(confidence, correct, weight)
-    return metrics
+    return {name: predictions(votes, majority(votes.answers), source) for name, source in sources.items()}
 
 
 def _with_mean(simulated: NDArray) -> NDArray:
@@ -214,7 +225,13 @@ def replicates(
     problems can be compared resample by resample. Floors have no replicates.
     """
     votes = collect_votes(samples, [p["problem_id"] for p in problems])
-    counts = resample(len(problems), resamples, seed)
-    sums = _sums(problems, votes)
-    ratios = {name: ratio(counts @ sums[name][0], counts @ sums[name][1]) for name in names if name in sums}
-    return ratios | _calibration(votes, counts, names)
+    sums, tallies = _sums(problems, votes), _tallies(votes)
+    pairs = {name: sums[name] for name in names if name in sums}
+
+    def measure(counts: NDArray) -> dict[str, NDArray]:
+        ratios = {name: ratio(counts @ top, counts @ bottom) for name, (top, bottom) in pairs.items()}
+        return ratios | {f"tally of {name}": counts @ tally for name, tally in tallies.items()}
+
+    measured = over_resamples(measure, len(problems), resamples, seed)
+    made = {name: measured.pop(f"tally of {name}") for name in tallies}
+    return measured | _calibration(votes.answers.shape[1], made, names)

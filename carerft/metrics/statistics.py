@@ -6,6 +6,7 @@ function of weighted sums over questions: a thousand resamples are then one matr
 the same counts are resampled together.
 """
 
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -47,9 +48,22 @@ def agreement(answers: NDArray[np.integer]) -> NDArray[np.bool_]:
     return same | np.eye(answers.shape[-1], dtype=bool)
 
 
+def _classes(answers: NDArray[np.integer]) -> tuple[NDArray[np.integer], int]:
+    """(questions, k) the class of each sample, and a bound of their numbers: equal exactly where the answers of one
+    question are, so that samples can be counted without comparing every two. Unparsable ones make one class."""
+    rows = answers.reshape(-1, answers.shape[-1])
+    code = rows - rows.min(initial=0)
+    if code.max(initial=0) > 2 * rows.shape[1]:  # then the first sample with the same answer is the smaller number
+        code = (rows[:, :, None] == rows[:, None, :]).argmax(-1)
+    width = int(code.max(initial=0)) + 1
+    return code + width * np.arange(len(rows))[:, None], width * len(rows)
+
+
 def vote_counts(answers: NDArray[np.integer]) -> NDArray[np.integer]:
     """(..., k) how many of a question's k samples give the same answer as this one, itself included."""
-    return agreement(answers).sum(-1)
+    classes, most = _classes(answers)
+    counts = np.bincount(classes.ravel(), minlength=most)[classes].reshape(answers.shape)
+    return np.where(answers == UNPARSABLE, 1, counts)
 
 
 def majority(answers: NDArray[np.integer]) -> NDArray[np.bool_]:
@@ -64,7 +78,10 @@ def majority(answers: NDArray[np.integer]) -> NDArray[np.bool_]:
 
 def distinct(answers: NDArray[np.integer]) -> NDArray[np.bool_]:
     """(..., k) True at the first sample of each different answer of a question; never at an unparsable one."""
-    return (agreement(answers).argmax(-1) == np.arange(answers.shape[-1])) & (answers != UNPARSABLE)
+    classes, most = _classes(answers)
+    sample, first = np.tile(np.arange(answers.shape[-1]), len(classes)), np.full(most, answers.shape[-1])
+    np.minimum.at(first, classes.ravel(), sample)
+    return (first[classes.ravel()] == sample).reshape(answers.shape) & (answers != UNPARSABLE)
 
 
 def pass_at_k(n: ArrayLike, c: ArrayLike, k: ArrayLike) -> NDArray[np.float64]:
@@ -81,11 +98,26 @@ def pass_at_k(n: ArrayLike, c: ArrayLike, k: ArrayLike) -> NDArray[np.float64]:
     return 1 - np.where(draw < k, miss, 1).prod(0)
 
 
-def resample(n: int, resamples: int = 1000, seed: int = 0) -> NDArray[np.float64]:
-    """(resamples + 1, n) how often each of n questions is drawn. Row 0 is the data: every question once."""
-    drawn = np.random.default_rng(seed).integers(n, size=(resamples, n)) + n * np.arange(resamples)[:, None]
-    counts = np.bincount(drawn.ravel(), minlength=resamples * n).reshape(resamples, n)
-    return np.concatenate([np.ones((1, n)), counts.astype(float)])
+def resample(n: int, resamples: int = 1000, seed: int = 0, rows: int = 64) -> Iterator[NDArray[np.float64]]:
+    """How often each of n questions is drawn, (resamples + 1, n) in blocks of so many rows. Row 0 is the data: every
+    question once. With a multiple of 8 rows, products of the blocks have the bits of one product (on one thread)."""
+    random = np.random.default_rng(seed)
+    for start in range(0, resamples + 1, rows):
+        size = min(rows, resamples + 1 - start)
+        drawn = random.integers(n, size=(size - (start == 0), n))
+        drawn += n * np.arange(start == 0, size)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n).astype(float)
+        counts[: start == 0] = 1
+        yield counts
+
+
+def over_resamples(
+    measure: Callable[[NDArray[np.float64]], Mapping[str, NDArray]], n: int, resamples: int = 1000, seed: int = 0
+) -> dict[str, NDArray]:
+    """What `measure` makes of `resample`'s counts (rows, n), with a row for each of theirs: joined from all blocks. All
+    counts at once would take 8 KB a question, and more to draw them."""
+    blocks = [measure(counts) for counts in resample(n, resamples, seed)]
+    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
 
 def ratio(numerator: ArrayLike, denominator: ArrayLike) -> NDArray[np.float64]:
