@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-import carerft.objective.lm_head
+from carerft.objective import lm_head
 from carerft.objective.lm_head import TokenStatistics, token_statistics
 from carerft.objective.regularizers import ForwardKL, JensenShannon, Regularizer, ReverseKL, SkewReverseKL
 
@@ -52,7 +52,7 @@ def gradients(given: dict[str, torch.Tensor], found: TokenStatistics, names: tup
 @pytest.mark.parametrize("tile", [1, 64, 10**6])
 @pytest.mark.parametrize("divergence", DIVERGENCES, ids=lambda d: f"{type(d).__name__}{getattr(d, 'alpha', '')}")
 def test_chunks_and_tiles_change_nothing(monkeypatch, chunk: int, tile: int, divergence: Regularizer):
-    monkeypatch.setitem(carerft.objective.lm_head.TILE_ELEMENTS, "cpu", tile)
+    monkeypatch.setitem(lm_head.TILE_ELEMENTS, "cpu", tile)
     given = inputs()
     found = token_statistics(**given, divergence=divergence, chunk_elements=chunk)
     expected = plain(given, divergence, torch.float64)
@@ -143,13 +143,13 @@ def test_large_logits_stay_finite():
 def test_no_tensor_of_all_logits_is_kept_or_made(monkeypatch):
     """Neither saved for the backward pass nor allocated on the way: nothing reaches N * V elements."""
     given, largest = inputs(), []
-    write = carerft.objective.lm_head._write_logits
+    write = lm_head._write_logits
 
     def watched(out: torch.Tensor, *operands: object) -> None:
         largest.append(out.numel())
         write(out, *operands)
 
-    monkeypatch.setattr(carerft.objective.lm_head, "_write_logits", watched)
+    monkeypatch.setattr(lm_head, "_write_logits", watched)
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         largest.append(tensor.numel())
@@ -172,3 +172,13 @@ def test_a_summand_of_ones_own_needs_no_slope():
     assert torch.allclose(found.divergence, expected.divergence, atol=1e-13)
     for a, b in zip(gradients(given, found, DIFFERENTIABLE), gradients(given, expected, DIFFERENTIABLE), strict=True):
         assert torch.allclose(a, b, atol=1e-12)
+
+
+@pytest.mark.parametrize("rows", [1, 54, 55, 56, 61, 62, 111, 440, 441])
+def test_no_tile_is_left_with_a_few_rows(rows: int):
+    """At Qwen's vocabulary a tile of 2^23 logits has 55 rows, and a chunk of 2^26 has 441, one more than eight."""
+    assert (lm_head.TILE_ELEMENTS["cuda"] // 151_936, lm_head.CHUNK_ELEMENTS // 151_936) == (55, 441)
+    tiles = list(lm_head._tiles(rows, 151_936, "cuda"))
+    sizes = [tile.stop - tile.start for tile in tiles]
+    assert [row for tile in tiles for row in range(rows)[tile]] == list(range(rows))
+    assert max(sizes) <= 61 and sizes[-1] >= min(rows, 0.5 * max(sizes)) and (rows != 441 or len(tiles) == 8)

@@ -173,6 +173,7 @@ def test_the_reference_in_bfloat16_is_what_autocast_makes_of_it(tied: bool, chec
         matrices = built.reference.get_decoder().layers[0].mlp
         assert matrices.up_proj.weight.dtype == torch.bfloat16
         assert built.reference.get_input_embeddings().weight.dtype == torch.float32
+        assert matrices.up_proj._forward_pre_hooks and built.policy.model.layers[0].mlp.up_proj._forward_pre_hooks
         if not rounded:  # as it would be without: float32, rounded at each use
             built.reference.float().load_state_dict(tiny_model(tied=tied).state_dict())
         metrics = [built.step(rollouts, advantages) for _ in range(2)]

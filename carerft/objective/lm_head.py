@@ -9,6 +9,7 @@ Between the matrix products everything is elementwise arithmetic in float32 or b
 or, if `fused`, by torch.compile: some thirty passes over memory become a few.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, NamedTuple
@@ -249,6 +250,8 @@ def _product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
 
 
 def _tiles(rows: int, columns: int, device: str) -> Iterator[slice]:
+    """Rows of equal tiles, an eighth larger than TILE_ELEMENTS rather than that a few rows are left to another."""
     size = max(1, TILE_ELEMENTS.get(device, TILE_ELEMENTS["cuda"]) // columns)
+    size = math.ceil(rows / math.ceil(rows / (size + size // 8)))
     for start in range(0, rows, size):
         yield slice(start, min(start + size, rows))

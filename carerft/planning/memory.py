@@ -107,14 +107,14 @@ def activations(job: Job, shape: Shape) -> float:
     For each token and layer, with H hidden, Q query and I intermediate width, counted over transformers' Qwen2 and
     checked against what autograd saves (tests/test_plan.py). The residual stream is float32 in both precisions. Each
     norm: its input and the normalised input, 8 H. In float32, attention: input 4 H; queries, keys and values of all
-    heads, output 16 Q; MLP: input 4 H; gate, its SiLU, up, their product 16 I. In bfloat16: a copy of the input for
-    each projection 5 x 2 H; 10 Q; 8 I.
+    heads, output 16 Q; MLP: input 4 H; gate, its SiLU, up, their product 16 I. In bfloat16: a copy of both inputs
+    (carerft.model.casts) 2 x 2 H; 10 Q; 8 I.
     Gradient checkpointing: the input of each layer, 4 H, and one complete layer. An adapter: no normalised inputs,
     2 x 4 H less, and A's output for each matrix.
     """
     hidden, queries, intermediate = shape.hidden, shape.queries, shape.intermediate
     if job.learner.precision == "bfloat16":
-        layer = 26 * hidden + 10 * queries + 8 * intermediate
+        layer = 20 * hidden + 10 * queries + 8 * intermediate
     else:
         layer = 24 * hidden + 16 * queries + 16 * intermediate
     if job.model.adapter:

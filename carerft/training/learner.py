@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from carerft.config.settings import MOST_TOKENS, LearnerSettings
 from carerft.errors import CareError, DataError, NonFiniteError
+from carerft.model.casts import share_casts
 from carerft.model.loading import context_length, decoder, described, round_matrices
 from carerft.model.lora import adapter_off, adapter_weights, frozen_reference, gather_weights
 from carerft.model.modes import silence
@@ -88,6 +89,8 @@ class Learner:
                 shard(model, mesh, settings.precision, settings.reference_offload and model is not policy)
         if mesh is None and settings.precision == "bfloat16":  # the policy exactly: it is exported with its adapter
             round_matrices(models[-1], exactly=models[-1] is policy)
+            for model in [] if settings.compile else models:
+                share_casts(model)
         self.optimizer = make_optimizer([p for p in policy.parameters() if p.requires_grad], settings)
         tensors = CheckpointTensors(policy, self.optimizer, mesh is not None)
         self.save, self.finish_saving, self.load = tensors.save, tensors.finish_saving, tensors.load
