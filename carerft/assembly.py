@@ -14,7 +14,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from carerft.config.settings import EvaluateSettings, TaskSettings, TrainSettings, VllmSettings
-from carerft.evaluation.evaluate import Benchmark, Evaluator
+from carerft.evaluation import QUESTIONS_AT_ONCE
+from carerft.evaluation.evaluate import Benchmark, Evaluator, context_needed
 from carerft.evaluation.table import table
 from carerft.model.chat import eos_token_ids, uses_chat
 from carerft.model.loading import choose_device, context_length, load_model, model_path
@@ -29,11 +30,14 @@ from carerft.rollout.engine import EngineOptions
 from carerft.rollout.transformers import TransformersWorker
 from carerft.runs.directory import RunDirectory
 from carerft.tasks import Task
-from carerft.tasks.encoding import ChatTask
+from carerft.tasks.encoding import ChatTask, Prompts
 from carerft.trackers import MetricsFile, ProgressTracker, Trackers, named_tracker
 from carerft.trackers.weights_and_biases import description
-from carerft.training.collector import Collector
-from carerft.training.learner import Learner
+from carerft.training.collector import Collector, planned_prompts
+from carerft.training.learner import Learner, agreed
+
+CONTEXT_STEP = 256
+"""An engine's context is a multiple of this, so that runs whose longest prompts differ a little have equal engines."""
 
 
 @dataclass
@@ -53,6 +57,32 @@ class Subject:
     def context(self) -> int:
         """Tokens of prompt and completion together that the model, and the engine as configured, can hold."""
         return min(context_length(self.policy), getattr(self.settings.rollout, "max_model_len", None) or sys.maxsize)
+
+    def engine_context(self, prompts: Prompts | None) -> int:
+        """Tokens of prompt and completion together that the engine is started for: `rollout.max_model_len` or, if that
+        is null, a multiple of 256 that suffices for prompts, benchmarks and their completions.
+
+        prompts: of the training, those tokenised that it needs. Raises DataError for a benchmark's problem that does
+        not fit.
+        """
+        settings = self.settings
+        if not isinstance(settings.rollout, VllmSettings) or settings.rollout.max_model_len:
+            return self.context
+        needed = [
+            context_needed(benchmark, self.tokenizer, settings.evaluation, self.context)
+            for benchmark in self.benchmarks().values()
+        ]
+        if prompts:
+            needed.append(prompts.longest + prompts.max_tokens)
+        return min(self.context, -(-max(needed) // CONTEXT_STEP) * CONTEXT_STEP)
+
+    def training_prompts(self, task: Task) -> Prompts:
+        """The prompts of the task's problems; those that the training will ask are tokenised. Raises DataError."""
+        settings = self.settings
+        assert isinstance(settings, TrainSettings) and settings.rollout.max_tokens
+        prompts = Prompts(task.problems(), self.tokenizer, settings.rollout.max_tokens, self.context)
+        prompts.prepare(planned_prompts(settings, len(prompts)))
+        return prompts
 
     @cached_property
     def end_tokens(self) -> list[int]:
@@ -81,15 +111,16 @@ class Subject:
             benchmarks[name] = Benchmark(measured, settings.max_tokens, stop=(until,) if until else ())
         return benchmarks
 
-    def rollout_worker(self, mesh: DeviceMesh | None = None) -> AbstractContextManager[RolloutWorker]:
+    def rollout_worker(self, context: int, mesh: DeviceMesh | None = None) -> AbstractContextManager[RolloutWorker]:
         """The engine that `rollout` names, started, for the length of a `with` block: it is then kept for the next run
         of this process, or ended if the block failed. It samples from the policy's weights only after a `sync`.
 
-        mesh: processes that will share the policy's weights. Each then samples from a full copy on its own device.
+        context: of an engine, in tokens. mesh: processes that will share the policy's weights. Each then samples from a
+        full copy on its own device.
         """
         settings = self.settings.rollout
         if isinstance(settings, VllmSettings):
-            return self._vllm_worker(settings)
+            return self._vllm_worker(settings, context)
         policy = self.policy
         if mesh is not None:
             policy = copy.deepcopy(policy).requires_grad_(False)
@@ -106,7 +137,7 @@ class Subject:
             )
         )
 
-    def _vllm_worker(self, settings: VllmSettings) -> AbstractContextManager[RolloutWorker]:
+    def _vllm_worker(self, settings: VllmSettings, context: int) -> AbstractContextManager[RolloutWorker]:
         from carerft.rollout.dedicated import DedicatedWorker
         from carerft.rollout.reuse import reused
         from carerft.rollout.vllm import VllmWorker
@@ -115,7 +146,7 @@ class Subject:
             model=model_path(self.settings.model),
             revision=self.settings.model.revision,
             dtype=self.settings.precision,
-            max_model_len=int(self.context),
+            max_model_len=context,
             eos_token_ids=tuple(self.end_tokens),
             max_num_seqs=settings.batch_size,
             gpu_memory_utilization=settings.gpu_memory_utilization,
@@ -145,7 +176,8 @@ class Subject:
             settings.evaluation,
             settings.samples,
             settings.seed,
-            self.context,
+            min(self.context, worker.context),
+            QUESTIONS_AT_ONCE["vllm" if isinstance(settings.rollout, VllmSettings) else "transformers"],
             check_prompts=self.models_text and isinstance(settings, EvaluateSettings),
         )
         evaluation = evaluator.evaluate(benchmarks, run.path, {**header, "prompts": prompts}, Console(stderr=True))
@@ -155,26 +187,32 @@ class Subject:
 
 @dataclass
 class Training:
-    """What a process that learns has of its own. worker: None if the engines belong to the first process alone."""
+    """What a process that learns has of its own. worker: None if the engines belong to the first process alone.
+
+    task, prompts: None in all processes but the first.
+    """
 
     settings: TrainSettings
     subject: Subject
     algorithm: Algorithm
+    task: Task | None
+    prompts: Prompts | None
     worker: RolloutWorker | None
     learner: Learner
 
     def collector(self, worker: RolloutWorker) -> Collector:
         """worker: of all processes, where several learn together."""
         subject, settings = self.subject, self.settings
-        training_task = subject.task(settings.task)
+        assert self.task is not None and self.prompts is not None, "the first process collects"
+        self.prompts.context = min(self.prompts.context, worker.context)
         return Collector(
             worker,
-            training_task,
+            self.task,
             subject.tokenizer,
             self.algorithm,
             settings.rollout,
             settings.seed,
-            subject.context,
+            self.prompts,
             check_prompts=subject.models_text,
         )
 
@@ -195,7 +233,18 @@ def training(settings: TrainSettings, mesh: DeviceMesh | None, tokens: int | Non
     subject = Subject(settings, *load_model(settings.model, device))
     follows = mesh is not None and mesh.get_rank() > 0
     shares_engines = follows and getattr(settings.rollout, "placement", None) == "dedicated"
-    with nullcontext() if shares_engines else subject.rollout_worker(mesh) as worker:
+    task = None if follows else subject.task(settings.task)
+    prompts: Prompts | None = None
+
+    def decide() -> int:
+        nonlocal prompts
+        if task is None:
+            return 0
+        prompts = subject.training_prompts(task)
+        return subject.engine_context(prompts)
+
+    context = agreed(decide, mesh)  # before an engine starts
+    with nullcontext() if shares_engines else subject.rollout_worker(context, mesh) as worker:
         policy = subject.policy
         if settings.learner.gradient_checkpointing:
             recompute_activations(policy)
@@ -204,7 +253,7 @@ def training(settings: TrainSettings, mesh: DeviceMesh | None, tokens: int | Non
         tokens = tokens or tokens_per_microbatch(settings, policy, choose_device(settings.learner.device))
         chosen = replace(settings.learner, tokens_per_microbatch=tokens)
         learner = Learner(policy, algorithm, regularizer, chosen, settings.steps, mesh)
-        yield Training(settings, subject, algorithm, worker, learner)
+        yield Training(settings, subject, algorithm, task, prompts, worker, learner)
 
 
 def trackers(settings: TrainSettings | EvaluateSettings, run: RunDirectory, step: int = 0) -> Trackers:

@@ -36,7 +36,10 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(lambda: offer.__exit__(None, None, None))
 
 
-ENGINES = ("test_adapters", "test_chat", "test_engine_guest", "test_rollout_contract", "test_transfer", "test_vllm_run")
+ENGINES = (
+    *("test_adapters", "test_chat", "test_engine_guest", "test_engine_start", "test_rollout_contract"),
+    *("test_transfer", "test_vllm_run"),
+)
 """The modules whose tests start engines in pytest's own process."""
 
 

@@ -17,16 +17,67 @@ from helpers.collecting import (
     algorithm,
     collection,
     trainer,
+    word_tokenizer,
 )
+from helpers.configurations import settings
 
 from carerft.config.settings import LearnerSettings
-from carerft.errors import CareError, NonFiniteError
+from carerft.errors import CareError, DataError, NonFiniteError
 from carerft.objective.regularizers import Regularizer, SkewReverseKL
 from carerft.rollout import Rollouts, completion_texts
+from carerft.tasks import Problem, encoding
+from carerft.tasks.encoding import Prompts, encode, prompt_tokens
 from carerft.training import checkpoint
-from carerft.training.collector import Batch, SamplerState
+from carerft.training.collector import Batch, SamplerState, planned_prompts, prompt_order
 from carerft.training.learner import Learner
 from carerft.training.trainer import Trainer
+
+# Prompts
+
+
+def test_a_training_may_ask_only_so_many_of_the_problems_in_their_shuffled_order():
+    of_world = ["model=tiny", "steps=7", "rollout.prompts_per_batch=4", "learner.updates_per_batch=2", "seed=5"]
+    # 7 steps of 2 a batch are 4 batches of 4 prompts, in one round each.
+    assert planned_prompts(settings(*of_world), 1000) == prompt_order(1000, 5, 0, 16)
+    assert planned_prompts(settings(*of_world, "learner.epochs=2"), 1000) == prompt_order(1000, 5, 0, 8)
+    rounds = ["algorithm=dapo", "algorithm.dynamic_rounds=3"]
+    assert planned_prompts(settings(*of_world, *rounds), 1000) == prompt_order(1000, 5, 0, 48)
+    assert sorted(planned_prompts(settings(*of_world), 10)) == list(range(10))
+    assert len(planned_prompts(settings(*of_world, "steps=0"), 1000)) == 4
+
+
+def test_a_prompt_is_tokenised_once_when_it_is_asked_for_and_refused_by_its_problem(monkeypatch):
+    read: list[str] = []
+    monkeypatch.setattr(
+        encoding, "encode", lambda texts, tokenizer, plain=encode: read.extend(texts) or plain(texts, tokenizer)
+    )
+    texts = ["w2 w3", "w4", "", "w5 w6 w7 w8", "w9 w2"]
+    problems = [Problem(f"p{i}", text, None) for i, text in enumerate(texts)]
+    prompts = Prompts(problems, word_tokenizer(), max_tokens=3, context=6)
+    prompts.prepare([4, 0, 4])
+    prompts.prepare([0, 1])
+    assert read == ["w9 w2", "w2 w3", "w4"] and prompts.longest == 2
+    assert [prompts[i] for i in (1, 4, 0)] == [[4], [9, 2], [2, 3]] and len(read) == 3
+    with pytest.raises(DataError, match=r"problem p3 has 4 tokens, which with 3 tokens of completion exceeds .* of 6"):
+        prompts[3]
+    with pytest.raises(DataError, match="problem p2 is empty"):
+        list(prompts)
+    with pytest.raises(DataError, match="no problems"):
+        Prompts([], word_tokenizer(), 1, 1)
+
+
+def test_prompts_of_several_chunks_are_those_of_one(monkeypatch):
+    monkeypatch.setattr(encoding, "AT_ONCE", 2)
+    problems = [Problem(str(i), " ".join(f"w{2 + j}" for j in range(i + 1)), None) for i in range(5)]
+    assert list(prompt_tokens(problems, word_tokenizer(), 1, 99)) == [[2 + j for j in range(i + 1)] for i in range(5)]
+
+
+def test_a_batch_tokenises_its_own_prompts_alone():
+    collector, learner = collection("mixed " * 20)
+    collector.check_prompts = False
+    collector.next(learner, last=True)
+    assert (collector.prompts._lengths >= 0).sum() == PROMPTS
+
 
 # Dynamic sampling
 

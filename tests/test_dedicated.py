@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from helpers.engines import EOS, letters, needs_ray, options, perturb, save_model
+from helpers.engines import CONTEXT, EOS, letters, needs_ray, options, perturb, save_model
 from helpers.runs import assert_gone
 from helpers.sampling import PROMPTS, completions, equal, teacher_forced
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -50,7 +50,8 @@ def worker(policy, directory):
     with reuse.reused(*made_by) as first:
         first.sync(policy)
         pids = [engine.pid for engine in first.engines]
-    with reuse.reused(*made_by) as worker:
+    shorter = options(directory, max_model_len=CONTEXT - 1)
+    with reuse.reused(DedicatedWorker, shorter, *made_by[2:]) as worker:
         assert worker is first and [engine.pid for engine in worker.engines] == pids
         assert not worker.verified  # the first sync of every run is
         worker.sync(policy)
@@ -95,6 +96,16 @@ def test_two_engines_give_the_samples_of_one(worker, policy):
     continuations = [[4, 8, 1], [2], [], [11, 0]]
     expected = one.log_likelihood(PROMPTS, continuations)
     assert worker.log_likelihood(PROMPTS, continuations) == pytest.approx(expected, abs=1e-4)
+
+
+def test_an_engine_in_float32_computes_in_float32(worker):
+    import ray
+
+    calls = [
+        engine.handle.__ray_call__.remote(lambda engine: os.environ.get("TRITON_F32_DEFAULT"))
+        for engine in worker.engines
+    ]
+    assert ray.get(calls) == ["ieee", "ieee"] and worker.runner == "V1"
 
 
 def test_a_killed_engine_is_replaced_and_its_prompts_sampled_again_with_the_current_weights(

@@ -55,6 +55,27 @@ def test_the_engine_leaves_threads_random_states_and_the_process_group_of_the_le
         dist.destroy_process_group()
 
 
+def test_an_idle_engine_is_replaced_where_more_than_its_context_is_needed(directory, monkeypatch):
+    class Worker:
+        def __init__(self, options, *arguments):
+            self.context, self.closed = options.max_model_len, False
+
+        def reset(self) -> None:
+            pass
+
+        def close(self) -> None:
+            self.closed = True
+
+    monkeypatch.setattr(reuse, "idle", [])
+    used = []
+    for context, sequences in ((300, 4), (299, 4), (301, 4), (301, 5)):
+        with reuse.reused(Worker, options(directory, max_model_len=context, max_num_seqs=sequences)) as worker:
+            used.append(worker)
+    assert used[0] is used[1] and [worker.closed for worker in used] == [True, True, True, False]
+    assert [worker.context for worker in used] == [300, 300, 301, 301] and used[2] is not used[3]
+    reuse.close_idle()
+
+
 def _learner_with_an_engine(rank: int, directory: str, rendezvous: str) -> None:
     from carerft.rollout.vllm import VllmWorker
 

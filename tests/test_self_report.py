@@ -4,6 +4,7 @@ import json
 from math import exp
 
 import pytest
+from helpers.collecting import word_tokenizer
 from helpers.configurations import composed
 from helpers.sampling import teacher_forced
 from rich.console import Console
@@ -12,8 +13,8 @@ from carerft.config.checks import check_evaluate, check_train
 from carerft.config.composition import evaluate_settings, train_settings
 from carerft.config.settings import EvaluationSettings, ModelSettings
 from carerft.errors import ConfigError, DataError
-from carerft.evaluation.evaluate import Benchmark, Evaluator
-from carerft.evaluation.self_report import self_reports
+from carerft.evaluation.evaluate import Benchmark, Evaluator, context_needed
+from carerft.evaluation.self_report import QUESTION, self_reports
 from carerft.model.chat import eos_token_ids
 from carerft.model.loading import choose_device, context_length, load_model
 from carerft.rollout.transformers import TransformersWorker
@@ -47,6 +48,27 @@ def test_a_question_beyond_the_context_is_refused_by_name(loaded):
     _, tokenizer, worker = loaded
     with pytest.raises(DataError, match="problem x"):
         self_reports(worker, tokenizer, [Problem("x", "?", None)], ["y" * 400], context=200)
+
+
+def test_the_context_that_a_benchmark_needs_holds_completions_choices_and_questions_about_answers():
+    class Words:
+        def problems(self) -> list[Problem]:
+            return [
+                Problem("x", " ".join(["w2"] * 10), None),
+                Problem("y", "w3", None, choices=((" w4 w5", True), (" w4" * 16, False))),
+            ]
+
+    def needed(max_tokens: int, **changes) -> int:
+        settings = EvaluationSettings(**changes)
+        return context_needed(Benchmark(Words(), max_tokens), word_tokenizer(), settings, context=5000)
+
+    assert needed(max_tokens=9) == 10 + 9
+    assert needed(max_tokens=5) == 1 + 16
+    assert needed(max_tokens=5, limit=1) == 10 + 5
+    question = len(word_tokenizer()(QUESTION, add_special_tokens=False)["input_ids"])
+    assert needed(max_tokens=5, self_report=True) == 10 + 5 + question + 4 * 500
+    with pytest.raises(DataError, match="problem x"):
+        context_needed(Benchmark(Words(), 9), word_tokenizer(), EvaluationSettings(), context=18)
 
 
 def measure(loaded, directory, **changes):

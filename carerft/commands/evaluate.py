@@ -50,5 +50,8 @@ def evaluate_model(settings: EvaluateSettings, run: RunDirectory) -> None:
     # An engine has weights of its own: the device is left to it.
     device = "cpu" if isinstance(settings.rollout, VllmSettings) else settings.device
     subject = assembly.Subject(settings, *load_model(settings.model, choose_device(device)))
-    with subject.rollout_worker() as worker, assembly.trackers(settings, run) as trackers:
+    context = subject.engine_context(None)
+    with subject.rollout_worker(context) as worker, assembly.trackers(settings, run) as trackers:
+        if worker.runner:
+            run.update(vllm_runner=worker.runner)
         subject.measure(run, worker, subject.benchmarks(), trackers)

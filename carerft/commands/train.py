@@ -86,7 +86,7 @@ def train(settings: TrainSettings, run: RunDirectory, leader: "Leader | None" = 
     from carerft import assembly
     from carerft.model.export import export
     from carerft.model.lora import export_adapter
-    from carerft.tasks.encoding import show_prompt
+    from carerft.tasks.encoding import encode, show_prompt
     from carerft.training.interruption import interruption
     from carerft.training.lookahead import Lookahead
     from carerft.training.trainer import Trainer
@@ -95,10 +95,11 @@ def train(settings: TrainSettings, run: RunDirectory, leader: "Leader | None" = 
         leader.start()
     taken = run.manifest.get(TOKENS) or run.manifest["config"]["learner"].get(TOKENS)
     with assembly.training(settings, leader and leader.mesh, taken) as own:
-        run.update(**{TOKENS: own.learner.settings.tokens_per_microbatch})
         subject = own.subject
         policy, tokenizer = subject.policy, subject.tokenizer
         assert own.worker is not None, "the first process always has a worker"
+        chosen = {"vllm_runner": own.worker.runner} if own.worker.runner else {}
+        run.update(**chosen, **{TOKENS: own.learner.settings.tokens_per_microbatch})
         worker, learner = leader.lead(own.worker, own.learner) if leader else (own.worker, own.learner)
         collector = own.collector(worker)
         trainer = Trainer(
@@ -110,7 +111,8 @@ def train(settings: TrainSettings, run: RunDirectory, leader: "Leader | None" = 
             directory=run.path,
         )
         benchmarks = subject.benchmarks()
-        show_prompt(settings.task.name, collector.problems[0], collector.prompts[0], tokenizer)
+        (tokens,) = encode([collector.problems[0].prompt], tokenizer)
+        show_prompt(settings.task.name, collector.problems[0], tokens, tokenizer)
         step = trainer.resume()
         if step:
             log.info("continuing %s at step %d", run.path, step)

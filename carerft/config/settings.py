@@ -129,7 +129,7 @@ class VllmSettings(RolloutSettings):
     engines: int = field(default=1, metadata={"least": 1})
     # Devices that share an engine's weights.
     tensor_parallel_size: int = field(default=1, metadata={"least": 1})
-    # Tokens of prompt and completion together; null: the model's context.
+    # Tokens of prompt and completion together; null: as many as the longest prompt of task and benchmarks needs.
     max_model_len: int | None = field(default=None, metadata={"least": 1})
     # Share of a device's memory for an engine's weights and cache together. 0.35 fits beside a 3B learner on 80 GB; 0.9
     # suits an engine that has its device alone.

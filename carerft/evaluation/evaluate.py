@@ -8,9 +8,9 @@ import hashlib
 import json
 import math
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, islice, pairwise
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -21,15 +21,15 @@ from transformers import PreTrainedTokenizerBase
 from carerft.config.settings import EvaluationSettings
 from carerft.errors import DataError
 from carerft.evaluation import QUESTIONS_AT_ONCE
-from carerft.evaluation.self_report import QUESTION, self_reports
+from carerft.evaluation.self_report import LONGEST_ANSWER, QUESTION, self_reports
 from carerft.metrics.scores import score, score_together
 from carerft.metrics.votes import answered, collect_votes
 from carerft.rollout import RolloutWorker, Sampling, completion_texts
-from carerft.rollout.prompt_check import warn_of_absurd_loss
+from carerft.rollout.prompt_check import PROMPTS, warn_of_absurd_loss
 from carerft.runs.directory import write_atomically
 from carerft.runs.reading import read_lines
 from carerft.tasks import Problem, Task
-from carerft.tasks.encoding import encode, prompt_tokens, show_prompt
+from carerft.tasks.encoding import Prompts, encode, prompt_tokens, show_prompt
 from carerft.tasks.replies import grade_completions
 from carerft.terminal import progress_bar
 
@@ -49,6 +49,33 @@ class Benchmark:
     stop: tuple[str, ...] = ()
 
 
+def benchmark_prompts(
+    benchmark: Benchmark, tokenizer: PreTrainedTokenizerBase, settings: EvaluationSettings, context: int
+) -> Prompts:
+    """The prompts of the benchmark's problems. context: tokens that the model can hold. Raises DataError."""
+    reserved = benchmark.max_tokens
+    if settings.self_report:
+        reserved += len(tokenizer(QUESTION, add_special_tokens=False)["input_ids"])
+    return prompt_tokens(benchmark.task.problems()[: settings.limit], tokenizer, reserved, context)
+
+
+def context_needed(
+    benchmark: Benchmark, tokenizer: PreTrainedTokenizerBase, settings: EvaluationSettings, context: int
+) -> int:
+    """The most tokens that a text can have while a model is measured: a prompt with its completion or with a choice,
+    or a question of the self report, an answer of which has at most 4 tokens, one for each byte, a character.
+
+    Arguments and errors as of `benchmark_prompts`.
+    """
+    prompts = benchmark_prompts(benchmark, tokenizer, settings, context)
+    needed = prompts.longest + prompts.max_tokens
+    if settings.self_report:
+        needed += 4 * LONGEST_ANSWER
+    if chosen := [replace(p, prompt=p.prompt + text) for p in prompts.problems for text, _ in p.choices]:
+        needed = max(needed, prompt_tokens(chosen, tokenizer, 0, context).longest)
+    return needed
+
+
 @dataclass(frozen=True)
 class Evaluator:
     """Measures the worker's model. samples: k, completions per question. context: tokens that the model can hold.
@@ -62,7 +89,7 @@ class Evaluator:
     samples: int
     seed: int
     context: int
-    questions_at_once: int = QUESTIONS_AT_ONCE
+    questions_at_once: int = QUESTIONS_AT_ONCE["transformers"]
     check_prompts: bool = True
 
     def evaluate(
@@ -77,16 +104,22 @@ class Evaluator:
         settings, place = self.settings, directory / "evaluation"
         statistics = settings.bootstrap, settings.level, self.seed
         place.mkdir(parents=True, exist_ok=True)
-        questions = {name: self._questions(name, benchmark) for name, benchmark in benchmarks.items()}
-        for name, (_, prompts) in list(questions.items())[:1]:
+        questions = {
+            name: benchmark_prompts(benchmark, self.tokenizer, settings, self.context)
+            for name, benchmark in benchmarks.items()
+        }
+        for name, prompts in questions.items():
+            show_prompt(name, prompts.problems[0], prompts[0], self.tokenizer)
+        for name, prompts in list(questions.items())[:1]:
             if self.check_prompts and not (place / f"{name}.problems.jsonl").exists():  # not when it is continued
-                warn_of_absurd_loss(self.worker, prompts, self.tokenizer)
+                warn_of_absurd_loss(self.worker, list(islice(prompts, PROMPTS)), self.tokenizer)
         result = {**header, "samples": self.samples, "seed": self.seed, "temperature": settings.temperature}
         result |= {"top_p": settings.top_p, "bootstrap": {"resamples": settings.bootstrap, "level": settings.level}}
         result["benchmarks"] = {}
         recorded: dict[str, tuple[Sequence[Record], Sequence[Record]]] = {}
         with progress_bar(console, "questions") as bar:
-            for name, (problems, prompts) in questions.items():
+            for name, prompts in questions.items():
+                problems = prompts.problems
                 task = bar.add_task(name, total=len(problems), shown="")
                 problem_records = self._problem_records(problems, prompts, place / f"{name}.problems.jsonl", bar)
                 path = place / f"{name}.jsonl"
@@ -96,9 +129,10 @@ class Evaluator:
                 bar.update(task, completed=done)
                 with open(path, "a", encoding="utf-8") as file:
                     for start in range(done, len(problems), self.questions_at_once):
-                        part = slice(start, start + self.questions_at_once)
-                        records += self._sample(name, benchmarks[name], problems[part], prompts[part], file)
-                        bar.update(task, completed=min(part.stop, len(problems)))
+                        end = min(start + self.questions_at_once, len(problems))
+                        asked = [prompts[i] for i in range(start, end)]
+                        records += self._sample(name, benchmarks[name], problems[start:end], asked, file)
+                        bar.update(task, completed=end)
                 if name in (settings.combine or ()):
                     recorded[name] = problem_records, records
                 result["benchmarks"][name] = score(problem_records, records, *statistics)
@@ -107,16 +141,6 @@ class Evaluator:
             result["benchmarks"][COMBINED] = score_together(parts, *statistics)
         write_atomically(directory / "evaluation.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
         return result
-
-    def _questions(self, name: str, benchmark: Benchmark) -> tuple[list[Problem], list[list[int]]]:
-        """The benchmark's problems and their prompts' tokens; shows the first prompt."""
-        problems = benchmark.task.problems()[: self.settings.limit]
-        reserved = benchmark.max_tokens
-        if self.settings.self_report:
-            reserved += len(self.tokenizer(QUESTION, add_special_tokens=False)["input_ids"])
-        prompts = prompt_tokens(problems, self.tokenizer, reserved, self.context)
-        show_prompt(name, problems[0], prompts[0], self.tokenizer)
-        return problems, prompts
 
     def _sample(
         self, name: str, benchmark: Benchmark, problems: Sequence[Problem], prompts: Sequence[list[int]], file: TextIO
@@ -169,7 +193,7 @@ class Evaluator:
             record["self_report"] = report
 
     def _problem_records(
-        self, problems: Sequence[Problem], prompts: Sequence[list[int]], path: Path, bar: Progress | None = None
+        self, problems: Sequence[Problem], prompts: Iterable[list[int]], path: Path, bar: Progress | None = None
     ) -> list[Record]:
         """Write and return one record per problem, with MC1 and MC2 where it has choices.
 

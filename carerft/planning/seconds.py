@@ -66,7 +66,7 @@ def seconds(job: Job, shape: Shape, device: Device, assumptions: Assumptions) ->
     """Without any correction by finished runs."""
     rest = assumptions.start_s["vllm" if job.engine else "transformers"]
     for data in job.benchmarks:
-        questions = min(QUESTIONS_AT_ONCE, data.questions)
+        questions = min(QUESTIONS_AT_ONCE["vllm" if job.engine else "transformers"], data.questions)
         rest += data.questions / questions * decoding(job, shape, device, data, questions, job.samples)
     # A round of dynamic sampling takes as long as its longest completion.
     prompts = job.rollout.prompts_per_batch * job.groups / job.rounds

@@ -135,10 +135,12 @@ class Sampling:
 class RolloutWorker(Protocol):
     """Samples completions from the policy, and scores given text under it.
 
-    context: the most tokens of prompt and completion together.
+    context: the most tokens of prompt and completion together. runner: which of its model runners vLLM has chosen, "V1"
+    or "V2"; None without vLLM.
     """
 
     context: int
+    runner: str | None = None
 
     def sample(self, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, seed: int) -> Rollouts:
         """n completions of each prompt (token ids). The same weights, arguments and seed give the same samples.

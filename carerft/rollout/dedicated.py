@@ -42,9 +42,11 @@ class EngineProcess(Engine):
 
         return ray.get_runtime_context().get_node_id(), os.getpid()
 
-    def start(self, options: EngineOptions) -> None:
+    def start(self, options: EngineOptions) -> str:
+        """Returns the engine's `runner`."""
         logging.getLogger("ray").setLevel(logging.ERROR)
         super().__init__(options)
+        return self.runner
 
     def load_arrays(self, weights: dict[str, np.ndarray]) -> None:
         self.load((name, from_array(array)) for name, array in weights.items())
@@ -109,7 +111,7 @@ class DedicatedWorker(SharingWorker):
             from carerft.rollout.transfer import Transfer
 
             devices = self.options.tensor_parallel_size
-            self._transfer = self._transfer or Transfer(self._call, self.workers, devices)
+            self._transfer = self._transfer or Transfer(self._call, self.workers, devices, self.precision)
             self._transfer.send(policy)
         else:
             self.load(merged_weights(policy))
@@ -216,9 +218,8 @@ class DedicatedWorker(SharingWorker):
             for index, handle in zip(indices, handles, strict=True):
                 self.engines[index] = RunningEngine(handle, *ray.get(handle.identity.remote(), timeout=START_S))
             started = [handle.start.remote(self.options) for handle in handles]
-            if self.weights is not None:
-                started += [handle.load_arrays.remote(self.weights) for handle in handles]
-            ray.get(started, timeout=START_S)
+            loaded = [handle.load_arrays.remote(self.weights) for handle in handles if self.weights is not None]
+            self.runner = ray.get([*started, *loaded], timeout=START_S)[0]
         except RayTaskError as error:
             raise error.cause from error
         except RayError as error:

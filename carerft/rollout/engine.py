@@ -4,9 +4,9 @@ Sampling parameters come from the caller alone: the model's generation_config, f
 and further end-of-sequence tokens, is switched off. Weights come from the caller too: the engine starts with random
 ones, so that a sync that does nothing cannot go unnoticed.
 
-Left out: chunked prefill. vLLM 0.32 discards the token that it samples at the end of a part of a prompt by turning the
-request's random generator back, which fails for generators on a CPU. Where it works, it saves little at the lengths of
-training prompts.
+On a CPU, prompts are not read in parts (chunked prefill): vLLM 0.32 discards the token that it samples at the end of a
+part by turning the request's random generator back, which fails for generators on a CPU. On a GPU they are: without it,
+vLLM measures its memory with as many tokens at once as the context has.
 """
 
 import gc
@@ -17,7 +17,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -36,6 +36,8 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # several devices on a CPU: else each would want a NUMA node of its own
 }
+# On a GPU, attention in float32 is Triton's, which by default rounds the factors of its products to TF32, 10 bits.
+FLOAT32_ENVIRONMENT = {"TRITON_F32_DEFAULT": "ieee"}
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class EngineOptions:
 
     model: a directory or a hub name; its configuration and tokenizer are read, its weights are not.
     max_model_len: tokens of prompt and completion together, at most.
-    max_num_seqs: sequences decoded together, at most.
+    max_num_seqs: sequences decoded together, at most. None: vLLM's own default.
     gpu_memory_utilization: share of a device's memory for weights and cache together. Ignored if kv_cache_memory_bytes
         is given.
     eos_token_ids: each of these ends a completion, and no other does.
@@ -57,7 +59,7 @@ class EngineOptions:
 
     model: str
     max_model_len: int
-    max_num_seqs: int
+    max_num_seqs: int | None
     gpu_memory_utilization: float
     eos_token_ids: tuple[int, ...]
     revision: str | None = None
@@ -66,6 +68,26 @@ class EngineOptions:
     tensor_parallel_size: int = 1
     enforce_eager: bool | None = None
     weight_transfer_config: dict[str, str] | None = None
+
+    def arguments(self, cpu: bool) -> dict[str, Any]:
+        """Of `vllm.LLM`. cpu: whether vLLM runs on one."""
+        arguments = asdict(self)
+        del arguments["eos_token_ids"]
+        if cpu:
+            arguments |= {"enforce_eager": self.enforce_eager is not False, "enable_chunked_prefill": False}
+            arguments["kv_cache_memory_bytes"] = self.kv_cache_memory_bytes or 2**30
+        elif self.enforce_eager is None:
+            arguments["enforce_eager"] = False
+        return arguments | {
+            "tokenizer_revision": self.revision,
+            "trust_remote_code": False,
+            "load_format": "dummy",
+            "enable_prefix_caching": True,
+            "generation_config": "vllm",
+            "logprobs_mode": "processed_logprobs",  # the sampler's own, after temperature and top_p
+            # The learner's logits are float32. An engine in bfloat16 would round them, by up to 0.4%, without this.
+            "hf_overrides": {"head_dtype": "float32"},
+        }
 
 
 class Engine:
@@ -81,7 +103,7 @@ class Engine:
         self.options, self.context, self.asleep = options, options.max_model_len, False
         self._shares_process_group = torch.distributed.is_initialized()
         distributed = self._shares_process_group and torch.distributed.get_world_size() > 1
-        for key, value in ENVIRONMENT.items():
+        for key, value in (ENVIRONMENT | (FLOAT32_ENVIRONMENT if options.dtype == "float32" else {})).items():
             os.environ.setdefault(key, value)
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # weights are handed over within the process
         logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"].upper())  # it logs before it has read that
@@ -93,29 +115,20 @@ class Engine:
             from vllm.platforms import current_platform
 
             self.can_sleep = current_platform.is_sleep_mode_available()
-            arguments = asdict(options)
-            del arguments["eos_token_ids"]
-            cpu = current_platform.is_cpu()
-            if options.enforce_eager is None:
-                arguments["enforce_eager"] = cpu
-            if cpu and options.kv_cache_memory_bytes is None:
-                arguments["kv_cache_memory_bytes"] = 2**30
             try:
                 self.llm = LLM(
-                    **arguments,
-                    tokenizer_revision=options.revision,
-                    trust_remote_code=False,
-                    load_format="dummy",
+                    **options.arguments(current_platform.is_cpu()),
                     distributed_executor_backend="external_launcher" if distributed else None,
                     enable_sleep_mode=self.can_sleep,
-                    enable_prefix_caching=True,
-                    enable_chunked_prefill=False,
-                    generation_config="vllm",
-                    logprobs_mode="processed_logprobs",  # the sampler's own, after temperature and top_p
                 )
-            except (ValueError, RuntimeError, MemoryError, NotImplementedError) as error:
+            except (ValueError, RuntimeError, MemoryError, NotImplementedError, AssertionError) as error:
                 cleanup_dist_env_and_memory()  # another engine may be started in this process
                 raise _start_error(options, error) from error
+
+    @property
+    def runner(self) -> str:
+        """Which of its two model runners vLLM has chosen: "V1" or "V2"."""
+        return "V2" if self.llm.llm_engine.vllm_config.use_v2_model_runner else "V1"
 
     def sample(self, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, seed: int) -> Rollouts:
         """As `RolloutWorker.sample`."""
@@ -208,6 +221,10 @@ class Engine:
 
         if not hasattr(self, "llm"):
             return
+        if self.asleep:  # vLLM would free memory a second time, after which no engine starts in this process
+            with suppress(Exception):  # there may be no room to wake up in
+                torch.cuda.empty_cache()
+                self.llm.wake_up()
         with _default_group_spared(self._shares_process_group):
             self.llm.llm_engine.engine_core.shutdown()
             del self.llm
@@ -259,7 +276,7 @@ def _global_state_restored() -> Iterator[None]:
     """Restores this process's random states and PyTorch's number of threads, all of which vLLM changes."""
     set_num_threads, threads = torch.set_num_threads, torch.get_num_threads()
     states = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
         try:
             yield
         finally:
@@ -291,6 +308,16 @@ def _start_error(options: EngineOptions, error: Exception) -> CareError:
     """The error, with what a user can do, for an engine that did not start."""
     reason = str(error).strip() or type(error).__name__
     short = " ".join(reason.split())[:400]
+    if "one instance per process" in reason:
+        return CareError(
+            "this process has another vLLM engine already, and only one of them can sleep while the learner works",
+            "close the other one, or write rollout.placement=dedicated",
+        )
+    if "memory profiling" in reason:
+        return CareError(
+            f"another program freed memory of the GPU while the vLLM engine measured what is free: {short}",
+            "run the same command again, once no other program starts or ends on this GPU",
+        )
     if "KV cache is needed" in reason or "cache blocks" in reason:
         return CareError(
             f"the vLLM engine's cache cannot hold one sequence of {options.max_model_len} tokens: {short}",

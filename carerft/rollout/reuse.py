@@ -8,9 +8,11 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from carerft.rollout import RolloutWorker
+from carerft.rollout.engine import EngineOptions
 
 log = logging.getLogger(__name__)
 
@@ -18,19 +20,22 @@ idle: list[tuple[tuple, RolloutWorker]] = []  # the idle worker, if any, after t
 
 
 @contextmanager
-def reused(worker_class: Callable[..., RolloutWorker], *arguments: Any) -> Iterator[RolloutWorker]:
-    """The idle worker, if the same class and arguments made it; otherwise that worker is closed and a new one made.
+def reused(
+    worker_class: Callable[..., RolloutWorker], options: EngineOptions, *arguments: Any
+) -> Iterator[RolloutWorker]:
+    """The idle worker, if the same class and arguments made it, but for a context that may be longer; otherwise that
+    worker is closed and a new one made.
 
     At the end of the `with` block the worker becomes idle, until the process ends. If the block fails or is
     interrupted, the worker is closed instead.
     """
-    made_by = (worker_class, arguments)
-    if idle and idle[0][0] == made_by:
+    made_by = (worker_class, replace(options, max_model_len=0), arguments)
+    if idle and idle[0][0] == made_by and idle[0][1].context >= options.max_model_len:
         worker = idle.pop()[1]
     else:
         close_idle()
         start = time.perf_counter()
-        worker = worker_class(*arguments)
+        worker = worker_class(options, *arguments)
         log.info("vLLM started in %.1f s", time.perf_counter() - start)
         atexit.unregister(close_idle)
         atexit.register(close_idle)  # after Ray's own, and therefore called before it

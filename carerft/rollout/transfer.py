@@ -17,11 +17,11 @@ from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
 from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
-from carerft.model.lora import merged_weights
+from carerft.model.lora import merged_weights, rounded
 
 
 class PolicyWeights(WeightSource):
-    """The weights of `policy`, named as in a checkpoint.
+    """The weights of `policy`, named as in a checkpoint, `rounded` to the engines' precision.
 
     Unlike vLLM's ModuleSource, it sends tied weights under each of their names: without lm_head.weight, an engine on a
     CPU would keep the old values of its head.
@@ -29,28 +29,34 @@ class PolicyWeights(WeightSource):
 
     policy: torch.nn.Module
 
+    def __init__(self, precision: torch.dtype):
+        self.precision = precision
+
     def metadata(self) -> list[ParamMeta]:
         return [ParamMeta(name, weight.dtype, tuple(weight.shape)) for name, weight in self]
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        return merged_weights(self.policy)
+        return ((name, rounded(weight, self.precision)) for name, weight in merged_weights(self.policy))
 
 
 class Transfer:
     """One learner process and the engines in one NCCL group. This is what vLLM calls a VLLMWeightSyncClient.
 
     call: (method, arguments) calls one method of each engine with its own arguments, and waits for all.
-    engines: how many. devices: of each.
+    engines: how many. devices: of each. precision: of their weights.
     """
 
-    def __init__(self, call: Callable[[str, Sequence[tuple]], Any], engines: int, devices: int):
+    def __init__(self, call: Callable[[str, Sequence[tuple]], Any], engines: int, devices: int, precision: torch.dtype):
         self._call, self.engines, self.devices = call, engines, devices
-        self._source, self._sender = PolicyWeights(), None
+        self._source, self._sender = PolicyWeights(precision), None
 
     def send(self, policy: torch.nn.Module) -> None:
         """Replaces the engines' weights by the policy's. The first call connects both sides."""
         self._source.policy = policy
         with torch.accelerator.device_index(next(policy.parameters()).device.index):  # NCCL uses the current device
+            if torch.accelerator.is_available():
+                # vLLM packs the weights on streams of its own, which do not wait for the optimizer's.
+                torch.accelerator.synchronize()
             if self._sender is None:
                 with socket.socket() as unused:
                     unused.bind(("127.0.0.1", 0))

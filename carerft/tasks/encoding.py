@@ -1,9 +1,11 @@
 """What the model reads: problems' prompts in its chat template, and as token ids."""
 
 import logging
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from carerft.errors import DataError
@@ -11,6 +13,9 @@ from carerft.tasks import Grade, Problem, Task
 from carerft.tasks.dataset import DatasetTask
 
 log = logging.getLogger(__name__)
+
+AT_ONCE = 1024
+"""Prompts that are tokenised together: their tokens are lists for a moment, of 8 times the memory."""
 
 
 @dataclass(frozen=True)
@@ -59,27 +64,71 @@ class ChatTask:
         return self.task.grade(problems, texts)
 
 
+class Prompts:
+    """The prompts of problems as token ids: each is tokenised when `prepare` or an index first asks for it.
+
+    max_tokens: of a completion. context: the most tokens of prompt and completion together. problem_count * 12 bytes,
+    and 4 for each token.
+    """
+
+    def __init__(self, problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, max_tokens: int, context: int):
+        """Raises DataError if there are no problems."""
+        if not problems:
+            raise DataError("the task has no problems", "check data.path and task.split")
+        self.problems, self.tokenizer, self.max_tokens, self.context = problems, tokenizer, max_tokens, context
+        self._tokens = array("i")
+        self._starts, self._lengths = np.zeros(len(problems), np.int64), np.full(len(problems), -1, np.int32)
+
+    def __len__(self) -> int:
+        return len(self.problems)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (self[i] for i in range(len(self)))
+
+    def __getitem__(self, index: int) -> list[int]:
+        self.prepare([index])
+        start = self._starts[index]
+        return self._tokens[start : start + self._lengths[index]].tolist()
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt among those that are tokenised."""
+        return int(self._lengths.max())
+
+    def prepare(self, indices: Iterable[int]) -> None:
+        """Tokenise the prompts of these problems.
+
+        Raises DataError, which names the problem, if a prompt is empty, or exceeds the context with `max_tokens` of
+        completion.
+        """
+        missing = [i for i in dict.fromkeys(indices) if self._lengths[i] < 0]
+        for first in range(0, len(missing), AT_ONCE):
+            chunk = missing[first : first + AT_ONCE]
+            encoded = encode([self.problems[i].prompt for i in chunk], self.tokenizer)
+            for i, tokens in zip(chunk, encoded, strict=True):
+                self._check(self.problems[i], len(tokens))
+                self._starts[i], self._lengths[i] = len(self._tokens), len(tokens)
+                self._tokens.extend(tokens)
+
+    def _check(self, problem: Problem, length: int) -> None:
+        if length + self.max_tokens > self.context:
+            raise DataError(
+                f"the prompt of problem {problem.id} has {length} tokens, which with {self.max_tokens} tokens of "
+                f"completion exceeds the context of {self.context}",
+                "lower rollout.max_tokens (or the benchmark's max_tokens), or leave the problem out of the data; if "
+                "the model has a longer context, write rollout.max_model_len",
+            )
+        if not length:
+            raise DataError(f"the prompt of problem {problem.id} is empty", "leave the problem out of the data")
+
+
 def prompt_tokens(
     problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, max_tokens: int, context: int
-) -> list[list[int]]:
-    """Each problem's prompt as token ids.
-
-    Raises DataError if there are no problems, if a prompt is empty, or if a prompt and `max_tokens` of completion
-    exceed the model's context (in tokens). The error names the problem.
-    """
-    if not problems:
-        raise DataError("the task has no problems", "check data.path and task.split")
-    encoded = encode([p.prompt for p in problems], tokenizer)
-    for problem, tokens in zip(problems, encoded, strict=True):
-        if len(tokens) + max_tokens > context:
-            raise DataError(
-                f"the prompt of problem {problem.id} has {len(tokens)} tokens, which with {max_tokens} tokens of "
-                f"completion exceeds the model's context of {context}",
-                "lower rollout.max_tokens (or the benchmark's max_tokens), or leave the problem out of the data",
-            )
-        if not tokens:
-            raise DataError(f"the prompt of problem {problem.id} is empty", "leave the problem out of the data")
-    return encoded
+) -> Prompts:
+    """The prompts of all these problems, tokenised. Raises DataError, as `Prompts` and its `prepare` do."""
+    prompts = Prompts(problems, tokenizer, max_tokens, context)
+    prompts.prepare(range(len(problems)))
+    return prompts
 
 
 def encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from carerft.config.settings import RolloutSettings
+from carerft.config.settings import RolloutSettings, TrainSettings
 from carerft.errors import ShortageError
 from carerft.objective.algorithms import Algorithm, importance_ratio, informative
 from carerft.rollout import (
@@ -30,7 +30,7 @@ from carerft.rollout import (
 )
 from carerft.rollout.prompt_check import PROMPTS, warn_of_absurd_loss
 from carerft.tasks import Grade, Task
-from carerft.tasks.encoding import prompt_tokens
+from carerft.tasks.encoding import Prompts
 from carerft.tasks.replies import grade_completions
 from carerft.training.learner import Learner, TruncatedImportance
 
@@ -103,7 +103,7 @@ class _Round:
 
 @dataclass
 class Collector:
-    """A rollout source that samples when a batch is needed. context: the most tokens that model and engine accept.
+    """A rollout source that samples when a batch is needed. prompts: of the task's problems.
 
     check_prompts: warn if the model's loss on the first prompts is absurd.
     """
@@ -114,7 +114,7 @@ class Collector:
     algorithm: Algorithm
     settings: RolloutSettings
     seed: int
-    context: int
+    prompts: Prompts
     sampler_state: SamplerState = field(default_factory=SamplerState)
     check_prompts: bool = True
 
@@ -122,8 +122,7 @@ class Collector:
         settings = self.settings
         assert settings.max_tokens is not None, "check_train refuses a training without it"
         self.sampling = Sampling(settings.max_tokens, settings.temperature, settings.top_p)
-        self.problems = self.task.problems()
-        self.prompts = prompt_tokens(self.problems, self.tokenizer, settings.max_tokens, self.context)
+        self.problems = self.prompts.problems
 
     def next(self, learner: Learner, last: bool) -> Batch:
         """The next batch, sampled from the learner's current policy. last: probably the last call; not used here.
@@ -174,6 +173,7 @@ class Collector:
         group, state = self.algorithm.group_size, self.sampler_state
         order = prompt_order(len(self.prompts), self.seed, state.prompts, count)
         problems = [self.problems[i] for i in order]
+        self.prompts.prepare(order)
         start = time.perf_counter()
         seed = mixed_seed(self.seed + 1, state.rounds)
         rollouts = self.worker.sample([self.prompts[i] for i in order], group, self.sampling, seed)
@@ -236,6 +236,15 @@ class Collector:
         batch.metrics["rollout/importance_clipped"] = float((ratio > cap)[mask].float().mean())
         batch.metrics["time/score_s"] = time.perf_counter() - start
         batch.correction = TruncatedImportance(log_probs, weights)
+
+
+def planned_prompts(settings: TrainSettings, problems: int) -> list[int]:
+    """The problems that a training asks, at most and in their order: fewer if its dynamic sampling succeeds early, more
+    only if it makes smaller batches, or goes on after a shortage."""
+    steps_per_batch = settings.learner.updates_per_batch * settings.learner.epochs
+    rounds = settings.algorithm.dynamic_rounds if settings.algorithm.dynamic_sampling else 1
+    count = max(1, -(-settings.steps // steps_per_batch)) * rounds * settings.rollout.prompts_per_batch
+    return prompt_order(problems, settings.seed, 0, min(count, problems))
 
 
 def prompt_order(problems: int, seed: int, start: int, count: int) -> list[int]:

@@ -15,6 +15,7 @@ from carerft.objective.regularizers import NoRegularizer, Regularizer
 from carerft.rollout import Rollouts, Sampling
 from carerft.rollout.transformers import TransformersWorker
 from carerft.tasks import Grade, Problem
+from carerft.tasks.encoding import Prompts
 from carerft.training.collector import Collector, prompt_order
 from carerft.training.learner import Learner
 from carerft.training.trainer import Trainer
@@ -101,7 +102,9 @@ def collection(
         "here", **{"prompts_per_batch": PROMPTS, "max_tokens": MAX_TOKENS, "reward_truncated": True, **settings}
     )
     sampler = worker(policy, eos_token_ids=ends, pad_token_id=0)
-    return Collector(sampler, ByKind(kinds), word_tokenizer(), chosen, settings, SEED, context=128), learner
+    task, tokenizer = ByKind(kinds), word_tokenizer()
+    prompts = Prompts(task.problems(), tokenizer, settings.max_tokens, context=128)
+    return Collector(sampler, task, tokenizer, chosen, settings, SEED, prompts), learner
 
 
 def trainer(directory: Path, collector: Collector, learner: Learner, steps: int, epochs: int = 1) -> Trainer:
