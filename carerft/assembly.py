@@ -13,7 +13,7 @@ from rich.console import Console
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from carerft.config.settings import EvaluateSettings, TaskSettings, TrainSettings, VllmSettings
+from carerft.config.settings import OWN_SEQUENCES, EvaluateSettings, TaskSettings, TrainSettings, VllmSettings
 from carerft.evaluation import QUESTIONS_AT_ONCE
 from carerft.evaluation.evaluate import Benchmark, Evaluator, context_needed
 from carerft.evaluation.table import table
@@ -131,7 +131,7 @@ class Subject:
                 policy,
                 eos_token_ids=ends,
                 pad_token_id=pad if isinstance(pad, int) else ends[0],
-                batch_size=settings.batch_size,
+                batch_size=settings.batch_size or OWN_SEQUENCES,
                 dtype=torch.bfloat16 if self.settings.precision == "bfloat16" else None,
                 tokenizer=self.tokenizer,
             )

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from carerft.config.settings import MOST_TOKENS, defaults, task_defaults
+from carerft.config.settings import MOST_TOKENS, OWN_SEQUENCES, defaults, task_defaults
 
 # These change where a run is shown, how often it is saved, what its engines may take and what shares its work, never
 # what it computes.
@@ -32,7 +32,7 @@ INCIDENTAL = (
 )
 
 
-EARLIER_DEFAULTS = {"learner.tokens_per_microbatch": MOST_TOKENS}
+EARLIER_DEFAULTS = {"learner.tokens_per_microbatch": MOST_TOKENS, "rollout.batch_size": OWN_SEQUENCES}
 """Defaults that were numbers once and are now found by a rule that gives the same where there is room for it."""
 
 

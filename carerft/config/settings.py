@@ -20,6 +20,7 @@ from carerft.objective.schedules import SCHEDULES
 MISSING: Any = "???"  # OmegaConf's, of a key that must be given. A machine that only learns needs neither it nor Hydra.
 PRECISIONS = {"choices": ("float32", "bfloat16")}
 MOST_TOKENS = 16384  # of learner.tokens_per_microbatch, where it is null
+OWN_SEQUENCES = 256  # of rollout.batch_size, where it is null, with rollout=transformers
 SEEDS = {"least": 0, "most": 2**32 - 1}  # what NumPy's random generators take
 
 
@@ -86,8 +87,8 @@ class RolloutSettings:
     max_tokens: int | None = field(default=None, metadata={"least": 1})
     # Whether a completion that was cut can earn a reward, for a number that it happens to hold.
     reward_truncated: bool = False
-    # Sequences decoded side by side.
-    batch_size: int = field(default=256, metadata={"least": 1})
+    # Sequences decoded side by side; null: 256 or, with vLLM, its own default, 1,024 on most GPUs of 70 GiB or more.
+    batch_size: int | None = field(default=None, metadata={"least": 1})
     # 1: sample the next batch while the learner works on this one, with weights one batch old.
     lookahead: int = field(
         default=0,

@@ -7,6 +7,7 @@ from typing import Any
 
 from carerft.config.settings import (
     MOST_TOKENS,
+    OWN_SEQUENCES,
     LearnerSettings,
     ModelSettings,
     RolloutSettings,
@@ -15,9 +16,6 @@ from carerft.config.settings import (
 )
 from carerft.planning.assumptions import Assumptions, Dataset, Device
 from carerft.planning.shapes import Shape
-
-OWN_SEQUENCES = 256
-"""Of rollout.batch_size with rollout=transformers, where it is null."""
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from itertools import combinations, product
 from typing import Any
 
-from carerft.config.settings import MOST_TOKENS
-from carerft.planning.job import OWN_SEQUENCES, Job
+from carerft.config.settings import MOST_TOKENS, OWN_SEQUENCES
+from carerft.planning.job import Job
 
 Changes = dict[str, Any]  # values of settings, by dotted key
 MOST_CHANGES = 4
