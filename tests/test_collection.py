@@ -14,6 +14,7 @@ from helpers.collecting import (
     GROUP,
     PROMPTS,
     Imprecise,
+    Rounded,
     algorithm,
     collection,
     trainer,
@@ -411,3 +412,69 @@ def test_biased_sampling_keeps_the_samplers_own_probabilities():
         tempered = (log_all.detach() / 2).log_softmax(-1).gather(-1, batch.rollouts.tokens[i, :n, None])[:, 0]
         assert torch.allclose(batch.rollouts.log_probs[i, :n], tempered, atol=1e-5)
         assert torch.allclose(batch.correction.weights[i, :n], (log_pi.detach() - tempered).exp(), rtol=1e-3)
+
+
+# The start of the ratio: GSPO's bounds are narrower than the rounding of bfloat16
+
+GSPO = {"name": "gspo", "clip_low": 3e-4, "clip_high": 4e-4, "ratio": "sequence", "dynamic_sampling": False}
+
+
+def gspo_steps(directory: Path, precision: str, epochs: int, **changes: object) -> tuple[list[dict], Trainer]:
+    """The metrics of two batches' steps, with a sampler that rounds."""
+    kinds = "mixed mixed gap mixed  gap mixed mixed mixed"
+    collector, learner = collection(kinds, algorithm(**GSPO), worker=Rounded, ends=ENDS, **changes)
+    learner.settings = replace(learner.settings, precision=precision, epochs=epochs)
+    run, steps = trainer(directory, collector, learner, steps=4 * epochs, epochs=epochs), []
+    assert run.run(steps.append, lambda: False)
+    return steps, run
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_gspos_ratio_starts_at_exactly_one_in_bfloat16(epochs: int, tmp_path: Path):
+    steps, run = gspo_steps(tmp_path, "bfloat16", epochs)
+    for first in (steps[0], steps[2 * epochs]):
+        assert first["policy/clip_fraction"] == 0.0 and first["policy/ratio_max"] == 1.0
+        assert first["rollout/mismatch_mean"] > 1e-3 and first["time/score_s"] > 0
+    # Later steps' ratios are to the policy that began the batch, not to the one before them.
+    assert all(step["policy/ratio_max"] != 1.0 for i, step in enumerate(steps) if i % (2 * epochs))
+    batch = run.progress.batch
+    assert batch.correction.weights is None and "rollout/importance_mean" not in batch.metrics
+    scored = batch.correction.log_probs.abs().sum(1).view(2, -1) > 0  # by step
+    assert scored[1].all() and scored[0].all() == (epochs == 2)
+
+
+@pytest.mark.parametrize(("precision", "level"), [("bfloat16", "none"), ("float32", "auto")])
+def test_without_that_start_the_samplers_rounding_alone_is_clipped(precision: str, level: str, tmp_path: Path, caplog):
+    steps, run = gspo_steps(tmp_path, precision, 1, importance_correction=level)
+    assert steps[0]["policy/clip_fraction"] > 0.2 and run.progress.batch.correction is None
+    (warning,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert "rollout.importance_correction=sequence" in warning and "rollout/mismatch_mean" in warning
+
+
+def test_old_log_probs_are_those_of_the_policy_that_began_the_batch(tmp_path: Path):
+    collector, learner = collection("mixed " * 8, algorithm(**GSPO), worker=Rounded, ends=ENDS)
+    learner.settings = replace(learner.settings, precision="bfloat16")
+    batch = collector.next(learner, last=True)
+    second = batch.prompts(batch.parts(2)[1])
+    before = learner.log_probs(second.rollouts)
+    run = trainer(tmp_path, collector, learner, steps=2)
+    run.progress.batch = batch
+    run._step()
+    assert not torch.equal(learner.log_probs(second.rollouts), before)
+    assert torch.equal(second.correction.log_probs, before)
+    again = Batch.from_state(batch.state())
+    assert torch.equal(again.correction.log_probs, batch.correction.log_probs) and again.correction.weights is None
+
+
+@pytest.mark.parametrize(("noise", "level", "warned"), [(Imprecise, "auto", True), (Imprecise, "token", False)])
+def test_a_mismatch_beyond_rounding_is_warned_of_at_the_first_step_unless_it_is_corrected_for(
+    noise, level, warned, tmp_path: Path, caplog
+):
+    for worker, expected in ((noise, warned), (Rounded, False)):
+        caplog.clear()
+        chosen = algorithm(dynamic_sampling=False)
+        collector, learner = collection("mixed " * 8, chosen, worker=worker, importance_correction=level)
+        learner.settings = replace(learner.settings, precision="bfloat16")
+        trainer(tmp_path / worker.__name__, collector, learner, steps=4).run(lambda _: None, lambda: False)
+        warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert ["rollout.importance_correction=token" in warning for warning in warnings] == [True] * expected

@@ -98,8 +98,11 @@ class RolloutSettings:
             "remedy": "write rollout.lookahead=0 or 1: batches sampled earlier would be staler than is corrected for",
         },
     )
-    # Truncated importance sampling, for samplers whose probabilities are not quite the learner's. "auto": per token
-    # with lookahead, else none.
+    # Truncated importance sampling, for samplers whose probabilities are not quite the learner's: the objective's ratio
+    # is then to the learner's own probabilities at the batch's start, and a weight corrects for the sampler. "none":
+    # the ratio is to the sampler's probabilities. "auto": per token with lookahead, else none; but for a ratio per
+    # sequence (GSPO) in bfloat16, whose bounds are narrower than rounding, the ratio is to the learner's own, too,
+    # without weights. This costs a forward pass over what later steps learn from the batch.
     importance_correction: str = field(default="auto", metadata={"choices": ("auto", "none", "token", "sequence")})
     # The upper bound of its weights.
     importance_cap: float = field(default=2.0, metadata={"above": 0, "remedy": "2 is usual"})

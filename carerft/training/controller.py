@@ -185,7 +185,8 @@ class DedicatedToAll:
     """
 
     def __init__(self, leader: Leader, engines: DedicatedWorker):
-        self._leader, self._engines, self.context = leader, engines, engines.context
+        self._leader, self._engines = leader, engines
+        self.context, self.runner = engines.context, engines.runner
         self.sample, self.log_likelihood = engines.sample, engines.log_likelihood
         self.sleep, self.reset, self.close = engines.sleep, engines.reset, engines.close
 

@@ -38,15 +38,16 @@ Result = TypeVar("Result")
 
 @dataclass
 class TruncatedImportance:
-    """Truncated importance sampling, for rollouts from a sampler that differs from the policy (method.md, section 3).
+    """For rollouts from a sampler that differs from the policy (method.md, section 3).
 
     log_probs: (S, T), log-probabilities of the tokens under the learner's weights when learning from the batch began;
-    the denominator of the objective's ratio. weights: (S, T), these probabilities over the sampler's own, truncated;
-    factors of the objective, but not of the regularizer.
+    the denominator of the objective's ratio. None: those of this step's own forward pass, because the weights are still
+    the same; the ratio is then exactly 1. weights: (S, T), these probabilities over the sampler's own, truncated;
+    factors of the objective, but not of the regularizer. None: all are 1.
     """
 
-    log_probs: Tensor
-    weights: Tensor
+    log_probs: Tensor | None
+    weights: Tensor | None
 
 
 class Learner:
@@ -193,15 +194,16 @@ class Learner:
 
         mask, weights, advantages = rollouts.mask(index).to(device), part(weights), advantages[index].to(device)
         log_sampler = part(rollouts.log_probs)
-        log_old = part(correction.log_probs) if correction else log_sampler
         statistics = self.score(rollouts, index, regularizer)
 
         def padded(values: Tensor) -> Tensor:  # (N,) -> (b, width)
             return torch.zeros(mask.shape, dtype=values.dtype, device=device).masked_scatter(mask, values)
 
-        log_pi = padded(statistics.log_prob)
-        policy_loss, ratio = self.algorithm.loss(log_pi, log_old, advantages, mask)
+        log_pi, log_old = padded(statistics.log_prob), log_sampler
         if correction:
+            log_old = log_pi.detach() if correction.log_probs is None else part(correction.log_probs)
+        policy_loss, ratio = self.algorithm.loss(log_pi, log_old, advantages, mask)
+        if correction and correction.weights is not None:
             policy_loss = policy_loss * part(correction.weights)
         loss_policy = (weights * policy_loss).sum()
         loss_regularizer, penalty = torch.zeros((), device=device), None

@@ -6,7 +6,7 @@ state, a resumed run therefore needs a few counters and the current rollout batc
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from carerft.errors import EngineError, NonFiniteError, ShortageError
 from carerft.rollout import completion_texts
 from carerft.runs.directory import write_atomically
 from carerft.training.checkpoint import Checkpoints
-from carerft.training.collector import Batch, Collector
+from carerft.training.collector import Batch, Collector, warn_of_mismatch
 from carerft.training.learner import Learner
 from carerft.training.lookahead import Lookahead
 
@@ -112,7 +112,10 @@ class Trainer:
 
         start = time.perf_counter()
         try:
-            metrics = self.learner.step(part.rollouts, part.advantages, part.correction)
+            correction = part.correction
+            if correction and progress.used == 0:  # the weights are still those that the ratio is to
+                correction = replace(correction, log_probs=None)
+            metrics = self.learner.step(part.rollouts, part.advantages, correction)
         except NonFiniteError as error:
             raise self._record_nonfinite(error, part) from error
         seconds = time.perf_counter() - start
@@ -120,6 +123,8 @@ class Trainer:
         progress.step += 1
         if progress.used == 1:  # the sampler's and the learner's weights are equal only at a batch's first step
             batch.metrics |= {key: value for key, value in metrics.items() if key.startswith("rollout/")}
+        if progress.step == 1:
+            warn_of_mismatch(metrics, self.learner, batch.correction)
         tokens = int(part.rollouts.lengths.sum())
         times = {} if fresh else {key: 0.0 for key in batch.metrics if key.startswith("time/")}
         times |= {"time/learn_s": seconds, "throughput/learned_tokens_per_s": tokens / seconds}

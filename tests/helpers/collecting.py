@@ -82,6 +82,15 @@ class Imprecise(TransformersWorker):
         return found
 
 
+class Rounded(TransformersWorker):
+    """Reports log-probabilities in bfloat16, as a sampler with logits in bfloat16 does."""
+
+    def sample(self, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, seed: int) -> Rollouts:
+        found = super().sample(prompts, n, sampling, seed)
+        found.log_probs = found.log_probs.bfloat16().float()
+        return found
+
+
 def collection(
     kinds: str,
     chosen: Algorithm | None = None,
