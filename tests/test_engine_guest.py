@@ -73,7 +73,9 @@ def test_an_idle_engine_is_replaced_where_more_than_its_context_is_needed(direct
             used.append(worker)
     assert used[0] is used[1] and [worker.closed for worker in used] == [True, True, True, False]
     assert [worker.context for worker in used] == [300, 300, 301, 301] and used[2] is not used[3]
-    reuse.close_idle()
+    with pytest.raises(RuntimeError), reuse.reused(Worker, options(directory, max_model_len=1, max_num_seqs=5)):
+        raise RuntimeError("a run that fails")
+    assert used[3].closed and not reuse.idle
 
 
 def _learner_with_an_engine(rank: int, directory: str, rendezvous: str) -> None:

@@ -115,10 +115,11 @@ def test_the_evaluation_after_training_is_of_the_final_weights_and_of_no_generat
 
 @needs_vllm
 def test_a_prompt_longer_than_the_engines_context_is_refused_at_the_start_by_its_problem(tmp_path, capsys):
+    before = list(reuse.idle)
     assert run("train", tmp_path / "run", *TRAIN, "rollout.max_model_len=40", "task.max_tokens=30") == 2
     assert "the prompt of problem " in capsys.readouterr().err
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
-    assert not reuse.idle  # a run that failed leaves no engine
+    assert reuse.idle == before  # no engine was started, and none closed
 
 
 @pytest.mark.parametrize(
