@@ -36,6 +36,22 @@ class Row:
     before: tuple[str, ...]
 
 
+def prompts(problems: int, asked: int) -> Work:
+    """What a training does with its prompts before the first sample, where its steps ask so many of the problems."""
+    from transformers import AutoTokenizer
+
+    from carerft.config.settings import ModelSettings
+    from carerft.model.loading import model_path
+    from carerft.tasks import Problem
+    from carerft.tasks.encoding import Prompts
+    from carerft.training.collector import prompt_order
+
+    tokenizer = AutoTokenizer.from_pretrained(model_path(ModelSettings(name="tiny", path="world")))
+    text = "what is two plus three and then " * 7
+    made = [Problem(str(number), f"{text}{number}", "5") for number in range(problems)]
+    return lambda: Prompts(made, tokenizer, max_tokens=64, context=4096).prepare(prompt_order(problems, 0, 0, asked))
+
+
 def ece_floor(questions: int, samples: int) -> Work:
     import numpy as np
 
@@ -113,6 +129,7 @@ def report(rows: int) -> Work:
 
 
 ROWS = {
+    "prompts": Row(prompts, "problems x asked", ((1_000_000, 1600),), (20, 4), ("124 s",)),
     "ece_floor": Row(ece_floor, "questions x samples", ((500, 256), (5000, 128)), (20, 8), ("46 s", "76 s")),
     "bootstrap": Row(bootstrap, "questions", ((50_000,),), (20,), ("2.7 GB",)),
     "sweep_cells": Row(sweep_cells, "seeds of table1, 10 cells each", ((300,),), (1,), ("480 s",)),

@@ -12,14 +12,16 @@ import pytest
 from helpers.engines import needs_vllm
 from helpers.runs import ENVIRONMENT, read_lines
 
-SAMPLES, QUESTIONS = 2, 150
+from carerft.evaluation import QUESTIONS_AT_ONCE
+
+SAMPLES = 2
 NAME = "world_transfer"
 
 
-def start(directory: Path, backend: str) -> subprocess.Popen:
+def start(directory: Path, backend: str, questions: int) -> subprocess.Popen:
     command = [
         sys.executable, "-m", "carerft", "evaluate", "model=tiny", f"benchmark={NAME}",
-        f"samples={SAMPLES}", f"evaluation.limit={QUESTIONS}", "evaluation.bootstrap=20", f"rollout={backend}",
+        f"samples={SAMPLES}", f"benchmark.{NAME}.limit={questions}", "evaluation.bootstrap=20", f"rollout={backend}",
         f'hydra.run.dir="{directory}"',
     ]  # fmt: skip
     return subprocess.Popen(
@@ -28,11 +30,14 @@ def start(directory: Path, backend: str) -> subprocess.Popen:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("backend", ["transformers", pytest.param("vllm", marks=[needs_vllm, pytest.mark.slow])])
-def test_a_killed_evaluation_continues_and_samples_nothing_again(tmp_path, backend):
+@pytest.mark.parametrize(
+    ("backend", "questions"),
+    [("transformers", 150), pytest.param("vllm", 1100, marks=[needs_vllm, pytest.mark.slow])],
+)
+def test_a_killed_evaluation_continues_and_samples_nothing_again(tmp_path, backend, questions):
     cut, whole = tmp_path / "cut", tmp_path / "whole"
     path = cut / "evaluation" / f"{NAME}.jsonl"
-    process = start(cut, backend)
+    process = start(cut, backend, questions)
     deadline = time.monotonic() + 240
     while not (path.exists() and path.stat().st_size):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
@@ -43,11 +48,11 @@ def test_a_killed_evaluation_continues_and_samples_nothing_again(tmp_path, backe
 
     # Part of a question, as a kill in the middle of a write leaves it, and marks by which to know what is kept.
     found = path.read_text().splitlines()
-    assert 64 * SAMPLES <= len(found) < QUESTIONS * SAMPLES
+    assert QUESTIONS_AT_ONCE[backend] * SAMPLES <= len(found) < questions * SAMPLES
     kept = [json.dumps({**json.loads(line), "text": f"kept {i}"}) for i, line in enumerate(found[: 50 * SAMPLES + 1])]
     path.write_text("\n".join([*kept, kept[-1][:40]]))
     for directory in (cut, whole):
-        process = start(directory, backend)
+        process = start(directory, backend, questions)
         output, _ = process.communicate(timeout=300)
         assert process.returncode == 0, output
 
@@ -57,5 +62,5 @@ def test_a_killed_evaluation_continues_and_samples_nothing_again(tmp_path, backe
     keys = ("problem_id", "sample", "text", "correct", "tokens")
     again, uncut = ([tuple(record[key] for key in keys) for record in records] for records in (one, other))
     assert again[done:] == uncut[done:]
-    assert [key[:2] for key in again] == [key[:2] for key in uncut] and len(uncut) == QUESTIONS * SAMPLES
+    assert [key[:2] for key in again] == [key[:2] for key in uncut] and len(uncut) == questions * SAMPLES
     assert json.loads((cut / "manifest.json").read_text())["status"] == "done"
