@@ -1,7 +1,11 @@
 """What benchmarks/speed/learner.py counts and weighs: its invented rollouts, its formula, its stages."""
 
+import json
+import os
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,12 +27,14 @@ SMALL = {
     "model_type": "qwen2",
 }
 
-sys.path.insert(0, str(HERE))  # its scripts import each other as neighbours
+sys.path[:0] = [str(HERE), str(HERE.parent / "gpu")]  # the scripts import each other as neighbours
+import figures  # noqa: E402
 import learner_ours  # noqa: E402
 import learner_trl  # noqa: E402
 import learner_work  # noqa: E402
 
 sys.path.remove(str(HERE))
+sys.path.remove(str(HERE.parent / "gpu"))
 
 
 @pytest.fixture
@@ -91,8 +97,8 @@ def test_a_prompt_counts_once_however_many_completions_it_has():
 def test_peaks_are_those_of_the_plan_and_only_of_the_modules_it_means():
     assert learner_work.peak_flops("NVIDIA H100 80GB HBM3", "bfloat16") == 989e12
     assert learner_work.peak_flops("NVIDIA A100-SXM4-80GB", "bfloat16") == 312e12
-    assert learner_work.peak_flops("NVIDIA H100 PCIe", "bfloat16") is None
-    assert learner_work.peak_flops("NVIDIA GeForce RTX 4090", "bfloat16") is None
+    assert learner_work.peak_flops("NVIDIA H100 PCIe", "bfloat16") == 756e12
+    assert learner_work.peak_flops("NVIDIA GeForce RTX 3090", "bfloat16") is None
 
 
 @pytest.mark.parametrize("penalty", ["none", "k3", "exact"])
@@ -139,3 +145,44 @@ def test_trl_is_given_the_same_tokens_with_prompts_padded_on_the_left():
     # 64 rows of 3,222 tokens: 5 fit 16,384, and 4 divide 64; a row that is too long goes alone
     assert learner_trl.rows_per_microbatch(64, 3222, 16384) == 4
     assert learner_trl.rows_per_microbatch(64, 20000, 16384) == 1
+
+
+def test_the_promised_figures_of_a_gpu_and_their_targets():
+    def step(seconds: float, mfu: float, peak_gb: float) -> dict[str, Any]:
+        work = learner_work.Work("3b", "cuda", "bfloat16", 16384, 64, 8, True, steps=2, warmup=1, seed=0, threads=1)
+        measured = {"device": "NVIDIA H100 80GB HBM3"}
+        one = {"step_s": seconds, "tokens_per_s": 1.0, "mfu": mfu, "peak_gb": peak_gb, "measured": measured}
+        return {"work": vars(work), **one}
+
+    sections = {
+        "right": {"found": [{"case": "attention", "right": True}, {"case": "learner", "right": False}]},
+        "learner": {
+            "found": [
+                {"system": "carerft, k3", **step(4.0, 0.3, 60)},
+                {"system": "carerft, exact SRKL", **step(8.0, 0.2, 76)},
+            ]
+        },
+        "compiled": {"found": [{"system": "carerft, exact SRKL", **step(5.0, 0.4, 70)}]},
+        "head": {"skipped": "10 s are left, 40 are needed"},
+    }
+    found = {one["figure"]: (one["value"], one["reached"]) for one in figures.figures(sections, toy=False)}
+    assert found["cases in which the learner is right, share"] == (0.5, False)
+    assert found["learner: exact SRKL over k3, time"] == (2.0, False)
+    assert found["learner: learner.compile, share of the time saved"] == (0.375, None)
+    assert found["learner, exact SRKL, eager: MFU"] == (0.2, None)
+    assert found["learner, exact SRKL, compiled: MFU"] == (0.4, True)
+    assert [found[f"learner, exact SRKL, {name}: peak, GB"][1] for name in ("eager", "compiled")] == [False, True]
+    # Of the plan: 12 and 4 bytes a weight, of a reference 2 or 4; and by learning_flops over the data sheet's peak.
+    assert 60 < found["learner, exact SRKL, eager: peak by plan, GB"][0] < 75
+    shares = [found[f"learner, exact SRKL, {name}: learn_share"][0] for name in ("eager", "compiled")]
+    assert shares[1] == pytest.approx(1.6 * shares[0]) and 0 < shares[0] < 1
+    assert not any("head" in name for name in found)
+    assert {one["reached"] for one in figures.figures(sections, toy=True)} == {None}
+
+
+@pytest.mark.slow  # tests/test_learner.py and others have its cases
+def test_the_script_for_a_gpu_runs_on_a_cpu(tmp_path):
+    command = [HERE.parent / "gpu.sh", tmp_path / "gpu.json", "--cpu", "--only", "right"]
+    subprocess.run(command, check=True, env={**os.environ, "PYTHON": sys.executable})
+    report = json.loads((tmp_path / "gpu.json").read_text())
+    assert [one["value"] for one in report["figures"]] == [1.0] and len(report["sections"]["right"]["found"]) == 14

