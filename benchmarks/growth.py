@@ -128,12 +128,102 @@ def report(rows: int) -> Work:
     return lambda: build([Path("runs")])
 
 
+def tiny_model(vocabulary: int, hidden: int = 64) -> Any:
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=vocabulary, hidden_size=hidden, num_hidden_layers=2, num_attention_heads=hidden // 32,
+        num_key_value_heads=hidden // 64, intermediate_size=2 * hidden, max_position_embeddings=8192, pad_token_id=0,
+    )  # fmt: skip
+    return Qwen2ForCausalLM(config).eval()
+
+
+def rollouts_of(prompts: int, prompt_tokens: int, lengths: list[int], vocabulary: int = 64) -> Any:
+    import torch
+
+    from carerft.rollout import Rollouts
+
+    random, counts = torch.Generator().manual_seed(0), torch.tensor(lengths)
+    tokens = torch.randint(2, vocabulary, (len(lengths), max(lengths)), generator=random)
+    tokens *= torch.arange(max(lengths)) < counts[:, None]
+    return Rollouts(
+        torch.randint(2, vocabulary, (prompts, prompt_tokens), generator=random), torch.full((prompts,), prompt_tokens),
+        tokens, counts, -4.0 * (tokens > 0), torch.ones(len(lengths), dtype=torch.bool),
+    )  # fmt: skip
+
+
+def microbatches(sequences: int) -> Work:
+    """Sequences of 110 tokens, of which no two fit into a microbatch of 218."""
+    from carerft.training.packing import microbatches
+
+    rollouts = rollouts_of(sequences // 8, 10, [100] * sequences)
+    microbatches(rollouts_of(1, 10, [100] * 8), 218, "separate")  # torch prepares much at its first operations
+    return lambda: microbatches(rollouts, 218, "separate")
+
+
+def padded_batch(sequences: int) -> Work:
+    """A gradient, and what a checkpoint holds, of completions of 16 tokens beside one of 2,048."""
+    import torch
+
+    from carerft.config.settings import LearnerSettings
+    from carerft.objective.algorithms import Algorithm
+    from carerft.objective.regularizers import NoRegularizer
+    from carerft.training.collector import Batch
+    from carerft.training.learner import Learner
+
+    rollouts = rollouts_of(sequences // 8, 8, [2048] + [16] * (sequences - 1))
+    algorithm = Algorithm(
+        name="dapo", group_size=8, clip_low=0.2, clip_high=0.28, ratio="token", aggregation="token",
+        advantage_std="sample",
+    )  # fmt: skip
+    settings = LearnerSettings(learning_rate=1e-4, tokens_per_microbatch=256)
+    learner, advantages = Learner(tiny_model(64), algorithm, NoRegularizer(), settings, 1), torch.randn(sequences)
+
+    def work() -> None:
+        learner.gradient(rollouts, advantages)
+        torch.save(Batch(rollouts, advantages, ["problem"] * (sequences // 8), {}).state(), "state.pt")
+
+    return work
+
+
+def shared_prompts(completions: int, tokens: int) -> Work:
+    """The states of completions of one prompt of 64 tokens, and the gradient through them."""
+    import torch
+
+    from carerft.training.attention import use_packed_attention
+    from carerft.training.hidden_states import completion_states
+
+    model, rollouts = tiny_model(64), rollouts_of(1, 64, [tokens] * completions)
+    use_packed_attention(model)
+    return lambda: completion_states(model, rollouts, torch.arange(completions), "shared").square().sum().backward()
+
+
+def choices(questions: int, vocabulary: int) -> Work:
+    """Nine choices of twelve tokens and one of 200 for each question of 64 tokens."""
+    import random
+
+    from carerft.rollout.transformers import TransformersWorker
+
+    draw = random.Random(0)
+    worker = TransformersWorker(tiny_model(vocabulary), [1], 0)
+    text: Callable[[int], list[int]] = lambda length: [draw.randrange(2, vocabulary) for _ in range(length)]  # noqa: E731
+    prompts = [prompt for prompt in (text(64) for _ in range(questions)) for _ in range(10)]
+    continuations = [text(length) for _ in range(questions) for length in [12] * 9 + [200]]
+    return lambda: worker.log_likelihood(prompts, continuations)
+
+
 ROWS = {
     "prompts": Row(prompts, "problems x asked", ((1_000_000, 1600),), (20, 4), ("124 s",)),
     "ece_floor": Row(ece_floor, "questions x samples", ((500, 256), (5000, 128)), (20, 8), ("46 s", "76 s")),
     "bootstrap": Row(bootstrap, "questions", ((50_000,),), (20,), ("2.7 GB",)),
     "sweep_cells": Row(sweep_cells, "seeds of table1, 10 cells each", ((300,),), (1,), ("480 s",)),
     "sweep_lookups": Row(sweep_lookups, "finished runs x cells looked up", ((3000, 100),), (6, 2), ("9 s",)),
+    "microbatches": Row(microbatches, "sequences over half of the budget", ((4096,),), (8,), ("12.5 s",)),
+    "padded_batch": Row(padded_batch, "sequences, one of them long", ((4096,),), (8,), ("8.3 s",)),
+    "shared_prompts": Row(shared_prompts, "completions x tokens", ((1, 4032), (4, 4032)), (2, 600), (".58 s", "2.2 s")),
+    "choices": Row(choices, "questions x vocabulary", ((100, 32_000),), (2, 100), ("47 s",)),
     "report": Row(report, "rows of three runs", ((100,),), (2,), ("76 s",)),
 }
 
