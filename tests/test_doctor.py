@@ -63,6 +63,7 @@ def test_this_machine_can_train(place: Path, monkeypatch: pytest.MonkeyPatch, ca
     for backend in ("transformers", "vllm"):
         (line,) = [line for line in lines if f"rollout={backend}" in line]
         assert ": 2 steps in " in line and float(line.split()[-2]) < 1e-4  # nats
+    assert any("rollout=vllm (its model runner V1)" in line for line in lines)
     assert list(place.rglob("*")) == [place / "work"]
 
 

@@ -9,6 +9,7 @@ import torch
 from helpers.engines import letters, needs_vllm, options, save_model
 
 from carerft.errors import CareError
+from carerft.planning.assumptions import load
 
 pytestmark = needs_vllm
 
@@ -76,6 +77,20 @@ def test_memory_is_measured_with_vllms_own_number_of_tokens_and_not_with_the_con
     assert found.model_config.head_dtype == torch.float32 and found.model_config.dtype == torch.bfloat16
     # What a CPU needs would be 15.6 GiB for 7B on a GPU.
     assert config(cpu=True).scheduler_config.max_num_batched_tokens == max(context, tokens)
+
+
+def test_a_plan_knows_what_vllm_takes_by_default_on_each_card(monkeypatch):
+    from vllm.engine import arg_utils
+    from vllm.usage.usage_lib import UsageContext
+
+    for kind, device in load().hardware.items():
+        for name in device.names:
+            gpu = Gpu(arg_utils.current_platform, f"NVIDIA {name}", device.memory_gib)
+            with monkeypatch.context() as patch:
+                patch.setattr(arg_utils, "current_platform", gpu)
+                tokens, sequences = arg_utils.EngineArgs.get_batch_defaults(world_size=1)
+            defaults = tokens[UsageContext.LLM_CLASS], sequences[UsageContext.LLM_CLASS]
+            assert (device.engine_tokens, device.engine_sequences) == defaults, kind
 
 
 def test_an_engine_in_float32_computes_in_float32_and_is_woken_before_it_is_closed(tmp_path, monkeypatch):

@@ -39,7 +39,8 @@ def read(kind: type[T], words: Sequence[str], about: str | None) -> tuple[T, lis
     config = OmegaConf.structured(kind)
     names = [str(key) for key in config]
     if {"-h", "--help"} & set(words):
-        print(f"{(about or '').strip()}\n\nkeys, with their defaults:\n" + "\n".join(_help(kind, config)))
+        keys = "\n".join(_help(kind, config))
+        print(f"{(about or '').strip()}\n" + (f"\nkeys, with their defaults:\n{keys}" if keys else ""))
         sys.exit(0)
     if "-sc" in words:  # the shell asks for completions
         print("\n".join(f"{key}=" for key in names))

@@ -262,7 +262,7 @@ def trial(rollout: str, machine: Machine) -> Finding:
             what, _, remedy = _last(done.stderr).partition("\n  ")
             return Finding("error", f"rollout={rollout}: two steps of the tiny model fail: {what}", remedy)
         lines = [json.loads(line) for line in Path(place, "run", "metrics.jsonl").read_text().splitlines()]
-        runner = json.loads(Path(place, "run", "manifest.json").read_text()).get("runner")
+        runner = json.loads(Path(place, "run", "manifest.json").read_text()).get("vllm_runner")
     apart = max(line["rollout/mismatch_max"] for line in lines)
     name = f"{rollout} (its model runner {runner})" if runner else rollout
     what = (

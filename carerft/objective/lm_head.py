@@ -6,7 +6,7 @@ block of the vocabulary at a time: each block of the weight's gradient is then o
 nothing to accumulate. If all logits fit into one chunk, they are kept instead of recomputed.
 
 Between the matrix products everything is elementwise arithmetic in float32 or better, on tiles that fit into a cache
-or, if `fused`, by torch.compile: some thirty passes over memory become a few.
+or, if `fused`, by torch.compile: some hundred passes over memory become a few.
 """
 
 import math
