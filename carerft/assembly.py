@@ -223,27 +223,27 @@ def training(settings: TrainSettings, mesh: DeviceMesh | None, tokens: int | Non
 
     tokens: of a microbatch, as the run that is continued took them; None: as configured.
     """
-    set_seed(settings.seed)
     algorithm = instantiate(dict(vars(settings.algorithm)))
     regularizer = instantiate(dict(vars(settings.regularizer)))  # before the model: it may refuse its parameters
-    if mesh is None:
-        device = choose_device(settings.learner.device)
-    else:  # no device need have room for the full model: sharding takes it there, from the first process, in parts
-        device = torch.device("cpu" if mesh.get_rank() == 0 else "meta")
-    subject = Subject(settings, *load_model(settings.model, device))
+    subject = Subject(settings, *load_model(settings.model, torch.device("meta")))
     follows = mesh is not None and mesh.get_rank() > 0
     shares_engines = follows and getattr(settings.rollout, "placement", None) == "dedicated"
-    task = None if follows else subject.task(settings.task)
+    task: Task | None = None
     prompts: Prompts | None = None
 
     def decide() -> int:
-        nonlocal prompts
-        if task is None:
+        nonlocal task, prompts
+        if follows:
             return 0
+        task = subject.task(settings.task)
         prompts = subject.training_prompts(task)
         return subject.engine_context(prompts)
 
-    context = agreed(decide, mesh)  # before an engine starts
+    context = agreed(decide, mesh)  # the data are checked before weights are loaded, or an engine starts
+    set_seed(settings.seed)
+    if not follows:  # no device need have room for the full model: sharding takes it there, from the first process
+        device = choose_device(settings.learner.device) if mesh is None else torch.device("cpu")
+        subject = replace(subject, policy=load_model(settings.model, device)[0])
     with nullcontext() if shares_engines else subject.rollout_worker(context, mesh) as worker:
         policy = subject.policy
         if settings.learner.gradient_checkpointing:

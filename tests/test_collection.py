@@ -1,6 +1,7 @@
 """Collecting batches: dynamic sampling, the overlong penalty and the importance correction."""
 
 import math
+import shutil
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,9 +22,11 @@ from helpers.collecting import (
     word_tokenizer,
 )
 from helpers.configurations import settings
+from helpers.runs import run
 
-from carerft.config.settings import LearnerSettings
+from carerft.config.settings import LearnerSettings, ModelSettings
 from carerft.errors import CareError, DataError, NonFiniteError
+from carerft.model.loading import model_path
 from carerft.objective.regularizers import Regularizer, SkewReverseKL
 from carerft.rollout import Rollouts, completion_texts
 from carerft.tasks import Problem, encoding
@@ -78,6 +81,18 @@ def test_a_batch_tokenises_its_own_prompts_alone():
     collector.check_prompts = False
     collector.next(learner, last=True)
     assert (collector.prompts._lengths >= 0).sum() == PROMPTS
+
+
+def test_data_are_checked_before_weights_are_loaded(tmp_path: Path, capsys):
+    model = tmp_path / "model"
+    shutil.copytree(model_path(ModelSettings(name="tiny", path="world")), model)
+    (model / "model.safetensors").write_bytes(b"cut")
+    for overrides, error in (
+        (["task.max_tokens=100000"], "the prompt of problem reasoning-"),
+        ([], "cannot load the model"),
+    ):
+        assert run(tmp_path / str(len(overrides)), f"model={model}", *overrides) == 2
+        assert error in capsys.readouterr().err
 
 
 # Dynamic sampling

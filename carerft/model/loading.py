@@ -80,7 +80,7 @@ def load_model(model: ModelSettings, device: torch.device) -> tuple[PreTrainedMo
         raise CareError(f"cannot load the {part} of {path}: {reason(error)}", _remedy(error)) from error
     if report:
         _check_weights(policy, report, path)
-    _make_savable(policy, path)
+        _make_savable(policy, path)
     # transformers' decorator of `to` hides that it is a method.
     policy = policy.to(device).eval()  # pyright: ignore[reportArgumentType]  # `to` takes a device
     _check_head(policy, path)
