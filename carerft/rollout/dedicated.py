@@ -121,6 +121,7 @@ class DedicatedWorker(SharingWorker):
         """The first half of `sync`: give these weights, named as in a checkpoint, to all engines."""
         import ray
 
+        self.weights = None  # the store frees the old ones before it takes the new ones
         self.weights = ray.put({name: as_array(weight, self.precision) for name, weight in weights})
         self._call("load_arrays", [(self.weights,)] * self.workers)
 
