@@ -67,8 +67,8 @@ class ChatTask:
 class Prompts:
     """The prompts of problems as token ids: each is tokenised when `prepare` or an index first asks for it.
 
-    max_tokens: of a completion. context: the most tokens of prompt and completion together. All tokens are in one array:
-    4 bytes each, and 12 for each problem.
+    max_tokens: of a completion. context: the most tokens of prompt and completion together. All tokens are in one
+    array, 4 bytes each; a problem takes another 12.
     """
 
     def __init__(self, problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, max_tokens: int, context: int):
