@@ -83,8 +83,8 @@ def test_a_plan_counts_with_it():
 
 
 def test_runs_with_the_earlier_default_are_the_same_runs():
-    earlier, now = composed("learner.tokens_per_microbatch=16384"), composed()
-    assert now["learner"]["tokens_per_microbatch"] is None
+    earlier, now = composed("learner.tokens_per_microbatch=16384", "rollout.batch_size=256"), composed()
+    assert now["learner"]["tokens_per_microbatch"] is now["rollout"]["batch_size"] is None
     assert config_hash(earlier) == config_hash(now) and differences(earlier, now) == []
     assert differences(now, composed("learner.tokens_per_microbatch=99")) == [
         "learner.tokens_per_microbatch: None -> 99"
