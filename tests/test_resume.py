@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.models import tiny_model
-from helpers.processes import fresh
 from helpers.runs import (
     ENVIRONMENT,
     PLAN,
@@ -39,8 +38,7 @@ from carerft.training.checkpoint_tensors import CheckpointTensors
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("whole") / "run"
-    with fresh():  # its own seed of string hashes, for one
-        train(directory)
+    train(directory)
     assert [line["step"] for line in lines(directory)] == list(range(1, STEPS + 1))
     assert sum(abs(line["learner/grad_norm"]) > 0 for line in lines(directory)) >= STEPS // 2  # it does learn
     return directory
@@ -101,20 +99,6 @@ def test_a_batch_of_dynamic_sampling_with_its_correction_continues_bit_identical
     assert weights(directory) == weights(whole) and lines(directory) == lines(whole)
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(uninterrupted: Path, tmp_path: Path):
-    directory = tmp_path / "run"
-    process = start(directory)
-    wait_for(lambda: (directory / "checkpoints" / "step_6").exists(), process)
-    process.send_signal(signal.SIGKILL)
-    finish(process)
-    newest = checkpoint.steps_of(directory / "checkpoints")[-1]
-    state = directory / "checkpoints" / f"step_{newest}" / "state.pt"
-    state.write_bytes(state.read_bytes()[:-100])
-    output = train(directory)
-    assert f"step_{newest} is damaged" in " ".join(output.split())
-    assert weights(directory) == weights(uninterrupted) and lines(directory) == lines(uninterrupted)
-
-
 def test_a_directory_of_another_configuration_is_refused(uninterrupted: Path):
     before = {p: p.read_bytes() for p in uninterrupted.rglob("*") if p.is_file() and p.suffix != ".log"}
     process = start(uninterrupted, "learner.learning_rate=0.5", "seed=3")
@@ -125,20 +109,24 @@ def test_a_directory_of_another_configuration_is_refused(uninterrupted: Path):
     assert before == after
 
 
-def test_a_full_disk_leaves_the_last_good_checkpoint(uninterrupted: Path, tmp_path: Path):
+def test_a_full_disk_and_a_damaged_file_each_leave_the_last_good_checkpoint(uninterrupted: Path, tmp_path: Path):
     """The limit on a file's size stops a checkpoint's writing as a full disk does."""
     directory = tmp_path / "run"
+    checkpoints = directory / "checkpoints"
     process = start(directory)
-    wait_for(lambda: (directory / "checkpoints" / "step_4").exists(), process)
+    wait_for(lambda: (checkpoints / "step_4").exists(), process)
     process.send_signal(signal.SIGKILL)
     finish(process)
-    good = checkpoint.steps_of(directory / "checkpoints")[-1]
+    before, good = checkpoint.steps_of(checkpoints)
     stopped = train_on_a_full_disk(directory)
     assert stopped.returncode == 2, stopped.stdout + stopped.stderr
-    assert f"step {good} is intact" in stopped.stderr and "Traceback" not in stopped.stderr
-    assert "free the disk" in " ".join(stopped.stderr.split())
-    assert checkpoint.steps_of(directory / "checkpoints")[-1] == good
-    train(directory)
+    said = " ".join(stopped.stderr.split())
+    assert f"step {good} is intact" in said and "free the disk" in said and "Traceback" not in said
+    assert checkpoint.steps_of(checkpoints) == [before, good]
+    state = checkpoints / f"step_{good}" / "state.pt"
+    state.write_bytes(state.read_bytes()[:-100])
+    output = " ".join(train(directory).split())
+    assert f"step_{good} is damaged" in output and f"at step {before}" in output
     assert weights(directory) == weights(uninterrupted) and lines(directory) == lines(uninterrupted)
 
 

@@ -10,10 +10,10 @@ first one forks when it is asked for: vLLM takes as long again as everything els
 
 `install` puts `Popen` in the place of `subprocess.Popen`, in the processes of pytest and in every fork, so that the
 commands which carerft itself starts (the runs of a sweep, torchrun and its processes) are forks as well. Only commands
-of MODULES are; every other command is started as usual, and so is every command within `fresh()`.
+of MODULES are; every other command is started as usual.
 
-All forks share the seed of string hashes, which an interpreter draws when it starts. Where a test compares two
-processes whose results must not depend on it, it starts one of them within `fresh()`.
+All forks share the seed of string hashes, which an interpreter draws when it starts. A command with another one
+(PYTHONHASHSEED) is none.
 """
 
 import contextlib
@@ -46,7 +46,6 @@ ENGINE = "CARERFT_TEST_ENGINE"
 
 _directory: str | None = None
 _imported_with: dict[str, str | None] = {}  # the values of IMPORT_TIME that the server has
-_fresh = False
 
 
 @contextlib.contextmanager
@@ -105,17 +104,6 @@ def without(*names: str) -> Iterator[None]:
             del sys.modules[name]
 
 
-@contextlib.contextmanager
-def fresh() -> Iterator[None]:
-    """Within the `with` block, every command starts a new interpreter."""
-    global _fresh
-    before, _fresh = _fresh, True
-    try:
-        yield
-    finally:
-        _fresh = before
-
-
 def parsed(command: Any) -> tuple[str, list[str]] | None:
     """The module and the arguments of a command of MODULES, `[sys.executable, "-m", MODULE, ...]`; None for others."""
     if not isinstance(command, Sequence) or isinstance(command, (str, bytes)):
@@ -147,9 +135,9 @@ class Popen(subprocess.Popen):
         environment = {os.fsdecode(k): os.fsdecode(v) for k, v in (os.environ if env is None else env).items()}
         unusual = preexec or passed or shell or [gid, gids, uid] != [None] * 3 or umask != -1 or group != -1
         same = all(environment.get(name) == value for name, value in _imported_with.items())
-        command = None if unusual or _fresh or not same or _directory is None else parsed(args)
+        command = None if unusual or not same or _directory is None else parsed(args)
         if command is None:
-            return super()._execute_child(args if _fresh else with_short_workers(args), *given[1:])
+            return super()._execute_child(with_short_workers(args), *given[1:])
         streams = [own if own != -1 else usual for own, usual in ((stdin, 0), (stdout, 1), (stderr, 2))]
         directory = os.path.abspath(os.fsdecode(cwd or "."))
         self._status, written = os.pipe()
