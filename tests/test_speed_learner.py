@@ -2,11 +2,13 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -178,6 +180,23 @@ def test_the_promised_figures_of_a_gpu_and_their_targets():
     assert shares[1] == pytest.approx(1.6 * shares[0]) and 0 < shares[0] < 1
     assert not any("head" in name for name in found)
     assert {one["reached"] for one in figures.figures(sections, toy=True)} == {None}
+
+
+def test_a_section_that_takes_too_long_ends_with_all_that_it_started_and_keeps_what_it_printed(tmp_path):
+    child = f"import pathlib, time; pathlib.Path({str(tmp_path / 'begun')!r}).touch(); time.sleep(600)"
+    program = f"""
+import pathlib, subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", {child!r}])
+while not pathlib.Path({str(tmp_path / "begun")!r}).exists():
+    pass
+print('{{"case": "one", "child": %d}}' % child.pid, flush=True)
+child.wait()
+"""
+    found = figures.run(figures.Section([], ["-c", program], 0), cpu=True, patience=15)
+    line = found["found"]
+    assert found["status"] == -signal.SIGKILL and line["case"] == "one"
+    psutil.wait_procs([p for p in psutil.process_iter() if p.pid == line["child"]], timeout=60)
+    assert not psutil.pid_exists(line["child"]) or psutil.Process(line["child"]).status() == psutil.STATUS_ZOMBIE
 
 
 @pytest.mark.slow  # tests/test_learner.py and others have its cases

@@ -17,6 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from carerft import cli
+from carerft.commands import sweep
 from carerft.commands.sweep import named_experiment
 from carerft.config.composition import plain
 from carerft.config.identity import config_hash
@@ -193,6 +194,21 @@ def test_an_unknown_experiment_is_named_with_the_nearest():
     with pytest.raises(ConfigError, match="no experiment 'tabel1'") as caught:
         experiment("tabel1")
     assert "did you mean table1" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("word", "here"),
+    [("jobs=1", True), ("hydra/launcher=joblib", True), ("hydra/launcher=submitit_slurm", False), ("--dry-run", False)],
+)
+def test_what_runs_on_a_cluster_need_not_be_able_to_run_here(word, here, monkeypatch):
+    def cells(*_, **given):
+        assert given == {"here": here}
+        raise ConfigError("seen")
+
+    monkeypatch.setattr(sweep, "cells", cells)
+    monkeypatch.setattr(sys, "argv", ["carerft sweep", "figure2", word])
+    with pytest.raises(ConfigError, match="seen"):
+        sweep.main()
 
 
 def test_a_launcher_whose_plugin_is_not_installed_is_said_before_anything_starts(tmp_path, monkeypatch, capsys):

@@ -34,6 +34,7 @@ from carerft.sweeps.workers import OPEN, failure, last_step, run
 from carerft.text import duration, visible
 
 MOST_LISTED = 12
+CLUSTERS = ("hydra/launcher=submitit_slurm", "hydra/launcher=ray")  # whose runs start on other machines
 
 
 @dataclass
@@ -52,8 +53,9 @@ def main() -> int:
         raise ConfigError("no experiment was named", "name one, as in: carerft sweep table1")
     console = Console(stderr=True)
     with console.status(f"composing the cells of {chosen.name}"):
-        # Cells can be listed on a machine on which what they need is not installed.
-        planned = cells(chosen, overrides, here=not settings.dry_run)
+        # Cells can be listed, or handed to a cluster, on a machine that lacks what they need: packages, or a GPU.
+        elsewhere = any(word.startswith(CLUSTERS) for word in overrides)
+        planned = cells(chosen, overrides, here=not (settings.dry_run or elsewhere))
         check_inputs(planned)
     workers = min(settings.jobs or _workers(overrides), len(planned))
     if settings.dry_run:

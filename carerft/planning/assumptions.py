@@ -8,10 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from carerft.config.composition import CONF
 from carerft.config.gpus import gpus
 from carerft.errors import ConfigError
 from carerft.text import did_you_mean
@@ -68,6 +64,11 @@ class Assumptions:
 
 def load(overrides: Sequence[str] = ()) -> Assumptions:
     """conf/plan.yaml with these `key=value` applied. Raises ConfigError for an unknown key or a wrong value."""
+    from omegaconf import OmegaConf  # here: benchmarks/gpu.sh is for machines that may lack it
+    from omegaconf.errors import OmegaConfBaseException
+
+    from carerft.config.composition import CONF
+
     config = OmegaConf.merge(OmegaConf.structured(Assumptions), OmegaConf.load(CONF / "plan.yaml"))
     OmegaConf.set_struct(config, True)
     for override in overrides:

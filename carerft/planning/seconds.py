@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from carerft.config.composition import train_settings
 from carerft.evaluation import QUESTIONS_AT_ONCE
 from carerft.objective import lm_head
 from carerft.planning.assumptions import Assumptions, Dataset, Device, Hardware
@@ -156,6 +155,8 @@ def _similar(recorded: dict[str, Any], hardware: Hardware) -> bool:
 
 def correction(runs: Sequence[Path], shape: Shape, hardware: Hardware, assumptions: Assumptions) -> dict[str, float]:
     """For each stage the measured seconds of these runs over the computed ones; 1 where nothing was measured."""
+    from carerft.config.composition import train_settings  # here: benchmarks/gpu.sh may lack OmegaConf
+
     measured, computed = Counter[str](), Counter[str]()
     for directory, manifest in manifests(runs):
         device = hardware.device.times(manifest["hardware"]["threads"] if hardware.kind == "cpu" else 1)
