@@ -46,6 +46,8 @@ def test_the_engine_leaves_threads_random_states_and_the_process_group_of_the_le
         engine.sample(PROMPTS, 1, Sampling(3), seed=1)
         engine.close()
         assert states() == before and torch.get_num_threads() == threads
+        # vLLM has compilations use one thread, by a variable that is read when transformers, before it, is imported.
+        assert torch._inductor.config.compile_threads == min(32, torch._utils.cpu_count() or 1)
         torch.set_num_threads(threads + 1)
         assert torch.get_num_threads() == threads + 1  # vLLM makes it do nothing
         torch.set_num_threads(threads)
