@@ -2,7 +2,7 @@
 
 The unit is the question: its k samples are not independent of each other, so intervals resample questions, never
 samples. A resample is a row of counts (how often each question was drawn), because every metric of this project is a
-function of weighted sums over questions: a thousand resamples are then one matrix product, and metrics computed from
+function of weighted sums over questions: a thousand resamples are then a few matrix products, and metrics computed from
 the same counts are resampled together.
 """
 

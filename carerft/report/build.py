@@ -1,7 +1,9 @@
 """From run directories to files: everything that the report writes is written here."""
 
+import gc
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from carerft.errors import RunDirectoryError
@@ -17,6 +19,20 @@ from carerft.runs.reading import Run, common_directory, load_runs
 from carerft.text import duration
 
 TEXT_BUDGET, LONGEST_TEXT = 800_000, 3000  # characters of model text on the page in all, and of one sample
+
+
+@contextmanager
+def collected_by_hand() -> Iterator[None]:
+    """A context in which garbage is collected only by `gc.collect()`, and none that is there at a `gc.freeze()`. By
+    itself, the collection would look at every part of a large figure, and at every sample, again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        if enabled:
+            gc.enable()
 
 
 def build(
@@ -43,8 +59,11 @@ def build(
     benchmarks = ordered({name for row in rows for run in row.evaluated for name in run.benchmarks}, BENCHMARKS)
     troubles = [f"{run.name}/{trouble}" for run in runs for trouble in run.troubles]
     findings = find(*about, rows, confidence) if about else None
-    drawings, files = draw(main, benchmarks, findings)
     texts = min(LONGEST_TEXT, TEXT_BUDGET // max(1, 12 * len(rows)))
+    with collected_by_hand():
+        questions = select_questions(rows, benchmarks, texts, troubles)
+        gc.freeze()
+        drawings, files = draw(main, benchmarks, findings)
     content = {
         "title": f"{common.name}: accuracy, honesty and calibration",
         "runs": runs,
@@ -54,7 +73,7 @@ def build(
         "benchmarks": benchmarks,
         "level": confidence,
         "drawings": drawings,
-        "questions": select_questions(rows, benchmarks, texts, troubles),
+        "questions": questions,
         "troubles": troubles,
         "findings": findings,
     }

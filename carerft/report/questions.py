@@ -4,14 +4,14 @@ Questions are selected by rule, never by hand: those on which the rows' majority
 majorities first. They show how rows differ, not how often; `Questions.differing` of `Questions.total` says that.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from typing import Any
 
 from carerft.report.columns import benchmark_title
 from carerft.report.rows import Row
-from carerft.runs.reading import Run, read_lines
+from carerft.runs.reading import Run, numbered_lines
 from carerft.text import visible
 
 PER_CATEGORY = 2
@@ -77,8 +77,10 @@ class Questions:
     total: int
 
 
-Tallies = Sequence[tuple[str, Run, dict[str, Tally]]]
-"""Of each row: its label, its first evaluated run, and that run's tallies by problem id."""
+Firsts = dict[tuple[str, Key], int]
+"""Of each problem id and answer, the line of the first sample that gave it."""
+Tallies = Sequence[tuple[str, Run, dict[str, Tally], Firsts]]
+"""Of each row: its label, its first evaluated run, that run's tallies by problem id, and where their samples are."""
 
 
 def select_questions(
@@ -91,9 +93,9 @@ def select_questions(
     selected = []
     for name in benchmarks:
         runs = [(row.label, next((run for run in row.evaluated if name in run.benchmarks), None)) for row in rows]
-        read = [(label, run, _read_tallies(run, name, troubles)) for label, run in runs if run]
-        tallies = [(label, run, by_problem) for label, run, by_problem in read if by_problem]
-        files = (list(_lines(run, f"{name}.problems.jsonl", troubles)) for _, run, _ in tallies)
+        read = [(label, run, *_read_tallies(run, name, troubles)) for label, run in runs if run]
+        tallies = [each for each in read if each[2]]
+        files = ([line for _, line in _lines(run, f"{name}.problems.jsonl", troubles)] for _, run, *_ in tallies)
         problems = next(filter(None, files), [])
         questions = [q for problem in problems if (q := _question(name, problem, tallies)).answers]
         if questions:
@@ -103,19 +105,23 @@ def select_questions(
     return selected
 
 
-def _lines(run: Run, file: str, troubles: list[str]) -> Iterator[dict[str, Any]]:
+def _lines(
+    run: Run, file: str, troubles: list[str], wanted: Container[int] | None = None
+) -> Iterator[tuple[int, dict[str, Any]]]:
     unreadable: list[str] = []
-    yield from read_lines(run.directory / "evaluation" / file, unreadable)
+    yield from numbered_lines(run.directory / "evaluation" / file, unreadable, wanted)
     troubles += [f"{run.name}/evaluation/{trouble}" for trouble in unreadable]
 
 
-def _read_tallies(run: Run, benchmark: str, troubles: list[str]) -> dict[str, Tally]:
-    """Tallies by problem id, without the texts: a file of samples may be large."""
+def _read_tallies(run: Run, benchmark: str, troubles: list[str]) -> tuple[dict[str, Tally], Firsts]:
+    """Tallies by problem id and the lines of their first samples, without the texts: a file of samples may be large."""
     tallies: dict[str, Tally] = {}
-    for sample in _lines(run, f"{benchmark}.jsonl", troubles):
-        correct, tally = sample.get("correct"), tallies.setdefault(str(sample.get("problem_id")), {})
-        tally.setdefault(_key(sample), []).append(correct if isinstance(correct, bool) else None)
-    return tallies
+    firsts: Firsts = {}
+    for number, sample in _lines(run, f"{benchmark}.jsonl", troubles):
+        correct, problem, key = sample.get("correct"), str(sample.get("problem_id")), _key(sample)
+        tallies.setdefault(problem, {}).setdefault(key, []).append(correct if isinstance(correct, bool) else None)
+        firsts.setdefault((problem, key), number)
+    return tallies, firsts
 
 
 def _majority(tally: Tally) -> Key:
@@ -140,7 +146,7 @@ def _question(benchmark: str, problem: dict[str, Any], tallies: Tallies) -> Ques
     misconceptions = [str(m) for m in listed[:5]] if isinstance(listed, list) else []
     lure = ": no answer exists" if gold is None else ": a misconception lures" if misconceptions else ""
     answers = []
-    for label, _, by_problem in tallies:
+    for label, _, by_problem, _ in tallies:
         if tally := by_problem.get(id_):
             key = _majority(tally)
             kind = _kind(key, tally[key], misconceptions)
@@ -153,7 +159,7 @@ def _question(benchmark: str, problem: dict[str, Any], tallies: Tallies) -> Ques
         unanswerable=gold is None,
         misconceptions=[visible(m, SHORT) for m in misconceptions],
         answers=answers,
-        missing=[label for label, _, by_problem in tallies if id_ not in by_problem],
+        missing=[label for label, _, by_problem, _ in tallies if id_ not in by_problem],
     )
 
 
@@ -181,8 +187,7 @@ def _most_informative(questions: list[Question]) -> list[Question]:
 
 def _add_texts(questions: list[Question], benchmark: str, tallies: Tallies, limit: int) -> None:
     """Give each answer its text: the first sample that gave the row's majority answer."""
-    for label, run, _ in tallies:
-        without = {(q.id, answer.key): answer for q in questions for answer in q.answers if answer.label == label}
-        for sample in _lines(run, f"{benchmark}.jsonl", []):
-            if answer := without.pop((str(sample.get("problem_id")), _key(sample)), None):
-                answer.text = visible(sample.get("text", ""), limit)
+    for label, run, _, firsts in tallies:
+        own = {firsts[q.id, answer.key]: answer for q in questions for answer in q.answers if answer.label == label}
+        for number, sample in _lines(run, f"{benchmark}.jsonl", [], wanted=own):
+            own[number].text = visible(sample.get("text", ""), limit)

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -146,13 +146,22 @@ def load_run(directory: Path, root: Path) -> Run:
 
 def read_lines(path: Path, troubles: list[str]) -> Iterator[dict[str, Any]]:
     """The JSON objects of a file of lines. Unreadable lines are skipped and counted in `troubles`."""
+    return (value for _, value in numbered_lines(path, troubles))
+
+
+def numbered_lines(
+    path: Path, troubles: list[str], wanted: Container[int] | None = None
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """As `read_lines`, each with the number of its line. wanted: only these lines are parsed; by default all."""
     broken, total = [], 0
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             for total, text in enumerate(file, start=1):
+                if wanted is not None and total not in wanted:
+                    continue
                 value = _parsed(text)
                 if isinstance(value, dict):
-                    yield value
+                    yield total, value
                 elif text.strip():
                     broken.append(total)
     except OSError as error:

@@ -1,5 +1,6 @@
 """Every figure of a report, as an element of the page and as files."""
 
+import gc
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,6 +47,8 @@ def draw(
         text = svg(figure)
         files[f"figures/{stem}.svg"], files[f"figures/{stem}.png"] = text, png(figure)
         drawings.append(Drawing(section, inline_svg(text, f"f{len(drawings)}", label), label, stem, benchmark))
+        if benchmark:  # these are large, with axes for every row; `build` lets nothing else be collected
+            gc.collect()
 
     with styled():
         if findings:

@@ -7,7 +7,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
-from matplotlib.transforms import Bbox
 
 from carerft.metrics.names import FLOORS
 from carerft.metrics.statistics import Interval
@@ -124,20 +123,21 @@ def label_points(axes: Axes, labels: Sequence[tuple[str, float, float]], size: f
     """
     axes.autoscale_view()
     places = [axes.transData.transform(place) * 72 / axes.figure.dpi for _, *place in labels]
-    occupied = [Bbox([place - MARKER, place + MARKER]) for place in places]
+    occupied = [(*(place - MARKER), *(place + MARKER)) for place in places]  # left, bottom, right, top
     for (text, x, y), place in zip(labels, places, strict=True):
         half = size * np.array([0.32 * len(text), 0.5])
         offsets = [
             (distance + half) * (np.cos(angle), np.sin(angle))
             for distance, angle in product(DISTANCES if all_of_them else DISTANCES[:1], np.radians(ANGLES))
         ]
-        boxes = [Bbox([place + offset - half, place + offset + half]) for offset in offsets]
-        shared = [[Bbox.intersection(box, other) for other in occupied] for box in boxes]
-        covered = [sum(part.width * part.height for part in parts if part is not None) for parts in shared]
+        boxes = np.array([(*(place + offset - half), *(place + offset + half)) for offset in offsets])[:, None]
+        others = np.array(occupied)
+        sides = np.minimum(boxes, others)[..., 2:] - np.maximum(boxes, others)[..., :2]  # (offsets, occupied, 2)
+        covered = np.clip(sides, 0, None).prod(-1).cumsum(-1)[:, -1].tolist()
         best = covered.index(min(covered))
         if covered[best] and not all_of_them:
             continue
-        occupied.append(boxes[best])
+        occupied.append(tuple(boxes[best, 0]))
         style = {"ha": "center", "va": "center", "fontsize": size, "color": INK, "zorder": 6}
         halo = [withStroke(linewidth=2, foreground=PAPER)]
         axes.annotate(text, (x, y), tuple(offsets[best]), textcoords="offset points", path_effects=halo, **style)

@@ -74,8 +74,9 @@ def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
 
 def arrange(figure: Figure) -> None:
     """Place a figure's parts once, so that each format is drawn without placing them again."""
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
+    if engine := figure.get_layout_engine():
+        engine.execute(figure)
+        figure.set_layout_engine("none")
 
 
 def legend(figure: Figure, axes: Axes) -> None:
