@@ -47,8 +47,6 @@ def draw(
         text = svg(figure)
         files[f"figures/{stem}.svg"], files[f"figures/{stem}.png"] = text, png(figure)
         drawings.append(Drawing(section, inline_svg(text, f"f{len(drawings)}", label), label, stem, benchmark))
-        if benchmark:  # these are large, with axes for every row; `build` lets nothing else be collected
-            gc.collect()
 
     with styled():
         if findings:
@@ -71,6 +69,8 @@ def draw(
             title = benchmark_title(name)
             if figure := reliability(rows, name, looks, title):
                 add("reliability", f"reliability-{name}", figure, f"Reliability diagrams on {title}", name)
+                del figure
+                gc.collect()  # it is large, with axes for every row; `build` lets nothing else be collected
         for metric in curve_metrics(rows):
             label = f"{CURVES[metric][0]} over training, by row"
             add("curves", f"curve-{metric}", curves(rows, metric, looks), label)
