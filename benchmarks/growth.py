@@ -8,6 +8,7 @@ no time, to show that it still runs.
 """
 
 import argparse
+import gc
 import json
 import os
 import resource
@@ -254,6 +255,7 @@ def measure(row: Row, size: tuple[int, ...]) -> dict[str, Any]:
     """CPU seconds of one size of a row, and by how much its peak of memory exceeds that of its preparation."""
     with empty_directory():
         work = row.prepare(*size)
+        gc.collect()  # imports leave much to look through, which is not the work's
         before, start = memory(), cpu_seconds()
         work()
         return {"cpu_s": cpu_seconds() - start, "peak_mb": (memory() - before) / 1e6}
