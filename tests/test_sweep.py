@@ -284,6 +284,10 @@ def test_an_index_of_runs_knows_what_reading_all_of_them_would(tmp_path: Path):
     check("b/x/seed=0")
     (tmp_path / "kept").rename(tmp_path / "a/x/seed=3")
     check("a/x/seed=3", "b/x/seed=0")
+    for number, text in enumerate(["{", "[]", "null", '{"status": "done"}', '{"status": "done", "config": null}']):
+        (tmp_path / f"c/x/seed={number}").mkdir(parents=True)  # of another program, or broken
+        (tmp_path / f"c/x/seed={number}/manifest.json").write_text(text)
+    check("a/x/seed=3", "b/x/seed=0")
 
 
 def test_many_that_share_a_run_at_once_leave_it_whole(tmp_path: Path):

@@ -40,16 +40,18 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def read_manifest(directory: Path) -> dict[str, Any] | None:
-    """The manifest of a run directory; None where there is none. Raises RunDirectoryError if it isn't JSON."""
+    """The manifest of a run directory; None where there is none. Raises RunDirectoryError if it isn't a run's."""
     path = directory / "manifest.json"
     if not path.exists():
         return None
+    remedy = "move the directory away, or choose another hydra.run.dir"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise RunDirectoryError(
-            f"{path} is not valid JSON ({error})", "move the directory away, or choose another hydra.run.dir"
-        ) from error
+        raise RunDirectoryError(f"{path} is not valid JSON ({error})", remedy) from error
+    if not (isinstance(manifest, dict) and "status" in manifest and isinstance(manifest.get("config"), dict)):
+        raise RunDirectoryError(f"{path} is no run's manifest: it has no status, or no configuration", remedy)
+    return manifest
 
 
 def manifests(directories: Iterable[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
