@@ -118,6 +118,21 @@ def test_gpus_and_who_else_uses_them(place: Path, monkeypatch: pytest.MonkeyPatc
     assert found.state == "warning" and "40.6 GiB are taken" in found.text
 
 
+def test_a_part_of_a_gpu_is_known_to_torch_alone(place: Path, monkeypatch: pytest.MonkeyPatch):
+    """Where CUDA_VISIBLE_DEVICES names one that MIG has made, nvidia-smi finds nothing."""
+    show_gpus(monkeypatch, place)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-0e3a")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    part = namedtuple("Properties", "name total_memory")("NVIDIA H100 80GB HBM3 MIG 3g.40gb", 40 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: part)
+    (found,) = examined(doctor.devices, Machine([]))
+    assert found.state == "ok" and "MIG 3g.40gb, 40.0 GiB, driver unknown" in found.text
+    (planned,) = examined(doctor.model, Machine(["model=tiny"]))
+    assert planned.state == "warning" and "nvidia-smi knows no GPU MIG-0e3a" in planned.text
+
+
 def test_a_version_that_does_not_go_with_the_others(monkeypatch: pytest.MonkeyPatch):
     real = importlib.metadata.version
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "4.57.0" if name == "transformers" else real(name))

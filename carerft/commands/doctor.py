@@ -38,7 +38,7 @@ from rich.text import Text
 from carerft import __version__
 from carerft.commands.arguments import read
 from carerft.commands.plan import compose_runs, plan
-from carerft.config.gpus import Gpu, check_gpus, gpus, hidden
+from carerft.config.gpus import Gpu, check_gpus, driver, gpus, hidden
 from carerft.config.settings import TrainSettings
 from carerft.errors import CareError, ConfigError, reason
 from carerft.planning.assumptions import GIB, hardware, load, machine_memory
@@ -73,7 +73,14 @@ class Machine:
 
     @cached_property
     def gpus(self) -> list[Gpu]:
-        return gpus()
+        """Of a part of a GPU (MIG) that CUDA_VISIBLE_DEVICES names, nvidia-smi knows nothing; torch does."""
+        import torch
+
+        if (found := gpus()) or not torch.cuda.is_available():
+            return found
+        cards = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+        size = [card.total_memory / GIB for card in cards]
+        return [Gpu(card.name, gib, gib, driver() or "unknown") for card, gib in zip(cards, size, strict=True)]
 
     @cached_property
     def settings(self) -> TrainSettings:

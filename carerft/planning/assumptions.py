@@ -2,13 +2,14 @@
 
 import os
 import re
+import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from carerft.config.gpus import gpus
+from carerft.config.gpus import gpus, hidden
 from carerft.errors import ConfigError
 from carerft.text import did_you_mean
 
@@ -122,7 +123,12 @@ def machine_memory() -> int:
 
 def _this_machine(kinds: dict[str, Device]) -> str:
     """The number and kind of this machine's GPUs, as nvidia-smi has them, or of its cores."""
-    found = gpus()
+    found, chosen = gpus(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    if not found and chosen and not hidden() and shutil.which("nvidia-smi"):
+        raise ConfigError(
+            f"hardware=this: nvidia-smi knows no GPU {chosen}, which CUDA_VISIBLE_DEVICES names (a part of one?)",
+            "name the most similar kind and correct its numbers, as in hardware=h100 hardware.h100.memory_gib=...",
+        )
     if not found:
         return f"{os.cpu_count() or 1}xcpu"
     if len({(gpu.name, gpu.memory_gib) for gpu in found}) > 1:
