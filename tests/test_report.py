@@ -16,6 +16,7 @@ from helpers.synthetic_runs import make_demo, manifest, write_json, write_lines,
 
 from carerft.errors import DataError, RunDirectoryError
 from carerft.report.build import build
+from carerft.report.figures import drawings
 from carerft.report.figures.reliability import pooled_reliability
 from carerft.report.rows import make_rows, quantities
 from carerft.runs.reading import load_runs
@@ -103,6 +104,13 @@ def test_the_page_is_self_contained_and_its_figures_are_well_formed(page):
     names = {path.stem for path in (page.parent / "figures").glob("*.svg")}
     assert {"tradeoff-world-honesty-refusal-f1", "reliability-world-truth", "curve-reward-mean"} <= names
     assert {"curve-policy-kl-to-reference", "curve-policy-entropy"} <= names
+
+
+def test_a_figure_of_many_panels_is_written_as_svg_alone(demo, tmp_path, monkeypatch):
+    monkeypatch.setattr(drawings, "MOST_PANELS", 3)
+    figures = build([demo], tmp_path).parent / "figures"
+    assert (figures / "reliability-world-truth.svg").exists() and not (figures / "reliability-world-truth.png").exists()
+    assert (figures / "curve-reward-mean.png").exists()
 
 
 def test_the_page_says_what_it_was_made_from(page):

@@ -17,11 +17,15 @@ from carerft.report.rows import Row
 from carerft.text import decimal, greek
 
 
+MOST_PANELS = 24
+"""Pairs of axes of a figure that is written as PNG too: that of a larger one would take as long as all others."""
+
+
 @dataclass(frozen=True)
 class Drawing:
     """A figure's inline SVG, the section of the page it belongs to, what it shows in words, and its files' name.
 
-    file: the figure is `figures/<file>.svg` and `figures/<file>.png`. benchmark: of reliability diagrams.
+    file: the figure is `figures/<file>.svg` and, up to MOST_PANELS, `figures/<file>.png`. benchmark: of reliability diagrams.
     """
 
     section: str
@@ -45,7 +49,9 @@ def draw(
             stem += "-"
         arrange(figure)
         text = svg(figure)
-        files[f"figures/{stem}.svg"], files[f"figures/{stem}.png"] = text, png(figure)
+        files[f"figures/{stem}.svg"] = text
+        if len(figure.axes) <= MOST_PANELS:
+            files[f"figures/{stem}.png"] = png(figure)
         drawings.append(Drawing(section, inline_svg(text, f"f{len(drawings)}", label), label, stem, benchmark))
 
     with styled():
