@@ -16,7 +16,6 @@ from carerft.report.findings import Findings
 from carerft.report.rows import Row
 from carerft.text import decimal, greek
 
-
 MOST_PANELS = 24
 """Pairs of axes of a figure that is written as PNG too: that of a larger one would take as long as all others."""
 
@@ -25,7 +24,8 @@ MOST_PANELS = 24
 class Drawing:
     """A figure's inline SVG, the section of the page it belongs to, what it shows in words, and its files' name.
 
-    file: the figure is `figures/<file>.svg` and, up to MOST_PANELS, `figures/<file>.png`. benchmark: of reliability diagrams.
+    file: the figure is `figures/<file>.svg` and, up to MOST_PANELS, `figures/<file>.png`. benchmark: of reliability
+        diagrams.
     """
 
     section: str
