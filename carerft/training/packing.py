@@ -178,8 +178,10 @@ def microbatches(rollouts: Rollouts, token_budget: int, layout: Layout, processe
     """
     parts = sorted(_parts(rollouts, token_budget, layout, processes), key=lambda part: -part[0])
     sizes = [size for size, _ in parts]
-    least = processes * max(1, -(-sum(sizes) // (token_budget * processes)))
-    counts = range(least, least + len(parts) + processes, processes)  # the last has room for each part alone
+    alone = sum(2 * size > token_budget for size in sizes)  # no two of these fit into one microbatch
+    least = processes * -(-max(-(-sum(sizes) // token_budget), alone, 1) // processes)
+    most = max(least, processes * -(-len(parts) // processes))  # room for each part alone
+    counts = range(least, most + 1, processes)
     # With one microbatch more, the smallest is never larger, whatever part comes next: if one number of microbatches
     # is enough, all greater ones are (tests/test_packing.py).
     count = counts[bisect_left(counts, True, key=lambda count: len(_greedy(sizes, count, token_budget)) == len(sizes))]
