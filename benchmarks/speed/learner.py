@@ -211,6 +211,13 @@ def work_of(options: argparse.Namespace) -> Work:
     )
 
 
+def write(output: Path, work: Work, load: Any, measurements: dict[str, Any], peak: float | None) -> None:
+    """One line of JSON for each system that was measured so far."""
+    line = {"work": asdict(work), "parameters": work.sizes.parameters, "load_before": load}
+    rows = {system: row(one, peak if work.device == "cuda" else None) for system, one in measurements.items()}
+    output.write_text("".join(json.dumps({"system": NAMES[name], **line, **one}) + "\n" for name, one in rows.items()))
+
+
 def main() -> None:
     options = arguments()
     if options.measure:
@@ -237,6 +244,8 @@ def main() -> None:
             if one:
                 peak = peak or peak_flops(one.get("device", ""), work.precision)
                 measurements[system] = one
+                if options.output:  # after each, for whoever is stopped here
+                    write(options.output, work, load, measurements, peak)
     rows = {system: row(one, peak if work.device == "cuda" else None) for system, one in measurements.items()}
 
     if rows:
@@ -254,10 +263,6 @@ def main() -> None:
         console.print(line, highlight=False)
     if work.device == "cuda" and not peak:
         console.print("No MFU: conf/plan.yaml lacks the peak of this GPU; give it with --peak-tflops.", style="yellow")
-    if options.output:
-        line = {"work": asdict(work), "parameters": work.sizes.parameters, "load_before": load}
-        lines = [json.dumps({"system": NAMES[system], **line, **one}) for system, one in rows.items()]
-        options.output.write_text("".join(f"{text}\n" for text in lines))
     if not options.trl_python:
         console.print(how_to_get_trl(Path(__file__).name), style="yellow", markup=False)
     sys.exit(0 if rows else 1)
