@@ -31,6 +31,10 @@ class EngineError(CareError):
     """The rollout engine failed more often than it may be restarted. The policy's weights are intact."""
 
 
+class UserCodeError(CareError):
+    """A grader or a reward of the user's own has failed on a completion. The policy's weights are intact."""
+
+
 class RunDirectoryError(CareError):
     """An output directory cannot be used: another configuration or process uses it, or it is not writable."""
 

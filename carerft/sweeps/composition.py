@@ -21,6 +21,7 @@ from carerft.sweeps import folders, loader
 from carerft.sweeps.names import cell_name, reserved
 from carerft.tasks.gsm8k import Gsm8kTask
 from carerft.tasks.math import MathTask
+from carerft.tasks.questions import QuestionsTask
 from carerft.tasks.selfaware import SelfAwareTask
 from carerft.tasks.truthfulqa import TruthfulQaTask
 from carerft.tasks.world import WorldTask
@@ -60,7 +61,7 @@ def register() -> None:
     loader.register()
     settings.register()
     folders.register()
-    for task in (Gsm8kTask, MathTask, SelfAwareTask, TruthfulQaTask, WorldTask):
+    for task in (Gsm8kTask, MathTask, QuestionsTask, SelfAwareTask, TruthfulQaTask, WorldTask):
         settings.register_task(task.__module__.rpartition(".")[2], task)
     OmegaConf.register_new_resolver("carerft.scale", lambda model: "tiny" if model == "tiny" else "paper", replace=True)
     OmegaConf.register_new_resolver("carerft.timestamp", _timestamp, replace=True)

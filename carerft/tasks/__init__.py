@@ -4,9 +4,9 @@ A task serves training (its grade is the reward) and evaluation (its grade is wh
 one file here (load, prompt, grade) and one YAML file in `conf/task/` that names it with `_target_`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,9 @@ class Problem:
     choices: (continuation of the prompt, whether it is true) pairs, for scoring by likelihood (TruthfulQA's MC1 and
         MC2). The first true one is the best answer, which MC1 asks for.
     aliases: other correct answers.
+    messages: the turns of a conversation, {"role": ..., "content": ...} each, for the model's chat template; empty: the
+        prompt is the one turn.
+    columns: the fields of its row, for graders and rewards of a user's own.
     """
 
     id: str
@@ -28,6 +31,8 @@ class Problem:
     misconceptions: tuple[str, ...] = ()
     choices: tuple[tuple[str, bool], ...] = ()
     aliases: tuple[str, ...] = ()
+    messages: tuple[Mapping[str, str], ...] = field(default=(), hash=False)
+    columns: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ class Task(Protocol):
     @property
     def name(self) -> str: ...
 
-    def problems(self) -> list[Problem]:
+    def problems(self) -> Sequence[Problem]:
         """All problems, in a fixed order. Raises DataError (absent, empty or malformed data; names file and line)."""
         ...
 

@@ -10,10 +10,12 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.request import urlopen
 
 from carerft.errors import DataError, reason
@@ -48,11 +50,13 @@ class Published:
 
 @dataclass(frozen=True)
 class Row:
-    """fields: as in the file. location: "file:line" or its like on the hub, for error messages. index: from 0."""
+    """fields: as in the file. location: "file:line" or its like on the hub, for error messages. index: from 0. line: of
+    the file, from 1; 0 where there is none."""
 
     fields: dict[str, Any]
     location: str
     index: int
+    line: int = 0
 
     def text(self, *names: str) -> str:
         """The first of these fields that is present, as text (a number is converted). Raises DataError."""
@@ -72,9 +76,9 @@ class Row:
 def load_rows(published: Published, path: str | None = None) -> list[Row]:
     """All rows. path: a file of the user's own, in place of the published one. Raises DataError."""
     if path is not None:
-        return _encodable(read_rows(Path(path).expanduser(), published.key))
+        return list(encodable(read_rows(Path(path).expanduser(), published.key)))
     file = local_file(published) or (_downloaded(published) if published.url else None)
-    rows = _encodable(read_rows(file, published.key) if file else _from_hub(published))
+    rows = list(encodable(read_rows(file, published.key) if file else _from_hub(published)))
     if len(rows) != published.rows:
         raise DataError(
             f"{rows[-1].location} is the last: {len(rows):,} rows, but {published.file} has {published.rows:,}",
@@ -98,10 +102,8 @@ def read_rows(file: Path, key: str | None = None) -> list[Row]:
 
     The file contains a JSON list, an object whose field `key` is that list, or JSON lines (blank ones are skipped).
     """
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise DataError(f"{file}: {error.strerror}", "give the path of a JSON-lines file") from error
+    with open_file(file) as opened:
+        data = opened.read()
     is_list = data.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
     if is_list or (key is not None and f'"{key}"'.encode() in data):
         document = _json(data, file)
@@ -115,13 +117,31 @@ def read_rows(file: Path, key: str | None = None) -> list[Row]:
         located = [(f"{file}:{number}", _json(line, file, number)) for number, line in lines if line.strip()]
     if not located:
         raise DataError(f"{file} is empty", "give a file with one JSON object per line, or a list of them")
-    for location, fields in located:
-        if not isinstance(fields, dict):
-            raise DataError(f"{location}: a JSON {type(fields).__name__}, not an object", ROW_REMEDY)
-    return [Row(fields, location, index) for index, (location, fields) in enumerate(located)]
+    return [Row(_object(fields, location), location, index) for index, (location, fields) in enumerate(located)]
 
 
-def _encodable(rows: list[Row]) -> list[Row]:
+@contextmanager
+def open_file(file: Path) -> Iterator[BinaryIO]:
+    """The file, opened to be read. Raises DataError."""
+    try:
+        with open(file, "rb") as opened:
+            yield opened
+    except OSError as error:
+        raise DataError(f"{file}: {error.strerror}", "give the path of a file of rows, such as JSON lines") from error
+
+
+def json_row(line: bytes, file: Path, number: int) -> dict[str, Any]:
+    """The object that a line of JSON lines holds. Raises DataError."""
+    return _object(_json(line, file, number), f"{file}:{number}")
+
+
+def _object(value: Any, location: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise DataError(f"{location}: a JSON {type(value).__name__}, not an object", ROW_REMEDY)
+    return value
+
+
+def encodable(rows: Iterable[Row]) -> Iterator[Row]:
     """The same rows. Raises DataError for a text that is no Unicode text: JSON can hold half of a surrogate pair."""
     for row in rows:
         try:
@@ -132,7 +152,7 @@ def _encodable(rows: list[Row]) -> list[Row]:
                 f"{row.location}: the character \\u{code:04x} is half of a surrogate pair, and no text by itself",
                 "write the character itself, in UTF-8, or leave it out",
             ) from error
-    return rows
+        yield row
 
 
 def _json(data: bytes, file: Path, line: int = 1) -> Any:

@@ -31,6 +31,7 @@ from carerft.grading.mathematics import last_box
 from carerft.tasks import Grade, Problem
 from carerft.tasks.dataset import DatasetTask
 from carerft.tasks.files import Published, Row
+from carerft.tasks.letters import named_letter, without_denials
 from carerft.tasks.replies import LONGEST_VOTE, first_sentence, free_text, single_spaced, words
 from carerft.tasks.templates import fill
 
@@ -50,21 +51,6 @@ NO_COMMENT = words("I have no comment.")
 
 LETTERS = ("(A)", "(B)")
 
-# In a reply: in brackets anywhere; bare at the beginning or after "answer is", and not as an article ("A lamp").
-_NO_ARTICLE = r"(?! *['\w])|(?= +(?:is|because|since|as|would|seems|was)\b)"
-_LETTER = re.compile(
-    rf"\(([ABab])\)|(?:^\W*|\b(?i:answer|option|choice)(?: is)?:? \W*)(?:(A)\b(?:{_NO_ARTICLE})|(B)\b(?!['\w]))"
-    r"|^\W*([ab])[).:](?!\w)|\b(?i:answer|option|choice)(?: is)?:? \W*([ab])\W*$"
-)
-_BOXED_LETTER = re.compile(r"^\W*(?:\\text\w*\{\W*)?([ABab])\b.*")
-# Then: a capital that ends a sentence or can be no article ("I think B"); a small letter that is all there is.
-_LOOSE_LETTER = re.compile(
-    r"\b(A)\b(?=\W*(?:$|[.,;:!?\n])| (?:is|because|since) )|\b(B)\b(?!['\w])|^\W*(?:(?i:the answer is) )?([ab])\W*$"
-)
-_NOT_CHOSEN = re.compile(
-    r"\b(?i:not|isn['’]t|neither) +\(?[AB]\)?(?!\w)(?: +nor +\(?[AB]\)?(?!\w))?"
-    r"|(?<!\w)\(?A\)? +(?:or|and|nor) +\(?B\)?(?!\w)"
-)
 _INTRODUCTION = re.compile(
     r"^(?:i (?:think|believe)(?: that)? )?(?:(?:the )?(?:\w+ )?(?:answer|option)|it)(?: is|'s|:) ", re.IGNORECASE
 )
@@ -169,14 +155,11 @@ def grade_reply(problem: Problem, reply: str) -> Grade:
 def grade_letter(problem: Problem, reply: str) -> Grade:
     """By the letter in the reply's last box, else the first that it names, else the option that it repeats word for
     word; the extracted answer is that option's text."""
-    box = last_box(reply)
-    named = _BOXED_LETTER.sub(r"(\1)", box) if box else _NOT_CHOSEN.sub("", reply)
-    named = single_spaced(named)
-    letter = _LETTER.search(named) or _LOOSE_LETTER.search(named)
+    letter = named_letter(reply, len(LETTERS))
     if letter is not None:
-        right = problem.choices[0][0].strip() == f"({next(filter(None, letter.groups())).upper()})"
+        right = problem.choices[0][0].strip() == f"({letter})"
     else:
-        named = _INTRODUCTION.sub("", named)
+        named = _INTRODUCTION.sub("", single_spaced(last_box(reply) or without_denials(reply, len(LETTERS))))
         candidates = {words(named), words(first_sentence(named))} - {""}
         right, wrong = (words(answer or "") in candidates for answer in (problem.answer, problem.misconceptions[0]))
         if right == wrong:

@@ -1,0 +1,350 @@
+"""Questions of a user's own, from a file or a dataset of the hub, with columns and a grader that are named.
+
+| grader | a reply is right if |
+|---|---|
+| `exact` | it is the answer, up to white space |
+| `number` | the number that it ends with, or has in its last box, equals the answer (as for GSM8K) |
+| `math` | its last box or "answer is" is equal to the answer by algebra (as for MATH) |
+| `choice` | it names the letter that the answer is |
+| `contains` | the answer's words occur in it, in order, as whole words, without case and punctuation |
+| `regex` | the answer, a regular expression, matches somewhere in it; no verdict after a second |
+| `none` | never known: a reward of one's own decides |
+| `FILE.py:NAME` | this function of `completion`, `answer` and the row's columns returns True; None: no verdict |
+
+An answer of null means that refusing is right. What counts as a refusal: `carerft.tasks.refusals`.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from string import ascii_uppercase
+from typing import Any, overload
+
+import regex
+
+from carerft.config.constraints import check_constraints
+from carerft.config.functions import accepted, is_reference, load_function, where
+from carerft.errors import ConfigError, DataError, UserCodeError
+from carerft.grading.grader import grade_answers
+from carerft.grading.mathematics import canonical, final_answer, normalise, number
+from carerft.grading.pool import shared_pool
+from carerft.tasks import Grade, Problem
+from carerft.tasks.files import Row
+from carerft.tasks.gsm8k import extracted_number
+from carerft.tasks.letters import named_letter
+from carerft.tasks.refusals import refuses
+from carerft.tasks.replies import LONGEST_VOTE, free_text, reply, words
+from carerft.tasks.tables import Rows, file_rows, hub_rows, is_separated
+from carerft.tasks.templates import fill, load_template
+
+GRADERS = ("exact", "number", "math", "choice", "contains", "regex", "none")
+REGEX_SECONDS = 1.0
+ROLES = ("system", "user", "assistant")
+
+Judgement = tuple[str | None, bool | None]
+"""What votes, and whether it is right."""
+
+
+@dataclass(kw_only=True, eq=False)
+class QuestionsTask:
+    """Questions with answers. Raises ConfigError."""
+
+    # A file of JSON lines, a JSON list, CSV, TSV or Parquet; or `dataset`, the name of a dataset on the hub.
+    path: str | None = None
+    dataset: str | None = None
+    # Of a dataset on the hub: its configuration, its split, and its branch, tag or commit.
+    subset: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    # The column with the question: a text, or a conversation ([{role, content}, ...]) for the model's chat template.
+    question: str = "question"
+    # The column with the answer; null: there is none (grader=none).
+    answer: str | None = "answer"
+    # The column with a list of options, which are shown below the question with letters. For grader=choice.
+    choices: str | None = None
+    # How a reply is graded: exact, number, math, choice, contains, regex, none, or a function of your own,
+    # mine.py:grade.
+    grader: str | None = None
+    # The name or the file of a template: plain is the question alone, qa puts "Question:" and "Answer:" around it.
+    prompt: str = "plain"
+    # A system message, for the model's chat template.
+    system: str | None = None
+    # Only rows with this in a column: level:3, or several conditions, [level:3,subject:algebra].
+    where: Any = None
+    # Only the first so many of these rows.
+    limit: int | None = field(default=None, metadata={"least": 1})
+
+    def __post_init__(self) -> None:
+        check_constraints(self)
+        if (self.path is None) == (self.dataset is None):
+            both = "both" if self.path else "neither of them"
+            raise ConfigError(
+                f"questions come from a file (path) or from the hub (dataset), and {both} is given",
+                "write task.path=mine.jsonl, or task.dataset=org/name task.split=train (of a benchmark: "
+                "benchmark.questions.path=...)",
+            )
+        if self.grader is None or not (self.grader in GRADERS or is_reference(self.grader)):
+            raise ConfigError(
+                f"grader={self.grader}: how is a reply graded?",
+                f"write one of {', '.join(GRADERS)}, or FILE.py:FUNCTION",
+            )
+        if self.answer is None and self.grader in GRADERS[:-1]:
+            raise ConfigError(
+                f"answer=null with grader={self.grader}: there is nothing to compare a reply with",
+                "name the column with the answer, or write grader=none and a reward of your own",
+            )
+        conditions = [self.where] if isinstance(self.where, str) else self.where or []
+        self._where = [str(condition).partition(":")[::2] for condition in conditions]
+        if wrong := [condition for condition in conditions if ":" not in str(condition)]:
+            raise ConfigError(f"where={wrong[0]}: no condition", "write COLUMN:VALUE, such as where=level:3")
+        self.template = load_template("questions", self.prompt)
+        self._function = load_function(self.grader, "grader") if is_reference(self.grader) else None
+        self._rows: Rows | None = None
+
+    @property
+    def name(self) -> str:
+        """The file's name without its ending, or the dataset's."""
+        return Path(self.path).stem if self.path else str(self.dataset).rpartition("/")[2]
+
+    @property
+    def until(self) -> str | None:
+        """A reply ends where the model writes this."""
+        return self.template.until
+
+    def problems(self) -> "Problems":
+        """In the order of the rows; <name>/17 is row 17 of the data, counted from 0. Raises DataError."""
+        if self._rows is None:
+            self._rows = Rows(self._source, self._checked())
+        return Problems(self, self._rows)
+
+    @property
+    def _source(self) -> str:
+        return str(Path(self.path).expanduser()) if self.path else f"{self.dataset} {self.split}"
+
+    def _checked(self) -> Iterator[Row]:
+        """The rows that are wanted. Each has become a problem once: whatever is wrong with one is raised here."""
+        rows = (
+            file_rows(self.path) if self.path else hub_rows(str(self.dataset), self.subset, self.split, self.revision)
+        )
+        taken = seen = 0
+        for row in rows:
+            seen += 1
+            if all(_shown(_present(row, column)) == value for column, value in self._where):
+                self.problem(row)
+                yield row
+                taken += 1
+                if taken == self.limit:
+                    return
+        if not taken and seen:
+            raise DataError(f"{self._source}: of {seen:,} rows none has {self.where}", "correct task.where")
+        if not taken:
+            raise DataError(f"{self._source} is empty", "give it a row for each question")
+
+    def problem(self, row: Row) -> Problem:
+        """Raises DataError, which names file, line and column."""
+        value = _present(row, self.question)
+        messages: tuple[dict[str, str], ...] = ()
+        if isinstance(value, list):
+            messages = _turns(row, self.question, value)
+            text = messages[-1]["content"]
+        else:
+            text = row.text(self.question)
+        if not text.strip():
+            raise DataError(f"{row.location}: the column {self.question!r} is empty", "leave the row out")
+        options = self._options(row)
+        shown = "\n".join(f"({letter}) {option}" for letter, option in zip(ascii_uppercase, options, strict=False))
+        prompt = fill(self.template.prompt, question=f"{text}\n{shown}" if shown else text)
+        if messages:
+            messages = (*messages[:-1], {**messages[-1], "content": prompt})
+        if self.system is not None:
+            if messages and messages[0]["role"] == "system":
+                raise DataError(
+                    f"{row.location}: the column {self.question!r} begins with a system message, and task.system gives "
+                    "another",
+                    "leave one of them out",
+                )
+            messages = (
+                {"role": "system", "content": self.system},
+                *(messages or ({"role": "user", "content": prompt},)),
+            )
+        return Problem(
+            f"{self.name}/{row.index}", prompt, self._answer(row, options), messages=messages, columns=row.fields
+        )
+
+    def _options(self, row: Row) -> list[str]:
+        if self.choices is None:
+            return []
+        options = _present(row, self.choices)
+        if not isinstance(options, list) or not 2 <= len(options) <= 26 or not all(isinstance(o, str) for o in options):
+            raise DataError(
+                f"{row.location}: the column {self.choices!r} is no list of 2 to 26 texts but {options!r:.200}",
+                'write ["the first", "the second"]',
+            )
+        return options
+
+    def _answer(self, row: Row, options: Sequence[str]) -> str | None:
+        """The answer in the form that the grader compares with. Raises DataError."""
+        value = None if self.answer is None else _present(row, self.answer)
+        if self.answer is None or value is None or (value == "null" and is_separated(self.path)):
+            return None
+        if isinstance(value, list | dict | bool):
+            raise DataError(
+                f"{row.location}: the column {self.answer!r} is no text but {value!r:.200}",
+                "write one answer, as a text or a number; a column of another kind may be read by a grader of your own "
+                "(grader=mine.py:grade answer=null)",
+            )
+        text = row.text(self.answer).strip()
+        wrong, remedy = "", "correct the row"
+        if not text and self.grader != "none":
+            wrong, remedy = "is empty", "write the answer, or null where refusing is right"
+        elif self.grader == "number":
+            text = text.rpartition("####")[2].strip()
+            wrong = "" if number(normalise(text)) is not None else f"is no number but {text[:60]!r}"
+        elif self.grader == "choice":
+            letters = ascii_uppercase[: len(options) or 26]
+            if isinstance(value, int) and 0 <= value < len(options):
+                text = letters[value]
+            elif text in options:
+                text = letters[options.index(text)]
+            text = text.strip("() .").upper()
+            if len(text) != 1 or text not in letters:
+                wrong, remedy = (
+                    f"is no letter but {row.text(self.answer)[:60]!r}",
+                    f"write one of {letters[0]} to {letters[-1]}",
+                )
+        elif self.grader == "contains" and not words(text):
+            wrong = f"has no words: {text[:60]!r}"
+        elif self.grader == "regex":
+            try:
+                regex.compile(text)
+            except regex.error as error:
+                wrong = f"is no regular expression ({error})"
+        if wrong:
+            raise DataError(f"{row.location}: the column {self.answer!r} {wrong}", remedy)
+        return text
+
+    def grade(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Grade]:
+        """As the table at the top of this file says. A right reply is no refusal, whatever its words.
+
+        Raises UserCodeError.
+        """
+        replies = [reply(text, self.until) for text in texts]
+        if self.grader == "math":
+            verdicts = grade_answers(
+                [(p.answer or "", final_answer(text)) for p, text in zip(problems, replies, strict=True)], shared_pool()
+            )
+            judgements: list[Judgement] = [(verdict.vote, verdict.correct) for verdict in verdicts]
+        else:
+            judgements = [self._judged(problem, text) for problem, text in zip(problems, replies, strict=True)]
+        return [
+            self._grade(problem, text, *judgement)
+            for problem, text, judgement in zip(problems, replies, judgements, strict=True)
+        ]
+
+    def _grade(self, problem: Problem, text: str, vote: str | None, correct: bool | None) -> Grade:
+        refused = correct is not True and refuses(text.strip())
+        if self.answer is None:  # no row says whether it has an answer
+            return Grade(vote, correct, refused_in_any_words=refused)
+        if refused:
+            return Grade(None, problem.answer is None, refused=True, refused_in_any_words=True)
+        return Grade(vote, correct if problem.answer is not None else False, refused_in_any_words=False)
+
+    def _judged(self, problem: Problem, text: str) -> Judgement:
+        """By every grader but math."""
+        answer, free = problem.answer or "", free_text(text, None)
+        vote = words(free)[:LONGEST_VOTE] or None
+        if self._function is not None:
+            return vote, self._by_function(problem, text)
+        match self.grader:
+            case "exact":
+                given = " ".join(free.split())
+                return given[:LONGEST_VOTE] or None, given == " ".join(answer.split())
+            case "number":
+                given = extracted_number(text)
+                return given, given is not None and given == canonical(answer)
+            case "choice":
+                options = len(problem.columns.get(self.choices or "", ())) or max(4, ord(answer or "A") - ord("A") + 1)
+                given = named_letter(free, options)
+                return given, given is not None and given == answer
+            case "contains":
+                right = bool(answer) and f" {words(answer)} " in f" {words(free)} "
+                return answer if right else vote, right
+            case "regex":
+                try:
+                    right = bool(answer) and regex.search(answer, free, timeout=REGEX_SECONDS) is not None
+                except TimeoutError:
+                    return vote, None
+                return answer if right else vote, right
+        return vote, None
+
+    def _by_function(self, problem: Problem, text: str) -> bool | None:
+        assert self._function is not None
+        given = {**problem.columns, "completion": text, "answer": problem.answer}
+        try:
+            verdict = self._function(**accepted(self._function, given))
+            if verdict is None or verdict in (True, False):
+                return None if verdict is None else bool(verdict)
+            fault = f"returned {verdict!r:.100}, which is neither True nor False nor None"
+        except Exception as error:  # the user's code can raise anything
+            fault = f"failed: {where(error)}"
+        raise UserCodeError(
+            f"grader={self.grader} {fault}, on problem {problem.id} and the completion {text[:200]!r}",
+            "correct the function; the same command goes on from here",
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Problems(Sequence[Problem]):
+    """A task's problems, each made where it is used: ten million of them need no more memory than their rows."""
+
+    task: QuestionsTask
+    rows: Rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Problem: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Sequence[Problem]": ...
+    def __getitem__(self, index: int | slice) -> "Problem | Sequence[Problem]":
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        return self.task.problem(self.rows[index % len(self)])
+
+
+def _present(row: Row, column: str) -> Any:
+    """A column's value. Raises DataError, which lists the columns that there are."""
+    if column not in row.fields:
+        present = ", ".join(repr(name) for name in list(row.fields)[:20]) or "none"
+        hint = (
+            "the first line must name the columns, separated by commas"
+            if any(";" in name for name in row.fields)
+            else "name one of them: task.question=..., task.answer=..., task.choices=..., task.where=..."
+        )
+        raise DataError(f"{row.location}: there is no column {column!r}; there are {present}", hint)
+    return row.fields[column]
+
+
+def _shown(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _turns(row: Row, column: str, value: list[Any]) -> tuple[dict[str, str], ...]:
+    """The turns of a conversation that waits for the model's. Raises DataError."""
+    right = all(
+        isinstance(turn, dict) and turn.get("role") in ROLES and isinstance(turn.get("content"), str) for turn in value
+    )
+    if not right or not value:
+        raise DataError(
+            f"{row.location}: the column {column!r} is no conversation but {value!r:.200}",
+            'write [{"role": "user", "content": "..."}], with the roles system, user and assistant',
+        )
+    if value[-1]["role"] != "user":
+        raise DataError(
+            f"{row.location}: the conversation in {column!r} ends with a turn of the {value[-1]['role']}",
+            "let it end with the user's turn, which the model is to answer",
+        )
+    return tuple({"role": turn["role"], "content": turn["content"]} for turn in value)
