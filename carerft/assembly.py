@@ -35,6 +35,7 @@ from carerft.trackers import MetricsFile, ProgressTracker, Trackers, named_track
 from carerft.trackers.weights_and_biases import description
 from carerft.training.collector import Collector, planned_prompts
 from carerft.training.learner import Learner, agreed
+from carerft.training.rewards import Rewards
 
 CONTEXT_STEP = 256
 """An engine's context is a multiple of this, so that runs whose longest prompts differ a little have equal engines."""
@@ -189,7 +190,7 @@ class Subject:
 class Training:
     """What a process that learns has of its own. worker: None if the engines belong to the first process alone.
 
-    task, prompts: None in all processes but the first.
+    task, prompts, rewards: None in all processes but the first.
     """
 
     settings: TrainSettings
@@ -199,11 +200,12 @@ class Training:
     prompts: Prompts | None
     worker: RolloutWorker | None
     learner: Learner
+    rewards: Rewards | None
 
     def collector(self, worker: RolloutWorker) -> Collector:
         """worker: of all processes, where several learn together."""
         subject, settings = self.subject, self.settings
-        assert self.task is not None and self.prompts is not None, "the first process collects"
+        assert self.task is not None and self.prompts is not None and self.rewards is not None, "the first collects"
         self.prompts.context = min(self.prompts.context, worker.context)
         return Collector(
             worker,
@@ -213,6 +215,8 @@ class Training:
             settings.rollout,
             settings.seed,
             self.prompts,
+            self.rewards,
+            settings.steps,
             check_prompts=subject.models_text,
         )
 
@@ -225,8 +229,9 @@ def training(settings: TrainSettings, mesh: DeviceMesh | None, tokens: int | Non
     """
     algorithm = instantiate(dict(vars(settings.algorithm)))
     regularizer = instantiate(dict(vars(settings.regularizer)))  # before the model: it may refuse its parameters
-    subject = Subject(settings, *load_model(settings.model, torch.device("meta")))
     follows = mesh is not None and mesh.get_rank() > 0
+    rewards = None if follows else Rewards(settings.reward)  # before the model: a user's file may not run
+    subject = Subject(settings, *load_model(settings.model, torch.device("meta")))
     shares_engines = follows and getattr(settings.rollout, "placement", None) == "dedicated"
     task: Task | None = None
     prompts: Prompts | None = None
@@ -253,7 +258,7 @@ def training(settings: TrainSettings, mesh: DeviceMesh | None, tokens: int | Non
         tokens = tokens or tokens_per_microbatch(settings, policy, choose_device(settings.learner.device))
         chosen = replace(settings.learner, tokens_per_microbatch=tokens)
         learner = Learner(policy, algorithm, regularizer, chosen, settings.steps, mesh)
-        yield Training(settings, subject, algorithm, task, prompts, worker, learner)
+        yield Training(settings, subject, algorithm, task, prompts, worker, learner, rewards)
 
 
 def trackers(settings: TrainSettings | EvaluateSettings, run: RunDirectory, step: int = 0) -> Trackers:

@@ -178,6 +178,8 @@ def expand_model(words: list[str]) -> list[str]:
             if not written:
                 _check_models(value)
             expanded += ["model=path", f"model.path={value if written else _quoted(value)}"]
+        elif key == "reward" and ".py:" in value and not written:
+            expanded.append(f"reward.functions=[{hydra_quoted(value)}]")
         elif key in PATHS and not written and not plain:
             expanded.append(f"{key}={_quoted(value)}")
         elif key in DIRECTORIES and not written and not PLAIN.fullmatch(value):

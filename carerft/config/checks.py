@@ -31,6 +31,11 @@ def check_train(settings: schema.TrainSettings, here: bool = True) -> None:
     _check_shared(settings, here)
     _check_adapter(settings.model, settings.learner, here)
     _check_learner(settings.learner, here)
+    if getattr(settings.task, "grader", None) == "none" and settings.reward.functions == ["correctness"]:
+        raise ConfigError(
+            "task.grader=none with reward=correctness: no completion would earn anything",
+            "write reward=mine.py:score, or a grader that judges: task.grader=number",
+        )
     updates, prompts = settings.learner.updates_per_batch, settings.rollout.prompts_per_batch
     if prompts % updates:
         raise ConfigError(

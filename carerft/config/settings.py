@@ -77,6 +77,19 @@ class SkewRegularizerSettings(objective.SkewSettings):
 
 
 @dataclass
+class RewardSettings:
+    """What a completion earns."""
+
+    # Functions whose weighted sum is the reward: "correctness" (the grader's verdict as 1 or 0), or functions of your
+    # own, mine.py:score, with the signature of TRL's GRPOTrainer.
+    functions: list[str] = field(default_factory=lambda: ["correctness"])
+    # One number for each function; null: 1 for each.
+    weights: list[float] | None = None
+    # A function of your own that takes longer for a batch counts as hung.
+    timeout_s: float = field(default=600.0, metadata={"above": 0})
+
+
+@dataclass
 class RolloutSettings:
     """What samples completions."""
 
@@ -300,6 +313,7 @@ class TrainSettings(RunSettings):
     steps: int = field(default=100, metadata={"least": 0})
     algorithm: AnyAlgorithm = MISSING
     regularizer: AnyRegularizer = MISSING
+    reward: RewardSettings = field(default_factory=RewardSettings)
     learner: LearnerSettings = field(default_factory=LearnerSettings)
     task: AnyTask = MISSING
 
@@ -328,15 +342,16 @@ def defaults() -> dict[str, Any]:
         "regularizer.": (SkewRegularizerSettings,),
         "rollout.": (VllmSettings,),
         "learner.": (LearnerSettings,),
+        "reward.": (RewardSettings,),
         "data.": (DataSettings,),
         "evaluation.": (EvaluationSettings,),
     }
     return {
-        prefix + entry.name: entry.default
+        prefix + entry.name: entry.default if entry.default_factory is NO_DEFAULT else entry.default_factory()
         for prefix, schemas in groups.items()
         for schema in schemas
         for entry in fields(schema)
-        if entry.default not in (MISSING, NO_DEFAULT)
+        if entry.default not in (MISSING, NO_DEFAULT) or (prefix == "reward." and entry.name == "functions")
     }
 
 
@@ -363,6 +378,7 @@ def register() -> None:
     schemas = {
         "train": TrainSettings,
         "evaluate": EvaluateSettings,
+        "reward": RewardSettings,
         "algorithm": _changeable(AlgorithmSettings),
         "regularizer": _changeable(RegularizerSettings),
         "skew_regularizer": _changeable(SkewRegularizerSettings),

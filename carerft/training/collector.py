@@ -33,6 +33,7 @@ from carerft.tasks import Grade, Task
 from carerft.tasks.encoding import Prompts
 from carerft.tasks.replies import grade_completions
 from carerft.training.learner import Learner, TruncatedImportance
+from carerft.training.rewards import Rewards, Scored
 
 log = logging.getLogger(__name__)
 
@@ -108,6 +109,7 @@ class _Round:
 
     rollouts: Rollouts
     rewards: Tensor
+    scored: Scored
     grades: list[Grade]
     problem_ids: list[str]
     sampling_s: float
@@ -128,12 +130,15 @@ class Collector:
     settings: RolloutSettings
     seed: int
     prompts: Prompts
+    rewards: Rewards
+    steps: int = 0
     sampler_state: SamplerState = field(default_factory=SamplerState)
     check_prompts: bool = True
 
     def __post_init__(self) -> None:
         settings = self.settings
         assert settings.max_tokens is not None, "check_train refuses a training without it"
+        self._steps_done = 0  # by the learner, at the last sync
         self.sampling = Sampling(settings.max_tokens, settings.temperature, settings.top_p)
         self.problems = self.prompts.problems
 
@@ -160,6 +165,7 @@ class Collector:
     def sync(self, learner: Learner) -> float:
         """Give the worker the learner's current weights. Returns the seconds that this took."""
         start = time.perf_counter()
+        self._steps_done = learner.steps_done
         self.worker.sync(learner.policy)
         return time.perf_counter() - start
 
@@ -194,10 +200,13 @@ class Collector:
         texts = completion_texts(rollouts, self.tokenizer)
         asked, finished = [p for p in problems for _ in range(group)], rollouts.finished.tolist()
         grades = grade_completions(self.task, asked, texts, finished, self.settings.reward_truncated)
-        rewards = torch.tensor([math.nan if g.correct is None else float(g.correct) for g in grades]).view(-1, group)
+        ids = [row[:length] for row, length in zip(rollouts.tokens.tolist(), rollouts.lengths.tolist(), strict=True)]
+        progress = {"global_step": self._steps_done, "max_steps": self.steps}
+        scored = self.rewards(asked, texts, ids, grades, progress)
         self.sampler_state = SamplerState(state.prompts + count, state.rounds + 1)
-        ids = [p.id for p in problems]
-        return _Round(rollouts, rewards, grades, ids, sampled - start, time.perf_counter() - sampled)
+        names = [p.id for p in problems]
+        times = sampled - start, time.perf_counter() - sampled
+        return _Round(rollouts, scored.total.view(-1, group), scored, grades, names, *times)
 
     def _accept_shortage(self, groups: int, tried: int) -> None:
         """Warn of a batch with too few groups, or raise ShortageError."""
@@ -224,6 +233,7 @@ class Collector:
         penalties = algorithm.penalties(rollouts.lengths, self.sampling.max_tokens)
         metrics = {
             **reward_metrics(rewards, [g for r in rounds for g in r.grades], rollouts),
+            **part_metrics([r.scored for r in rounds]),
             "reward/overlong_penalty": float(penalties.mean()),
             "rollout/rounds": float(len(rounds)),
             "time/rollout_s": sampling_s,
@@ -302,6 +312,19 @@ def prompt_order(problems: int, seed: int, start: int, count: int) -> list[int]:
         shuffled = torch.randperm(problems, generator=torch.Generator().manual_seed(mixed_seed(seed, epoch)))
         order += shuffled[offset : offset + count - len(order)].tolist()
     return order
+
+
+def part_metrics(scored: Sequence[Scored]) -> dict[str, float]:
+    """Mean and standard deviation of each reward function, where there are others than the grader's verdict, and what
+    they have logged."""
+    metrics: dict[str, float] = {}
+    if scored[0].parts.keys() != {"correctness"}:
+        for name in scored[0].parts:
+            values = torch.cat([s.parts[name] for s in scored])
+            known = values[~values.isnan()]
+            metrics[f"reward/{name}/mean"] = float(known.mean()) if len(known) else 0.0
+            metrics[f"reward/{name}/std"] = float(known.std()) if len(known) > 1 else 0.0
+    return metrics | {f"reward/{name}": value for s in scored for name, value in s.logged.items()}
 
 
 def reward_metrics(rewards: Tensor, grades: Sequence[Grade], rollouts: Rollouts) -> dict[str, float]:

@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from carerft.config.settings import LearnerSettings
-from carerft.errors import EngineError, NonFiniteError, ShortageError
+from carerft.errors import EngineError, NonFiniteError, ShortageError, UserCodeError
 from carerft.rollout import completion_texts
 from carerft.runs.directory import write_atomically
 from carerft.training.checkpoint import Checkpoints
@@ -66,7 +66,7 @@ class Trainer:
         checkpoint.
 
         Raises NonFiniteError (the batch is written to `nonfinite/`; the weights before it are checkpointed, and no
-        earlier checkpoint is deleted), ShortageError and EngineError (the same command continues) and
+        earlier checkpoint is deleted), ShortageError, EngineError and UserCodeError (the same command continues) and
         RunDirectoryError (a checkpoint cannot be written). All checkpoints are complete when this returns or raises.
         """
         try:
@@ -134,7 +134,7 @@ class Trainer:
         try:
             updates = self.settings.updates_per_batch * self.settings.epochs
             return self.source.next(self.learner, last=self.progress.step + updates >= self.steps)
-        except (ShortageError, EngineError):
+        except (ShortageError, EngineError, UserCodeError):
             self.save()  # with the source's state, so that the run continues, after a shortage with other prompts
             raise
 

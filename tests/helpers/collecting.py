@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from carerft.config.settings import LearnerSettings, RolloutSettings
+from carerft.config.settings import LearnerSettings, RewardSettings, RolloutSettings
 from carerft.objective.algorithms import Algorithm
 from carerft.objective.regularizers import NoRegularizer, Regularizer
 from carerft.rollout import Rollouts, Sampling
@@ -18,6 +18,7 @@ from carerft.tasks import Grade, Problem
 from carerft.tasks.encoding import Prompts
 from carerft.training.collector import Collector, prompt_order
 from carerft.training.learner import Learner
+from carerft.training.rewards import Rewards
 from carerft.training.trainer import Trainer
 from helpers.models import VOCABULARY, tiny_model
 
@@ -113,7 +114,7 @@ def collection(
     sampler = worker(policy, eos_token_ids=ends, pad_token_id=0)
     task, tokenizer = ByKind(kinds), word_tokenizer()
     prompts = Prompts(task.problems(), tokenizer, settings.max_tokens, context=128)
-    return Collector(sampler, task, tokenizer, chosen, settings, SEED, prompts), learner
+    return Collector(sampler, task, tokenizer, chosen, settings, SEED, prompts, Rewards(RewardSettings())), learner
 
 
 def trainer(directory: Path, collector: Collector, learner: Learner, steps: int, epochs: int = 1) -> Trainer:
