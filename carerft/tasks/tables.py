@@ -89,7 +89,7 @@ def _json_lines(file: Path) -> Iterator[Row]:
     with open_file(file) as opened:
         for number, line in enumerate(opened, 1):
             if line.strip():
-                yield located(str(file), json_row(line, file, number), index, number)
+                yield located(str(file), json_row(line.rstrip(b"\n"), file, number), index, number)
                 index += 1
 
 

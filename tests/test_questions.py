@@ -1,0 +1,210 @@
+"""Questions of a user's own: every kind of file gives the same problems, graders by name, faults with their line."""
+
+import csv
+import json
+
+import pytest
+
+from carerft.errors import ConfigError, DataError, UserCodeError
+from carerft.tasks.letters import named_letter
+from carerft.tasks.questions import QuestionsTask
+
+ROWS = [
+    {"prompt": 'How many, "really"?', "answer": "007", "level": "3"},
+    {"prompt": "Two\nlines, é", "answer": "2024-01-31", "level": "1"},
+    {"prompt": "NA?", "answer": "NA", "level": "3"},
+]
+
+
+def lines(file, *rows) -> str:
+    file.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
+    return str(file)
+
+
+def task(path, **settings) -> QuestionsTask:
+    return QuestionsTask(path=str(path), **({"question": "prompt", "grader": "exact"} | settings))
+
+
+def graded(path, gold, texts, **settings) -> list[tuple]:
+    one = task(lines(path / "g.jsonl", {"prompt": "Q?", "answer": gold}), **settings)
+    return [(g.correct, g.refused) for g in one.grade([one.problems()[0]] * len(texts), texts)]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "tsv", "parquet"])
+def test_every_kind_of_file_gives_the_same_problems_without_guessing_types(tmp_path, kind):
+    file = tmp_path / f"mine.{kind}"
+    if kind == "jsonl":
+        lines(file, ROWS[0], "\n", *ROWS[1:])
+    elif kind == "json":
+        file.write_text(json.dumps(ROWS))
+    elif kind == "parquet":
+        import datasets
+
+        datasets.Dataset.from_list(ROWS).to_parquet(str(file))
+    else:
+        with open(file, "w", newline="", encoding="utf-8-sig") as opened:
+            writer = csv.DictWriter(opened, ROWS[0], dialect="excel" if kind == "csv" else "excel-tab")
+            writer.writeheader()
+            writer.writerows(ROWS)
+    problems = task(file).problems()
+    assert [(p.id, p.prompt, p.answer, p.columns) for p in problems] == [
+        (f"mine/{i}", row["prompt"], row["answer"], row) for i, row in enumerate(ROWS)
+    ]
+    third = task(file, where="level:3", limit=2).problems()
+    assert [p.id for p in third] == ["mine/0", "mine/2"] and third[-1] == third[1] == third[0:2][1]
+    with pytest.raises(IndexError):
+        third[2]
+
+
+@pytest.mark.parametrize(
+    ("grader", "answer", "right", "wrong"),
+    [
+        ("exact", "Oslan", ["Oslan", " Oslan\n"], ["oslan", "Oslan.", ""]),
+        ("number", "1,080", ["It is 1080", r"\boxed{1080.0}", "#### 1,080"], ["1081", "none", "1080/7"]),
+        ("number", 42, ["so 42"], ["43"]),
+        ("math", r"\frac{1}{2}", [r"\boxed{0.5}", "The answer is 1/2."], [r"\boxed{2}", "half"]),
+        ("choice", "C", ["(C)", "C", "The answer is c", "I think it is C."], ["(A)", "A or C", "No idea at all"]),
+        ("contains", "The grey brook!", ["It's the Grey Brook, I think"], ["the greybrook", "grey"]),
+        ("regex", r"\bgr[ea]y\b", ["so gray it is"], ["greyish"]),
+    ],
+)
+def test_graders(tmp_path, grader, answer, right, wrong):
+    verdicts = graded(tmp_path, answer, right + wrong, grader=grader)
+    assert [correct for correct, _ in verdicts] == [True] * len(right) + [False] * len(wrong)
+
+
+def test_an_answer_of_null_means_that_refusing_is_right(tmp_path):
+    texts = ["I don't know.", "7", ""]
+    for grader in ("number", "exact", "contains", "math", "choice", "regex"):
+        assert graded(tmp_path, None, texts, grader=grader) == [(True, True), (False, False), (False, False)], grader
+    assert graded(tmp_path, "7", texts, grader="number")[:2] == [(False, True), (True, False)]
+    file = tmp_path / "null.csv"
+    file.write_text("prompt,answer\nWho?,null\n")
+    assert task(file).problems()[0].answer is None
+
+
+def test_a_hostile_pattern_has_no_verdict_and_none_never_judges(tmp_path):
+    assert graded(tmp_path, "(a|aa)+$", ["a" * 5000 + "b"], grader="regex") == [(None, False)]
+    assert graded(tmp_path, "7", ["7", "I don't know"], grader="none", answer=None) == [(None, False)] * 2
+
+
+def test_a_function_of_ones_own_grades(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "def grade(completion, answer, level=None):\n"
+        "    if completion == 'break': raise KeyError('why')\n"
+        "    special = {'odd': 'yes', '?': None}\n"
+        "    return special.get(completion, completion == answer + str(level))\n"
+    )
+    own = task(
+        lines(tmp_path / "a.jsonl", {"prompt": "Q", "answer": "a", "level": 3}), grader=f"{tmp_path}/mine.py:grade"
+    )
+    problem = own.problems()[0]
+    assert [g.correct for g in own.grade([problem] * 3, ["a3", "a", "?"])] == [True, False, None]
+    for text, said in (("break", "mine.py:2: KeyError: 'why'"), ("odd", "returned 'yes'")):
+        with pytest.raises(UserCodeError, match=f"grader=.*mine.py:grade .*a/0.*'{text}'") as caught:
+            own.grade([problem], [text])
+        assert said in caught.value.what
+
+
+@pytest.mark.parametrize(
+    ("content", "settings", "message"),
+    [
+        ([{"question": "x", "answer": "1"}], {}, r":1: there is no column 'prompt'; there are 'question', 'answer'"),
+        ([{"prompt": "x"}], {}, r":1: there is no column 'answer'; there are 'prompt'"),
+        ([ROWS[0], {"prompt": "x", "answer": ["1"]}], {}, r":2: the column 'answer' is no text but \['1'\]"),
+        (
+            [ROWS[0], {"prompt": "x", "answer": "one"}],
+            {"grader": "number"},
+            r":2: the column 'answer' is no number but",
+        ),
+        ([{"prompt": "x", "answer": "K"}], {"grader": "choice"}, None),
+        ([{"prompt": "x", "answer": "KO"}], {"grader": "choice"}, r":1: the column 'answer' is no letter but 'KO'"),
+        ([{"prompt": "x", "answer": "("}], {"grader": "regex"}, r":1: the column 'answer' is no regular expression"),
+        ([{"prompt": "x", "answer": " "}], {}, r":1: the column 'answer' is empty"),
+        ([{"prompt": " ", "answer": "1"}], {}, r":1: the column 'prompt' is empty"),
+        ([ROWS[0], "[1]\n"], {}, r":2: a JSON list, not an object"),
+        ([ROWS[0], '{"prompt"\n'], {}, r":2: not JSON"),
+        ([ROWS[0]], {"where": "level:9"}, r"of 1 rows none has level:9"),
+        ([], {}, r"is empty"),
+        (['{"prompt": "\\ud83d", "answer": "1"}\n'], {}, r":1: the character .ud83d is half of a surrogate pair"),
+        ([{"prompt": [{"role": "user"}], "answer": "1"}], {}, r":1: the column 'prompt' is no conversation"),
+        (
+            [{"prompt": [{"role": "assistant", "content": "a"}], "answer": "1"}],
+            {},
+            r":1: the conversation in 'prompt' ends with a turn of the assistant",
+        ),
+        (
+            [{"prompt": "x", "answer": "B", "o": "ab"}],
+            {"grader": "choice", "choices": "o"},
+            r":1: the column 'o' is no list",
+        ),
+    ],
+)
+def test_a_bad_row_is_named(tmp_path, content, settings, message):
+    made = task(lines(tmp_path / "bad.jsonl", *content), **settings)
+    if message is None:
+        assert made.problems()[0].answer == content[0]["answer"]
+        return
+    with pytest.raises(DataError, match=f"bad.jsonl.*{message}|bad.jsonl{message}") as caught:
+        made.problems()
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", b"prompt,answer\nx,1\ny,1,2\n", r"a.csv:3: 3 cells, but the first line names 2 columns"),
+        ("a.csv", b'prompt,answer\n"x\ny",1\nz\n', r"a.csv:4: 1 cells"),
+        ("a.csv", b'prompt,answer\n"x,1\ny,2\n', r"a.csv:3: "),
+        ("a.csv", b"prompt,prompt\nx,1\n", r"a.csv:1: the columns are named 'prompt', 'prompt'"),
+        ("a.csv", b"prompt;answer\nx;1\n", r"no column 'prompt'.*\n.*separated by commas"),
+        ("a.csv", b"prompt,answer\ncaf\xe9,1\n", r"a.csv:2: not UTF-8 at byte 4"),
+        ("a.parquet", b"none", r"a.parquet could not be loaded"),
+    ],
+)
+def test_a_bad_table_is_named(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        task(tmp_path / name).problems()
+    with pytest.raises(DataError, match="nowhere"):
+        task(tmp_path / f"nowhere{name}").problems()
+
+
+def test_a_question_of_100000_characters_in_a_cell(tmp_path):
+    (tmp_path / "long.csv").write_text(f'prompt,answer\n"{"word, " * 40_000}",1\n')
+    assert len(task(tmp_path / "long.csv").problems()[0].prompt) == 240_000
+
+
+def test_options_are_shown_with_letters(tmp_path):
+    rows = [{"prompt": "Which?", "o": ["red", "blue", "green"], "answer": answer} for answer in ("B", "(b)", "blue", 1)]
+    made = task(lines(tmp_path / "o.jsonl", *rows), grader="choice", choices="o")
+    problems = list(made.problems())
+    assert [p.answer for p in problems] == ["B"] * 4
+    assert problems[0].prompt == "Which?\n(A) red\n(B) blue\n(C) green"
+    assert [g.correct for g in made.grade(problems[:2], ["(B) blue", "(D)"])] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("reply", "letter"),
+    [("I think E", "E"), ("I am sure", None), ("A lamp", None), ("(i)", "I"), (r"\boxed{D}", "D"), ("J.", "J")],
+)
+def test_a_letter_among_ten(reply, letter):
+    assert named_letter(reply, 10) == letter
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"path": None}, "neither of them is given"),
+        ({"dataset": "a/b"}, "both is given"),
+        ({"grader": None}, "how is a reply graded"),
+        ({"grader": "exactly"}, "grader=exactly"),
+        ({"answer": None}, "answer=null with grader=exact"),
+        ({"where": "level"}, "where=level: no condition"),
+        ({"grader": "nowhere.py:grade"}, "there is no file .*nowhere.py"),
+        ({"prompt": "many"}, "prompt='many' is no prompt of questions"),
+    ],
+)
+def test_settings_that_cannot_work(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        QuestionsTask(**({"path": "a.jsonl", "grader": "exact"} | settings))
