@@ -158,7 +158,7 @@ def _is_unicode(word: str) -> bool:
     return True
 
 
-PATHS = ("model.path", "data.path", "data.test_path")
+PATHS = re.compile(r"model\.path|task\.path|benchmark\.\w+\.path")
 DIRECTORIES = ("hydra.run.dir", "hydra.sweep.dir")
 PLAIN = re.compile(r"[\w/\-+.$%*@?|]*", re.ASCII)  # what Hydra's grammar takes without quotes
 
@@ -180,7 +180,7 @@ def expand_model(words: list[str]) -> list[str]:
             expanded += ["model=path", f"model.path={value if written else _quoted(value)}"]
         elif key == "reward" and ".py:" in value and not written:
             expanded.append(f"reward.functions=[{hydra_quoted(value)}]")
-        elif key in PATHS and not written and not plain:
+        elif PATHS.fullmatch(key) and not written and not plain:
             expanded.append(f"{key}={_quoted(value)}")
         elif key in DIRECTORIES and not written and not PLAIN.fullmatch(value):
             expanded.append(f"{key}={hydra_quoted(value)}")
@@ -249,6 +249,9 @@ def explain(command: str, error: Exception) -> tuple[str, str]:
         if isinstance(each, ConfigAttributeError | ConfigKeyError) and each.parent_node is not None:
             config: Any = OmegaConf.to_container(each.parent_node._get_root(), resolve=False)
             keys = [*flatten(config), *config]
+            if str(each.full_key).partition(".")[0] == "data":
+                where = "task.path=FILE and benchmark.NAME.path=FILE"
+                return f"there is no key {each.full_key!r}", f"a task and a benchmark have paths of their own: {where}"
             return f"there is no key {each.full_key!r}", did_you_mean(str(each.full_key), keys) + listing
     technical = re.compile(r"$|object_type=|reference_type=|full_key: |To append to your config")
     lines = [line.strip() for each in errors for line in str(each).splitlines()]

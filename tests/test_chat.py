@@ -199,7 +199,7 @@ def test_training_asks_in_the_template_too_and_the_end_of_a_turn_ends_a_completi
     tokenizer.save_pretrained(tmp_path / "base")
     rows = write(tmp_path / "g.jsonl", SUM, LOSS)
     overrides = [
-        f"model={tmp_path / 'base'}", f"model.chat={setting}", "task=gsm8k", "benchmark=none", f"data.path={rows}",
+        f"model={tmp_path / 'base'}", f"model.chat={setting}", "task=gsm8k", "benchmark=none", f"task.path={rows}",
         "task.max_tokens=6", "steps=1", "rollout.prompts_per_batch=2",
     ]  # fmt: skip
     assert run(tmp_path / "run", *overrides) == 0

@@ -76,7 +76,7 @@ def test_an_evaluation_composes():
         ("learner.updates_per_batch=5", "learner.updates_per_batch=5", "multiple of 5"),
         ("learner.precision=float16", "learner.precision=float16", "float32"),
         ("learner.max_grad_norm=0", "learner.max_grad_norm", "1e9"),
-        ("data.path=/nowhere/at/all.jsonl", "/nowhere/at/all.jsonl", "JSON-lines"),
+        ("task=gsm8k task.path=/nowhere/at/all.jsonl", "task.path=/nowhere/at/all.jsonl", "file of rows"),
         ("steps=-1", "steps=-1", "0 or more"),
         ("model.path=nonsense", "nonsense", "Qwen/Qwen2.5-3B"),
         ("tracker.mode=offlin", "tracker.mode=offlin", "offline"),

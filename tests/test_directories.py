@@ -43,7 +43,7 @@ def test_a_usable_name_stays_as_it_is(name: str):
     assert cell_name(name) == name
 
 
-@pytest.mark.parametrize("text", ["x" * 256, "é" * 200, "data.path=/a/b.jsonl", "a\nb=1", 'model.path="/p/a=1"'])
+@pytest.mark.parametrize("text", ["x" * 256, "é" * 200, "task.path=/a/b.jsonl", "a\nb=1", 'model.path="/p/a=1"'])
 def test_any_other_name_is_made_usable_and_stays_its_own(text: str):
     name = cell_name(text)
     assert len(name.encode()) <= 255 and "/" not in name and "\n" not in name and '"' not in name
@@ -120,7 +120,7 @@ def test_any_path_of_a_model(path: str, tmp_path: Path):
     assert group == "model=path" and PARSER.parse_override(word).value() == model
     assert PARSER.parse_override(f"x={hydra_quoted(path)}").value() == path
     assert composed(*cli.expand_model([f"model={model}"]))["model"]["path"] == model
-    (word,) = cli.expand_model([f"data.path={model}"])
+    (word,) = cli.expand_model([f"task.path={model}"])
     assert PARSER.parse_override(word).value() == model
 
 
@@ -140,7 +140,7 @@ def test_several_paths_of_models(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "word", ["data.path=/a/b.jsonl", "data.path=null", 'model.path="/p/a"', "hydra.run.dir=x/y", "seed=1,2"]
+    "word", ["task.path=/a/b.jsonl", "task.path=null", 'model.path="/p/a"', "hydra.run.dir=x/y", "seed=1,2"]
 )
 def test_other_words_stay_as_they_are(word: str):
     assert cli.expand_model([word]) == [word]
@@ -239,10 +239,12 @@ def test_half_of_a_surrogate_pair(tmp_path: Path, capsys: pytest.CaptureFixture)
     for field in row:
         text = json.dumps({**row, "question": "2?"}) + "\n" + json.dumps({**row, field: "a \ud800 b #### 2"})
         (tmp_path / "x.jsonl").write_text(text)
-        assert cli.main(["evaluate", "model=tiny", "tracker=none", "benchmark=gsm8k", "data.path=x.jsonl"]) == 2
+        assert (
+            cli.main(["evaluate", "model=tiny", "tracker=none", "benchmark=gsm8k", "benchmark.gsm8k.path=x.jsonl"]) == 2
+        )
         assert "x.jsonl:2: the character \\ud800 is half of a surrogate pair" in capsys.readouterr().err
     (tmp_path / "mine.yaml").write_text('prompt: "\\uD800 {question}"\n')
-    words = ["benchmark=gsm8k", "data.path=x.jsonl", "benchmark.gsm8k.prompt=mine.yaml"]
+    words = ["benchmark=gsm8k", "benchmark.gsm8k.path=x.jsonl", "benchmark.gsm8k.prompt=mine.yaml"]
     assert cli.main(["evaluate", "model=tiny", "tracker=none", *words]) == 2
     assert "mine.yaml" in capsys.readouterr().err
 

@@ -135,7 +135,7 @@ def test_no_data_at_all_says_how_to_get_it(tmp_path, monkeypatch):
         load_rows(absent)
     for hint in ("few/test.jsonl does not exist", "no/where"):
         assert hint in caught.value.what
-    for hint in ("data.path=FILE", "CARERFT_DATA=DIRECTORY", "network"):
+    for hint in ("task.path=FILE", "CARERFT_DATA=DIRECTORY", "network"):
         assert hint in caught.value.remedy
     assert constants.HF_HUB_OFFLINE is False or "HF_HUB_OFFLINE" in os.environ
 

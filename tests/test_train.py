@@ -100,7 +100,7 @@ def test_real_formats_go_through_the_very_same_path(task: str, rows: list[dict],
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     limits = ["rollout.max_tokens=16", f"benchmark.{task}.max_tokens=16"]
-    assert run(tmp_path / "run", f"task={task}", f"data.path={file}", f"data.test_path={file}", *limits) == 0
+    assert run(tmp_path / "run", f"task={task}", f"task.path={file}", f"benchmark.{task}.path={file}", *limits) == 0
     assert len(read_lines(tmp_path / "run" / "metrics.jsonl")) == 2
     entry = json.loads((tmp_path / "run" / "evaluation.json").read_text())["benchmarks"][task]
     assert entry["n"] == 6 and entry["metrics"]["accuracy"]["value"] is not None
@@ -116,10 +116,10 @@ def refused(capsys, directory: Path, *overrides: str) -> str:
 def test_bad_data_names_file_and_line(capsys, tmp_path: Path):
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps(GSM8K[0]) + "\n" + '{"question": "half a line\n')
-    said = refused(capsys, tmp_path / "a", "task=gsm8k", f"data.path={file}")
+    said = refused(capsys, tmp_path / "a", "task=gsm8k", f"task.path={file}")
     assert str(file) in said and "2" in said
     file.write_text("")
-    said = refused(capsys, tmp_path / "b", "task=gsm8k", f"data.path={file}")
+    said = refused(capsys, tmp_path / "b", "task=gsm8k", f"task.path={file}")
     assert str(file) in said
 
 
@@ -127,14 +127,14 @@ def test_absent_data_says_how_to_get_it(capsys, tmp_path: Path, monkeypatch):
     monkeypatch.delenv("CARERFT_DATA", raising=False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     said = refused(capsys, tmp_path / "a", "task=gsm8k")
-    assert "data.path" in said and "CARERFT_DATA" in said
+    assert "task.path=FILE" in said and "CARERFT_DATA" in said
 
 
 def test_a_prompt_longer_than_the_context_names_its_problem(capsys, tmp_path: Path):
     file = tmp_path / "rows.jsonl"
     long = {"question": "Why? " * 4000, "answer": "#### 1"}
     file.write_text("".join(json.dumps(row) + "\n" for row in [*GSM8K[:3], long]))
-    said = refused(capsys, tmp_path / "a", "task=gsm8k", f"data.path={file}", "benchmark=none")
+    said = refused(capsys, tmp_path / "a", "task=gsm8k", f"task.path={file}", "benchmark=none")
     assert "context of 8192" in said and "problem" in said and "rollout.max_tokens" in said
 
 

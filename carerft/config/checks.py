@@ -69,9 +69,14 @@ def _check_shared(settings: schema.TrainSettings | schema.EvaluateSettings, here
             f"evaluation.combine names {min(absent)}, which is not among the benchmarks",
             f"name some of {', '.join(settings.benchmark)}, or write evaluation.combine=null",
         )
-    path = settings.data.path
-    if path is not None and not Path(path).is_file():
-        raise ConfigError(f"data.path={path}: there is no such file", "give the path of a JSON-lines file")
+    read = {f"benchmark.{name}.path": getattr(entry, "path", None) for name, entry in settings.benchmark.items()}
+    if isinstance(settings, schema.TrainSettings):
+        read["task.path"] = getattr(settings.task, "path", None)
+    for key, path in read.items():
+        if path is not None and not Path(path).expanduser().is_file():
+            raise ConfigError(
+                f"{key}={path}: there is no such file", "give the path of a file of rows, such as JSON lines"
+            )
     model = settings.model.path
     if model.startswith((".", "/", "~")) or Path(model).is_dir():
         check_model_directory(Path(model).expanduser())

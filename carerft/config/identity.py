@@ -32,8 +32,14 @@ INCIDENTAL = (
 )
 
 
-EARLIER_DEFAULTS = {"learner.tokens_per_microbatch": MOST_TOKENS, "rollout.batch_size": OWN_SEQUENCES}
-"""Defaults that were numbers once and are now found by a rule that gives the same where there is room for it."""
+EARLIER_DEFAULTS = {
+    "learner.tokens_per_microbatch": MOST_TOKENS,
+    "rollout.batch_size": OWN_SEQUENCES,
+    "data.path": None,
+    "data.test_path": None,
+}
+"""Defaults of earlier versions: numbers now found by a rule that gives the same where there is room for it, and keys
+that are no more."""
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -248,16 +248,6 @@ class TrackerSettings:
 
 
 @dataclass
-class DataSettings:
-    """Local data files."""
-
-    # The file to train on (train) or to measure on (evaluate).
-    path: str | None = None
-    # train: the file that the evaluation measures on.
-    test_path: str | None = None
-
-
-@dataclass
 class EvaluationSettings:
     """How a model is measured."""
 
@@ -298,7 +288,6 @@ class RunSettings:
     samples: int = field(default=8, metadata={"least": 1})
     model: ModelSettings = field(default_factory=ModelSettings)
     rollout: AnyRollout = MISSING
-    data: DataSettings = field(default_factory=DataSettings)
     benchmark: dict[str, AnyTask] = field(default_factory=dict)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     tracker: TrackerSettings = field(default_factory=TrackerSettings)
@@ -343,7 +332,6 @@ def defaults() -> dict[str, Any]:
         "rollout.": (VllmSettings,),
         "learner.": (LearnerSettings,),
         "reward.": (RewardSettings,),
-        "data.": (DataSettings,),
         "evaluation.": (EvaluationSettings,),
     }
     return {

@@ -74,7 +74,7 @@ class Prompts:
     def __init__(self, problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, max_tokens: int, context: int):
         """Raises DataError if there are no problems."""
         if not problems:
-            raise DataError("the task has no problems", "check data.path and task.split")
+            raise DataError("the task has no problems", "check its path and split")
         self.problems, self.tokenizer, self.max_tokens, self.context = problems, tokenizer, max_tokens, context
         self._tokens = array("i")
         self._starts, self._lengths = np.zeros(len(problems), np.int64), np.full(len(problems), -1, np.int32)

@@ -24,6 +24,7 @@ from carerft.world.bases import cache_directory
 log = logging.getLogger(__name__)
 
 ROOT_VARIABLE = "CARERFT_DATA"
+OWN_FILE = "task.path=FILE (of a benchmark: benchmark.NAME.path=FILE)"
 ROW_REMEDY = 'every row must be a JSON object such as {"problem": "...", "answer": "..."}'
 
 
@@ -83,7 +84,7 @@ def load_rows(published: Published, path: str | None = None) -> list[Row]:
         raise DataError(
             f"{rows[-1].location} is the last: {len(rows):,} rows, but {published.file} has {published.rows:,}",
             "fetch it again, from the hub after clearing the cache of `datasets`; "
-            f"a file of your own goes by data.path=FILE, not into ${ROOT_VARIABLE}",
+            f"a file of your own goes by {OWN_FILE}, not into ${ROOT_VARIABLE}",
         )
     if file and hashlib.sha256(file.read_bytes()).hexdigest() != published.sha256:
         log.warning("%s is not byte for byte the file that this was tested with (sha256 differs)", file)
@@ -232,8 +233,7 @@ def _unavailable(published: Published, address: str, error: Exception) -> DataEr
     root = os.environ.get(ROOT_VARIABLE)
     local = f"{Path(root) / published.file} does not exist" if root else f"{ROOT_VARIABLE} is not set"
     return DataError(
-        f"no data for {published.file}: data.path is not set, {local}, and {address} could not be loaded "
-        f"({reason(error)})",
-        f"give a file by data.path=FILE, or a directory that holds {published.file} by {ROOT_VARIABLE}=DIRECTORY, "
+        f"no data for {published.file}: path is not set, {local}, and {address} could not be loaded ({reason(error)})",
+        f"give a file by {OWN_FILE}, or a directory that holds {published.file} by {ROOT_VARIABLE}=DIRECTORY, "
         f"or connect to the network to fetch {published.hub or 'it'} once",
     )

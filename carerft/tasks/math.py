@@ -91,7 +91,7 @@ class MathTask(DatasetTask):
                 self.split, without_answer, overlapping,
             )  # fmt: skip
         if not problems:
-            raise DataError(f"no problem of split {self.split} is left", "check data.path and the file's answers")
+            raise DataError(f"no problem of split {self.split} is left", "check the path and the file's answers")
         return problems
 
     def _test_fingerprints(self) -> set[str]:
