@@ -168,15 +168,13 @@ def test_a_sweep_says_that_its_finished_runs_had_other_inputs(tmp_path: Path):
 
 
 def test_a_single_run_with_other_inputs_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from carerft.config.identity import config_hash
-
     monkeypatch.chdir(tmp_path)
-    config = {**CONFIG, "data": {"path": write(tmp_path / "x.jsonl", "one")}}
+    config = {**CONFIG, "name": "a", "data": {"path": write(tmp_path / "x.jsonl", "one")}}
     finish(Path("outputs/a/before"), config, "interrupted")
     write(Path("outputs/a/before/evaluation/x.jsonl"), "{}")
-    assert _run_name.__wrapped__("a", config_hash(config)) == "before"
+    assert _run_name(config) == "before"
     write(tmp_path / "x.jsonl", "two")
-    assert _run_name.__wrapped__("a", config_hash(config)) != "before"
+    assert _run_name(config) != "before"
 
 
 def test_an_evaluation_of_another_model_at_the_same_path_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture):

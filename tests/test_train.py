@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.configurations import composed
 from helpers.runs import SMALL, read_lines, run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from carerft import cli
+from carerft.config.identity import extends
 from carerft.world.bases import SHIPPED
 
 
@@ -64,6 +66,29 @@ def test_evaluate_measures_a_trained_model(finished: Path, tmp_path: Path):
     assert [r["text"] for r in alone] == [
         r["text"] for r in read_lines(finished / "evaluation" / "world_honesty.jsonl")
     ]
+
+
+def test_a_finished_run_continues_with_more_steps(finished: Path, tmp_path: Path):
+    directory = tmp_path / "run"
+    shutil.copytree(finished, directory)
+    assert run(directory, "steps=3") == 0
+    assert [line["step"] for line in read_lines(directory / "metrics.jsonl")] == [1, 2, 3]
+    assert json.loads((directory / "manifest.json").read_text())["config"]["steps"] == 3
+    before = (finished / "evaluation.json").read_text()
+    assert (directory / "after_step_2" / "evaluation.json").read_text() == before
+    assert (directory / "evaluation.json").read_text() != before
+    assert run(tmp_path / "at once", "steps=3") == 0
+    model = "model/model.safetensors"
+    assert (directory / model).read_bytes() == (tmp_path / "at once" / model).read_bytes()
+    assert run(directory, "steps=2") == 2  # a shorter run is another
+
+
+def test_a_schedule_ends_with_the_last_step_so_that_the_run_cannot_continue():
+    old = composed("steps=2", "learner.schedule=linear")
+    assert extends(composed("steps=2"), composed("steps=3"))
+    assert not extends(old, composed("steps=3", "learner.schedule=linear"))
+    assert not extends(composed("steps=2"), composed("steps=3", "seed=1"))
+    assert not extends(composed("steps=3"), composed("steps=3"))
 
 
 def test_an_evaluation_that_was_cut_continues_without_repeating(finished: Path, tmp_path: Path):

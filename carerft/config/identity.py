@@ -78,6 +78,20 @@ def config_hash(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(decisive(config), sort_keys=True).encode()).hexdigest()[:12]
 
 
+def extends(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether `new` is the training `old` with more steps: its first steps are then the same to the last bit. With a
+    schedule they are not, because a schedule ends with the last step."""
+    flat, more = flatten(old), flatten(new)
+    schedules = (value for key, value in flat.items() if key.endswith("schedule"))
+    return (
+        isinstance(flat.get("steps"), int)
+        and isinstance(more.get("steps"), int)
+        and flat["steps"] < more["steps"]
+        and all(value in (None, "constant") for value in schedules)
+        and config_hash({**old, "steps": 0}) == config_hash({**new, "steps": 0})
+    )
+
+
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """One line for each decisive key that differs: `key: old -> new`."""
     before, after = decisive(old), decisive(new)

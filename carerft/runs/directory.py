@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from carerft.config.identity import config_hash, differences
+from carerft.config.identity import config_hash, differences, extends
 from carerft.errors import RunDirectoryError
 from carerft.runs.inputs import changed_since, inputs
 
@@ -184,16 +184,31 @@ def open_run(path: Path, command: str, config: Mapping[str, Any]) -> Iterator[Ru
             manifest |= {"config": config, "config_hash": config_hash(config), "started": _now(), "ended": None}
             manifest |= {"git": _git_revision(), "versions": _versions(), "hardware": _hardware(), "error": None}
             manifest |= {"inputs": inputs(config)}
-        elif changed := differences(manifest["config"], config):
+        elif (changed := differences(manifest["config"], config)) and not extends(manifest["config"], config):
             raise RunDirectoryError(
                 f"{path} holds a run of another configuration:\n    " + "\n    ".join(changed),
                 "choose another hydra.run.dir, or give the same settings to continue that run",
             )
         elif changed := changed_since(path, manifest, now := inputs(config)):
             raise changed_inputs(path, changed)
+        elif extends(manifest["config"], config):
+            manifest = extended(path, manifest, config)
         elif manifest.get("inputs") is not None and manifest["status"] != "done":
             manifest["inputs"] = now  # of a run that has written nothing yet, such as one whose data had a fault
         yield RunDirectory(path, manifest)
+
+
+def extended(path: Path, manifest: dict[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest of a run that is to have more steps. What was measured after its last step is kept in a directory
+    of its own: `after_step_100/evaluation.json`."""
+    steps = manifest["config"]["steps"]
+    kept = path / f"after_step_{steps}"
+    for name in ("evaluation.json", "evaluation"):
+        if (path / name).exists():
+            kept.mkdir(exist_ok=True)
+            (path / name).replace(kept / name)
+    status = "interrupted" if manifest["status"] == "done" else manifest["status"]
+    return {**manifest, "config": config, "config_hash": config_hash(config), "status": status}
 
 
 def changed_inputs(path: Path, changed: Sequence[str]) -> RunDirectoryError:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -14,8 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from carerft.config import settings
 from carerft.config.composition import CONF, plain
-from carerft.config.identity import config_hash
-from carerft.runs.directory import locked, runs_of
+from carerft.config.identity import config_hash, extends
+from carerft.runs.directory import locked, manifests
 from carerft.runs.inputs import changed_since
 from carerft.sweeps import folders, loader
 from carerft.sweeps.names import cell_name, reserved
@@ -26,14 +27,18 @@ from carerft.tasks.selfaware import SelfAwareTask
 from carerft.tasks.truthfulqa import TruthfulQaTask
 from carerft.tasks.world import WorldTask
 
+_run_names: dict[str, str] = {}
+"""By the hash of a configuration: Hydra resolves the name more than once, and must get the same each time."""
 
-@cache  # Hydra resolves the name more than once, and must get the same each time
-def _run_name(name: str, identity: str) -> str:
-    """The name of a single run's directory: that of the newest unfinished run of the same configuration and inputs that
-    no process has, or the time, of which the directory is then made."""
-    parent = Path("outputs", name)
-    for directory, manifest in runs_of(identity, sorted(parent.glob("*"), reverse=True)):
-        if manifest["status"] != "done" and not locked(directory) and not changed_since(directory, manifest):
+
+def _run_name(config: dict[str, Any]) -> str:
+    """The name of a single run's directory: that of the newest run of the same configuration and inputs that no process
+    has and that isn't finished, or was with fewer steps; or the time, of which the directory is then made."""
+    parent, identity = Path("outputs", config["name"]), config_hash(config)
+    for directory, manifest in manifests(sorted(parent.glob("*"), reverse=True)):
+        unfinished = manifest["status"] != "done" and config_hash(manifest["config"]) == identity
+        wanted = unfinished or extends(manifest["config"], config)
+        if wanted and not locked(directory) and not changed_since(directory, manifest):
             return directory.name
     if {"-c", "--cfg", "--info", "-i"} & set(sys.argv):  # which show a configuration, and run nothing
         return datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
@@ -42,7 +47,10 @@ def _run_name(name: str, identity: str) -> str:
 
 def _timestamp(_root_: DictConfig) -> str:
     config = plain(_root_)
-    return _run_name(config["name"], config_hash(config))
+    key = f"{config['name']}/{config_hash(config)}"
+    if key not in _run_names:
+        _run_names[key] = _run_name(config)
+    return _run_names[key]
 
 
 def _cell(overrides: str, _root_: DictConfig) -> str:
