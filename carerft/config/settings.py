@@ -47,6 +47,7 @@ class ModelSettings:
     # its adapter, and needs no second copy. learning_rate stays the one above; for large models, whose learning rate is
     # small, ten times as much is usual.
     adapter: str | None = field(default=None, metadata={"choices": ("lora",), "why": "must be lora or null"})
+    # The rank of the adapter's products.
     lora_rank: int = field(default=32, metadata={"least": 1})
     # The adapter's product is multiplied by lora_alpha / lora_rank. There is no dropout: the importance ratio and the
     # penalty would then compare other policies than the one that sampled.
@@ -93,6 +94,7 @@ class RewardSettings:
 class RolloutSettings:
     """What samples completions."""
 
+    # What tables call it.
     name: str = MISSING
     # Prompts sampled at once, each with algorithm.group_size completions.
     prompts_per_batch: int = field(default=32, metadata={"least": 1})
@@ -121,6 +123,7 @@ class RolloutSettings:
     importance_cap: float = field(default=2.0, metadata={"above": 0, "remedy": "2 is usual"})
     # Training needs 1.0: with any other value, the policy that samples is not the policy that learns.
     temperature: float = field(default=1.0, metadata={"above": 0, "remedy": "1 is the policy itself"})
+    # Sample from the likeliest tokens alone that have this probability together; 1 is all.
     top_p: float = field(
         default=1.0, metadata={"above": 0, "most": 1, "remedy": "give a number of at most 1; 1 is the policy itself"}
     )
@@ -172,16 +175,23 @@ class VllmSettings(RolloutSettings):
 class LearnerSettings:
     """How the weights are updated."""
 
+    # At the first steps after the warm-up. conf/learner takes it from the model's file.
     learning_rate: float = field(default=MISSING, metadata={"least": 0})
     # How the learning rate decays to 0 after the warm-up.
     schedule: str = field(default="constant", metadata={"choices": SCHEDULES})
+    # Steps in which the learning rate grows from 0.
     warmup_steps: int = field(default=0, metadata={"least": 0})
+    # Of AdamW, decoupled.
     weight_decay: float = field(default=0.0, metadata={"least": 0})
     # "adamw", or "adamw_8bit": its two moments in a byte each, by torchao.
     optimizer: str = field(default="adamw", metadata={"choices": ("adamw", "adamw_8bit")})
+    # Decay of the mean of the gradients.
     adam_beta1: float = field(default=0.9, metadata={"above": 0, "below": 1})
+    # Decay of the mean of their squares.
     adam_beta2: float = field(default=0.999, metadata={"above": 0, "below": 1})
+    # Added to the root of the latter.
     adam_eps: float = field(default=1e-8, metadata={"least": 0})
+    # The gradient is scaled down to this norm.
     max_grad_norm: float = field(
         default=1.0, metadata={"above": 0, "remedy": "use a large number, such as 1e9, for no clipping"}
     )
@@ -209,6 +219,7 @@ class LearnerSettings:
     checkpoint_every: int | None = field(default=None, metadata={"least": 1})
     # Minutes between checkpoints, at least.
     checkpoint_minutes: float = field(default=10.0, metadata={"above": 0})
+    # Checkpoints that are kept, the newest ones.
     keep_checkpoints: int = field(default=2, metadata={"least": 1})
     # Learn on while a checkpoint is written, from a copy in the CPU's memory: 12 bytes a trained weight. null: on a
     # GPU.
@@ -238,6 +249,7 @@ class TaskSettings:
 class TrackerSettings:
     """Where metrics are shown, beside metrics.jsonl, which is always written."""
 
+    # What shows them.
     name: str = field(default="none", metadata={"choices": ("none", "wandb", "tensorboard")})
     # W&B's project.
     project: str = "carerft"
@@ -253,7 +265,9 @@ class EvaluationSettings:
 
     # Questions per benchmark, the first ones; null: all.
     limit: int | None = field(default=None, metadata={"least": 1})
+    # Of the samples.
     temperature: float = 1.0
+    # The likeliest tokens that have this probability together; 1 is all.
     top_p: float = 1.0
     # Whether a completion that was cut can be right, as in lm-evaluation-harness.
     count_truncated: bool = True
@@ -283,6 +297,7 @@ class RunSettings:
 
     # Runs of one name share a directory, outputs/<name>/.
     name: str = MISSING
+    # Of everything random: prompts' order, samples, adapters.
     seed: int = field(default=0, metadata=SEEDS)
     # Completions per question of a benchmark.
     samples: int = field(default=8, metadata={"least": 1})
@@ -297,6 +312,7 @@ class RunSettings:
 class TrainSettings(RunSettings):
     """`carerft train`: finetune, then evaluate."""
 
+    # Runs of one name share a directory, outputs/<name>/.
     name: str = "train"
     # Optimizer steps.
     steps: int = field(default=100, metadata={"least": 0})

@@ -26,6 +26,7 @@ class AlgorithmSettings:
     group_size: int = field(default=8, metadata={"least": 2, "remedy": "use 2 or more (8 is usual)"})
     # The importance ratio is clipped to [1 - clip_low, 1 + clip_high]. null: no bound on that side.
     clip_low: float | None = field(default=0.2, metadata={"above": 0, "below": 1})
+    # The same for the upper bound.
     clip_high: float | None = field(default=0.2, metadata={"least": 0})
     # The importance ratio is taken per token, or per sequence: the geometric mean of its tokens' ratios.
     ratio: str = field(default="token", metadata={"choices": ("token", "sequence")})
@@ -38,6 +39,7 @@ class AlgorithmSettings:
     advantage_eps: float = field(default=1e-6, metadata={"least": 0})
     # What is subtracted from a reward: the mean of its group, or the mean of the group's other rewards.
     advantage_baseline: str = field(default="mean", metadata={"choices": ("mean", "leave_one_out")})
+    # With aggregation=constant: what each sum is divided by.
     aggregation_constant: float = field(
         default=1.0,
         metadata={"above": 0, "remedy": "write algorithm.aggregation_constant=${rollout.max_tokens}, or 1"},
@@ -79,6 +81,7 @@ class RegularizerSettings:
     match: str = field(default="none", metadata={"choices": ("none", "local")})
     # How beta moves from its value at the first step to beta_end at the last.
     beta_schedule: str = field(default="constant", metadata={"choices": SCHEDULES})
+    # With a schedule: beta at the last step.
     beta_end: float | None = field(default=None, metadata={"least": 0})
     # Weight of the policy's entropy in the loss (subtracted).
     entropy_bonus: float = field(default=0.0, metadata={"least": 0})
@@ -95,6 +98,7 @@ class SkewSettings(RegularizerSettings):
     )
     # As beta's.
     alpha_schedule: str = field(default="constant", metadata={"choices": SCHEDULES})
+    # With a schedule: alpha at the last step.
     alpha_end: float | None = field(
         default=None, metadata={"least": 0, "below": 1, "remedy": "the paper's alpha is 0.8"}
     )

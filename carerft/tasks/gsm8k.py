@@ -61,6 +61,7 @@ class Gsm8kTask(DatasetTask):
 
     name = "gsm8k"
 
+    # train or test.
     split: str = field(default="train", metadata={"choices": tuple(SPLITS)})
     # strict: the last "#### 42" of a completion only; flexible: its last box, else that, else its last number.
     extraction: str = field(default="flexible", metadata={"choices": EXTRACTIONS})

@@ -62,6 +62,7 @@ class MathTask(DatasetTask):
     name = "math"
     question_fields = ("problem", "question")
 
+    # See the top of this file: train12000 is to be evaluated on math500 alone.
     split: str = field(default="train", metadata={"choices": tuple(SPLITS)})
     # boxed: the last \boxed{} of a completion only; flexible: or its last "answer is"
     extraction: str = field(default="flexible", metadata={"choices": EXTRACTIONS})

@@ -49,12 +49,15 @@ Judgement = tuple[str | None, bool | None]
 class QuestionsTask:
     """Questions with answers. Raises ConfigError."""
 
-    # A file of JSON lines, a JSON list, CSV, TSV or Parquet; or `dataset`, the name of a dataset on the hub.
+    # A file of JSON lines, a JSON list, CSV, TSV or Parquet.
     path: str | None = None
+    # In its place: a dataset on the hub.
     dataset: str | None = None
-    # Of a dataset on the hub: its configuration, its split, and its branch, tag or commit.
+    # Of a dataset on the hub: its configuration.
     subset: str | None = None
+    # Of a dataset on the hub: its split.
     split: str = "train"
+    # Of a dataset on the hub: a branch, a tag or a commit.
     revision: str | None = None
     # The column with the question: a text, or a conversation ([{role, content}, ...]) for the model's chat template.
     question: str = "question"

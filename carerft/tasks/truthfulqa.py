@@ -63,7 +63,9 @@ class TruthfulQaTask(DatasetTask):
 
     name = "truthfulqa"
 
+    # The name or the file of a template; options with form=options.
     prompt: str = "few_shot"
+    # By likelihood over all listed answers (mc) or over two (binary); or by the letter of one of two (options).
     form: str = field(default="mc", metadata={"choices": tuple(FORMS)})
 
     def __post_init__(self) -> None:

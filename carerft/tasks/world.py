@@ -28,6 +28,7 @@ ANSWER = re.compile(r"[a-z]{1,24}")  # one word; numbers are words here
 class WorldTask:
     """One part of the built-in world. Raises ConfigError."""
 
+    # What is asked for: the table at the top of this file.
     part: str = field(default="reasoning", metadata={"choices": tuple(PARTS)})
     # The splits have disjoint entities, names and sums.
     split: str = field(default=TRAIN, metadata={"choices": (TRAIN, TEST)})
