@@ -1,11 +1,14 @@
 """From checked settings to the objects that a run is made of: the only place that knows every room."""
 
 import copy
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import torch
 from hydra.utils import instantiate
@@ -13,10 +16,18 @@ from rich.console import Console
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from carerft.config.settings import OWN_SEQUENCES, EvaluateSettings, TaskSettings, TrainSettings, VllmSettings
+from carerft.config.settings import (
+    OWN_SEQUENCES,
+    EvaluateSettings,
+    EvaluationSettings,
+    TaskSettings,
+    TrainSettings,
+    VllmSettings,
+)
 from carerft.evaluation import QUESTIONS_AT_ONCE
 from carerft.evaluation.evaluate import Benchmark, Evaluator, context_needed
 from carerft.evaluation.table import table
+from carerft.metrics.names import METRICS
 from carerft.model.chat import eos_token_ids, uses_chat
 from carerft.model.loading import choose_device, context_length, load_model, model_path
 from carerft.model.lora import add_lora
@@ -165,6 +176,42 @@ class Subject:
         self, run: RunDirectory, worker: RolloutWorker, benchmarks: dict[str, Benchmark], trackers: Trackers
     ) -> None:
         """Evaluate the policy, into the run's directory; print the result and hand it to the trackers."""
+        evaluation = self._evaluate(run, worker, benchmarks, self.settings.evaluation, self.settings.samples)
+        Console().print(table(evaluation))
+        trackers.show(EvaluationOutcome(run.path))
+
+    def validate(
+        self, run: RunDirectory, worker: RolloutWorker, benchmarks: dict[str, Benchmark], step: int
+    ) -> dict[str, float]:
+        """Evaluate the policy while it learns, into `evaluation/step_<n>/`. Returns metrics of that step:
+        `validation/<benchmark>/<metric>`, those of the terminal's table."""
+        settings, during = self.settings.evaluation, self.settings.evaluation.during
+        fewer = [limit for limit in (settings.limit, during.limit) if limit is not None]
+        settings = replace(settings, limit=min(fewer, default=None))
+        place = run.path / "evaluation" / f"step_{step}"
+        if (place / "evaluation.json").exists():
+            evaluation = json.loads((place / "evaluation.json").read_text(encoding="utf-8"))
+        else:
+            samples = during.samples or self.settings.samples
+            evaluation = self._evaluate(run, worker, benchmarks, settings, samples, place)
+            worker.sleep()
+        return {
+            f"validation/{name}/{metric}": entry["value"]
+            for name, result in evaluation["benchmarks"].items()
+            for metric, entry in result["metrics"].items()
+            if METRICS[metric].in_terminal and entry["value"] is not None
+        }
+
+    def _evaluate(
+        self,
+        run: RunDirectory,
+        worker: RolloutWorker,
+        benchmarks: dict[str, Benchmark],
+        how: EvaluationSettings,
+        samples: int,
+        place: Path | None = None,
+    ) -> dict[str, Any]:
+        """place: a directory for all files; None: the run's own."""
         worker.sync(self.policy)  # in a training, an engine of its own still has the weights of the last batch
         settings = self.settings
         prompts = {
@@ -174,16 +221,16 @@ class Subject:
         evaluator = Evaluator(
             worker,
             self.tokenizer,
-            settings.evaluation,
-            settings.samples,
+            how,
+            samples,
             settings.seed,
             min(self.context, worker.context),
             QUESTIONS_AT_ONCE["vllm" if isinstance(settings.rollout, VllmSettings) else "transformers"],
             check_prompts=self.models_text and isinstance(settings, EvaluateSettings),
         )
-        evaluation = evaluator.evaluate(benchmarks, run.path, {**header, "prompts": prompts}, Console(stderr=True))
-        Console().print(table(evaluation))
-        trackers.show(EvaluationOutcome(run.path))
+        where = (place, place) if place else (run.path, None)
+        console = Console(stderr=True, quiet=place is not None)  # a training has a bar of its own
+        return evaluator.evaluate(benchmarks, where[0], {**header, "prompts": prompts}, console, where[1])
 
 
 @dataclass

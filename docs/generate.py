@@ -35,6 +35,7 @@ GROUPS: dict[str, tuple[type, ...]] = {
     "rollout": (settings.RolloutSettings, settings.VllmSettings),
     "learner": (settings.LearnerSettings,),
     "evaluation": (settings.EvaluationSettings,),
+    "evaluation.during": (settings.DuringSettings,),
     "tracker": (settings.TrackerSettings,),
 }
 TASKS = (QuestionsTask, Gsm8kTask, MathTask, SelfAwareTask, TruthfulQaTask, WorldTask)
@@ -86,7 +87,7 @@ def _only(kind: type) -> str:
 
 
 def _is_group(entry: Field[Any]) -> bool:
-    return str(entry.name) in {*GROUPS, "task", "benchmark", "_target_"}
+    return str(entry.name) in {*GROUPS, "during", "task", "benchmark", "_target_"}
 
 
 def _row(kind: type, entry: Field[Any], prefix: str, only: str) -> tuple[str, ...]:

@@ -86,6 +86,7 @@ def train(settings: TrainSettings, run: RunDirectory, leader: "Leader | None" = 
     from carerft import assembly
     from carerft.model.export import export
     from carerft.model.lora import export_adapter
+    from carerft.runs.reading import best_step
     from carerft.tasks.encoding import encode, show_prompt
     from carerft.training.interruption import interruption
     from carerft.training.lookahead import Lookahead
@@ -109,8 +110,17 @@ def train(settings: TrainSettings, run: RunDirectory, leader: "Leader | None" = 
             settings=settings.learner,
             steps=settings.steps,
             directory=run.path,
+            validate_every=settings.evaluation.every,
         )
         benchmarks = subject.benchmarks()
+
+        def validate(step: int) -> dict[str, float]:
+            metrics = subject.validate(run, worker, benchmarks, step)
+            if settings.keep_best and best_step(run.path, settings.keep_best) == step:
+                export(policy, tokenizer, run.path / "model_best", subject.chat, learner.weights())
+            return metrics
+
+        trainer.validate = validate
         (tokens,) = encode([collector.problems[0].prompt], tokenizer)
         show_prompt(settings.task.name, collector.problems[0], tokens, tokenizer)
         step = trainer.resume()

@@ -16,6 +16,7 @@ from carerft.config import settings as schema
 from carerft.config.constraints import check_constraints
 from carerft.config.gpus import check_gpus
 from carerft.errors import CareError, ConfigError
+from carerft.metrics.names import METRICS
 from carerft.objective.settings import ESTIMATORS
 
 
@@ -36,12 +37,40 @@ def check_train(settings: schema.TrainSettings, here: bool = True) -> None:
             "task.grader=none with reward=correctness: no completion would earn anything",
             "write reward=mine.py:score, or a grader that judges: task.grader=number",
         )
+    _check_validation(settings)
     updates, prompts = settings.learner.updates_per_batch, settings.rollout.prompts_per_batch
     if prompts % updates:
         raise ConfigError(
             f"rollout.prompts_per_batch={prompts} cannot be shared out equally over "
             f"learner.updates_per_batch={updates} optimizer steps",
             f"make rollout.prompts_per_batch a multiple of {updates}",
+        )
+
+
+def _check_validation(settings: schema.TrainSettings) -> None:
+    every, best = settings.evaluation.every, settings.keep_best
+    if every and not settings.benchmark:
+        raise ConfigError(
+            f"evaluation.every={every} with benchmark=none: there is nothing to measure",
+            "name a benchmark, or leave it out",
+        )
+    if best is None:
+        return
+    benchmark, _, metric = best.partition(".")
+    if every is None:
+        raise ConfigError(
+            f"keep_best={best}: the policy is measured only after the last step", "write evaluation.every=20 as well"
+        )
+    if benchmark not in settings.benchmark:
+        raise ConfigError(
+            f"keep_best={best}: {benchmark!r} is not among the benchmarks",
+            f"write BENCHMARK.METRIC with one of {', '.join(settings.benchmark)}",
+        )
+    if metric not in METRICS or not METRICS[metric].direction:
+        better = (name for name, known in METRICS.items() if known.direction and known.in_terminal)
+        raise ConfigError(
+            f"keep_best={best}: {metric!r} is no metric of which more or less is better",
+            f"write one of {', '.join(better)}",
         )
 
 
@@ -53,6 +82,10 @@ def check_evaluate(settings: schema.EvaluateSettings, here: bool = True) -> None
         raise ConfigError(
             f"model.adapter={settings.model.adapter}: carerft evaluate measures a model as it is, and trains nothing",
             "leave it out; a training with an adapter writes the merged model to its directory: model=RUN/model",
+        )
+    if settings.evaluation.every:
+        raise ConfigError(
+            f"evaluation.every={settings.evaluation.every}: carerft evaluate measures a model once", "leave it out"
         )
     if not settings.benchmark:
         raise ConfigError("benchmark is empty", "name one, as in benchmark=world or benchmark=[math,gsm8k]")

@@ -62,7 +62,9 @@ def _shared(record: Mapping[str, Any]) -> dict[str, Any]:
         "model": schema.ModelSettings(**record["model"]),
         "rollout": _of_a_class(record["rollout"], schema.RolloutSettings, schema.VllmSettings),
         "benchmark": {name: _of_a_class(entry, schema.TaskSettings) for name, entry in record["benchmark"].items()},
-        "evaluation": schema.EvaluationSettings(**record["evaluation"]),
+        "evaluation": schema.EvaluationSettings(
+            **{**record["evaluation"], "during": schema.DuringSettings(**record["evaluation"].get("during", {}))}
+        ),
         "tracker": schema.TrackerSettings(**record["tracker"]),
     }
 

@@ -11,11 +11,14 @@ from typing import Any
 
 from carerft.config.settings import MOST_TOKENS, OWN_SEQUENCES, defaults, task_defaults
 
-# These change where a run is shown, how often it is saved, what its engines may take and what shares its work, never
-# what it computes.
+# These change where a run is shown, how often it is saved and measured, what its engines may take and what shares its
+# work, never what it computes.
 INCIDENTAL = (
     "name",
     "tracker",
+    "keep_best",
+    "evaluation.every",
+    "evaluation.during",
     "learner.checkpoint_every",
     "learner.checkpoint_minutes",
     "learner.keep_checkpoints",

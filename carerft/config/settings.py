@@ -260,8 +260,22 @@ class TrackerSettings:
 
 
 @dataclass
+class DuringSettings:
+    """What differs while training; null: as after it."""
+
+    # Questions per benchmark, the first ones.
+    limit: int | None = field(default=None, metadata={"least": 1})
+    # Completions per question.
+    samples: int | None = field(default=None, metadata={"least": 1})
+
+
+@dataclass
 class EvaluationSettings:
     """How a model is measured."""
+
+    # train: also measure before the first step and after every so many; null: only after the last.
+    every: int | None = field(default=None, metadata={"least": 1})
+    during: DuringSettings = field(default_factory=DuringSettings)
 
     # Questions per benchmark, the first ones; null: all.
     limit: int | None = field(default=None, metadata={"least": 1})
@@ -319,6 +333,9 @@ class TrainSettings(RunSettings):
     algorithm: AnyAlgorithm = MISSING
     regularizer: AnyRegularizer = MISSING
     reward: RewardSettings = field(default_factory=RewardSettings)
+    # With evaluation.every: keep the policy that was best by a benchmark's metric as model_best/, such as
+    # math.accuracy.
+    keep_best: str | None = None
     learner: LearnerSettings = field(default_factory=LearnerSettings)
     task: AnyTask = MISSING
 

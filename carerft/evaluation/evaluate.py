@@ -93,15 +93,20 @@ class Evaluator:
     check_prompts: bool = True
 
     def evaluate(
-        self, benchmarks: dict[str, Benchmark], directory: Path, header: dict[str, Any], console: Console
+        self,
+        benchmarks: dict[str, Benchmark],
+        directory: Path,
+        header: dict[str, Any],
+        console: Console,
+        place: Path | None = None,
     ) -> dict[str, Any]:
         """Measure the model on every benchmark; returns what evaluation.json holds.
 
-        Writes `directory/evaluation/<benchmark>.problems.jsonl`, `<benchmark>.jsonl` and `directory/evaluation.json`.
-        header: what evaluation.json says of the model. Raises DataError where a benchmark is empty, or a prompt is too
-        long, before anything is sampled.
+        Writes `<benchmark>.problems.jsonl` and `<benchmark>.jsonl` in `place` (None: `directory/evaluation`), and
+        `directory/evaluation.json`. header: what evaluation.json says of the model. Raises DataError where a benchmark
+        is empty, or a prompt is too long, before anything is sampled.
         """
-        settings, place = self.settings, directory / "evaluation"
+        settings, place = self.settings, place or directory / "evaluation"
         statistics = settings.bootstrap, settings.level, self.seed
         place.mkdir(parents=True, exist_ok=True)
         questions = {

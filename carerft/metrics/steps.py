@@ -34,6 +34,8 @@ STEPS = {
     "rollout/mismatch_outside": "share of tokens whose ratio of the two leaves 0.9 to 1.1",
     "rollout/importance_mean": "mean weight of truncated importance sampling",
     "rollout/importance_clipped": "share of tokens whose weight is at the cap",
+    "validation/BENCHMARK/METRIC": "of the policy after this step (evaluation.every); before the first step: the files "
+    "of evaluation/step_0",
     "throughput/generated_tokens_per_s": "sampled tokens per second of sampling",
     "throughput/learned_tokens_per_s": "completion tokens per second of learning",
     "time/rollout_s": "seconds of sampling the batch",
@@ -41,5 +43,6 @@ STEPS = {
     "time/sync_s": "seconds of giving the sampler the policy's weights",
     "time/wait_s": "seconds that the learner waited for the batch (lookahead)",
     "time/score_s": "seconds of computing the learner's log-probabilities for importance sampling",
+    "time/evaluate_s": "seconds of measuring the policy after this step",
     "time/learn_s": "seconds of the optimizer step",
 }

@@ -12,6 +12,8 @@ FILES = {
     "`evaluation/<benchmark>.problems.jsonl`": "a line for each question: prompt, answer, MC1 and MC2",
     "`evaluation/<benchmark>.jsonl`": "a line for each sampled answer: text, what was extracted, verdict, refusal, "
     "log-probability, tokens",
+    "`evaluation/step_<n>/`": "the same files of the policy after step n, and evaluation.json (evaluation.every)",
+    "`model_best/`": "the policy that was best (keep_best)",
     "`after_step_<n>/`": "evaluation of a run that was then continued with more steps",
     "`nonfinite/`": "the batch of a step whose loss or gradient was not finite",
     "`wandb/`, `tensorboard/`": "what these trackers write",

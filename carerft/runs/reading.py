@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from carerft.errors import DataError
 from carerft.metrics.calibration import Reliability
+from carerft.metrics.names import METRICS
 from carerft.metrics.statistics import Interval
 from carerft.runs.labels import section
 from carerft.text import line, number
@@ -73,6 +74,23 @@ class Run:
             return ""
         words = {"done": "no evaluation yet", "running": "still running, or killed", "unreadable": "unreadable"}
         return words.get(self.status, self.status)
+
+
+def validations(run: Path) -> dict[int, Path]:
+    """The evaluation.json of each measurement of a run while it learned, by the steps done, in their order."""
+    found = {int(path.parent.name[5:]): path for path in run.glob("evaluation/step_*/evaluation.json")}
+    return dict(sorted(found.items()))
+
+
+def best_step(run: Path, metric: str) -> int | None:
+    """The first step after which a metric, written BENCHMARK.METRIC, was best; None if it was never known."""
+    benchmark, _, name = metric.partition(".")
+    values: dict[int, float] = {}
+    for step, path in validations(run).items():
+        entry = json.loads(path.read_text(encoding="utf-8"))["benchmarks"][benchmark]["metrics"].get(name)
+        if entry and entry["value"] is not None:
+            values[step] = METRICS[name].direction * entry["value"]
+    return max(values, key=values.__getitem__, default=None)
 
 
 def common_directory(directories: Sequence[Path]) -> Path:

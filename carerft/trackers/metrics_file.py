@@ -22,6 +22,8 @@ class MetricsFile(Tracker):
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the run
 
     def log(self, metrics: dict[str, float]) -> None:
+        if not metrics["step"]:  # a measurement before the first step: it has a file of its own
+            return
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
         self._file.write(json.dumps(clean) + "\n")
         self._file.flush()

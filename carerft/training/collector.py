@@ -154,6 +154,9 @@ class Collector:
         self.correct(batch, learner)
         return batch
 
+    def wait(self) -> None:
+        """As of `Lookahead`: nothing is sampled between calls."""
+
     def state(self) -> dict[str, Any]:
         """What a resumed run needs."""
         return asdict(self.sampler_state)

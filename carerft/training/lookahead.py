@@ -4,7 +4,7 @@ Batches are therefore one batch off-policy; `rollout.importance_correction` corr
 """
 
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from typing import Any
 
@@ -44,6 +44,11 @@ class Lookahead:
         batch.metrics["time/sync_s"] = sync_s
         self.collector.correct(batch, learner)
         return batch
+
+    def wait(self) -> None:
+        """Until nothing is sampled: the worker is then free for something else, and its weights may change."""
+        if self._pending is not None:
+            wait([self._pending])
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs. Waits for the pending batch and includes it, because its weights will be gone."""

@@ -24,16 +24,24 @@ from carerft.training.lookahead import Lookahead
 
 @dataclass
 class Progress:
-    """How far a run is. step: optimizer steps done; used: those made from `batch`."""
+    """How far a run is. step: optimizer steps done; used: those made from `batch`.
+
+    unlogged: metrics of the last step, if the policy is yet to be measured after it.
+    """
 
     step: int = 0
     used: int = 0
     batch: Batch | None = None
+    unlogged: dict[str, float] | None = None
 
 
 @dataclass
 class Trainer:
-    """Samples, grades, learns and saves until `steps` optimizer steps are done. directory: the run's."""
+    """Samples, grades, learns and saves until `steps` optimizer steps are done. directory: the run's.
+
+    validate: measures the policy after this many steps, and returns metrics; called before the first step and after
+    every `validate_every` ones.
+    """
 
     learner: Learner
     source: Collector | Lookahead
@@ -41,6 +49,8 @@ class Trainer:
     settings: LearnerSettings
     steps: int
     directory: Path
+    validate: Callable[[int], dict[str, float]] | None = None
+    validate_every: int | None = None
     progress: Progress = field(default_factory=Progress)
 
     def __post_init__(self) -> None:
@@ -50,14 +60,16 @@ class Trainer:
         self._saved = time.monotonic()
 
     def resume(self) -> int:
-        """Continue from the newest intact checkpoint, if there is one. Returns the number of steps done."""
+        """Continue from the newest intact checkpoint, if there is one. Returns the number of steps whose metrics were
+        logged."""
         state = self._checkpoints.load_latest()
         if state is not None:
             self.learner.load_state(state["learner"])
             batch = state["batch"]
-            self.progress = Progress(state["step"], state["used"], batch and Batch.from_state(batch))
+            batch = batch and Batch.from_state(batch)
+            self.progress = Progress(state["step"], state["used"], batch, state.get("unlogged"))
             self.source.load_state(state["supply"])
-        return self.progress.step
+        return self.progress.step - (self.progress.unlogged is not None)
 
     def run(self, on_step: Callable[[dict[str, float]], None], should_stop: Callable[[], bool]) -> bool:
         """Train to the end. Returns whether the run is complete; False if it was stopped.
@@ -70,10 +82,23 @@ class Trainer:
         RunDirectoryError (a checkpoint cannot be written). All checkpoints are complete when this returns or raises.
         """
         try:
-            while self.progress.step < self.steps:
-                on_step(self._step())
+            progress = self.progress
+            if self.validate and self.validate_every and progress.step == 0:
+                on_step({"step": 0} | self._validation())
+            if progress.unlogged:
+                on_step(progress.unlogged | self._validation())
+                progress.unlogged = None
+            while progress.step < self.steps:
+                metrics = self._step()
+                validates = self.validate_every is not None and progress.step % self.validate_every == 0
+                if validates:  # a process that is killed while it measures goes on with these very weights
+                    progress.unlogged = metrics
+                    self.save()
+                    metrics = metrics | self._validation()
+                    progress.unlogged = None
+                on_step(metrics)
                 stopping = should_stop()
-                if self._due() or stopping or self.progress.step == self.steps:
+                if not validates and (self._due() or stopping or progress.step == self.steps):
                     self.save()
                 if stopping:
                     return False
@@ -96,9 +121,18 @@ class Trainer:
             "step": progress.step,
             "used": progress.used,
             "batch": progress.batch and progress.batch.state(),
+            "unlogged": progress.unlogged,
         }
         self._checkpoints.save(progress.step, state, None if keep_all else self.settings.keep_checkpoints)
         self._saved = time.monotonic()
+
+    def _validation(self) -> dict[str, float]:
+        assert self.validate is not None, "validate_every comes with it"
+        self._checkpoints.wait()
+        self.source.wait()
+        start = time.perf_counter()
+        metrics = self.validate(self.progress.step)
+        return metrics | {"time/evaluate_s": time.perf_counter() - start}
 
     def _step(self) -> dict[str, float]:
         """One optimizer step, on a new rollout batch if the last one is used up. Returns its metrics."""

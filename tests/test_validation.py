@@ -1,0 +1,125 @@
+"""Measuring while training: the same files, the same final numbers, a killed run, and the best policy kept."""
+
+import json
+from pathlib import Path
+
+import pytest
+from helpers.configurations import composed
+from helpers.runs import read_lines, run
+
+from carerft.assembly import Subject
+from carerft.config.checks import check_evaluate, check_train
+from carerft.config.composition import evaluate_settings, train_settings
+from carerft.config.identity import config_hash
+from carerft.errors import ConfigError
+from carerft.metrics.steps import STEPS
+from carerft.runs.reading import best_step, validations
+
+WORDS = ["benchmark=[world_reasoning,world_honesty]", "steps=3"]
+EVERY = ["evaluation.every=2", "evaluation.during.limit=4", "keep_best=world_honesty.accuracy"]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("plain") / "run"
+    assert run(directory, *WORDS) == 0
+    return directory
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("measured") / "run"
+    assert run(directory, *WORDS, *EVERY) == 0
+    return directory
+
+
+def without_times(directory: Path) -> list[dict]:
+    lines = read_lines(directory / "metrics.jsonl")
+    return [{k: v for k, v in line.items() if not k.startswith(("time/", "throughput/"))} for line in lines]
+
+
+def final(directory: Path) -> list[bytes]:
+    names = "model/model.safetensors", "evaluation/world_honesty.jsonl", "evaluation/world_reasoning.jsonl"
+    return [(directory / name).read_bytes() for name in names]
+
+
+def test_measuring_changes_nothing_of_the_run(plain: Path, measured: Path):
+    assert final(plain) == final(measured)
+    scores = [json.loads((d / "evaluation.json").read_text())["benchmarks"] for d in (plain, measured)]
+    assert scores[0] == scores[1]
+    lines = [
+        [{k: v for k, v in line.items() if "validation" not in k} for line in without_times(d)]
+        for d in (plain, measured)
+    ]
+    assert lines[0] == lines[1]
+
+
+def test_each_measurement_has_the_same_files_and_is_in_the_metrics(measured: Path):
+    assert list(validations(measured)) == [0, 2]
+    for step, path in validations(measured).items():
+        entry = json.loads(path.read_text())["benchmarks"]["world_honesty"]
+        assert entry["n"] == 4 and len(read_lines(path.parent / "world_honesty.jsonl")) == 4 * entry["k"], step
+    first, second, third = read_lines(measured / "metrics.jsonl")
+    shown = json.loads(validations(measured)[2].read_text())["benchmarks"]["world_honesty"]["metrics"]["accuracy"]
+    assert second["validation/world_honesty/accuracy"] == shown["value"] and second["time/evaluate_s"] > 0
+    assert not any("validation" in key for key in (*first, *third))
+    known = {key for key in STEPS if "NAME" not in key and "METRIC" not in key}
+    assert all(key in known or key.startswith("validation/") for line in (first, second) for key in line)
+
+
+def test_the_best_policy_is_kept(measured: Path):
+    values = {}
+    for step, path in validations(measured).items():
+        values[step] = json.loads(path.read_text())["benchmarks"]["world_honesty"]["metrics"]["accuracy"]["value"]
+    best = best_step(measured, "world_honesty.accuracy")
+    assert best == max(values, key=values.__getitem__)
+    assert (measured / "model_best" / "model.safetensors").exists() and (
+        measured / "model_best" / "config.json"
+    ).exists()
+
+
+def test_a_run_that_is_killed_while_it_measures_goes_on_there(measured: Path, tmp_path: Path, monkeypatch):
+    """It measured half of what it has to after step 2, whose metrics were not yet logged."""
+    directory, original = tmp_path / "run", Subject.validate
+
+    def killed(self, run, worker, benchmarks, step):
+        if step == 2:
+            original(self, run, worker, {"world_honesty": benchmarks["world_honesty"]}, step)
+            (run.path / "evaluation/step_2/evaluation.json").unlink()
+            raise KeyboardInterrupt
+        return original(self, run, worker, benchmarks, step)
+
+    monkeypatch.setattr(Subject, "validate", killed)
+    assert run(directory, *WORDS, *EVERY) == 130
+    assert len(read_lines(directory / "metrics.jsonl")) == 1
+    half = (directory / "evaluation/step_2/world_honesty.jsonl").stat().st_mtime_ns
+    monkeypatch.undo()
+    assert run(directory, *WORDS, *EVERY) == 0
+    assert without_times(directory) == without_times(measured)
+    assert final(directory) == final(measured)
+    names = "evaluation/step_2/evaluation.json", "evaluation/step_2/world_honesty.jsonl"
+    assert (directory / names[1]).read_bytes() == (measured / names[1]).read_bytes()
+    results = [json.loads((d / names[0]).read_text())["benchmarks"] for d in (directory, measured)]
+    assert results[0] == results[1] and half
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("evaluation.every=2 benchmark=none", "evaluation.every=2 with benchmark=none"),
+        ("evaluation.every=0", "evaluation.every=0: must be at least 1"),
+        ("keep_best=world_truth.mc1", "measured only after the last step"),
+        ("keep_best=math.accuracy evaluation.every=2", "'math' is not among the benchmarks"),
+        ("keep_best=world_truth.acuracy evaluation.every=2", "'acuracy' is no metric"),
+        ("keep_best=world_truth.ece_floor evaluation.every=2", "'ece_floor' is no metric of which more or less"),
+    ],
+)
+def test_settings_that_cannot_work(words: str, message: str):
+    with pytest.raises(ConfigError, match=message):
+        check_train(train_settings(composed(*words.split())))
+
+
+def test_how_often_a_run_is_measured_is_no_part_of_what_it_is():
+    assert config_hash(composed(*EVERY)) == config_hash(composed())
+    with pytest.raises(ConfigError, match="measures a model once"):
+        check_evaluate(evaluate_settings(composed("evaluation.every=2", verb="evaluate")))
