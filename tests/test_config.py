@@ -11,10 +11,11 @@ from helpers.configurations import composed, refused, settings
 from hydra.utils import instantiate
 
 from carerft import cli
-from carerft.config.checks import check_evaluate, check_model_directory, check_train
+from carerft.config.checks import WORLD_VOCABULARY, check_choice, check_evaluate, check_model_directory, check_train
 from carerft.config.composition import CONF, train_settings
 from carerft.config.identity import config_hash, differences
-from carerft.errors import CareError
+from carerft.errors import CareError, ConfigError
+from carerft.world.bases import SHIPPED
 
 
 @pytest.mark.parametrize(
@@ -299,3 +300,21 @@ def test_the_schema_documents_the_defaults():
     config = composed("model=qwen2.5-3b", "task=math")
     assert config["learner"]["learning_rate"] == config["model"]["learning_rate"] == 1e-6
     assert config["rollout"]["max_tokens"] == config["task"]["max_tokens"]
+
+
+@pytest.mark.parametrize("verb", ["train", "evaluate"])
+def test_a_real_model_is_not_taken_to_the_built_in_world_by_default(verb: str):
+    what = "task" if verb == "train" else "benchmark"
+    chosen = settings("model=qwen2.5-3b", verb=verb)
+    for words in (["model=qwen2.5-3b"], ["model=qwen2.5-3b", "steps=3"]):
+        with pytest.raises(ConfigError, match=f"model=qwen2.5-3b without a {what}") as raised:
+            check_choice(chosen, words)
+        assert "questions" in raised.value.remedy
+    for words in ([f"{what}=world"], ["experiment=table1"], ["scale=tiny"], [f"+{what}@{what}.mine=world"]):
+        check_choice(chosen, words)
+    check_choice(settings("model=tiny", verb=verb), [])
+    check_choice(settings(f"model.path={SHIPPED}", verb=verb), [])
+
+
+def test_the_built_in_vocabulary_is_that_of_the_shipped_model():
+    assert json.loads((SHIPPED / "config.json").read_text())["vocab_size"] == WORLD_VOCABULARY

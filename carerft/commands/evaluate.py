@@ -3,11 +3,12 @@
 import json
 import logging
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
 
 from carerft.commands.application import application, save_composition
-from carerft.config.checks import check_evaluate
+from carerft.config.checks import check_choice, check_evaluate
 from carerft.config.composition import evaluate_settings, plain
 from carerft.config.settings import EvaluateSettings, VllmSettings
 from carerft.runs.directory import RunDirectory, open_run
@@ -25,6 +26,7 @@ def main(config: DictConfig) -> None:
     settings = evaluate_settings(record)
     check_templates(settings.benchmark.values())
     check_evaluate(settings)
+    check_choice(settings, HydraConfig.get().overrides.task)
     directory = job_directory("evaluate", record)
     if directory is None:
         return

@@ -13,7 +13,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from carerft.commands.application import application, save_composition
-from carerft.config.checks import check_train
+from carerft.config.checks import check_choice, check_train
 from carerft.config.composition import plain, train_settings
 from carerft.config.settings import LearnerSettings, TrainSettings
 from carerft.errors import RunDirectoryError
@@ -36,6 +36,7 @@ def main(config: DictConfig) -> None:
     record = plain(config)
     settings = train_settings(record)
     check_train(settings)
+    check_choice(settings, HydraConfig.get().overrides.task)
     check_templates([settings.task, *settings.benchmark.values()])
     hydra = HydraConfig.get()
     launch.check_processes(settings, hydra.mode == RunMode.MULTIRUN)

@@ -9,6 +9,7 @@ import importlib.util
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from carerft.config.gpus import check_gpus
 from carerft.errors import CareError, ConfigError
 from carerft.metrics.names import METRICS
 from carerft.objective.settings import ESTIMATORS
+
+WORLD_VOCABULARY = 1984
+"""Tokens of the built-in world's tokenizer."""
 
 
 def check_train(settings: schema.TrainSettings, here: bool = True) -> None:
@@ -72,6 +76,40 @@ def _check_validation(settings: schema.TrainSettings) -> None:
             f"keep_best={best}: {metric!r} is no metric of which more or less is better",
             f"write one of {', '.join(better)}",
         )
+
+
+def check_choice(settings: schema.TrainSettings | schema.EvaluateSettings, words: Sequence[str]) -> None:
+    """Refuse to take a real model to the built-in world because nothing else was named. words: of the command line.
+
+    Raises ConfigError.
+    """
+    training = isinstance(settings, schema.TrainSettings)
+    what = "task" if training else "benchmark"
+    tasks = [settings.task] if training else list(settings.benchmark.values())
+    named = {word.partition("=")[0].lstrip("+~").partition("@")[0] for word in words}
+    by_default = not named & {what, "experiment", "scale"} and all(t._target_.endswith("WorldTask") for t in tasks)
+    if not by_default or _knows_world(settings.model.path):
+        return
+    own = "task=questions task.path=mine.jsonl task.grader=number" if training else (
+        "benchmark=questions benchmark.questions.path=mine.jsonl benchmark.questions.grader=number"
+    )  # fmt: skip
+    raise ConfigError(
+        f"model={settings.model.name} without a {what}: the default is the built-in world, whose words only the tiny "
+        "model knows",
+        f"write {what}={'math' if training else '[math500,gsm8k]'} (scale=paper for all as in the paper), or your own "
+        f"data: {own}; or {what}=world, if that is meant",
+    )
+
+
+def _knows_world(model: str) -> bool:
+    """Whether this is the built-in model, or was trained from it: no other has so small a vocabulary."""
+    if model == "world":
+        return True
+    try:
+        config = json.loads((Path(model).expanduser() / "config.json").read_text())
+        return config.get("vocab_size") == WORLD_VOCABULARY
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def check_evaluate(settings: schema.EvaluateSettings, here: bool = True) -> None:

@@ -1,0 +1,77 @@
+"""Some of a batch's completions, kept as they were sampled: `samples/step_<n>.jsonl`, a line for each."""
+
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from carerft.rollout import Rollouts
+from carerft.runs.directory import write_atomically
+from carerft.tasks import Grade, Problem
+
+
+@dataclass
+class Judged:
+    """What became of a batch's completions, S in the order of the rollouts.
+
+    problems: of each prompt. grades: S. rewards: (S,) each, by name; "total" is their weighted sum.
+    """
+
+    problems: list[Problem]
+    grades: list[Grade]
+    rewards: dict[str, Tensor]
+
+
+def chosen(problem_ids: list[str], count: int) -> list[int]:
+    """Which prompts of a batch are kept. The same problems are preferred in every batch, so that one which comes again
+    can be compared with itself."""
+    return sorted(sorted(range(len(problem_ids)), key=lambda i: zlib.crc32(problem_ids[i].encode()))[:count])
+
+
+def write_samples(
+    path: Path,
+    rollouts: Rollouts,
+    judged: Judged,
+    advantages: Tensor,
+    reference: Tensor | None,
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    """Write the completions of some prompts. advantages: (S,). reference: (S, T), the reference's log-probabilities of
+    their tokens; None without one. Raises OSError."""
+    path.parent.mkdir(exist_ok=True)
+    lines = []
+    for i in range(len(rollouts.tokens)):
+        problem, grade, length = judged.problems[i // rollouts.group_size], judged.grades[i], int(rollouts.lengths[i])
+        tokens = rollouts.tokens[i, :length].tolist()
+        record = {
+            "problem_id": problem.id,
+            "prompt": problem.prompt,
+            "answer": problem.answer,
+            "sample": i % rollouts.group_size,
+            "text": tokenizer.decode(tokens, skip_special_tokens=True),
+            "extracted": grade.extracted,
+            "correct": grade.correct,
+            "refused": grade.refused,
+            "truncated": not bool(rollouts.finished[i]),
+            "rewards": _numbers({name: values[i] for name, values in judged.rewards.items()}),
+            "advantage": float(advantages[i]),
+            "tokens": [tokenizer.decode([token]) for token in tokens],
+            "log_probs": _rounded(rollouts.log_probs[i, :length]),
+            "reference_log_probs": None if reference is None else _rounded(reference[i, :length]),
+        }
+        lines.append(json.dumps(record, ensure_ascii=False) + "\n")
+    write_atomically(path, "".join(lines))
+
+
+def _numbers(values: Mapping[str, Tensor]) -> dict[str, float | None]:
+    return {name: None if torch.isnan(value) else float(value) for name, value in values.items()}
+
+
+def _rounded(values: Tensor) -> list[Any]:
+    return [round(value, 4) for value in values.tolist()]
