@@ -24,6 +24,7 @@ COMMANDS = {
     "plan": "memory, hours and cost of a run or an experiment, before it starts",
     "doctor": "whether this machine can train: versions, GPUs, disk, and a trial",
     "report": "tables, figures and one HTML page from run directories",
+    "show": "read what a model wrote while it learned",
     "grade": "grade mathematical answers from any source",
     "base": "build a base model of the built-in world",
     "dashboard": "save the layout of a W&B workspace to a project",
@@ -178,6 +179,8 @@ def expand_model(words: list[str]) -> list[str]:
             if not written:
                 _check_models(value)
             expanded += ["model=path", f"model.path={value if written else _quoted(value)}"]
+        elif key.startswith("samples."):
+            expanded.append(f"keep_{word}")
         elif key == "reward" and ".py:" in value and not written:
             expanded.append(f"reward.functions=[{hydra_quoted(value)}]")
         elif PATHS.fullmatch(key) and not written and not plain:

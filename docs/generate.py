@@ -32,6 +32,7 @@ GROUPS: dict[str, tuple[type, ...]] = {
     "algorithm": (objective.AlgorithmSettings,),
     "regularizer": (objective.SkewSettings,),
     "reward": (settings.RewardSettings,),
+    "keep_samples": (settings.KeepSettings,),
     "rollout": (settings.RolloutSettings, settings.VllmSettings),
     "learner": (settings.LearnerSettings,),
     "evaluation": (settings.EvaluationSettings,),

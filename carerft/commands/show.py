@@ -26,6 +26,7 @@ from carerft.text import line, visible
 
 WHICH = ("worst", "best", "refused", "truncated")
 MOVED = 1.0  # nats
+VERDICTS = {"True": ("right", "bold green"), "False": ("wrong", "bold red")}
 
 
 @dataclass
@@ -86,9 +87,7 @@ def selected(records: list[dict[str, Any]], which: str | None) -> list[dict[str,
 
 def described(record: dict[str, Any]) -> Text:
     """A line about a completion: its verdict, its rewards, its advantage."""
-    verdict, style = {True: ("right", "bold green"), False: ("wrong", "bold red")}.get(
-        record.get("correct"), ("no verdict", "bold yellow")
-    )
+    verdict, style = VERDICTS.get(str(record.get("correct")), ("no verdict", "bold yellow"))
     words = [f"answer {line(record['extracted'])}" if record.get("extracted") is not None else "no answer"]
     words += [word for key, word in (("refused", "refuses"), ("truncated", "cut")) if record.get(key)]
     words += [f"{line(name)} {value:.3g}" for name, value in (record.get("rewards") or {}).items() if value is not None]

@@ -87,6 +87,7 @@ def train(settings: TrainSettings, run: RunDirectory, leader: "Leader | None" = 
     from carerft import assembly
     from carerft.model.export import export
     from carerft.model.lora import export_adapter
+    from carerft.report.outcome import samples_table
     from carerft.runs.reading import best_step
     from carerft.tasks.encoding import encode, show_prompt
     from carerft.training.interruption import interruption
@@ -112,6 +113,7 @@ def train(settings: TrainSettings, run: RunDirectory, leader: "Leader | None" = 
             steps=settings.steps,
             directory=run.path,
             validate_every=settings.evaluation.every,
+            keep_samples=settings.keep_samples,
         )
         benchmarks = subject.benchmarks()
 
@@ -128,6 +130,7 @@ def train(settings: TrainSettings, run: RunDirectory, leader: "Leader | None" = 
         if step:
             log.info("continuing %s at step %d", run.path, step)
         with assembly.trackers(settings, run, step) as trackers:
+            trainer.on_samples = lambda step, file: trackers.table("samples", step, *samples_table(file))
             with interruption() as stop_requested:
                 finished = trainer.run(trackers.log, stop_requested)
             if not finished:

@@ -40,6 +40,7 @@ def train_settings(record: Mapping[str, Any]) -> TrainSettings:
     own = {
         "algorithm": _of_a_class(record["algorithm"], schema.AlgorithmSettings),
         "regularizer": _of_a_class(record["regularizer"], schema.RegularizerSettings, schema.SkewRegularizerSettings),
+        "keep_samples": schema.KeepSettings(**record.get("keep_samples", {})),
         "reward": schema.RewardSettings(**record.get("reward", {})),
         "learner": schema.LearnerSettings(**record["learner"]),
         "task": _of_a_class(record["task"], schema.TaskSettings),

@@ -17,6 +17,7 @@ INCIDENTAL = (
     "name",
     "tracker",
     "keep_best",
+    "keep_samples",
     "evaluation.every",
     "evaluation.during",
     "learner.checkpoint_every",

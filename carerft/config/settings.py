@@ -91,6 +91,17 @@ class RewardSettings:
 
 
 @dataclass
+class KeepSettings:
+    """What is kept of the completions that a training samples: samples/step_<n>.jsonl. On the command line the group is
+    also called `samples`: samples.every=10."""
+
+    # Steps between the batches of which some are kept; null: none.
+    every: int | None = field(default=None, metadata={"least": 1})
+    # Prompts of such a batch, each with all of its completions.
+    prompts: int = field(default=8, metadata={"least": 1})
+
+
+@dataclass
 class RolloutSettings:
     """What samples completions."""
 
@@ -333,6 +344,7 @@ class TrainSettings(RunSettings):
     algorithm: AnyAlgorithm = MISSING
     regularizer: AnyRegularizer = MISSING
     reward: RewardSettings = field(default_factory=RewardSettings)
+    keep_samples: KeepSettings = field(default_factory=KeepSettings)
     # With evaluation.every: keep the policy that was best by a benchmark's metric as model_best/, such as
     # math.accuracy.
     keep_best: str | None = None

@@ -92,6 +92,28 @@ class ReportOutcome:
         return {f"report/{path.stem}": path.read_bytes() for path in sorted(self.directory.glob("figures/*.png"))}
 
 
+SAMPLES_SHOWN = ("question", "prompt", "sample", "text", "extracted", "correct", "reward", "advantage", "truncated")
+
+
+def samples_table(file: Path) -> Table:
+    """`samples/step_<n>.jsonl` of a run: one row for each completion."""
+    rows: list[list[Value]] = [
+        [
+            visible(record.get("problem_id", ""), SHORT_TEXT),
+            visible(record.get("prompt", ""), LONG_TEXT),
+            number(record.get("sample")),
+            visible(record.get("text", ""), LONG_TEXT),
+            None if record.get("extracted") is None else visible(record["extracted"], SHORT_TEXT),
+            record.get("correct"),
+            number((record.get("rewards") or {}).get("total")),
+            number(record.get("advantage")),
+            record.get("truncated"),
+        ]
+        for record in read_lines(file, [])
+    ]
+    return Table(list(SAMPLES_SHOWN), rows)
+
+
 def _answers(folder: Path, benchmark: str) -> Iterator[list[Value]]:
     def short(value: Any) -> str | None:
         return None if value is None else visible(value, SHORT_TEXT)

@@ -6,6 +6,8 @@ FILES = {
     "`.hydra/`": "the composed configuration, and the words of the command",
     "`train.log`, `evaluate.log`": "what was logged",
     "`metrics.jsonl`": "a line for each optimizer step: [metrics](metrics.md)",
+    "`samples/step_<n>.jsonl`": "completions of the batch that step n began with (samples.every): prompt, text, "
+    "rewards, advantage, tokens with their log-probabilities under policy and reference",
     "`checkpoints/step_<n>/`": "all that a bit-exact resumption needs, with checksums",
     "`model/`": "the final policy in Hugging Face format; `adapter/` beside it with LoRA",
     "`evaluation.json`": "every metric with its bootstrap interval, and a calibration diagram's bins",

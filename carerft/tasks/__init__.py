@@ -23,6 +23,7 @@ class Problem:
     messages: the turns of a conversation, {"role": ..., "content": ...} each, for the model's chat template; empty: the
         prompt is the one turn.
     columns: the fields of its row, for graders and rewards of a user's own.
+    untemplated: the prompt before it was put into a chat template; None: the prompt as it is.
     """
 
     id: str
@@ -33,6 +34,7 @@ class Problem:
     aliases: tuple[str, ...] = ()
     messages: tuple[Mapping[str, str], ...] = field(default=(), hash=False)
     columns: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    untemplated: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

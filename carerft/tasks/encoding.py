@@ -4,11 +4,12 @@ import logging
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from carerft.errors import DataError
+from carerft.errors import DataError, reason
 from carerft.tasks import Grade, Problem, Task
 from carerft.tasks.dataset import DatasetTask
 
@@ -21,8 +22,8 @@ AT_ONCE = 1024
 @dataclass(frozen=True)
 class ChatTask:
     """A task in the model's chat template: the prompt with its few-shot examples is one turn of the user, without a
-    system message of ours, and the completion is the assistant's turn. The prompt `instruction` is taken, where a
-    dataset has it and no other was chosen.
+    system message of ours, or the conversation that the data holds, and the completion is the assistant's turn. The
+    prompt `instruction` is taken, where a dataset has it and no other was chosen.
 
     A choice that is scored by likelihood is then the assistant's whole turn, so it loses the space that separates it
     from a plain prompt (lm-evaluation-harness does the same). Published MC1 and MC2 of base models are without a
@@ -48,20 +49,41 @@ class ChatTask:
     def prompt(self) -> str | None:
         return getattr(self.task, "prompt", None)
 
-    def problems(self) -> list[Problem]:
-        return [
-            replace(
-                problem,
-                prompt=self.tokenizer.apply_chat_template(
-                    [{"role": "user", "content": problem.prompt}], tokenize=False, add_generation_prompt=True
-                ),
-                choices=tuple((text.lstrip(), true) for text, true in problem.choices),
-            )
-            for problem in self.task.problems()
-        ]
+    def problems(self) -> Sequence[Problem]:
+        """Raises DataError, for a list at once, else where a problem is used: the template refuses a conversation."""
+        problems = self.task.problems()
+        return [self.templated(p) for p in problems] if isinstance(problems, list) else Templated(self, problems)
+
+    def templated(self, problem: Problem) -> Problem:
+        turns = [dict(turn) for turn in problem.messages] or [{"role": "user", "content": problem.prompt}]
+        try:
+            prompt = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # the template is a program of the model's authors
+            roles = ", ".join(turn["role"] for turn in turns)
+            raise DataError(
+                f"problem {problem.id}: the model's chat template refuses a conversation of {roles} ({reason(error)})",
+                "leave out task.system and system messages, if the model knows none, or write model.chat=false",
+            ) from error
+        choices = tuple((text.lstrip(), true) for text, true in problem.choices)
+        return replace(problem, prompt=str(prompt), untemplated=problem.prompt, choices=choices)
 
     def grade(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Grade]:
         return self.task.grade(problems, texts)
+
+
+@dataclass(frozen=True, eq=False)
+class Templated(Sequence[Problem]):
+    """Problems in a chat template, each made where it is used."""
+
+    task: ChatTask
+    problems: Sequence[Problem]
+
+    def __len__(self) -> int:
+        return len(self.problems)
+
+    def __getitem__(self, index: Any) -> Any:
+        found = self.problems[index]
+        return self.task.templated(found) if isinstance(found, Problem) else [self.task.templated(p) for p in found]
 
 
 class Prompts:

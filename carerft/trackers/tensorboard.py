@@ -33,9 +33,12 @@ class TensorboardTracker(Tracker):
             pixels = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
             self._writer.add_image(name, pixels, self._step, dataformats="HWC")
         for name, (columns, rows) in outcome.tables().items():
-            # TensorBoard renders Markdown; four spaces before each line make a code block.
-            lines = [json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False) for row in rows]
-            self._writer.add_text(name, "\n".join(f"    {line}" for line in lines), self._step)
+            self.table(name, self._step, columns, rows)
+
+    def table(self, name: str, step: int, columns: list[str], rows: list[list[str | float | bool | None]]) -> None:
+        # TensorBoard renders Markdown; four spaces before each line make a code block.
+        lines = [json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False) for row in rows]
+        self._writer.add_text(name, "\n".join(f"    {line}" for line in lines), step)
 
     def finish(self, failed: bool) -> None:
         self._writer.close()

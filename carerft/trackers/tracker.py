@@ -40,6 +40,9 @@ class Tracker:
     def show(self, outcome: Outcome) -> None:
         """Show the evaluation's result, if at all; at most once, and after the last step."""
 
+    def table(self, name: str, step: int, columns: list[str], rows: list[list[str | float | bool | None]]) -> None:
+        """Show a table of the step that comes next, if at all."""
+
     def finish(self, failed: bool) -> None:
         """The run is over, or stops here. failed: by an error or an interruption."""
         raise NotImplementedError
@@ -64,6 +67,13 @@ class Trackers(AbstractContextManager["Trackers"]):
                     raise
                 log.exception("%s failed: it gets no more metrics, and the run goes on", type(tracker).__name__)
                 self._trackers.remove(tracker)
+
+    def table(self, name: str, step: int, columns: list[str], rows: list[list[str | float | bool | None]]) -> None:
+        for tracker in self._trackers:
+            try:
+                tracker.table(name, step, columns, rows)
+            except Exception:
+                log.exception("%s could not show %s", type(tracker).__name__, name)
 
     def show(self, outcome: Outcome) -> None:
         for tracker in self._trackers:

@@ -50,6 +50,12 @@ class WandbTracker(Tracker):
         self._step = int(metrics["step"])
         self._run.log(metrics, step=self._step, commit=True)
 
+    def table(self, name: str, step: int, columns: list[str], rows: list[list[str | float | bool | None]]) -> None:
+        import wandb
+
+        os.environ["WANDB_DATA_DIR"] = str(self._directory / "wandb")  # as in `show`
+        self._run.log({name: wandb.Table(columns=[*columns], data=[*rows])}, step=step, commit=False)
+
     def show(self, outcome: Outcome) -> None:
         import wandb
         from PIL import Image

@@ -29,11 +29,12 @@ from carerft.rollout import (
     without_padding,
 )
 from carerft.rollout.prompt_check import PROMPTS, warn_of_absurd_loss
-from carerft.tasks import Grade, Task
+from carerft.tasks import Grade, Problem, Task
 from carerft.tasks.encoding import Prompts
 from carerft.tasks.replies import grade_completions
 from carerft.training.learner import Learner, TruncatedImportance
 from carerft.training.rewards import Rewards, Scored
+from carerft.training.samples import Judged
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,8 @@ class SamplerState:
 class Batch:
     """A rollout batch of P prompts with G completions each, for one or more optimizer steps.
 
-    advantages: (P * G,). problem_ids: P of them. metrics: of sampling and grading, logged at each of its steps.
+    advantages: (P * G,). problem_ids: P of them. metrics: of sampling and grading, logged at each of its steps. judged:
+    what was said of its completions; not part of its state.
     """
 
     rollouts: Rollouts
@@ -65,6 +67,7 @@ class Batch:
     problem_ids: list[str]
     metrics: dict[str, float]
     correction: TruncatedImportance | None = None
+    judged: Judged | None = None
 
     def parts(self, count: int) -> list[slice]:
         """Its prompts divided among `count` optimizer steps, or as many as there are prompts."""
@@ -88,7 +91,8 @@ class Batch:
         correction = correction and {
             name: rows if rows is None else without_padding(rows, lengths) for name, rows in vars(correction).items()
         }
-        return copy.deepcopy(vars(self) | {"rollouts": self.rollouts.state(), "correction": correction})
+        state = {name: value for name, value in vars(self).items() if name != "judged"}
+        return copy.deepcopy(state | {"rollouts": self.rollouts.state(), "correction": correction})
 
     @staticmethod
     def from_state(state: dict[str, Any]) -> "Batch":
@@ -105,13 +109,13 @@ class Batch:
 
 @dataclass
 class _Round:
-    """One graded call of the sampler. rewards: (P, G), NaN without a verdict."""
+    """One graded call of the sampler. rewards: (P, G), NaN without a verdict. problems: P."""
 
     rollouts: Rollouts
     rewards: Tensor
     scored: Scored
     grades: list[Grade]
-    problem_ids: list[str]
+    problems: list[Problem]
     sampling_s: float
     grading_s: float
 
@@ -181,7 +185,7 @@ class Collector:
         rounds = [self._round(wanted)]
         while self.algorithm.dynamic_sampling:
             groups = sum(int(informative(r.rewards).sum()) for r in rounds)
-            tried = sum(len(r.problem_ids) for r in rounds)
+            tried = sum(len(r.problems) for r in rounds)
             if groups >= wanted:
                 break
             if len(rounds) == self.algorithm.dynamic_rounds:
@@ -207,9 +211,8 @@ class Collector:
         progress = {"global_step": self._steps_done, "max_steps": self.steps}
         scored = self.rewards(asked, texts, ids, grades, progress)
         self.sampler_state = SamplerState(state.prompts + count, state.rounds + 1)
-        names = [p.id for p in problems]
         times = sampled - start, time.perf_counter() - sampled
-        return _Round(rollouts, scored.total.view(-1, group), scored, grades, names, *times)
+        return _Round(rollouts, scored.total.view(-1, group), scored, grades, problems, *times)
 
     def _accept_shortage(self, groups: int, tried: int) -> None:
         """Warn of a batch with too few groups, or raise ShortageError."""
@@ -231,11 +234,14 @@ class Collector:
         algorithm = self.algorithm
         rollouts = Rollouts.concatenate([r.rollouts for r in rounds])
         rewards = torch.cat([r.rewards for r in rounds])
-        ids = [problem for r in rounds for problem in r.problem_ids]
+        problems = [problem for r in rounds for problem in r.problems]
+        grades = [grade for r in rounds for grade in r.grades]
+        parts = {"total": rewards.flatten()}
+        parts |= {name: torch.cat([r.scored.parts[name] for r in rounds]) for name in rounds[0].scored.parts}
         sampling_s = sum(r.sampling_s for r in rounds)
         penalties = algorithm.penalties(rollouts.lengths, self.sampling.max_tokens)
         metrics = {
-            **reward_metrics(rewards, [g for r in rounds for g in r.grades], rollouts),
+            **reward_metrics(rewards, grades, rollouts),
             **part_metrics([r.scored for r in rounds]),
             "reward/overlong_penalty": float(penalties.mean()),
             "rollout/rounds": float(len(rounds)),
@@ -246,8 +252,12 @@ class Collector:
         advantages = algorithm.advantages(rewards - penalties.view(rewards.shape))
         if algorithm.dynamic_sampling:
             index = torch.nonzero(informative(rewards)).flatten()[: self.settings.prompts_per_batch]
-            rollouts, advantages, ids = rollouts.prompts(index), advantages[index], [ids[i] for i in index.tolist()]
-        return Batch(rollouts, advantages.flatten(), ids, metrics)
+            rollouts, advantages, problems = rollouts.prompts(index), advantages[index], [problems[i] for i in index]
+            members = (index[:, None] * algorithm.group_size + torch.arange(algorithm.group_size)).flatten()
+            grades = [grades[i] for i in members]
+            parts = {name: values[members] for name, values in parts.items()}
+        ids, judged = [problem.id for problem in problems], Judged(problems, grades, parts)
+        return Batch(rollouts, advantages.flatten(), ids, metrics, judged=judged)
 
     def correct(self, batch: Batch, learner: Learner) -> None:
         """Add to a batch what `rollout.importance_correction` says: truncated importance sampling, or the start of the

@@ -25,7 +25,7 @@ from carerft.model.modes import silence
 from carerft.model.sharding import as_forward, full_tensor, reshard, shard
 from carerft.objective.algorithms import Algorithm
 from carerft.objective.lm_head import TokenStatistics, token_statistics
-from carerft.objective.regularizers import Regularizer, sampled_estimate
+from carerft.objective.regularizers import NoRegularizer, Regularizer, sampled_estimate
 from carerft.rollout import Rollouts
 from carerft.training.attention import use_own_attention
 from carerft.training.checkpoint_tensors import CheckpointTensors
@@ -242,12 +242,17 @@ class Learner:
         return metrics
 
     @torch.no_grad()
-    def log_probs(self, rollouts: Rollouts) -> Tensor:
-        """(S, T) float32 log-probability of each sampled token under the current policy; 0 outside the mask."""
+    def log_probs(self, rollouts: Rollouts, of_reference: bool = False) -> Tensor:
+        """(S, T) float32 log-probability of each sampled token under the current policy, or the reference; 0 outside
+        the mask."""
+        plain = NoRegularizer() if of_reference else None
         silence(self.policy)
         mask, log_probs = rollouts.mask(), torch.zeros(rollouts.tokens.shape)
         for index, is_real in self._microbatches(rollouts):
-            scored = self.score(rollouts, index).log_prob.float().cpu()
+            statistics = self.score(rollouts, index, plain)
+            found = statistics.ref_log_prob if of_reference else statistics.log_prob
+            assert found is not None, "only asked for where there is a reference"
+            scored = found.float().cpu()
             if is_real:
                 log_probs[index] = torch.zeros_like(log_probs[index]).masked_scatter(mask[index], scored)
         reshard(self.policy)

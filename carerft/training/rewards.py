@@ -192,7 +192,7 @@ def arguments(
     return {
         **{name: [problem.columns.get(name) for problem in problems] for name in columns},
         **({} if "answer" in columns else {"answer": [problem.answer for problem in problems]}),
-        "prompts": [[dict(turn) for turn in p.messages] if p.messages else p.prompt for p in problems],
+        "prompts": [[dict(turn) for turn in p.messages] if p.messages else p.untemplated or p.prompt for p in problems],
         "completions": [
             [{"role": "assistant", "content": text}] if problem.messages else text
             for problem, text in zip(problems, texts, strict=True)

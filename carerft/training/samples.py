@@ -27,6 +27,12 @@ class Judged:
     grades: list[Grade]
     rewards: dict[str, Tensor]
 
+    def prompts(self, index: list[int], group: int) -> "Judged":
+        """Of some of the prompts. group: completions of each."""
+        members = [i * group + k for i in index for k in range(group)]
+        rewards = {name: values[members] for name, values in self.rewards.items()}
+        return Judged([self.problems[i] for i in index], [self.grades[i] for i in members], rewards)
+
 
 def chosen(problem_ids: list[str], count: int) -> list[int]:
     """Which prompts of a batch are kept. The same problems are preferred in every batch, so that one which comes again

@@ -4,6 +4,7 @@ Everything random (which prompts, which samples) is a function of the seed and a
 state, a resumed run therefore needs a few counters and the current rollout batch.
 """
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -12,7 +13,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from carerft.config.settings import LearnerSettings
+from carerft.config.settings import KeepSettings, LearnerSettings
 from carerft.errors import EngineError, NonFiniteError, ShortageError, UserCodeError
 from carerft.rollout import completion_texts
 from carerft.runs.directory import write_atomically
@@ -20,6 +21,9 @@ from carerft.training.checkpoint import Checkpoints
 from carerft.training.collector import Batch, Collector, warn_of_mismatch
 from carerft.training.learner import Learner
 from carerft.training.lookahead import Lookahead
+from carerft.training.samples import chosen, write_samples
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -40,7 +44,7 @@ class Trainer:
     """Samples, grades, learns and saves until `steps` optimizer steps are done. directory: the run's.
 
     validate: measures the policy after this many steps, and returns metrics; called before the first step and after
-    every `validate_every` ones.
+    every `validate_every` ones. on_samples: told of each file of samples, and of the step that comes next.
     """
 
     learner: Learner
@@ -51,6 +55,8 @@ class Trainer:
     directory: Path
     validate: Callable[[int], dict[str, float]] | None = None
     validate_every: int | None = None
+    keep_samples: KeepSettings = field(default_factory=KeepSettings)
+    on_samples: Callable[[int, Path], None] | None = None
     progress: Progress = field(default_factory=Progress)
 
     def __post_init__(self) -> None:
@@ -165,12 +171,35 @@ class Trainer:
         return {"step": progress.step, **metrics, **batch.metrics, **times}
 
     def _next_batch(self) -> Batch:
+        updates = self.settings.updates_per_batch * self.settings.epochs
         try:
-            updates = self.settings.updates_per_batch * self.settings.epochs
-            return self.source.next(self.learner, last=self.progress.step + updates >= self.steps)
+            batch = self.source.next(self.learner, last=self.progress.step + updates >= self.steps)
+            steps = range(self.progress.step + 1, self.progress.step + updates + 1)
+            every = self.keep_samples.every
+            if every and (steps.start == 1 or any(step % every == 0 for step in steps)):
+                self._keep_samples(batch)
+            return batch
         except (ShortageError, EngineError, UserCodeError):
             self.save()  # with the source's state, so that the run continues, after a shortage with other prompts
             raise
+
+    def _keep_samples(self, batch: Batch) -> None:
+        """Write some prompts' completions; a disk that is full costs the samples, and not the run."""
+        if batch.judged is None:  # of a run that was stopped while it sampled ahead
+            return
+        group = batch.rollouts.group_size
+        index = chosen(batch.problem_ids, self.keep_samples.prompts)
+        rollouts, judged = batch.rollouts.prompts(torch.tensor(index)), batch.judged.prompts(index, group)
+        reference = self.learner.log_probs(rollouts, True) if self.learner.reference is not None else None
+        advantages = batch.advantages.view(-1, group)[index].flatten()
+        path = self.directory / "samples" / f"step_{self.progress.step + 1}.jsonl"
+        try:
+            write_samples(path, rollouts, judged, advantages, reference, self.tokenizer)
+        except OSError as error:
+            log.warning("%s could not be written (%s): the run goes on without it", path, error.strerror)
+            return
+        if self.on_samples:
+            self.on_samples(self.progress.step + 1, path)
 
     def _record_nonfinite(self, error: NonFiniteError, part: Batch) -> NonFiniteError:
         """Write the failed step's inputs and a checkpoint of the weights before it. Returns the error to raise."""
