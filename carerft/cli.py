@@ -25,6 +25,7 @@ COMMANDS = {
     "doctor": "whether this machine can train: versions, GPUs, disk, and a trial",
     "report": "tables, figures and one HTML page from run directories",
     "show": "read what a model wrote while it learned",
+    "export": "write a run's policy as a model directory, to be served",
     "grade": "grade mathematical answers from any source",
     "base": "build a base model of the built-in world",
     "dashboard": "save the layout of a W&B workspace to a project",

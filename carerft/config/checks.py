@@ -348,7 +348,12 @@ def check_model_directory(path: Path) -> None:
     """Refuse a local model directory that cannot be loaded, without loading anything.
 
     Raises CareError naming what is missing (configuration, weights, tokenizer), or that it wants to run its own code.
+    A run's checkpoint has a configuration of its own.
     """
+    if (path / "tensors").is_dir() and (path.parents[1] / "manifest.json").is_file():
+        return
+    if (path / "manifest.json").is_file():
+        raise CareError(f"{path} is a run", f"write model={path}/model, or a checkpoint, {path}/checkpoints/step_<n>")
     if not (path / "config.json").is_file():
         raise CareError(f"{path} holds no config.json", "give a model directory in Hugging Face format")
     try:

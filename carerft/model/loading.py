@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -41,8 +42,14 @@ def choose_device(device: str) -> torch.device:
 
 
 def model_path(model: ModelSettings) -> str:
-    """The model's directory or hub name. Builds the built-in base model if it does not exist yet."""
-    return str(base_directory(model.base)) if model.path == "world" else model.path
+    """The model's directory or hub name. The built-in base model is built, and the model of a checkpoint written, if it
+    does not exist yet."""
+    if model.path == "world":
+        return str(base_directory(model.base))
+    from carerft.model.checkpoints import checkpoint_model, is_checkpoint  # which loads the run's own model
+
+    path = Path(model.path).expanduser()
+    return str(checkpoint_model(path)) if is_checkpoint(path) else model.path
 
 
 def load_model(model: ModelSettings, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

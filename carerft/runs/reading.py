@@ -76,6 +76,12 @@ class Run:
         return words.get(self.status, self.status)
 
 
+def checkpoint_steps(run: Path) -> list[int]:
+    """The steps of which a run has a checkpoint, ascending."""
+    names = (path.name.removeprefix("step_") for path in run.glob("checkpoints/step_*"))
+    return sorted(int(name) for name in names if name.isdigit())
+
+
 def validations(run: Path) -> dict[int, Path]:
     """The evaluation.json of each measurement of a run while it learned, by the steps done, in their order."""
     found = {int(path.parent.name[5:]): path for path in run.glob("evaluation/step_*/evaluation.json")}

@@ -1,0 +1,67 @@
+"""A run's policy, at its end or at a checkpoint, as a model directory in Hugging Face format."""
+
+import json
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+
+from carerft.config.composition import train_settings
+from carerft.config.settings import ModelSettings
+from carerft.errors import CareError, reason
+from carerft.model.chat import uses_chat
+from carerft.model.export import export
+from carerft.model.loading import load_model
+from carerft.model.lora import add_lora, gather_weights
+
+log = logging.getLogger(__name__)
+TENSORS = "tensors"
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether this is the directory of a checkpoint, RUN/checkpoints/step_<n>."""
+    return (path / TENSORS).is_dir() and (path.parents[1] / "manifest.json").is_file()
+
+
+def checkpoint_model(checkpoint: Path) -> Path:
+    """The policy of a checkpoint as a directory beside the run's model/, written if it is absent. Raises CareError."""
+    checkpoint = checkpoint.expanduser().resolve()
+    directory = checkpoint.parents[1] / f"model_{checkpoint.name}"
+    if not directory.exists():
+        write_model(checkpoint.parents[1], checkpoint, directory)
+    return directory
+
+
+def write_model(run: Path, checkpoint: Path | None, directory: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write the policy of a run. checkpoint: one of its checkpoints; None: the model at its end. dtype: of all weights.
+
+    Raises CareError if the checkpoint or its base model cannot be read.
+    """
+    settings = train_settings(json.loads((run / "manifest.json").read_text())["config"])
+    if checkpoint is None:
+        policy, tokenizer = load_model(ModelSettings(settings.model.name, str(run / "model")), torch.device("cpu"))
+    else:
+        policy, tokenizer = load_model(settings.model, torch.device("cpu"))
+        if settings.model.adapter:
+            add_lora(policy, settings.model, settings.seed)
+        trained = {f"weights.{name}": p.detach() for name, p in policy.named_parameters() if p.requires_grad}
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "torch.distributed is disabled")  # this is one process
+                dcp.load(trained, checkpoint_id=checkpoint / TENSORS, no_dist=True)
+        except Exception as error:  # torch's reader has many
+            raise CareError(
+                f"{checkpoint} cannot be read ({reason(error)})", "choose another checkpoint of the run"
+            ) from error
+    weights = {name: _as(weight, dtype) for name, weight in gather_weights(policy, None).items()}
+    policy.to(dtype)  # pyright: ignore[reportArgumentType]  # so that its configuration says so
+    export(policy, tokenizer, directory, uses_chat(settings.model.chat, policy, tokenizer), weights)
+    log.info("written: %s", directory)
+
+
+def _as(weight: Tensor, dtype: torch.dtype) -> Any:
+    return weight.to(dtype) if weight.is_floating_point() else weight
