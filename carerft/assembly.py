@@ -24,12 +24,13 @@ from carerft.config.settings import (
     TrainSettings,
     VllmSettings,
 )
+from carerft.errors import ConfigError
 from carerft.evaluation import QUESTIONS_AT_ONCE
 from carerft.evaluation.evaluate import Benchmark, Evaluator, context_needed
 from carerft.evaluation.table import table
 from carerft.metrics.names import METRICS
 from carerft.model.chat import eos_token_ids, uses_chat
-from carerft.model.loading import choose_device, context_length, load_model, model_path
+from carerft.model.loading import choose_device, context_length, decoder, load_model, model_path
 from carerft.model.lora import add_lora
 from carerft.model.modes import recompute_activations
 from carerft.model.sharding import broadcast_module
@@ -304,8 +305,26 @@ def training(settings: TrainSettings, mesh: DeviceMesh | None, tokens: int | Non
             add_lora(policy, settings.model, settings.seed)
         tokens = tokens or tokens_per_microbatch(settings, policy, choose_device(settings.learner.device))
         chosen = replace(settings.learner, tokens_per_microbatch=tokens)
-        learner = Learner(policy, algorithm, regularizer, chosen, settings.steps, mesh)
+        needed = settings.reference and (regularizer.needs_reference or settings.learner.monitor_reference)
+        reference = original(settings, policy) if needed else None
+        learner = Learner(policy, algorithm, regularizer, chosen, settings.steps, mesh, reference)
         yield Training(settings, subject, algorithm, task, prompts, worker, learner, rewards)
+
+
+def original(settings: TrainSettings, policy: PreTrainedModel) -> PreTrainedModel:
+    """The model that `reference` names, on the policy's device. Raises CareError if it is another model than the
+    policy's original can be."""
+    assert settings.reference is not None
+    named = replace(settings.model, name="reference", path=settings.reference, revision=None)
+    reference, _ = load_model(named, policy.device)
+    mine, other = ({name: p.shape for name, p in decoder(m).named_parameters()} for m in (policy, reference))
+    if {name.replace(".base_layer", ""): shape for name, shape in mine.items() if ".lora_" not in name} != other:
+        raise ConfigError(
+            f"reference={settings.reference} is another kind of model than model={settings.model.path}: their weights "
+            "differ in names or shapes, and the penalty compares two models token by token",
+            "name the model from which the policy was finetuned",
+        )
+    return reference
 
 
 def trackers(settings: TrainSettings | EvaluateSettings, run: RunDirectory, step: int = 0) -> Trackers:

@@ -6,6 +6,7 @@ Nothing heavy is imported before the configuration has been checked.
 import logging
 import sys
 from contextlib import AbstractContextManager, nullcontext, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
@@ -17,7 +18,7 @@ from carerft.config.checks import check_choice, check_train
 from carerft.config.composition import plain, train_settings
 from carerft.config.settings import LearnerSettings, TrainSettings
 from carerft.errors import RunDirectoryError
-from carerft.runs.directory import RunDirectory, open_run
+from carerft.runs.directory import RunDirectory, open_run, read_manifest
 from carerft.sweeps.sharing import job_directory
 from carerft.tasks.templates import check_templates
 from carerft.trackers.weights_and_biases import check_online
@@ -37,6 +38,7 @@ def main(config: DictConfig) -> None:
     settings = train_settings(record)
     check_train(settings)
     check_choice(settings, HydraConfig.get().overrides.task)
+    warn_of_reference(settings)
     check_templates([settings.task, *settings.benchmark.values()])
     hydra = HydraConfig.get()
     launch.check_processes(settings, hydra.mode == RunMode.MULTIRUN)
@@ -56,6 +58,17 @@ def main(config: DictConfig) -> None:
         with run.recording():
             train(settings, run, leader)
         log.info("done: %s\ncompare runs: carerft report %s", run.path, run.path.parent)
+
+
+def warn_of_reference(settings: TrainSettings) -> None:
+    """Say so where a model that carerft has trained would become its own reference."""
+    manifest = read_manifest(Path(settings.model.path).expanduser().parent)
+    if settings.reference is None and manifest and manifest.get("command") == "train":
+        trained = manifest["config"]
+        log.warning(
+            "%s was trained from %s: the penalty holds the policy near the former; near the latter: reference=%s",
+            settings.model.path, trained["model"]["path"], trained.get("reference") or trained["model"]["path"],
+        )  # fmt: skip
 
 
 def leading(settings: LearnerSettings) -> "AbstractContextManager[Leader | None]":

@@ -42,6 +42,8 @@ def check_train(settings: schema.TrainSettings, here: bool = True) -> None:
             "write reward=mine.py:score, or a grader that judges: task.grader=number",
         )
     _check_validation(settings)
+    if settings.reference is not None:
+        _check_model("reference", settings.reference)
     updates, prompts = settings.learner.updates_per_batch, settings.rollout.prompts_per_batch
     if prompts % updates:
         raise ConfigError(
@@ -148,12 +150,15 @@ def _check_shared(settings: schema.TrainSettings | schema.EvaluateSettings, here
             raise ConfigError(
                 f"{key}={path}: there is no such file", "give the path of a file of rows, such as JSON lines"
             )
-    model = settings.model.path
+    _check_model("model.path", settings.model.path)
+
+
+def _check_model(key: str, model: str) -> None:
     if model.startswith((".", "/", "~")) or Path(model).is_dir():
         check_model_directory(Path(model).expanduser())
     elif model != "world" and model.count("/") != 1:
         raise ConfigError(
-            f"model.path={model}: there is no such directory, and it is no hub name (organisation/name) either",
+            f"{key}={model}: there is no such directory, and it is no hub name (organisation/name) either",
             "give a directory in Hugging Face format, or a hub name such as Qwen/Qwen2.5-3B",
         )
 

@@ -344,6 +344,9 @@ class TrainSettings(RunSettings):
     algorithm: AnyAlgorithm = MISSING
     regularizer: AnyRegularizer = MISSING
     reward: RewardSettings = field(default_factory=RewardSettings)
+    # The model that the penalty holds the policy near: a directory or a hub name; null: the policy as it is before the
+    # training. For a model that was finetuned before, its original.
+    reference: str | None = None
     keep_samples: KeepSettings = field(default_factory=KeepSettings)
     # With evaluation.every: keep the policy that was best by a benchmark's metric as model_best/, such as
     # math.accuracy.

@@ -62,8 +62,10 @@ class Learner:
         settings: LearnerSettings,
         steps: int,
         mesh: DeviceMesh | None = None,
+        reference: PreTrainedModel | None = None,
     ):
-        """policy: in float32 on its device. The reference is its current state (`frozen_reference`).
+        """policy: in float32 on its device. reference: another model of the same type and size, like the policy; None:
+        the policy's current state (`frozen_reference`).
 
         steps: optimizer steps of the whole run, which schedules need.
 
@@ -79,7 +81,12 @@ class Learner:
         if self.layout == "padded":  # as the first process found, the only one that need have weights
             use_own_attention(policy)
         self.reference: PreTrainedModel | None = None
-        if regularizer.needs_reference or settings.monitor_reference:
+        if reference is not None:
+            reference.requires_grad_(False).set_attn_implementation(
+                policy.config.get_text_config()._attn_implementation
+            )
+            self.reference = reference
+        elif regularizer.needs_reference or settings.monitor_reference:
             self.reference = frozen_reference(policy)
         models = [policy] if self.reference is None or self.reference is policy else [policy, self.reference]
         for model in models:
