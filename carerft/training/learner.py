@@ -82,9 +82,8 @@ class Learner:
             use_own_attention(policy)
         self.reference: PreTrainedModel | None = None
         if reference is not None:
-            reference.requires_grad_(False).set_attn_implementation(
-                policy.config.get_text_config()._attn_implementation
-            )
+            reference.requires_grad_(False)
+            reference.set_attn_implementation(policy.config.get_text_config()._attn_implementation or "sdpa")
             self.reference = reference
         elif regularizer.needs_reference or settings.monitor_reference:
             self.reference = frozen_reference(policy)
