@@ -7,13 +7,18 @@ import pytest
 from helpers.configurations import composed
 from helpers.runs import read_lines, run
 
+from carerft import cli
 from carerft.assembly import Subject
 from carerft.config.checks import check_evaluate, check_train
 from carerft.config.composition import evaluate_settings, train_settings
 from carerft.config.identity import config_hash
 from carerft.errors import ConfigError
 from carerft.metrics.steps import STEPS
-from carerft.runs.reading import best_step, validations
+from carerft.report.columns import Column
+from carerft.report.figures import paths
+from carerft.report.learned import learned
+from carerft.report.rows import make_rows
+from carerft.runs.reading import best_step, load_runs, validations
 
 WORDS = ["benchmark=[world_reasoning,world_honesty]", "steps=3"]
 EVERY = ["evaluation.every=2", "evaluation.during.limit=4", "keep_best=world_honesty.accuracy"]
@@ -101,6 +106,22 @@ def test_a_run_that_is_killed_while_it_measures_goes_on_there(measured: Path, tm
     assert (directory / names[1]).read_bytes() == (measured / names[1]).read_bytes()
     results = [json.loads((d / names[0]).read_text())["benchmarks"] for d in (directory, measured)]
     assert results[0] == results[1] and half
+
+
+def test_a_report_shows_the_path_and_what_was_answered_on_the_way(measured: Path, tmp_path: Path, capsys):
+    assert cli.main(["report", str(measured), f"output={tmp_path}"]) == 0
+    page = (tmp_path / "index.html").read_text()
+    assert "While it learned" in page and "step by step, from the base" in page
+    (run,) = load_runs([measured])
+    (row,) = make_rows([run])
+    x, y = (Column(f"world_{name}", "accuracy", name, name) for name in ("reasoning", "honesty"))
+    path = paths.measured(row, (x, y))
+    assert path and path[0] == [0, 2]
+    for step, values in zip(path[0], path[1], strict=True):
+        stored = json.loads(validations(measured)[step].read_text())["benchmarks"]
+        assert values.tolist() == [stored[c.benchmark]["metrics"]["accuracy"]["value"] for c in (x, y)]
+    for entry in learned([row], 100):
+        assert [moment.step for moment in entry.moments] == [0, 2] and entry.prompt.startswith("Q: ")
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from carerft.errors import RunDirectoryError
 from carerft.report.columns import BENCHMARKS, main_table, notes, ordered
 from carerft.report.figures.drawings import draw
 from carerft.report.findings import find
+from carerft.report.learned import learned
 from carerft.report.page import render
 from carerft.report.paper import Paper
 from carerft.report.questions import select_questions
@@ -74,6 +75,7 @@ def build(
         "level": confidence,
         "drawings": drawings,
         "questions": questions,
+        "learned": learned(rows, texts),
         "troubles": troubles,
         "findings": findings,
     }

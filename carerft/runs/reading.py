@@ -37,6 +37,7 @@ class Run:
 
     name: its path below the directory that all runs share, for display.
     status: "running", "done", "failed", "interrupted", or "unreadable" if its manifest is.
+    validations: by the steps done, what was measured while it learned.
     curves: metrics.jsonl by column, each of shape (steps,), with NaN where a value is absent.
     troubles: what could not be read, in words.
     """
@@ -56,6 +57,7 @@ class Run:
     level: float = 0.95
     benchmarks: Mapping[str, BenchmarkResult] = field(default_factory=dict)
     curves: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    validations: Mapping[int, Mapping[str, BenchmarkResult]] = field(default_factory=dict)
     troubles: tuple[str, ...] = ()
 
     @property
@@ -164,6 +166,10 @@ def load_run(directory: Path, root: Path) -> Run:
         level=evaluation.get("bootstrap", {}).get("level", 0.95),
         benchmarks=_benchmarks(evaluation.get("benchmarks"), troubles),
         curves=curves,
+        validations={
+            step: _benchmarks(_read_object(path, troubles).get("benchmarks"), troubles)
+            for step, path in validations(directory).items()
+        },
         troubles=tuple(troubles),
     )
 

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from carerft.report.columns import Column, MainTable, benchmark_title, tradeoff_columns
 from carerft.report.figures.curves import CURVES, curve_metrics, curves
+from carerft.report.figures.paths import has_paths, over_steps, path
 from carerft.report.figures.points import along, axis_title, frontier, tradeoff
 from carerft.report.figures.reliability import reliability
 from carerft.report.figures.style import arrange, inline_svg, make_looks, png, styled, svg
@@ -71,6 +72,14 @@ def draw(
             x = columns[0]
             label = _in_words(f"{x.title} accuracy against {axis_title(y)}", rows, [x, y])
             add("tradeoff", f"tradeoff-{y.benchmark}-{y.metric}", tradeoff(rows, x, y, looks), label)
+        for y in columns[1:] if columns and columns[0].metric == "accuracy" else ():
+            if has_paths(rows, (x := columns[0], y)):
+                label = f"The path through {x.title} accuracy and {axis_title(y)}, step by step, from the base"
+                add("path", f"path-{y.benchmark}-{y.metric}", path(rows, x, y, looks), label)
+        for column in columns:
+            if has_paths(rows, (column,)):
+                label = f"{axis_title(column)} of the policy while it learned, by row"
+                add("path", f"steps-{column.benchmark}-{column.metric}", over_steps(rows, column, looks), label)
         for name in benchmarks:
             title = benchmark_title(name)
             if figure := reliability(rows, name, looks, title):

@@ -49,7 +49,7 @@ def tradeoff(rows: Sequence[Row], x: Column, y: Column, looks: Mapping[str, Look
         axes.plot(a.value, b.value, **look.points(7.5, 1.2), linestyle="none", zorder=5, label=label)
         numbers.append((str(position), a.value, b.value))
     axes.margins(0.14)
-    _name_axes(axes, x, y, f"{x.title} accuracy", axis_title(y))
+    name_axes(axes, x, y, f"{x.title} accuracy", axis_title(y))
     style = {"ha": "right", "va": "top", "color": MUTED, "fontsize": 8.5}
     axes.annotate("better ↗", (1, 1), (-4, -4), xycoords="axes fraction", textcoords="offset points", **style)
     if numbered:
@@ -75,7 +75,7 @@ def frontier(rows: Sequence[Row], key: str, x: Column, y: Column, looks: Mapping
         if len(known) > 1:
             labels += [(_text(setting), a.value, b.value) for setting, a, b in known]
     axes.margins(0.12)
-    _name_axes(axes, x, y, _quality(x.group, x), y.group)
+    name_axes(axes, x, y, _quality(x.group, x), y.group)
     label_points(axes, labels, size=7, all_of_them=False)
     legend(figure, axes)
     return figure
@@ -168,7 +168,7 @@ def _bars(axes: Axes, xs: Sequence[Interval], ys: Sequence[Interval], **style: o
     axes.errorbar([x.value for x in xs], [y.value for y in ys], up, xerr, linestyle="none", **style)  # type: ignore[arg-type]
 
 
-def _name_axes(axes: Axes, x: Column, y: Column, x_title: str, y_title: str) -> None:
+def name_axes(axes: Axes, x: Column, y: Column, x_title: str, y_title: str) -> None:
     """Name the axes, and turn over those of errors: up and right is then better everywhere."""
     axes.set(xlabel=f"{x_title}  →", title=_quality(y_title, y))
     if x.direction < 0:

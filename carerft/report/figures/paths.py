@@ -1,0 +1,78 @@
+"""How a policy moved while it learned: two metrics against each other, step by step, and one over steps."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from carerft.report.columns import Column
+from carerft.report.figures.points import axis_title, label_points, name_axes
+from carerft.report.figures.style import INK, MUTED, Look, legend, new_axes
+from carerft.report.rows import Row
+from carerft.text import greek
+
+Path = tuple[list[int], NDArray[np.float64]]
+"""Steps, and the columns' values after each of them, (steps, columns)."""
+
+
+def measured(row: Row, columns: Sequence[Column]) -> Path | None:
+    """The means over a row's seeds at the steps at which every seed was measured while it learned; None if at none."""
+    runs = []
+    for run in row.runs:
+        found = {}
+        for step, results in run.validations.items():
+            values = [results[c.benchmark].metrics.get(c.metric) if c.benchmark in results else None for c in columns]
+            if all(values):
+                found[step] = [value.value for value in values if value]
+        if found:
+            runs.append(found)
+    steps = sorted(set.intersection(*(set(run) for run in runs))) if runs else []
+    if not steps:
+        return None
+    return steps, np.mean([[run[step] for step in steps] for run in runs], axis=0)
+
+
+def has_paths(rows: Sequence[Row], columns: Sequence[Column]) -> bool:
+    """Whether any row was measured in these columns at two steps or more."""
+    return any(len(path[0]) > 1 for row in rows if (path := measured(row, columns)))
+
+
+def path(rows: Sequence[Row], x: Column, y: Column, looks: Mapping[str, Look]) -> Figure:
+    """A run's path through accuracy against another metric. A path begins at its base; its last step is named."""
+    figure, axes = new_axes(4.6, 4.3)
+    ends: list[tuple[str, float, float]] = []
+    for row in rows:
+        if (found := measured(row, (x, y))) is None:
+            continue
+        (steps, values), look = found, looks[row.label]
+        style = {"color": look.colour, "linestyle": look.dash, "linewidth": 1.3, "label": greek(row.label)}
+        axes.plot(values[:, 0], values[:, 1], marker=look.marker, ms=4, alpha=0.85, **style)
+        axes.plot(*values[-1], **look.points(7.5, 1.2), linestyle="none", zorder=5)
+        ends.append((f"step {steps[-1]}", *values[-1]))
+        if steps[0] == 0:
+            axes.plot(*values[0], "o", color=INK, ms=7, zorder=6)
+            ends.append(("base", *values[0]))
+    axes.margins(0.14)
+    name_axes(axes, x, y, f"{x.title} accuracy", axis_title(y))
+    style = {"ha": "right", "va": "top", "color": MUTED, "fontsize": 8.5}
+    axes.annotate("better ↗", (1, 1), (-4, -4), xycoords="axes fraction", textcoords="offset points", **style)
+    label_points(axes, list(dict.fromkeys(ends)), size=7.5)
+    legend(figure, axes)
+    return figure
+
+
+def over_steps(rows: Sequence[Row], column: Column, looks: Mapping[str, Look]) -> Figure:
+    """One metric of the policy over steps, with its base at step 0."""
+    figure, axes = new_axes(5.4, 3.4)
+    for row in rows:
+        if found := measured(row, (column,)):
+            look = looks[row.label]
+            style = {"color": look.colour, "linestyle": look.dash, "linewidth": 1.6, "label": greek(row.label)}
+            axes.plot(found[0], found[1][:, 0], marker=look.marker, ms=4, **style)
+    axes.set(title=axis_title(column), xlabel="learner step")
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 2.5, 5, 10]))
+    axes.margins(x=0.02)
+    legend(figure, axes)
+    return figure
