@@ -161,6 +161,7 @@ def _is_unicode(word: str) -> bool:
 
 
 PATHS = re.compile(r"model\.path|task\.path|benchmark\.\w+\.path")
+OWN_KEY = re.compile(r"In '(\w+/[^']+)':.*?Key '(\w+)' not in '\w+Settings'", re.DOTALL)
 DIRECTORIES = ("hydra.run.dir", "hydra.sweep.dir")
 PLAIN = re.compile(r"[\w/\-+.$%*@?|]*", re.ASCII)  # what Hydra's grammar takes without quotes
 
@@ -257,6 +258,13 @@ def explain(command: str, error: Exception) -> tuple[str, str]:
                 where = "task.path=FILE and benchmark.NAME.path=FILE"
                 return f"there is no key {each.full_key!r}", f"a task and a benchmark have paths of their own: {where}"
             return f"there is no key {each.full_key!r}", did_you_mean(str(each.full_key), keys) + listing
+    own = next((match for each in errors if (match := OWN_KEY.search(str(each)))), None)
+    if own:
+        return (
+            f"{own[1]}: the key {own[2]!r} is not among those of the schema that the file takes",
+            "a class of your own with parameters of its own takes no schema: leave `defaults` out of the file, and list "
+            "all of its keys (docs/method.md, Adding your own)",
+        )
     technical = re.compile(r"$|object_type=|reference_type=|full_key: |To append to your config")
     lines = [line.strip() for each in errors for line in str(each).splitlines()]
     text = "\n  ".join(dict.fromkeys(line for line in lines if not technical.match(line)))

@@ -318,3 +318,19 @@ def test_a_real_model_is_not_taken_to_the_built_in_world_by_default(verb: str):
 
 def test_the_built_in_vocabulary_is_that_of_the_shipped_model():
     assert json.loads((SHIPPED / "config.json").read_text())["vocab_size"] == WORLD_VOCABULARY
+
+
+def test_an_algorithm_of_ones_own_with_a_parameter_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture):
+    """Its file lists all keys; one that takes a schema as well is told why its key is refused."""
+    (tmp_path / "algorithm").mkdir()
+    (tmp_path / "algorithm/gained.yaml").write_text(
+        "defaults: [/schema/algorithm@_here_]\nname: gained\n_target_: mine.Gained\ngain: 2.0\n"
+    )
+    assert cli.main(["train", "--config-dir", str(tmp_path), "algorithm=gained", "--cfg", "job"]) == 2
+    said = capsys.readouterr().err
+    assert "algorithm/gained: the key 'gain'" in said and "leave `defaults` out" in said and "docs/method.md" in said
+    (tmp_path / "algorithm/gained.yaml").write_text("name: gained\n_target_: mine.Gained\ngain: 2.0\n")
+    assert (
+        cli.main(["train", "--config-dir", str(tmp_path), "algorithm=gained", "algorithm.gain=3", "--cfg", "job"]) == 0
+    )
+    assert "gain: 3" in capsys.readouterr().out

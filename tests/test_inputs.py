@@ -50,6 +50,14 @@ def test_what_has_changed_is_said_by_key_and_file(tmp_path: Path):
     assert the_changes(config, data.unlink) == [f"data.path: {data}: was there then, and is not now"]
 
 
+def test_a_reward_or_a_grader_that_has_changed_is_said(tmp_path: Path):
+    code = tmp_path / "mine.py"
+    write(code, "def f(): pass")
+    config = {"reward": {"functions": ["correctness", f"{code}:f"]}, "task": {"grader": f"{code}:f"}}
+    (line,) = the_changes(config, lambda: code.write_text("def f(): return"))
+    assert line.startswith(f"reward.functions: {code}: ")
+
+
 @pytest.mark.parametrize(
     ("key", "name"),
     [

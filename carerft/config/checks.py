@@ -370,7 +370,7 @@ def check_model_directory(path: Path) -> None:
     if config.get("auto_map"):
         raise CareError(
             f"{path} wants to run code that comes with it (auto_map in its config.json), which carerft never does",
-            "use a model whose architecture is part of transformers",
+            "use a model whose architecture is part of transformers: docs/models.md lists the types",
         )
     if not any(path.glob("*.safetensors")):
         raise CareError(

@@ -82,7 +82,7 @@ def load_model(model: ModelSettings, device: torch.device) -> tuple[PreTrainedMo
         if "trust_remote_code" in str(error):
             raise CareError(
                 f"the {part} of {path} wants to run code that comes with it, which carerft never does",
-                "use a model whose architecture is part of transformers",
+                "use a model whose architecture is part of transformers: docs/models.md lists the types",
             ) from error
         raise CareError(f"cannot load the {part} of {path}: {reason(error)}", _remedy(error)) from error
     if report:

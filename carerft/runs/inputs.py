@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from carerft.config.functions import is_reference
 from carerft.config.identity import INCIDENTAL, flatten
 
 LARGE = 64 * 2**20
@@ -104,6 +105,8 @@ def _existing(key: str, last: str, text: str) -> Path | None:
     """The file or directory that a value names; None if it names none, or is a word that happens to be its name."""
     if (key, text) == ("model.path", "world"):  # the built-in model
         return None
+    if is_reference(text):  # a function of the user's own
+        text = text.rpartition(":")[0]
     path = Path(text).expanduser()
     try:
         if path.is_file() and (last in PATHS or "/" in text or path.suffix):
