@@ -262,7 +262,7 @@ def explain(command: str, error: Exception) -> tuple[str, str]:
     if own:
         return (
             f"{own[1]}: the key {own[2]!r} is not among those of the schema that the file takes",
-            "a class of your own with parameters of its own takes no schema: leave `defaults` out of the file, and list "
+            "a class of your own with parameters of its own takes no schema: leave `defaults` out of the file and list "
             "all of its keys (docs/method.md, Adding your own)",
         )
     technical = re.compile(r"$|object_type=|reference_type=|full_key: |To append to your config")

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from carerft import cli
 from carerft.errors import ConfigError, DataError, UserCodeError
 from carerft.tasks.letters import named_letter
 from carerft.tasks.questions import QuestionsTask
@@ -208,3 +209,20 @@ def test_a_letter_among_ten(reply, letter):
 def test_settings_that_cannot_work(settings, message):
     with pytest.raises(ConfigError, match=message):
         QuestionsTask(**({"path": "a.jsonl", "grader": "exact"} | settings))
+
+
+def test_answers_of_any_source_are_graded_by_the_same_graders(tmp_path, capsys):
+    (tmp_path / "in.csv").write_text(
+        "name,answer,said\na,grey brook,The Grey Brook\nb,grey brook,no\nc,null,I don't know\n"
+    )
+    words = ["benchmark=questions", "grader=contains", "id=name", "gold=answer", "text=said"]
+    files = [f"input={tmp_path / 'in.csv'}", f"output={tmp_path / 'out.jsonl'}"]
+    assert cli.main(["grade", *words, *files]) == 0
+    assert "2 correct, 1 wrong, 0 none" in capsys.readouterr().out
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [(line["id"], line["verdict"], line["why"]) for line in lines] == [
+        ("a", "correct", ""), ("b", "wrong", ""), ("c", "correct", "refuses"),
+    ]  # fmt: skip
+    for changed, says in (("grader=exactly", "grader=exactly"), ("text=wrote", "no column 'wrote'")):
+        assert cli.main(["grade", *words, *files, changed]) == 2
+        assert says in capsys.readouterr().err

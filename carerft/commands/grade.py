@@ -1,19 +1,24 @@
-"""Grade mathematical answers from any source. A verdict is correct, wrong or none; hostile answers are refused.
+"""Grade answers from any source. A verdict is correct, wrong or none; hostile answers are refused.
 
 usage: carerft grade benchmark=BENCHMARK input=FILE output=FILE
+       carerft grade benchmark=questions grader=GRADER input=FILE output=FILE [id=.. gold=.. text=..]
 
 input holds lines {"id", "gold", "text"}; output gets {"id", "verdict", "extracted", "why"} in the same order.
+benchmark=questions takes JSON, CSV, TSV and Parquet, columns by their names, and the graders of task=questions.
 
-example:
+examples:
   carerft grade benchmark=math input=pairs.jsonl output=verdicts.jsonl
+  carerft grade benchmark=questions grader=contains gold=answer text=completion input=mine.csv output=verdicts.jsonl
 """
 
 import json
 import re
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from carerft.commands.arguments import argument, read, refuse
 from carerft.errors import ConfigError, DataError
@@ -21,9 +26,11 @@ from carerft.grading.grader import Verdict, grade_answers
 from carerft.grading.mathematics import canonical, final_answer, normalise, number
 from carerft.grading.pool import Pool
 from carerft.runs.directory import write_atomically
-from carerft.tasks import gsm8k, math
+from carerft.tasks import Problem, gsm8k, math
 from carerft.tasks.files import read_rows
+from carerft.tasks.questions import QuestionsTask, present
 from carerft.tasks.replies import after_thinking
+from carerft.tasks.tables import file_rows
 
 EXTRACTIONS = {"math": math.EXTRACTIONS, "gsm8k": gsm8k.EXTRACTIONS}
 
@@ -53,14 +60,38 @@ def grade_file(
         pairs.append((row.text("gold"), extract(after_thinking(row.text("text")), extraction != "flexible")))
     verdicts = grade_answers(pairs, pool) if benchmark == "math" else [_same_number(*pair) for pair in pairs]
     lines = (
-        json.dumps({"id": name, "verdict": verdict.name, "extracted": answer and answer[:2000], "why": verdict.why})
+        {"id": name, "verdict": verdict.name, "extracted": answer and answer[:2000], "why": verdict.why}
         for name, (_, answer), verdict in zip(names, pairs, verdicts, strict=True)
     )
+    _write(target, lines)
+    return Counter(verdict.name for verdict in verdicts)
+
+
+def grade_questions(settings: "Grade", source: Path, target: Path) -> Counter[str]:
+    """As `grade_file`, by a grader of `carerft.tasks.questions`."""
+    task = QuestionsTask(path=str(source), question=settings.text, answer=settings.gold, grader=settings.grader)
+    rows = list(file_rows(str(source)))
+    if not rows:
+        raise DataError(f"{source} is empty", "give it a row for each answer")
+    names = [row.fields.get(settings.id, row.index) for row in rows]
+    problems = [
+        Problem(str(name), "", task.gold(row), columns=row.fields) for name, row in zip(names, rows, strict=True)
+    ]
+    grades = task.grade(problems, [present(row, settings.text) or "" for row in rows])
+    words = {True: "correct", False: "wrong", None: "none"}
+    lines = [
+        {"id": name, "verdict": words[grade.correct], "extracted": grade.extracted, "why": "refuses" * grade.refused}
+        for name, grade in zip(names, grades, strict=True)
+    ]
+    _write(target, lines)
+    return Counter(line["verdict"] for line in lines)
+
+
+def _write(target: Path, lines: Iterable[dict[str, Any]]) -> None:
     try:
-        write_atomically(target, "".join(f"{line}\n" for line in lines))
+        write_atomically(target, "".join(f"{json.dumps(line)}\n" for line in lines))
     except OSError as error:
         raise DataError(f"output={target}: {error.strerror}", "give a path that can be written to") from error
-    return Counter(verdict.name for verdict in verdicts)
 
 
 def _same_number(gold: str, answer: str | None) -> Verdict:
@@ -78,9 +109,13 @@ def _same_number(gold: str, answer: str | None) -> Verdict:
 class Grade:
     """The keys of `carerft grade`."""
 
-    benchmark: str = argument(f"how answers are found and compared: {' or '.join(EXTRACTIONS)}", "math")
+    benchmark: str = argument(f"how answers are found and compared: {', '.join(EXTRACTIONS)} or questions", "math")
     input: str = argument("file of JSON lines to grade")
     output: str = argument("file of JSON lines to write")
+    grader: str | None = argument("benchmark=questions: one of task.grader's", None)
+    id: str = argument("benchmark=questions: the column that names a row; without it rows are counted from 0", "id")
+    gold: str = argument("benchmark=questions: the column with the answer", "gold")
+    text: str = argument("benchmark=questions: the column with what was answered", "text")
     extraction: str = argument("where the answer is: flexible; or boxed (math), strict (gsm8k) alone", "flexible")
 
 
@@ -89,5 +124,9 @@ def main() -> None:
     words = [re.sub(r"^benchmark\.\w+\.extraction=", "extraction=", word) for word in sys.argv[1:]]  # as in `evaluate`
     settings, others = read(Grade, words, __doc__)
     refuse(settings, others)
-    counts = grade_file(settings.benchmark, Path(settings.input), Path(settings.output), extraction=settings.extraction)
+    files = Path(settings.input), Path(settings.output)
+    if settings.benchmark == "questions":
+        counts = grade_questions(settings, *files)
+    else:
+        counts = grade_file(settings.benchmark, *files, extraction=settings.extraction)
     print(", ".join(f"{counts[verdict]} {verdict}" for verdict in ("correct", "wrong", "none")))

@@ -132,7 +132,7 @@ class QuestionsTask:
         taken = seen = 0
         for row in rows:
             seen += 1
-            if all(_shown(_present(row, column)) == value for column, value in self._where):
+            if all(_shown(present(row, column)) == value for column, value in self._where):
                 self.problem(row)
                 yield row
                 taken += 1
@@ -145,7 +145,7 @@ class QuestionsTask:
 
     def problem(self, row: Row) -> Problem:
         """Raises DataError, which names file, line and column."""
-        value = _present(row, self.question)
+        value = present(row, self.question)
         messages: tuple[dict[str, str], ...] = ()
         if isinstance(value, list):
             messages = _turns(row, self.question, value)
@@ -174,10 +174,14 @@ class QuestionsTask:
             f"{self.name}/{row.index}", prompt, self._answer(row, options), messages=messages, columns=row.fields
         )
 
+    def gold(self, row: Row) -> str | None:
+        """The row's answer, in the form that the grader compares with. Raises DataError."""
+        return self._answer(row, self._options(row))
+
     def _options(self, row: Row) -> list[str]:
         if self.choices is None:
             return []
-        options = _present(row, self.choices)
+        options = present(row, self.choices)
         if not isinstance(options, list) or not 2 <= len(options) <= 26 or not all(isinstance(o, str) for o in options):
             raise DataError(
                 f"{row.location}: the column {self.choices!r} is no list of 2 to 26 texts but {options!r:.200}",
@@ -187,7 +191,7 @@ class QuestionsTask:
 
     def _answer(self, row: Row, options: Sequence[str]) -> str | None:
         """The answer in the form that the grader compares with. Raises DataError."""
-        value = None if self.answer is None else _present(row, self.answer)
+        value = None if self.answer is None else present(row, self.answer)
         if self.answer is None or value is None or (value == "null" and is_separated(self.path)):
             return None
         if isinstance(value, list | dict | bool):
@@ -318,7 +322,7 @@ class Problems(Sequence[Problem]):
         return self.task.problem(self.rows[index % len(self)])
 
 
-def _present(row: Row, column: str) -> Any:
+def present(row: Row, column: str) -> Any:
     """A column's value. Raises DataError, which lists the columns that there are."""
     if column not in row.fields:
         present = ", ".join(repr(name) for name in list(row.fields)[:20]) or "none"
