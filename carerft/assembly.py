@@ -43,6 +43,7 @@ from carerft.rollout.transformers import TransformersWorker
 from carerft.runs.directory import RunDirectory
 from carerft.tasks import Task
 from carerft.tasks.encoding import ChatTask, Prompts
+from carerft.tasks.questions import QuestionsTask
 from carerft.trackers import MetricsFile, ProgressTracker, Trackers, named_tracker
 from carerft.trackers.weights_and_biases import description
 from carerft.training.collector import Collector, planned_prompts
@@ -112,7 +113,16 @@ class Subject:
     def task(self, settings: TaskSettings) -> Task:
         """What a file of `conf/task/` or `conf/benchmark/` names, with prompts in the model's chat template, if any."""
         task = instantiate({key: value for key, value in vars(settings).items() if key not in ("name", "max_tokens")})
-        return ChatTask(task, self.tokenizer) if self.chat else task
+        if self.chat:
+            return ChatTask(task, self.tokenizer)
+        if isinstance(task, QuestionsTask) and task.problems()[0].messages:
+            what = "task.system" if task.system is not None else f"the conversations in {task.question!r}"
+            raise ConfigError(
+                f"{what} with a model that is asked without a chat template: it would not read them as such",
+                "choose a chat model (or model.chat=true, if its tokenizer has a template), or write the text into the "
+                "question (docs/faq.md)",
+            )
+        return task
 
     def benchmarks(self) -> dict[str, Benchmark]:
         """What the model is measured on, by name."""

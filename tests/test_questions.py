@@ -4,11 +4,14 @@ import csv
 import json
 
 import pytest
+from helpers.runs import run
 
 from carerft import cli
 from carerft.errors import ConfigError, DataError, UserCodeError
+from carerft.tasks.encoding import ChatTask
 from carerft.tasks.letters import named_letter
 from carerft.tasks.questions import QuestionsTask
+from carerft.world.bases import SHIPPED
 
 ROWS = [
     {"prompt": 'How many, "really"?', "answer": "007", "level": "3"},
@@ -226,3 +229,35 @@ def test_answers_of_any_source_are_graded_by_the_same_graders(tmp_path, capsys):
     for changed, says in (("grader=exactly", "grader=exactly"), ("text=wrote", "no column 'wrote'")):
         assert cli.main(["grade", *words, *files, changed]) == 2
         assert says in capsys.readouterr().err
+
+
+def test_a_training_on_ones_own_rows(tmp_path, capsys):
+    """One row is enough; a conversation needs a chat model; a question that is too long is named."""
+    words = ["task=questions", "task.question=prompt", "task.grader=contains", "benchmark=none", "rollout.max_tokens=8"]
+    one = lines(tmp_path / "one.jsonl", {"prompt": "Q: two plus three?\nA:", "answer": "five"})
+    assert run(tmp_path / "a", *words, f"task.path={one}") == 0
+    assert run(tmp_path / "b", *words, f"task.path={one}", "task.system=Be brief.") == 2
+    assert "task.system with a model that is asked without a chat template" in capsys.readouterr().err
+    turns = lines(tmp_path / "turns.jsonl", {"prompt": [{"role": "user", "content": "Q: two?"}], "answer": "2"})
+    assert run(tmp_path / "c", *words, f"task.path={turns}") == 2
+    assert "the conversations in 'prompt'" in capsys.readouterr().err
+    long = lines(tmp_path / "long.jsonl", {"prompt": "two " * 25_000, "answer": "2"})
+    assert run(tmp_path / "d", *words, f"task.path={long}") == 2
+    assert "problem long/0 has 25" in capsys.readouterr().err
+    assert run(tmp_path / "e", *words, f"task.path={one}", "task.grader=none") == 2
+    assert "no completion would earn anything" in capsys.readouterr().err
+
+
+def test_conversations_and_system_messages_go_into_the_chat_template(tmp_path):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(SHIPPED)
+    tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
+    turns = [{"role": role, "content": text} for role, text in (("user", "a"), ("assistant", "b"), ("user", "c"))]
+    rows = [{"prompt": "one", "answer": "1"}, {"prompt": turns, "answer": "1"}]
+    plain, talk = ChatTask(task(lines(tmp_path / "m.jsonl", *rows), system="Be brief."), tokenizer).problems()
+    assert plain.prompt == "<system>Be brief.<user>one<assistant>" and plain.untemplated == "one"
+    assert talk.prompt == "<system>Be brief.<user>a<assistant>b<user>c<assistant>"
+    tokenizer.chat_template = "{{ raise_exception('no system messages') }}"
+    with pytest.raises(DataError, match="problem m/0: the model's chat template refuses a .* of system, user"):
+        list(ChatTask(task(lines(tmp_path / "m.jsonl", *rows), system="x"), tokenizer).problems())
