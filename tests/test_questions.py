@@ -259,5 +259,5 @@ def test_conversations_and_system_messages_go_into_the_chat_template(tmp_path):
     assert plain.prompt == "<system>Be brief.<user>one<assistant>" and plain.untemplated == "one"
     assert talk.prompt == "<system>Be brief.<user>a<assistant>b<user>c<assistant>"
     tokenizer.chat_template = "{{ raise_exception('no system messages') }}"
-    with pytest.raises(DataError, match="problem m/0: the model's chat template refuses a .* of system, user"):
+    with pytest.raises(DataError, match=r"problem m/0: the model's chat template refuses a .* of system, user"):
         list(ChatTask(task(lines(tmp_path / "m.jsonl", *rows), system="x"), tokenizer).problems())
