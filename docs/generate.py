@@ -183,7 +183,13 @@ def _first_line(kind: type) -> str:
 
 def _table(header: tuple[str, ...], rows: Any) -> str:
     lines = [header, ("---",) * len(header), *rows]
-    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+    return "".join(f"| {' | '.join(_cell(text) for text in line)} |\n" for line in lines)
+
+
+def _cell(text: str) -> str:
+    """A text as it is read: no bar ends the cell, and outside of code no <name> is taken for HTML."""
+    parts = text.replace("|", chr(92) + "|").split("`")
+    return "`".join(part if i % 2 else part.replace("<", "&lt;") for i, part in enumerate(parts))
 
 
 if __name__ == "__main__":

@@ -365,7 +365,9 @@ class EvaluateSettings(RunSettings):
     """`carerft evaluate`: measure a model without training it."""
 
     name: str = "evaluate"
+    # "auto": cuda where there is one.
     device: str = "auto"
+    # Of the weights.
     precision: str = field(default="float32", metadata=PRECISIONS)
 
 

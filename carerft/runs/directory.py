@@ -200,13 +200,13 @@ def open_run(path: Path, command: str, config: Mapping[str, Any]) -> Iterator[Ru
 
 def extended(path: Path, manifest: dict[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     """The manifest of a run that is to have more steps. What was measured after its last step is kept in a directory
-    of its own: `after_step_100/evaluation.json`."""
-    steps = manifest["config"]["steps"]
-    kept = path / f"after_step_{steps}"
-    for name in ("evaluation.json", "evaluation"):
-        if (path / name).exists():
-            kept.mkdir(exist_ok=True)
-            (path / name).replace(kept / name)
+    of its own, `after_step_100/evaluation.json`; what was measured while it learned stays where it is."""
+    kept = path / f"after_step_{manifest['config']['steps']}"
+    for file in (path / "evaluation.json", *(path / "evaluation").glob("*.jsonl")):
+        if file.exists():
+            target = kept / file.relative_to(path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            file.replace(target)
     status = "interrupted" if manifest["status"] == "done" else manifest["status"]
     return {**manifest, "config": config, "config_hash": config_hash(config), "status": status}
 
