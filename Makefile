@@ -54,12 +54,13 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-# mkdocs takes one directory of pages: ours are linked into one, where their links to each other hold.
+# mkdocs takes one directory of pages: ours are copied into one, where their links to each other hold. (A directory that is
+# linked from build/ would be missing from the wheel.)
 PAGES := README.md CONTRIBUTING.md CHANGELOG.md CITATION.cff carerft/world/README.md docs experiments
 
 docs: install
-	@mkdir -p build/pages/carerft/world
-	@for page in $(PAGES); do ln -sfn $(CURDIR)/$$page build/pages/$$page; done
+	@rm -rf build/pages && mkdir -p build/pages/carerft/world
+	@for page in $(PAGES); do cp -R $$page build/pages/$$page; done
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --clean
 	@echo "open build/site/index.html"
 
