@@ -8,10 +8,13 @@ import importlib
 import os
 import re
 import sys
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from carerft import __version__
+from carerft.config import choices
 from carerft.errors import CareError, ConfigError
 from carerft.sweeps.names import release
 from carerft.text import did_you_mean, hydra_quoted, visible
@@ -88,7 +91,8 @@ def run(command: str, words: list[str]) -> int:
             words += quiet()
         # Hydra installs completion for a program of this name, and prints it in its messages.
         sys.argv = ["carerft" if "-sc" in words else f"carerft {command}", *words]
-        return module.main() or 0
+        with engines_where_words_leave_room(words):
+            return module.main() or 0
     except CareError as error:
         return _fail(error.what, error.remedy)
     except InterpolationResolutionError as error:
@@ -150,6 +154,15 @@ def unusable(error: OSError, command: str, words: list[str]) -> tuple[str, str]:
         key = "hydra.sweep.dir" if {"-m", "--multirun"} & set(words) else "hydra.run.dir"
         remedy = f"choose another directory to write to, with {key}=..., or free the disk"
     return what, remedy
+
+
+def engines_where_words_leave_room(words: list[str]) -> AbstractContextManager[None]:
+    """Without a word about rollout, vLLM is taken only if the learner's device is the first GPU, which its engine takes.
+    Hydra chooses the files of groups before it knows the device."""
+    devices = [word.partition("=")[2] for word in words if word.startswith(("device=", "learner.device="))]
+    if not devices or devices[-1] in ("auto", "cuda", "cuda:0"):
+        return nullcontext()
+    return choices.assuming(replace(choices.machine(), vllm=False))
 
 
 def _is_unicode(word: str) -> bool:

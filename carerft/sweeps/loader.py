@@ -17,6 +17,8 @@ from hydra.core.utils import JobRuntime
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from carerft.config.choices import machine
+
 MOST = 64
 """Compositions that are kept, about a megabyte each."""
 VALUES = ("hydra.run.", "hydra.sweep.")
@@ -50,7 +52,7 @@ class Loader(ConfigLoaderImpl):
         chosen = [each for each in given if self._chooses(each)]
         choices = [str(each.input_line) for each in chosen]
         sources = [(source.provider, source.path) for source in self.get_sources()]
-        key = (config_name, *choices, str(sources), JobRuntime.instance().get("name"))
+        key = (config_name, *choices, str(sources), machine(), JobRuntime.instance().get("name"))
         if key not in _composed:
             config = super()._load_configuration_impl(config_name, choices, run_mode, from_shell)
             if config.hydra.job.env_copy:  # which is of the moment

