@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from rich.console import Console
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
@@ -44,6 +43,7 @@ from carerft.runs.directory import RunDirectory
 from carerft.tasks import Task
 from carerft.tasks.encoding import ChatTask, Prompts
 from carerft.tasks.questions import QuestionsTask
+from carerft.terminal import open_console
 from carerft.trackers import MetricsFile, ProgressTracker, Trackers, named_tracker
 from carerft.trackers.weights_and_biases import description
 from carerft.training.collector import Collector, planned_prompts
@@ -188,7 +188,7 @@ class Subject:
     ) -> None:
         """Evaluate the policy, into the run's directory; print the result and hand it to the trackers."""
         evaluation = self._evaluate(run, worker, benchmarks, self.settings.evaluation, self.settings.samples)
-        Console().print(table(evaluation))
+        open_console().print(table(evaluation))
         trackers.show(EvaluationOutcome(run.path))
 
     def validate(
@@ -240,7 +240,7 @@ class Subject:
             check_prompts=self.models_text and isinstance(settings, EvaluateSettings),
         )
         where = (place, place) if place else (run.path, None)
-        console = Console(stderr=True, quiet=place is not None)  # a training has a bar of its own
+        console = open_console(stderr=True, quiet=place is not None)  # a training has a bar of its own
         return evaluator.evaluate(benchmarks, where[0], {**header, "prompts": prompts}, console, where[1])
 
 
@@ -342,5 +342,5 @@ def trackers(settings: TrainSettings | EvaluateSettings, run: RunDirectory, step
     chosen = named_tracker(settings.tracker, run.path, lambda: description(run), step)
     if isinstance(settings, TrainSettings):
         chosen.append(MetricsFile(run.path / "metrics.jsonl", step))
-        chosen.append(ProgressTracker(Console(stderr=True), settings.regularizer.name, step, settings.steps))
+        chosen.append(ProgressTracker(open_console(stderr=True), settings.regularizer.name, step, settings.steps))
     return Trackers(chosen)

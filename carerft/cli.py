@@ -16,6 +16,7 @@ from typing import Any
 from carerft import __version__
 from carerft.config import choices
 from carerft.errors import CareError, ConfigError
+from carerft.evaluation.table import ALL
 from carerft.sweeps.names import release
 from carerft.text import did_you_mean, hydra_quoted, visible
 from carerft.training.launch import quiet
@@ -43,7 +44,7 @@ examples:
   carerft train model=tiny algorithm=grpo regularizer=srkl regularizer.alpha=0.8 regularizer.beta=0.04 task=world
   carerft train -m regularizer=none,rkl,srkl seed=0,1,2        every combination
   carerft train model=/path/to/a/model task=gsm8k --cfg job    show the composed configuration and stop
-  carerft evaluate model=tiny benchmark=world samples=16
+  carerft evaluate model=tiny benchmark=world samples=16 --all    with every metric in the table, not five alone
   carerft sweep table1 model=tiny                              table 1 of the paper, in miniature
   carerft plan table1 model=qwen2.5-7b hardware=8xh100         memory, hours and cost, before anyone pays
   carerft doctor model=qwen2.5-3b                              can this machine do it? in a minute
@@ -73,6 +74,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(command: str, words: list[str]) -> int:
     """Run a command with these words. What a user can mend is printed without a traceback."""
+    if command in ("train", "evaluate") and "--all" in words:
+        words = [word for word in words if word != "--all"]
+        os.environ[ALL] = "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors, and they are explained here
     if foreign := [word for word in words if not _is_unicode(word)]:
         return _fail(f"{visible(foreign[0])}: this is not UTF-8", "give files and names that are")
@@ -157,7 +161,7 @@ def unusable(error: OSError, command: str, words: list[str]) -> tuple[str, str]:
 
 
 def engines_where_words_leave_room(words: list[str]) -> AbstractContextManager[None]:
-    """Without a word about rollout, vLLM is taken only if the learner's device is the first GPU, which its engine takes.
+    """Without a word about rollout, vLLM is taken only if the learner's device is the first GPU, as its engine's is.
     Hydra chooses the files of groups before it knows the device."""
     devices = [word.partition("=")[2] for word in words if word.startswith(("device=", "learner.device="))]
     if not devices or devices[-1] in ("auto", "cuda", "cuda:0"):

@@ -11,8 +11,8 @@ from helpers.configurations import composed, refused, settings
 from hydra.utils import instantiate
 
 from carerft import cli
-from carerft.config.choices import WORLD_VOCABULARY, Machine, assuming
 from carerft.config.checks import check_choice, check_evaluate, check_model_directory, check_train
+from carerft.config.choices import WORLD_VOCABULARY, Machine, assuming
 from carerft.config.composition import CONF, train_settings
 from carerft.config.identity import config_hash, differences
 from carerft.errors import CareError, ConfigError

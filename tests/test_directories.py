@@ -51,6 +51,18 @@ def test_any_other_name_is_made_usable_and_stays_its_own(text: str):
     assert name.startswith(text[:8].replace("\n", "_")) and cell_name(text) == name
 
 
+def test_paths_are_named_by_their_last_part():
+    """Without quotes, slashes and `model=path`; other paths of the same name stay apart."""
+    first, second = (
+        cell_name(f'algorithm=grpo,model.path="{place}/Qwen2.5 1.5B",model=path,seed=1,task.path=a/mine.jsonl')
+        for place in ("/models", "Qwen")
+    )
+    shown = "algorithm=grpo,model=Qwen2.5_1.5B,seed=1,task.path=mine.jsonl-"
+    assert first != second and {first[:-6], second[:-6]} == {shown}
+    assert cell_name("model.path=Qwen/B,model.revision=x,model=path")[:-7] == "model.revision=x,model=B"
+    assert cell_name('model.path="/a/b,c",model=path')[:-7] == "model=b_c"
+
+
 def test_ten_overrides_of_a_multirun():
     long = [
         "regularizer.alpha_schedule=linear", "regularizer.alpha_end=0.5", "regularizer.beta_schedule=linear",
@@ -265,7 +277,7 @@ def test_directories_that_earlier_versions_made_of_a_path_are_found_again(tmp_pa
     words = ["train", "-m", *cli.expand_model([f"model={model}"]), *SMALL[1:], "rollout=transformers"]
     assert cli.main(words) == 0
     (new,) = Path("outputs/train").glob("*/seed=0")
-    assert f"model.path={str(model).replace('/', '_')}" in new.parent.name
+    assert "model=m,rollout=transformers" in new.parent.name
     old = Path(f'outputs/train/benchmark=none,model.path="{model}",model=path,rollout=transformers,steps=0')
     old.mkdir(parents=True)
     new.rename(old / "seed=0")

@@ -9,7 +9,8 @@ import pytest
 from rich.console import Console
 
 from carerft.errors import DataError
-from carerft.evaluation.table import MARK, table
+from carerft.evaluation.table import ALL, MARK, table
+from carerft.metrics.names import METRICS
 from carerft.metrics.scores import score, score_together
 from carerft.metrics.statistics import majority
 from carerft.metrics.votes import collect_votes, predictions
@@ -262,7 +263,7 @@ def test_incomplete_evaluations_are_refused(problems, records, message):
         score(problems, records)
 
 
-def test_table_shows_values_and_intervals_and_leaves_model_names_unstyled():
+def test_table_shows_values_and_intervals_and_leaves_model_names_unstyled(monkeypatch):
     evaluation = {
         "model": "some/model[red]",
         "bootstrap": {"resamples": 50, "level": 0.95},
@@ -271,12 +272,21 @@ def test_table_shows_values_and_intervals_and_leaves_model_names_unstyled():
             "one": score([problem("a", "7")], samples("a", "7", gold="7"), resamples=50),
         },
     }
-    console = Console(file=io.StringIO(), width=160)
-    console.print(table(evaluation))
-    text = console.file.getvalue()
+
+    def shown() -> tuple[str, dict[str, str]]:
+        console = Console(file=io.StringIO(), width=160)
+        console.print(table(evaluation))
+        text = console.file.getvalue()
+        rows = (line for line in text.splitlines() if "│" in line)
+        return text, {line.strip("│┃ ").split("│")[0].strip(): line for line in rows}
+
+    text, lines = shown()
+    assert list(lines) == ["accuracy (mean@k)", "ECE, answered", "refusal F1", "truthful share", "MC2"]
+    assert f"refusal F1: {METRICS['refusal_f1'].meaning}." in " ".join(text.split()) and "--all" in text
+    monkeypatch.setenv(ALL, "1")
+    text, lines = shown()
     assert "some/model[red]: value, and its 95% interval" in text
     assert "n = 4, k = 4" in text
-    lines = {line.strip("│┃ ").split("│")[0].strip(): line for line in text.splitlines() if "│" in line}
     low, high = (evaluation["benchmarks"]["honesty"]["metrics"]["accuracy"][end] for end in ("low", "high"))
     assert f"0.500 [{low:.3f}, {high:.3f}]" in lines["accuracy (mean@k)"]
     assert "1.000 [1.000, 1.000]" in lines["accuracy (mean@k)"]
@@ -293,7 +303,8 @@ def printed(problems, records):
     return console.file.getvalue()
 
 
-def test_numbers_that_rest_on_few_verdicts_are_marked_and_say_how_few():
+def test_numbers_that_rest_on_few_verdicts_are_marked_and_say_how_few(monkeypatch):
+    monkeypatch.setenv(ALL, "1")
     problems = [problem(f"{i}", "7", ["8"], mc1=1, mc2=0.5) for i in range(20)]
     records = [r for p in problems for r in samples(p["problem_id"], "7", "8", "7", gold="7")]
     assert MARK not in printed(problems, records)

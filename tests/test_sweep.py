@@ -103,7 +103,12 @@ def test_experiments_are_composed_as_hydra_composes_them(sweep: str):
             "seed=3",
         ],
         ["hydra.run.dir=c/${seed}", "hydra/job_logging=disabled", "hydra.job.env_copy=[HOME]", "~hydra/hydra_logging"],
-        ["benchmark=[world_truth,world_honesty]", "evaluation.limit=${steps}", "data.path='a b'", "experiment=demo"],
+        [
+            "benchmark=[world_truth,world_honesty]",
+            "evaluation.limit=${steps}",
+            "tracker.project='a b'",
+            "experiment=demo",
+        ],
     ],
 )
 def test_overrides_of_every_kind_are_composed_as_hydra_composes_them(overrides: list[str]):

@@ -1,14 +1,18 @@
 """What `carerft train` and `carerft evaluate` share: Hydra composes their configuration, and its record is kept."""
 
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from rich.text import Text
 
 from carerft.config.composition import CONF
 from carerft.sweeps.composition import register
+from carerft.terminal import open_console
 
 
 def application(command: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
@@ -25,3 +29,20 @@ def save_composition(directory: Path, config: DictConfig) -> None:
     OmegaConf.save(config, record / "config.yaml")
     OmegaConf.save(OmegaConf.create({"hydra": hydra_config}), record / "hydra.yaml")
     OmegaConf.save(hydra_config.overrides.task, record / "overrides.yaml")
+
+
+def show_next(steps: Mapping[str, list[str]]) -> None:
+    """Print what can be done next: the words of each command, by its purpose. A command is one line, also where it is
+    longer than the terminal is wide."""
+    console = open_console()
+    for purpose, words in steps.items():
+        console.print(Text(f"{purpose}:", "bold"))
+        console.print(Text(f"  {shlex.join(words)}"), soft_wrap=True)
+
+
+def compared(directory: Path) -> dict[str, list[str]]:
+    """The command that compares the runs of a multirun, or reports on this run."""
+    hydra = HydraConfig.get()
+    if hydra.mode == RunMode.MULTIRUN:
+        return {"compare the runs": ["carerft", "report", str(hydra.sweep.dir)]}
+    return {"tables, figures and a page": ["carerft", "report", str(directory)]}

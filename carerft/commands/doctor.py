@@ -31,7 +31,6 @@ from functools import cached_property
 from pathlib import Path
 
 from packaging.requirements import Requirement
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -45,6 +44,7 @@ from carerft.planning.assumptions import GIB, hardware, load, machine_memory
 from carerft.planning.job import job
 from carerft.planning.memory import trained
 from carerft.planning.shapes import Shape, shape_of
+from carerft.terminal import open_console
 from carerft.text import duration
 
 PATIENCE_S = 600  # of a trial, which may compile
@@ -100,10 +100,10 @@ def main() -> int:
     _, words = read(Doctor, sys.argv[1:], __doc__)
     if any(word.startswith("model=") and word != "model=tiny" for word in words):
         words = ["scale=paper", *words]  # the last word counts
-    machine, console = Machine(words), Console()
+    machine, console = Machine(words), open_console()
     errors = 0
     for check in CHECKS:
-        with Console(stderr=True).status(check.__name__.replace("_", " ")):
+        with open_console(stderr=True).status(check.__name__.replace("_", " ")):
             findings = examined(check, machine)
         for finding in findings:
             line = Table.grid(padding=(0, 2))

@@ -5,15 +5,15 @@ import logging
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
-from rich.console import Console
 
-from carerft.commands.application import application, save_composition
+from carerft.commands.application import application, compared, save_composition, show_next
 from carerft.config.checks import check_choice, check_evaluate
 from carerft.config.composition import evaluate_settings, plain
 from carerft.config.settings import EvaluateSettings, VllmSettings
 from carerft.runs.directory import RunDirectory, open_run
 from carerft.sweeps.sharing import job_directory
 from carerft.tasks.templates import check_templates
+from carerft.terminal import open_console
 from carerft.trackers.weights_and_biases import check_online
 
 log = logging.getLogger(__name__)
@@ -35,18 +35,20 @@ def main(config: DictConfig) -> None:
             from carerft.evaluation.table import table
 
             log.info("%s is done already; what it measured:", run.path)
-            Console().print(table(json.loads((run.path / "evaluation.json").read_text())))
+            open_console().print(table(json.loads((run.path / "evaluation.json").read_text())))
             return
         check_online(settings.tracker)
         save_composition(run.path, config)
         with run.recording():
             evaluate_model(settings, run)
-        log.info("done: %s\ncompare it with others: carerft report %s DIRECTORY ...", run.path, run.path)
+        log.info("done: %s", run.path)
+        show_next(compared(run.path))
 
 
 def evaluate_model(settings: EvaluateSettings, run: RunDirectory) -> None:
     """The evaluation itself, in an opened directory. settings: checked."""
     from carerft import assembly
+    from carerft.commands.chosen import chosen
     from carerft.model.loading import choose_device, load_model
 
     # An engine has weights of its own: the device is left to it.
@@ -56,4 +58,6 @@ def evaluate_model(settings: EvaluateSettings, run: RunDirectory) -> None:
     with subject.rollout_worker(context) as worker, assembly.trackers(settings, run) as trackers:
         if worker.runner:
             run.update(vllm_runner=worker.runner)
+        policy_device = choose_device(settings.device)
+        open_console().print(chosen(subject, worker, policy_device, HydraConfig.get().overrides.task))
         subject.measure(run, worker, subject.benchmarks(), trackers)

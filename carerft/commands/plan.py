@@ -16,7 +16,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 
+from hydra.utils import instantiate
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
@@ -36,8 +38,11 @@ from carerft.planning.shapes import Shape, shape_of
 from carerft.sweeps.cells import cells, compose_training
 from carerft.sweeps.composition import composing
 from carerft.sweeps.folders import Experiment
+from carerft.sweeps.names import labels
+from carerft.terminal import open_console
 from carerft.text import duration
 
+CHARACTERS = 4  # a token of English text, about
 ASSUMED = ("hardware.", "texts.", "dynamic.", "start_s.", "disk=", "transfer=")
 
 
@@ -85,19 +90,26 @@ def main() -> int:
     if settings.price is not None:
         used.device.price_per_hour = settings.price
     machine = choices.Machine(gpu=used.kind != "cpu", vllm=used.kind != "cpu")
-    with Console(stderr=True).status("composing the runs"), choices.assuming(machine):
-        labels, trainings, bases = compose_runs(chosen, overrides, used.here)
-    root, console = Path("outputs", chosen.name if chosen else ""), Console()
+    with open_console(stderr=True).status("composing the runs"), choices.assuming(machine):
+        names, trainings, bases = compose_runs(chosen, overrides, used.here)
+    root, console = Path("outputs", chosen.name if chosen else ""), open_console()
+    read_lengths(trainings, assumptions, words)
     planner, jobs, side = plan(trainings, used, assumptions, root)
     name = chosen.name if chosen else "carerft train"
     console.print(Text(f"{name}: {trainings[0].model.name} on {used.count} x {used.kind}", "bold"))
-    fits = show_memory(planner, labels, jobs, console)
-    show_time(planner, labels, jobs, bases, side, console)
+    fits = show_memory(planner, names, jobs, console)
+    show_time(planner, names, jobs, bases, side, console)
     notes = [f"corrected by the newest {planner.finished} finished runs in {root}"]
     if not planner.finished:
         notes = [f"computed from conf/plan.yaml: {root} has no finished run of this model on such hardware"]
     price = f"{used.device.price_per_hour:g} US dollars per hour for each of {used.count} devices"
     notes.append(f"{price} is an assumption: price=... changes it")
+    for key, path in assumptions.read.items():
+        text = assumptions.texts[key.removeprefix("texts.")]
+        notes.append(
+            f"{path}: {text.questions:,} questions, prompts of {text.prompt:.0f} tokens ({CHARACTERS} characters each); "
+            f"completions of {text.completion:.0f} tokens are an assumption: {key}.completion=..."
+        )
     tokens = {each.learner.tokens_per_microbatch for each in jobs}
     if used.kind == "cpu" and (least := min(filter(None, tokens), default=MOST_TOKENS)) < MOST_TOKENS:
         notes.append(f"microbatches of {least:,} tokens, which fit into the memory: learner.tokens_per_microbatch")
@@ -128,6 +140,23 @@ def plan(
     return Planner(shape, used, device, assumptions, factors, len(finished)), jobs, side
 
 
+def read_lengths(trainings: Sequence[TrainSettings], assumptions: Assumptions, words: Sequence[str]) -> None:
+    """Count the questions of files of one's own, and take a quarter of the characters of their prompts as tokens, where
+    no word says otherwise. Raises DataError for a file with faults."""
+    given = {word.partition("=")[0] for word in words}
+    for entry in (each for training in trainings for each in (training.task, *training.benchmark.values())):
+        key, path = f"texts.{entry.name}", getattr(entry, "path", None)
+        if path is None or not entry._target_.endswith(".QuestionsTask") or key in assumptions.read:
+            continue
+        task = instantiate({name: value for name, value in vars(entry).items() if name not in ("name", "max_tokens")})
+        lengths = [len(problem.prompt) / CHARACTERS for problem in task.problems()]
+        stated = assumptions.texts.get(entry.name, assumptions.texts["questions"])
+        found = {"questions": len(lengths), "prompt": fmean(lengths)}
+        found = {name: value for name, value in found.items() if f"{key}.{name}" not in given}
+        assumptions.texts[entry.name] = replace(stated, **found)
+        assumptions.read[key] = path
+
+
 def compose_runs(
     chosen: Experiment | None, overrides: Sequence[str], here: bool
 ) -> tuple[list[str], list[TrainSettings], int]:
@@ -143,10 +172,8 @@ def compose_runs(
         with composing():
             planned = [compose_training(overrides, here)]
     trainings = [cell.settings for cell in planned if isinstance(cell.settings, TrainSettings)]
-    parts = [cell.directory.parts[-2].replace("\\", "").split(",") for cell in planned if cell.command == "train"]
-    shared = set.intersection(*map(set, parts))
-    labels = [" ".join(text for text in part if text not in shared) or "the training" for part in parts]
-    return labels, trainings, len(planned) - len(trainings)
+    names = [cell.directory.parts[-2] for cell in planned if cell.command == "train"]
+    return labels(names, "the training"), trainings, len(planned) - len(trainings)
 
 
 def show_memory(planner: Planner, labels: Sequence[str], jobs: Sequence[Job], console: Console) -> bool:

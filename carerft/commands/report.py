@@ -17,8 +17,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
 from carerft.commands.arguments import argument, read, refuse
 from carerft.config.checks import check_tracker
 from carerft.config.settings import TrackerSettings
@@ -27,6 +25,7 @@ from carerft.metrics.names import METRICS
 from carerft.report.outcome import ReportOutcome
 from carerft.report.paper import read_paper
 from carerft.sweeps.folders import experiment, experiments
+from carerft.terminal import open_console
 from carerft.trackers import Trackers, named_tracker
 from carerft.trackers.weights_and_biases import check_online, report_description
 
@@ -84,14 +83,14 @@ def main() -> None:
         raise ConfigError(f"{directories[0]} holds runs of {', '.join(models)}", f"name one, as in model={models[0]}")
     output = Path(settings.output) if settings.output else None
     about = (name, read_paper(experiment(name))) if name else None
-    with Console(stderr=True).status(f"reading {len(runs)} runs, and drawing"):
+    with open_console(stderr=True).status(f"reading {len(runs)} runs, and drawing"):
         page = build(directories, output, settings.columns, about, runs)
     written = page.parent
     if settings.page:
         publish(written, Path(settings.page))
     print_table(runs, shown=settings.columns)
     if name and (written / "claims.csv").exists():
-        print_claims(written / "claims.csv", Console())
+        print_claims(written / "claims.csv", open_console())
     with Trackers(named_tracker(settings.tracker, written, lambda: report_description(written, names))) as trackers:
         trackers.show(ReportOutcome(written))
     print(f"open {page.resolve()}")

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
 from carerft.commands.arguments import argument, read, refuse
 from carerft.errors import ConfigError
 from carerft.runs.reading import read_lines
+from carerft.terminal import open_console
 from carerft.text import line, visible
 
 WHICH = ("worst", "best", "refused", "truncated")
@@ -47,7 +47,7 @@ def main() -> None:
     if len(places) != 1 or len(which) > 1 or len(words) != len(places) + len(which):
         wrong = next((word for word in words if word not in (*which, *places)), " ".join(words) or "nothing")
         raise ConfigError(f"{wrong!r} is not one run's directory", f"write carerft show RUN [{'|'.join(WHICH)}]")
-    run, console = Path(places[0]), Console()
+    run, console = Path(places[0]), open_console()
     files = sorted(run.glob("samples/step_*.jsonl"), key=_step)
     if not files:
         raise ConfigError(f"{run} holds no samples", "train with samples.every=10, which keeps some of each tenth step")
@@ -64,7 +64,9 @@ def main() -> None:
     for record in records[: settings.count]:
         if record.get("problem_id") != prompt:
             prompt = record.get("problem_id")
-            console.print(Panel(Text(visible(record.get("prompt", ""), settings.characters)), title=line(prompt)))
+            console.print(
+                Panel(Text(visible(record.get("prompt", ""), settings.characters)), title=line(prompt), expand=False)
+            )
         console.print(described(record))
         console.print(marked(record, settings.characters))
         console.print()

@@ -15,11 +15,13 @@ Any other key=value is an override of Hydra's for all cells, or replaces an axis
 """
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Column, Table
@@ -30,7 +32,9 @@ from carerft.errors import ConfigError
 from carerft.runs.directory import read_manifest
 from carerft.sweeps.cells import Cell, cells, check_inputs
 from carerft.sweeps.folders import Experiment, experiment, experiments
+from carerft.sweeps.names import labels
 from carerft.sweeps.workers import OPEN, failure, last_step, run
+from carerft.terminal import open_console
 from carerft.text import duration, visible
 
 MOST_LISTED = 12
@@ -51,7 +55,7 @@ def main() -> int:
     chosen, overrides = named_experiment(words)
     if chosen is None:
         raise ConfigError("no experiment was named", "name one, as in: carerft sweep table1")
-    console = Console(stderr=True)
+    console = open_console(stderr=True)
     with console.status(f"composing the cells of {chosen.name}"):
         # Cells can be listed, or handed to a cluster, on a machine that lacks what they need: packages, or a GPU.
         elsewhere = any(word.startswith(CLUSTERS) for word in overrides)
@@ -59,7 +63,7 @@ def main() -> int:
         check_inputs(planned)
     workers = min(settings.jobs or _workers(overrides), len(planned))
     if settings.dry_run:
-        show(planned, workers, Console())
+        show(planned, workers, open_console())
         return 0
     run(planned, commands(chosen, planned, overrides), workers, max(1, (os.cpu_count() or 1) // workers), console)
     return summarize(chosen, planned, console)
@@ -103,13 +107,22 @@ def show(planned: Sequence[Cell], workers: int, console: Console) -> None:
     """Print the status of each cell, and how long the rest may take, judging by the mean time of finished trainings."""
     table = Table(Column("run", overflow="fold"), "status", "step", "took")
     statuses, seconds = [cell.status() for cell in planned], []
+    titles: dict[Path, str] = {}
+    for command, alone in (("evaluate", "base model"), ("train", "the training")):
+        own = [cell.directory for cell in planned if cell.command == command]
+        titles |= zip(own, labels([directory.parts[-2] for directory in own], alone), strict=True)
     for cell, status in zip(planned, statuses, strict=True):
         took = (read_manifest(cell.directory) or {}).get("seconds") if status == "done" else None
         if took and cell.command == "train":
             seconds.append(took)
         step = last_step(cell.directory) if status not in ("done", "missing") else None
         shared = " (shared)" if cell.directory.is_symlink() else ""
-        table.add_row(Text(cell.title), status + shared, str(step or ""), duration(took) if took else "")
+        table.add_row(
+            Text(f"{titles[cell.directory]} {cell.directory.name}"),
+            status + shared,
+            str(step or ""),
+            duration(took) if took else "",
+        )
     console.print(table)
     remaining = sum(status in OPEN for status in statuses)
     console.print(f"{statuses.count('done')} of {len(planned)} runs are done, {remaining} are left", highlight=False)
@@ -136,5 +149,7 @@ def summarize(experiment: Experiment, planned: Sequence[Cell], console: Console)
             lines = first.read_text(encoding="utf-8", errors="replace").splitlines()
             console.print(Text(visible("\n".join(lines[-10:]), 4000)), soft_wrap=True)
         console.print(f"logs: {logs}; the same command continues", highlight=False)
-    console.print(f"compare them: carerft report {experiment.name}", highlight=False)
+    for name in dict.fromkeys(cell.settings.model.name for cell in planned):
+        command = shlex.join(["carerft", "report", experiment.name, f"model={name}"])
+        console.print(Text(f"compare them: {command}"), soft_wrap=True)
     return int(bool(unfinished))

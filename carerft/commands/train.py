@@ -3,6 +3,7 @@
 Nothing heavy is imported before the configuration has been checked.
 """
 
+import json
 import logging
 import sys
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -13,14 +14,17 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from carerft.commands.application import application, save_composition
+from carerft.commands.application import application, compared, save_composition, show_next
 from carerft.config.checks import check_choice, check_train
+from carerft.config.choices import knows_world
 from carerft.config.composition import plain, train_settings
 from carerft.config.settings import LearnerSettings, TrainSettings
 from carerft.errors import RunDirectoryError
+from carerft.evaluation.table import table
 from carerft.runs.directory import RunDirectory, open_run, read_manifest
 from carerft.sweeps.sharing import job_directory
 from carerft.tasks.templates import check_templates
+from carerft.terminal import open_console
 from carerft.trackers.weights_and_biases import check_online
 from carerft.training import launch
 
@@ -52,12 +56,27 @@ def main(config: DictConfig) -> None:
     with leading(settings.learner) as leader, open_run(directory, "train", record) as run:
         if run.done:
             log.info("%s is done already: nothing to do", run.path)
+            if (run.path / "evaluation.json").exists() and hydra.mode != RunMode.MULTIRUN:
+                open_console().print(table(json.loads((run.path / "evaluation.json").read_text())))
             return
         check_online(settings.tracker)
         save_composition(run.path, config)
         with run.recording():
             train(settings, run, leader)
-        log.info("done: %s\ncompare runs: carerft report %s", run.path, run.path.parent)
+        log.info("done: %s", run.path)
+        show_next(compared(run.path) | ({} if hydra.mode == RunMode.MULTIRUN else uses(settings, run.path)))
+
+
+def uses(settings: TrainSettings, run: Path) -> dict[str, list[str]]:
+    """What can be done with the model of a finished run, by its purpose."""
+    model = run / "model"
+    benchmark = "world" if knows_world(settings.model.path) else "[math500,gsm8k]"
+    name = "-".join((settings.model.name, settings.algorithm.name, settings.regularizer.name))
+    return {
+        "measure it otherwise": ["carerft", "evaluate", f"model={model}", f"benchmark={benchmark}", "samples=16"],
+        "serve it": ["vllm", "serve", str(model)],
+        "push it to the hub": ["hf", "upload", name, str(model)],
+    }
 
 
 def warn_of_reference(settings: TrainSettings) -> None:
@@ -98,6 +117,7 @@ def follow(settings: TrainSettings) -> None:
 def train(settings: TrainSettings, run: RunDirectory, leader: "Leader | None" = None) -> None:
     """The run itself, in an opened directory. settings: checked. leader: of several processes."""
     from carerft import assembly
+    from carerft.commands.chosen import chosen
     from carerft.model.export import export
     from carerft.model.lora import export_adapter
     from carerft.report.outcome import samples_table
@@ -114,8 +134,12 @@ def train(settings: TrainSettings, run: RunDirectory, leader: "Leader | None" = 
         subject = own.subject
         policy, tokenizer = subject.policy, subject.tokenizer
         assert own.worker is not None, "the first process always has a worker"
-        chosen = {"vllm_runner": own.worker.runner} if own.worker.runner else {}
-        run.update(**chosen, **{TOKENS: own.learner.settings.tokens_per_microbatch})
+        runner = {"vllm_runner": own.worker.runner} if own.worker.runner else {}
+        microbatch = own.learner.settings.tokens_per_microbatch
+        run.update(**runner, **{TOKENS: microbatch})
+        words, problems = HydraConfig.get().overrides.task, len(own.prompts or ())
+        device = next(own.learner.policy.parameters()).device
+        open_console().print(chosen(subject, own.worker, device, words, microbatch, problems))
         worker, learner = leader.lead(own.worker, own.learner) if leader else (own.worker, own.learner)
         collector = own.collector(worker)
         trainer = Trainer(
@@ -144,7 +168,7 @@ def train(settings: TrainSettings, run: RunDirectory, leader: "Leader | None" = 
             log.info("continuing %s at step %d", run.path, step)
         with assembly.trackers(settings, run, step) as trackers:
             trainer.on_samples = lambda step, file: trackers.table("samples", step, *samples_table(file))
-            with interruption() as stop_requested:
+            with interruption(lambda: trainer.progress.step > step) as stop_requested:
                 finished = trainer.run(trackers.log, stop_requested)
             if not finished:
                 log.warning("stopped at step %d, which is saved: the same command continues", trainer.progress.step)

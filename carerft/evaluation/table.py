@@ -1,9 +1,10 @@
-"""evaluation.json as a table for a terminal: a row per metric, a column per benchmark.
+"""evaluation.json as a table for a terminal: a row per metric, a column per benchmark, and what each row means.
 
 Numbers that rest on few verdicts carry a mark, and a line under the table says how few: they describe the judged
 answers alone, which are no fair sample of all.
 """
 
+import os
 from collections.abc import Mapping
 from itertools import groupby
 from typing import Any
@@ -12,13 +13,15 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from carerft.metrics.names import ENOUGH_VERDICTS, FLOORS, METRICS
+from carerft.metrics.names import ENOUGH_VERDICTS, FIRST, FLOORS, METRICS
 
 MARK = "†"
+ALL = "CARERFT_ALL_METRICS"
+"""Environment variable of the option --all, which also the processes have that a command starts."""
 
 
 def table(evaluation: Mapping[str, Any]) -> Group:
-    """The table, and under it what its marks mean.
+    """The table of the first five metrics, or with --all of every one; under it what they and its marks mean.
 
     A cell is empty where the benchmark does not have the metric, and "undefined" where this evaluation gives no value.
     """
@@ -28,19 +31,23 @@ def table(evaluation: Mapping[str, Any]) -> Group:
     result.add_column("")
     for name, entry in benchmarks.items():
         result.add_column(Text(f"{name}\nn = {entry['n']}, k = {entry['k']}"), justify="right")
+    everything, shown = bool(os.environ.get(ALL)), []
     warnings = {name: few_verdicts(entry) for name, entry in benchmarks.items()}
     for _, group in groupby(METRICS.items(), key=lambda item: item[1].group):
         for key, metric in group:
             entries = {name: entry["metrics"].get(key) for name, entry in benchmarks.items()}
-            if metric.in_terminal and any(entries.values()):
+            if (metric.in_terminal if everything else key in FIRST) and any(entries.values()):
+                shown.append(f"{metric.title}: {metric.meaning}.")
                 title = "  if calibrated" if key in FLOORS.values() else metric.title
                 marked = [name for name, warning in warnings.items() if warning and metric.from_verdicts]
                 result.add_row(title, *(_cell(entry, name in marked) for name, entry in entries.items()))
-        result.add_section()
+        if everything:
+            result.add_section()
     bins = sorted({len(entry["reliability"]["count"]) for entry in benchmarks.values()})
-    lines = [f"ECE over {' or '.join(map(str, bins))} equal-width bins; compare only at equal k."] if bins else []
+    lines = [*shown, "" if everything else "The same command with --all shows every metric."]
+    lines += [f"ECE over {' or '.join(map(str, bins))} equal-width bins; compare only at equal k."] if bins else []
     lines += [f"{MARK} {name}: {warning}" for name, warning in warnings.items() if warning]
-    return Group(result, *(Text(line, "bold" if line.startswith(MARK) else "") for line in lines))
+    return Group(result, *(Text(line, "bold" if line.startswith(MARK) else "") for line in lines if line))
 
 
 def few_verdicts(entry: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ class Metric:
     group: metrics that stand together in a table.
     direction: +1 if higher is better, -1 if lower is, 0 if neither.
     from_verdicts: whether it is computed from verdicts on answers, and so from the judged answers alone.
-    in_terminal: whether the table in the terminal shows it, or only the report.
+    in_terminal: whether the whole table in the terminal (--all) shows it, or only the report.
     bounds: the lowest and the highest possible value.
     """
 
@@ -121,5 +121,9 @@ METRICS = {
 }  # fmt: skip
 FLOORS = {name: f"{name}_floor" for name in METRICS if f"{name}_floor" in METRICS}
 """Each calibration error, and the metric that says what perfect calibration would score. Compare only at equal k."""
+FIRST = ("accuracy", "ece_answered", "refusal_f1", "truthful", "mc2")
+"""The five that a terminal shows unasked: whether answers are right; whether the confidence in what is answered means
+what it says; whether the model refuses what it cannot know, and only that; and whether it repeats what people believe
+wrongly, in its own words and among given ones. All others are variants, parts or bounds of these."""
 ENOUGH_VERDICTS = 0.9
 """Share of answers with a verdict below which a metric computed from verdicts is marked as unrepresentative."""

@@ -52,7 +52,8 @@ class Dataset:
 
 @dataclass
 class Assumptions:
-    """conf/plan.yaml. models: the config.json of each, by hub name. texts: datasets by name. start_s: by rollout."""
+    """conf/plan.yaml. models: the config.json of each, by hub name. texts: datasets by name. start_s: by rollout.
+    read: the file behind a dataset's numbers, where they are not assumptions."""
 
     hardware: dict[str, Device]
     models: dict[str, Any]
@@ -61,6 +62,7 @@ class Assumptions:
     start_s: dict[str, float]
     disk: float
     transfer: float
+    read: dict[str, str] = field(default_factory=dict)
 
 
 def load(overrides: Sequence[str] = ()) -> Assumptions:

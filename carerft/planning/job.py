@@ -92,9 +92,13 @@ class Job:
         return self.rollout.batch_size or (device.engine_sequences if self.engine else OWN_SEQUENCES)
 
     def with_settings(self, changes: dict[str, Any]) -> "Job":
-        """This job with other values of settings, by keys such as learner.processes."""
+        """This job with other values of settings, by keys such as learner.processes; rollout: vllm."""
         groups = {"model": self.model, "learner": self.learner, "rollout": self.rollout}
+        if changes.get("rollout") == "vllm":
+            groups["rollout"] = VllmSettings(**vars(self.rollout) | {"name": "vllm"})
         for key, value in changes.items():
+            if key == "rollout":
+                continue
             group, _, name = key.partition(".")
             groups[group] = replace(groups[group], **{name: value})
         return replace(self, **groups)

@@ -8,7 +8,7 @@ from carerft.config.settings import MOST_TOKENS, OWN_SEQUENCES
 from carerft.planning.job import Job
 
 Changes = dict[str, Any]  # values of settings, by dotted key
-MOST_CHANGES = 4
+MOST_CHANGES = 5
 
 
 def search(
@@ -16,7 +16,7 @@ def search(
 ) -> dict[str, tuple[Changes, float]]:
     """Changes of settings with which all jobs fit, and what the first job then costs, by their effect: "the same
     result", "other rounding", "another method". An effect that is worse than another is listed only if it costs less.
-    Empty if no changes of up to four settings help."""
+    Empty if no changes of up to five settings help."""
     solutions: dict[str, tuple[Changes, float]] = {}
     axes: list[list[Changes]] = []
     least = float("inf")
@@ -50,7 +50,11 @@ def _axes(job: Job) -> dict[str, list[list[Changes]]]:
             [apart | {"rollout.tensor_parallel_size": n, "learner.device": f"cuda:{n}"} for n in (1, 2, 4)],
         ]
     else:
-        same = [[{"rollout.batch_size": n} for n in (128, 64, 32, 16) if n < (job.rollout.batch_size or OWN_SEQUENCES)]]
+        vllm = [{"rollout": "vllm", "rollout.gpu_memory_utilization": x} for x in (0.35, 0.5, 0.7)]
+        same = [
+            vllm,
+            [{"rollout.batch_size": n} for n in (128, 64, 32, 16) if n < (job.rollout.batch_size or OWN_SEQUENCES)],
+        ]
     microbatches = [(learner.tokens_per_microbatch or MOST_TOKENS) // n for n in (2, 4, 8, 16)]
     same += [
         [{"learner.gradient_checkpointing": True}],

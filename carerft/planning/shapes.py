@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -109,8 +110,8 @@ def shape_of_model(policy: "PreTrainedModel") -> Shape:
 
 
 def shape_of(path: str, known: Mapping[str, Any]) -> Shape:
-    """The shape of the model at `model.path`: a local directory, the built-in model ("world"), or one of `known`, which
-    maps hub names to the content of their config.json.
+    """The shape of the model at `model.path`: a local directory, the built-in model ("world"), one of `known`, which
+    maps hub names to the content of their config.json, or one whose config.json the hub's cache on this disk has.
 
     Raises ConfigError for any other model, because nothing is downloaded, and for a config.json that cannot be read.
     """
@@ -118,9 +119,16 @@ def shape_of(path: str, known: Mapping[str, Any]) -> Shape:
 
     file = (SHIPPED if path == "world" else Path(path).expanduser()) / "config.json"
     if not file.is_file() and path not in known:
+        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
+
+        with suppress(HFValidationError):  # no hub name
+            file = Path(cached) if isinstance(cached := try_to_load_from_cache(path, "config.json"), str) else file
+    if not file.is_file() and path not in known:
         raise ConfigError(
-            f"the shape of {path} is unknown, and carerft plan downloads nothing",
-            f"give a local directory, or one of {', '.join(known)}",
+            f"the shape of {path} is unknown: a plan needs the model's config.json, and downloads nothing",
+            f"fetch that file alone: hf download {path} config.json; or give a local directory, or one of "
+            f"{', '.join(known)}",
         )
     try:
         return shape_from(json.loads(file.read_text()) if file.is_file() else known[path])

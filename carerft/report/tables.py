@@ -18,6 +18,7 @@ from carerft.report.columns import MainTable, arrow, main_table, notes
 from carerft.report.findings import Findings
 from carerft.report.rows import Row, make_rows
 from carerft.runs.reading import Run
+from carerft.terminal import open_console
 from carerft.text import MINUS, decimal, signed
 
 LATEX = str.maketrans({
@@ -147,7 +148,7 @@ def print_table(
 
     Rows and columns are swapped where there are fewer rows than columns; columns that don't fit follow beneath.
     """
-    console = console or Console()
+    console = console or open_console()
     rows = make_rows(runs)
     table = main_table(rows, shown)
     names = [Text(row.label) for row in rows]

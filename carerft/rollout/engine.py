@@ -16,7 +16,7 @@ import random
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -28,6 +28,7 @@ from torch import Tensor
 from carerft.errors import CareError
 from carerft.rollout import Rollouts, Sampling
 from carerft.rollout.requests import check_context, check_finite, check_sampling, completion_seeds
+from carerft.terminal import sampling_bar
 
 # What vLLM reads from the environment when it is imported. The user's own values take precedence.
 ENVIRONMENT = {
@@ -156,7 +157,8 @@ class Engine:
             for completion_seed in seeds
         ]
         repeated = [prompt for prompt in prompts for _ in range(n)]
-        outputs = [output.outputs[0] for output in self._run(repeated, parameters)]
+        with sampling_bar(len(repeated)) as advance, self._counted(advance):
+            outputs = [output.outputs[0] for output in self._run(repeated, parameters)]
         log_probs = [torch.tensor(output.logprobs.logprobs, dtype=torch.float32) for output in outputs]
         check_finite(torch.cat(log_probs))
         return Rollouts.from_rows(
@@ -234,6 +236,24 @@ class Engine:
     def _clear_cache(self) -> None:
         if not self.llm.reset_prefix_cache():
             raise RuntimeError("vLLM kept cached keys of the old weights, because requests are still running")
+
+    @contextmanager
+    def _counted(self, advance: Callable[[int, int], None]) -> Iterator[None]:
+        """In this context, tell `advance` which sequences have ended after each step of the engine."""
+        engine = self.llm.llm_engine
+        step = engine.step
+
+        def counted() -> list[Any]:
+            outputs: list[Any] = step()
+            ended = [output for output in outputs if output.finished]
+            advance(len(ended), sum(len(each.token_ids) for output in ended for each in output.outputs))
+            return outputs
+
+        engine.step = counted
+        try:
+            yield
+        finally:
+            del engine.step
 
     def _run(self, prompts: Sequence[Sequence[int]], parameters: Sequence[Any]) -> list[Any]:
         from vllm import TokensPrompt

@@ -5,7 +5,7 @@ vLLM. It does not use transformers' `generate`, which reads the model's generati
 every step, continues to decode rows that have ended, and draws from the global random state.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from typing import Any
@@ -25,6 +25,7 @@ from carerft.model.probe import probe
 from carerft.rollout import Rollouts, RolloutWorker, Sampling
 from carerft.rollout.decoding import Decoder, decoder_for, decoding_mismatch
 from carerft.rollout.requests import check_context, check_finite, check_sampling, completion_seeds
+from carerft.terminal import sampling_bar
 
 LOGITS = 2**27  # how many logits log_likelihood holds at a time: half a gibibyte in float32
 PORTION = 2**23  # how many of them become probabilities at a time
@@ -152,7 +153,7 @@ class TransformersWorker(RolloutWorker):
         order = sorted(range(len(sequences)), key=lambda i: len(prompts[sequences[i][0]]))
         tokens = [torch.empty(0)] * len(sequences)
         log_probs, finished = list(tokens), torch.zeros(len(sequences), dtype=torch.bool)
-        with self._evaluating():
+        with self._evaluating(), sampling_bar(len(sequences)) as advance:
             make_decoder = decoder_for(self.model)
             for members in self._batches(order, [len(prompts[p]) for p, _ in sequences], self.batch_size):
                 batch = [sequences[i] for i in members]
@@ -162,7 +163,8 @@ class TransformersWorker(RolloutWorker):
                     stops = StopStrings(self.tokenizer, sampling.stop, [prompts[p] for p, _ in batch])
                 decoder = make_decoder([prompts[i] for i in distinct], rows, sampling.max_tokens, self.pad_token_id)
                 seeds = [s for _, s in batch]
-                drawn, drawn_log_probs, lengths, finished[members] = self._complete(decoder, seeds, sampling, stops)
+                completed = self._complete(decoder, seeds, sampling, stops, advance)
+                drawn, drawn_log_probs, lengths, finished[members] = completed
                 check_finite(drawn_log_probs)
                 for row, (i, length) in enumerate(zip(members, lengths.tolist(), strict=True)):
                     tokens[i], log_probs[i] = drawn[row, :length], drawn_log_probs[row, :length]
@@ -214,11 +216,16 @@ class TransformersWorker(RolloutWorker):
             yield from (lot[start : start + size] for start in range(0, len(lot), size))
 
     def _complete(
-        self, decoder: Decoder, seeds: list[int], sampling: Sampling, stops: StopStrings | None
+        self,
+        decoder: Decoder,
+        seeds: list[int],
+        sampling: Sampling,
+        stops: StopStrings | None,
+        advance: Callable[[int, int], None],
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(R, T) tokens and log-probabilities, (R,) int64 each row's length, and (R,) bool whether the row has ended.
 
-        T is the length of the longest row; what follows a row's end is meaningless.
+        T is the length of the longest row; what follows a row's end is meaningless. advance: of `sampling_bar`.
         """
         count, steps, device = len(seeds), sampling.max_tokens, decoder.logits.device
         # One random number in [0, 1) per token: those of a longer completion begin with those of a shorter one.
@@ -230,7 +237,7 @@ class TransformersWorker(RolloutWorker):
         lengths = torch.zeros(count, dtype=torch.int64, device=device)
         rows = torch.arange(count, device=device)  # those that are still decoded
         done = torch.zeros(count, dtype=torch.bool, device=device)  # of those, which have ended
-        logits, step = decoder.logits, 0
+        logits, step, left = decoder.logits, 0, count
         for step in range(steps):
             newest, log_prob = draw(logits, uniforms[step, rows], sampling.temperature, sampling.top_p)
             tokens[step, rows], log_probs[step, rows] = newest, log_prob
@@ -242,12 +249,15 @@ class TransformersWorker(RolloutWorker):
             if not sampling.ignore_eos:
                 done |= torch.isin(newest, eos)
             active = (~done).nonzero()[:, 0]
+            advance(left - len(active), left)
+            left = len(active)
             if step == steps - 1 or len(active) == 0:
                 break
             if len(active) <= 0.875 * len(rows):  # moving their keys costs as much as reading them in a few steps
                 decoder.keep(active)
                 rows, newest, done = rows[active], newest[active], done[active]
             logits = decoder.step(newest)
+        advance(left, 0)
         finished = torch.ones(count, dtype=torch.bool, device=device)
         finished[rows] = done
         return tokens[: step + 1].t().cpu(), log_probs[: step + 1].t().cpu(), lengths.cpu(), finished.cpu()

@@ -23,7 +23,7 @@ from carerft.runs.inputs import changed_since
 from carerft.sweeps.composition import composing
 from carerft.sweeps.folders import Experiment
 from carerft.sweeps.loader import parsed
-from carerft.sweeps.names import cell_name
+from carerft.sweeps.names import cell_directory
 from carerft.tasks.templates import check_templates
 from carerft.text import hydra_quoted
 
@@ -135,7 +135,8 @@ def _base(training: Cell, measured: Sequence[str], here: bool) -> Cell:
     own = {text.split("=")[0]: text for text in training.overrides}
     swept = {text for text in measured if parsed(text).is_sweep_override()}
     texts = [own.get(text.split("=")[0], text) if text in swept else text for text in measured]  # of several, this one
-    name = cell_name(",".join(["base", *sorted(text for text in texts if not text.startswith("seed="))]))
+    words = ",".join(["base", *sorted(text for text in texts if not text.startswith("seed="))])
+    name = cell_directory(words, Path("outputs", settings.name), settings.seed)
     subdir = _written(f"{name}/seed={settings.seed}")
     directory = [f"hydra.sweep.dir=outputs/{settings.name}", f"hydra.sweep.subdir={subdir}"]
     overrides = (*groups, *changed, *directory)

@@ -19,7 +19,7 @@ from carerft.config.identity import config_hash, extends
 from carerft.runs.directory import locked, manifests
 from carerft.runs.inputs import changed_since
 from carerft.sweeps import folders, loader
-from carerft.sweeps.names import cell_name, reserved
+from carerft.sweeps.names import cell_directory, reserved
 from carerft.tasks.gsm8k import Gsm8kTask
 from carerft.tasks.math import MathTask
 from carerft.tasks.questions import QuestionsTask
@@ -54,13 +54,8 @@ def _timestamp(_root_: DictConfig) -> str:
 
 
 def _cell(overrides: str, _root_: DictConfig) -> str:
-    """`cell_name`, or the several directories that earlier versions made of overrides with a slash, if they hold this
-    run."""
-    if "/" in overrides:
-        seed, sweep = _root_.get("seed"), OmegaConf.select(_root_, "hydra.sweep.dir")
-        if Path(str(sweep), overrides.lstrip("/"), f"seed={seed}", "manifest.json").is_file():
-            return overrides
-    return cell_name(overrides)
+    sweep = Path(str(OmegaConf.select(_root_, "hydra.sweep.dir")))
+    return cell_directory(overrides, sweep, _root_.get("seed"))
 
 
 @cache

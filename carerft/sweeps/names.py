@@ -2,22 +2,46 @@
 
 import hashlib
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
 LONGEST = 255
 """Bytes of a file's name that common file systems take."""
+MOST_OF_A_PATH = 40
+"""Characters of a path in a name."""
+QUOTES = "\"'"
 DEFAULT = "default"
 """The cell of a multirun whose jobs differ in nothing that names a cell, such as `-m seed=0,1`."""
+
+
+PATHS = re.compile(r"""([\w.]+\.path)=("(?:[^"\\]|\\.)*"|'[^']*'|[^,]*)""")
 
 
 def cell_name(overrides: str) -> str:
     """The directory of a cell, named by its overrides: `algorithm=grpo,regularizer=srkl`.
 
-    A name that would be several directories, or too long for one, is made usable, and a part of its hash keeps it
-    apart from others: `data.path=_data_train.jsonl,steps=2-1f0c2ab97d3e`.
+    Paths appear as their last part, and what was left out is kept apart from others by a part of its hash:
+    `model=Qwen2.5-1.5B,regularizer=srkl-1f0c2a`. So is a name that would be several directories, or too long for one.
     """
+    paths: list[str] = []
+
+    def last_part(found: re.Match[str]) -> str:
+        if "/" not in found[2]:
+            return found[0]
+        paths.append(found[0])
+        return f"{found[1]}={re.sub('[^A-Za-z0-9_.+-]', '_', Path(found[2].strip(QUOTES)).name)[:MOST_OF_A_PATH]}"
+
+    name = PATHS.sub(last_part, overrides)
+    if not paths:
+        return earlier_cell_name(overrides)
+    name = re.sub(r"model\.path=([^,]*),(.*?)model=path(?=,|$)", r"\2model=\1", name)
+    return earlier_cell_name(f"{name}-{hashlib.sha256(_bytes(','.join(paths))).hexdigest()[:6]}")
+
+
+def earlier_cell_name(overrides: str) -> str:
+    """`cell_name` of earlier versions, which wrote paths in full: `model.path=_a_b,model=path-1f0c2ab97d3e`."""
     name = re.sub(r"[/\x00-\x1f\x7f]", "_", overrides)
     if not name:
         return DEFAULT
@@ -26,6 +50,24 @@ def cell_name(overrides: str) -> str:
     name = re.sub("[\"']", "", name)
     mark = f"-{hashlib.sha256(_bytes(overrides)).hexdigest()[:12]}"
     return _bytes(name)[: LONGEST - len(mark)].decode("utf-8", "ignore") + mark
+
+
+def labels(names: Sequence[str], alone: str) -> list[str]:
+    """What tables call these cells: the overrides that not all of them share, without what keeps directories apart.
+    alone: where nothing is left."""
+    parts = [re.sub(r"-[0-9a-f]{6,12}$", "", name.replace("\\", "")).split(",") for name in names]
+    shared = set.intersection(*map(set, parts)) if parts else set()
+    return [" ".join(text for text in part if text not in shared) or alone for part in parts]
+
+
+def cell_directory(overrides: str, sweep: Path, seed: object) -> str:
+    """`cell_name` or, if it holds this run, the directory in `sweep` that an earlier version named, which may be
+    several of overrides with a slash."""
+    names = [overrides.lstrip("/")] if "/" in overrides else []
+    for name in (*names, earlier_cell_name(overrides)):
+        if Path(sweep, name, f"seed={seed}", "manifest.json").is_file():
+            return name
+    return cell_name(overrides)
 
 
 def _bytes(text: str) -> bytes:

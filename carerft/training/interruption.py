@@ -11,16 +11,18 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def interruption() -> Iterator[Callable[[], bool]]:
+def interruption(begun: Callable[[], bool] = lambda: True) -> Iterator[Callable[[], bool]]:
     """Finish the step, save, and stop: in a `with` block the first signal requests a stop and a second one stops at
     once. Yields a function that returns whether a stop was requested.
+
+    begun: whether there is a step to save; before the first one, the first signal stops at once.
 
     Outside the main thread, where Python allows no signal handlers, signals keep their usual effect.
     """
     received: list[int] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if received:
+        if received or not begun():
             raise KeyboardInterrupt
         received.append(number)
         log.warning("stopping after this step, which will be saved (once more to stop at once)")

@@ -19,13 +19,12 @@ from typing import Any
 
 import torch
 import transformers
-from rich.console import Console
 from torch import Tensor
 from torch.nn import functional
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 import carerft
-from carerft.terminal import progress_bar
+from carerft.terminal import open_console, progress_bar
 from carerft.world.corpus import documents
 from carerft.world.facts import DEFAULT_SETTINGS, World, build_world
 from carerft.world.tokenizer import build_tokenizer
@@ -166,7 +165,7 @@ def _pretrain(
                 part.load_state_dict(state[name])
             first, record = state["step"], state["record"]
     model.train()
-    with progress_bar(Console(stderr=True), "steps") as bar:
+    with progress_bar(open_console(stderr=True), "steps") as bar:
         line = bar.add_task(f"pretraining base {seed}", total=steps, completed=first, shown="")
         for step in range(first, steps):
             started = time.perf_counter()
