@@ -423,6 +423,32 @@ def test_the_search_finds_the_fewest_settings_that_fit_and_of_these_the_cheapest
     assert found(usual, dataclasses.replace(h100, memory_gib=8)) == {}
 
 
+def test_seven_billion_weights_in_float32_on_eight_small_gpus():
+    """Each of the five settings is needed: with four, nothing but an adapter fits."""
+    wanted = job(composed_settings("model=qwen2.5-7b", "task=math"), STATED)
+    shape, used = shape_of("Qwen/Qwen2.5-7B", STATED.models), hardware("8xa100_40gb", STATED).device
+
+    def fits(job: Job) -> bool:
+        return job.devices <= 8 and memory(job, shape, used).fits
+
+    changes, _ = search([wanted], fits, lambda job: seconds(job, shape, used, STATED).total)["other rounding"]
+    assert changes == {
+        "rollout": "vllm", "rollout.gpu_memory_utilization": changes["rollout.gpu_memory_utilization"],
+        "learner.processes": 8, "learner.precision": "bfloat16", "learner.gradient_checkpointing": True,
+    }  # fmt: skip
+    for key in ("learner.processes", "learner.precision", "learner.gradient_checkpointing"):
+        assert not fits(wanted.with_settings({k: v for k, v in changes.items() if k != key}))
+
+
+def test_the_shape_of_a_model_in_the_hubs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "config.json").write_text(json.dumps(STATED.models["Qwen/Qwen2.5-3B"]))
+    with pytest.raises(ConfigError, match="Some/Model is unknown") as raised:
+        shape_of("Some/Model", {})
+    assert "hf download Some/Model config.json" in raised.value.remedy
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: str(tmp_path / "config.json"))
+    assert shape_of("Some/Model", {}) == shape_of("Qwen/Qwen2.5-3B", STATED.models)
+
+
 FEW = ["seed=0", "algorithm=grpo", "regularizer=none,srkl"]
 APART = ["rollout.placement=dedicated", "learner.device=cuda:1"]
 ONE = ["model=qwen2.5-7b", "task=gsm8k", "rollout=vllm", "learner.precision=bfloat16"]
@@ -469,3 +495,35 @@ def test_the_command(
         assert "US dollars" in text and "is an assumption" in text
         assert ("never measured" in text) == ("hardware=2xcpu" not in arguments)
     assert list(tmp_path.iterdir()) == []
+
+
+OWN = ["task=questions", "task.path=mine.jsonl", "task.grader=number"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        (
+            ["plan", "figure2", "model=./a model", "hardware=h100", "seed=0"],
+            ["a model on 1 x h100", "│ algorithm.polarity=positive "],
+        ),
+        (
+            ["sweep", "figure2", "model=Qwen/Qwen2.5-1.5B", "--dry-run"],
+            ["│ base model seed=0 ", "│ algorithm.polarity=negative seed=2"],
+        ),
+        (["plan", "model=./a model", "hardware=h100", *OWN], ["mine.jsonl: 3 questions, prompts of 2 tokens"]),
+    ],
+)
+def test_commands_take_what_train_takes(arguments: list[str], shown: list[str], tmp_path: Path, monkeypatch, capsys):
+    """Labels are the swept keys alone; a task of one's own is planned from its file."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    (tmp_path / "a model").mkdir()
+    (tmp_path / "a model/config.json").write_text(json.dumps(STATED.models["Qwen/Qwen2.5-1.5B"]))
+    for name in ("tokenizer.json", "model.safetensors"):
+        (tmp_path / "a model" / name).touch()
+    (tmp_path / "mine.jsonl").write_text('{"question": "12345678", "answer": 1}\n' * 3)
+    assert cli.main(arguments) == 0
+    text = capsys.readouterr().out
+    for words in shown:
+        assert words in text

@@ -29,7 +29,7 @@ from carerft.config import choices
 from carerft.config.settings import MOST_TOKENS, TrainSettings
 from carerft.errors import ConfigError
 from carerft.planning.assumptions import GIB, Assumptions, Device, Hardware, hardware, load
-from carerft.planning.job import Job, job
+from carerft.planning.job import Job, file_of, job
 from carerft.planning.memory import Memory, memory
 from carerft.planning.microbatch import fitted
 from carerft.planning.search import search
@@ -93,7 +93,7 @@ def main() -> int:
     with open_console(stderr=True).status("composing the runs"), choices.assuming(machine):
         names, trainings, bases = compose_runs(chosen, overrides, used.here)
     root, console = Path("outputs", chosen.name if chosen else ""), open_console()
-    read_lengths(trainings, assumptions, words)
+    lengths = read_lengths(trainings, assumptions, words)
     planner, jobs, side = plan(trainings, used, assumptions, root)
     name = chosen.name if chosen else "carerft train"
     console.print(Text(f"{name}: {trainings[0].model.name} on {used.count} x {used.kind}", "bold"))
@@ -104,12 +104,7 @@ def main() -> int:
         notes = [f"computed from conf/plan.yaml: {root} has no finished run of this model on such hardware"]
     price = f"{used.device.price_per_hour:g} US dollars per hour for each of {used.count} devices"
     notes.append(f"{price} is an assumption: price=... changes it")
-    for key, path in assumptions.read.items():
-        text = assumptions.texts[key.removeprefix("texts.")]
-        notes.append(
-            f"{path}: {text.questions:,} questions, prompts of {text.prompt:.0f} tokens ({CHARACTERS} characters each); "
-            f"completions of {text.completion:.0f} tokens are an assumption: {key}.completion=..."
-        )
+    notes += lengths
     tokens = {each.learner.tokens_per_microbatch for each in jobs}
     if used.kind == "cpu" and (least := min(filter(None, tokens), default=MOST_TOKENS)) < MOST_TOKENS:
         notes.append(f"microbatches of {least:,} tokens, which fit into the memory: learner.tokens_per_microbatch")
@@ -140,21 +135,25 @@ def plan(
     return Planner(shape, used, device, assumptions, factors, len(finished)), jobs, side
 
 
-def read_lengths(trainings: Sequence[TrainSettings], assumptions: Assumptions, words: Sequence[str]) -> None:
+def read_lengths(trainings: Sequence[TrainSettings], assumptions: Assumptions, words: Sequence[str]) -> list[str]:
     """Count the questions of files of one's own, and take a quarter of the characters of their prompts as tokens, where
-    no word says otherwise. Raises DataError for a file with faults."""
-    given = {word.partition("=")[0] for word in words}
-    for entry in (each for training in trainings for each in (training.task, *training.benchmark.values())):
-        key, path = f"texts.{entry.name}", getattr(entry, "path", None)
-        if path is None or not entry._target_.endswith(".QuestionsTask") or key in assumptions.read:
+    no word says otherwise. Returns a note for each file. Raises DataError for a file with faults."""
+    given, notes = {word.partition("=")[0] for word in words}, dict[str, str]()
+    named = [(training.task.name, training.task) for training in trainings]
+    named += [(name, entry) for training in trainings for name, entry in training.benchmark.items()]
+    for name, entry in named:
+        if (file := file_of(entry)) is None or file in notes:
             continue
-        task = instantiate({name: value for name, value in vars(entry).items() if name not in ("name", "max_tokens")})
+        task = instantiate({key: value for key, value in vars(entry).items() if key not in ("name", "max_tokens")})
         lengths = [len(problem.prompt) / CHARACTERS for problem in task.problems()]
-        stated = assumptions.texts.get(entry.name, assumptions.texts["questions"])
         found = {"questions": len(lengths), "prompt": fmean(lengths)}
-        found = {name: value for name, value in found.items() if f"{key}.{name}" not in given}
-        assumptions.texts[entry.name] = replace(stated, **found)
-        assumptions.read[key] = path
+        found = {key: value for key, value in found.items() if f"texts.{name}.{key}" not in given}
+        text = assumptions.texts[file] = replace(assumptions.texts.get(name, assumptions.texts["other"]), **found)
+        notes[file] = (
+            f"{task.path}: {text.questions:,} questions, prompts of {text.prompt:.0f} tokens ({CHARACTERS} letters), "
+            f"completions of {text.completion:.0f}: assumptions that change with texts.{name}.prompt=... texts.{name}.completion=..."
+        )
+    return list(notes.values())
 
 
 def compose_runs(

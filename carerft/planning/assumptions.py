@@ -52,8 +52,7 @@ class Dataset:
 
 @dataclass
 class Assumptions:
-    """conf/plan.yaml. models: the config.json of each, by hub name. texts: datasets by name. start_s: by rollout.
-    read: the file behind a dataset's numbers, where they are not assumptions."""
+    """conf/plan.yaml. models: the config.json of each, by hub name. texts: datasets by name. start_s: by rollout."""
 
     hardware: dict[str, Device]
     models: dict[str, Any]
@@ -62,7 +61,6 @@ class Assumptions:
     start_s: dict[str, float]
     disk: float
     transfer: float
-    read: dict[str, str] = field(default_factory=dict)
 
 
 def load(overrides: Sequence[str] = ()) -> Assumptions:

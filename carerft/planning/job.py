@@ -11,6 +11,7 @@ from carerft.config.settings import (
     LearnerSettings,
     ModelSettings,
     RolloutSettings,
+    TaskSettings,
     TrainSettings,
     VllmSettings,
 )
@@ -104,14 +105,21 @@ class Job:
         return replace(self, **groups)
 
 
+def file_of(entry: TaskSettings) -> str | None:
+    """What tells files of questions, and the rows taken from them, apart; None for other tasks."""
+    if not entry._target_.endswith(".QuestionsTask") or getattr(entry, "path", None) is None:
+        return None
+    return " ".join(str(getattr(entry, key, None)) for key in ("path", "where", "limit"))
+
+
 def job(settings: TrainSettings, assumptions: Assumptions) -> Job:
-    """The job of a training."""
+    """The job of a training. Of files of questions assumptions.texts may hold an entry by `file_of`."""
     rollout, penalty, texts = settings.rollout, settings.regularizer, assumptions.texts
     penalized = not penalty._target_.endswith(".NoRegularizer")
     dynamic = assumptions.dynamic if settings.algorithm.dynamic_sampling else {"groups": 1, "rounds": 1}
 
-    def dataset(name: str, max_tokens: int, limit: int | None = None) -> Dataset:
-        known = texts.get(name, texts["other"])
+    def dataset(name: str, entry: TaskSettings, max_tokens: int, limit: int | None = None) -> Dataset:
+        known = texts.get(file_of(entry) or name, texts.get(name, texts["other"]))
         questions, completion = min(known.questions, limit or known.questions), min(known.completion, max_tokens)
         return replace(known, questions=questions, completion=completion, max_tokens=max_tokens)
 
@@ -127,6 +135,6 @@ def job(settings: TrainSettings, assumptions: Assumptions) -> Job:
         model=settings.model,
         learner=settings.learner,
         rollout=rollout,
-        task=dataset(settings.task.name, rollout.max_tokens or 0),
-        benchmarks=[dataset(name, entry.max_tokens, limit) for name, entry in settings.benchmark.items()],
+        task=dataset(settings.task.name, settings.task, rollout.max_tokens or 0),
+        benchmarks=[dataset(name, entry, entry.max_tokens, limit) for name, entry in settings.benchmark.items()],
     )

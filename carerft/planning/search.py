@@ -50,9 +50,7 @@ def _axes(job: Job) -> dict[str, list[list[Changes]]]:
             [apart | {"rollout.tensor_parallel_size": n, "learner.device": f"cuda:{n}"} for n in (1, 2, 4)],
         ]
     else:
-        vllm = [{"rollout": "vllm", "rollout.gpu_memory_utilization": x} for x in (0.35, 0.5, 0.7)]
         same = [
-            vllm,
             [{"rollout.batch_size": n} for n in (128, 64, 32, 16) if n < (job.rollout.batch_size or OWN_SEQUENCES)],
         ]
     microbatches = [(learner.tokens_per_microbatch or MOST_TOKENS) // n for n in (2, 4, 8, 16)]
@@ -63,5 +61,6 @@ def _axes(job: Job) -> dict[str, list[list[Changes]]]:
         [{"learner.reference_offload": True}],
         [{"learner.processes": n} for n in (2, 4, 8)],
     ]
-    rounding: list[list[Changes]] = [[{"learner.optimizer": "adamw_8bit"}], [{"learner.precision": "bfloat16"}]]
+    vllm = [{"rollout": "vllm", "rollout.gpu_memory_utilization": x} for x in (0.35, 0.5, 0.7) if not job.engine]
+    rounding: list[list[Changes]] = [[{"learner.optimizer": "adamw_8bit"}], [{"learner.precision": "bfloat16"}], vllm]
     return {"the same result": same, "other rounding": rounding, "another method": [[{"model.adapter": "lora"}]]}
