@@ -5,10 +5,17 @@ import logging
 import signal
 
 import pytest
+import torch
+from helpers.configurations import settings
 from rich.console import Console
 
 from carerft import terminal
+from carerft.assembly import Subject
 from carerft.commands.application import show_next
+from carerft.commands.chosen import chosen
+from carerft.config.settings import ModelSettings
+from carerft.model.loading import load_model
+from carerft.rollout.transformers import TransformersWorker
 from carerft.terminal import Bar, LogHandler, open_console, sampling_bar
 from carerft.training.interruption import interruption
 
@@ -76,3 +83,17 @@ def test_a_signal_before_the_first_step_stops_at_once():
         assert stop_requested()
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+def test_the_first_lines_say_what_was_chosen_and_why(capsys: pytest.CaptureFixture[str]):
+    words = ["learner.precision=bfloat16", "steps=3"]
+    subject = Subject(settings(*words), *load_model(ModelSettings(path="world"), torch.device("meta")))
+    worker = TransformersWorker(subject.policy, [0], 0)
+    open_console().print(chosen(subject, worker, torch.device("cpu"), words, 512, 7))
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in capsys.readouterr().out.splitlines()]
+    said = {row[0]: row[1:] for row in rows if len(row) == 3}
+    assert said["precision"] == ["bfloat16", "as written"]
+    assert said["gradient checkpointing"] == ["False", "the built-in model is small"]
+    assert said["rollout"] == ["transformers", "the built-in model is small"]
+    assert said["task"] == ["world, 7 problems", "the default"] and said["microbatch"][0] == "512 tokens"
+    assert said["prompts"][0] == "plain text" and said["context"][0] == "8,192 tokens"

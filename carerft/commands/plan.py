@@ -151,7 +151,7 @@ def read_lengths(trainings: Sequence[TrainSettings], assumptions: Assumptions, w
         text = assumptions.texts[file] = replace(assumptions.texts.get(name, assumptions.texts["other"]), **found)
         notes[file] = (
             f"{task.path}: {text.questions:,} questions, prompts of {text.prompt:.0f} tokens ({CHARACTERS} letters), "
-            f"completions of {text.completion:.0f}: assumptions that change with texts.{name}.prompt=... texts.{name}.completion=..."
+            f"completions of {text.completion:.0f}: set these by texts.{name}.prompt=... texts.{name}.completion=..."
         )
     return list(notes.values())
 

@@ -96,7 +96,8 @@ class Job:
         """This job with other values of settings, by keys such as learner.processes; rollout: vllm."""
         groups = {"model": self.model, "learner": self.learner, "rollout": self.rollout}
         if changes.get("rollout") == "vllm":
-            groups["rollout"] = VllmSettings(**vars(self.rollout) | {"name": "vllm"})
+            values: dict[str, Any] = {**vars(self.rollout), "name": "vllm"}
+            groups["rollout"] = VllmSettings(**values)
         for key, value in changes.items():
             if key == "rollout":
                 continue
