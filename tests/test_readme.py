@@ -106,6 +106,8 @@ def test_the_tutorial_is_one_session(tmp_path: Path):
     assert (runs / "report/index.html").is_file()
     assert [sum("completions" in text for line, text in printed.items() if "carerft show" in line)] == [2]
     assert any("vllm serve sums-model" in text for text in printed.values())
+    after = next(text for line, text in printed.items() if "steps=8" in line)  # its own questions, not another's
+    assert re.search(r"  carerft evaluate --config-dir=\S+conf model=\S+first/model benchmark=exam samples=16\n", after)
     values = [
         json.loads((runs / name / "evaluation.json").read_text())["benchmarks"]["exam"]["metrics"]["accuracy"]["value"]
         for name in ("exported", "base")

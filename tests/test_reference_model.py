@@ -30,11 +30,12 @@ def test_the_penalty_is_measured_from_the_reference_that_is_named(trained: Path,
     assert run(tmp_path / "own", model, *words) == 0
     assert run(tmp_path / "original", model, *words, f"reference={SHIPPED}") == 0
     assert run(tmp_path / "same", model, *words, f"reference={trained}/model") == 0
-    assert first_kl(tmp_path / "own") == first_kl(tmp_path / "same") == 0
+    assert run(tmp_path / "step", f"model={trained}/checkpoints/step_2", *words) == 0
+    assert first_kl(tmp_path / "own") == first_kl(tmp_path / "same") == first_kl(tmp_path / "step") == 0
     # The policy before its first step is the model that the earlier run ended with.
     assert first_kl(tmp_path / "original") > 1e-3
-    said = [(tmp_path / name / "train.log").read_text() for name in ("own", "original")]
-    assert "reference=world" in said[0] and "reference=world" not in said[1]
+    said = [(tmp_path / name / "train.log").read_text() for name in ("own", "step", "original")]
+    assert ["reference=world" in text for text in said] == [True, True, False]
     assert json.loads((tmp_path / "original/manifest.json").read_text())["config"]["reference"] == str(SHIPPED)
 
 

@@ -18,7 +18,7 @@ from carerft.metrics.intervals import Spread, clear_best, over_seeds, pooled_spr
 from carerft.metrics.statistics import Interval
 from carerft.report.columns import few_verdicts, main_table, notes
 from carerft.report.figures.curves import smooth
-from carerft.report.figures.points import label_points
+from carerft.report.figures.points import axis_title, label_points
 from carerft.report.figures.reliability import pooled_reliability
 from carerft.report.questions import select_questions
 from carerft.report.rows import Row, base_of, make_rows
@@ -165,6 +165,17 @@ def test_real_benchmarks_get_the_columns_of_the_papers_table(tmp_path):
     headings = [column.heading for column in table.columns]
     assert headings[1:4] == ["GSM8K: majority@k ↑", "Accuracy (mean@k): GSM8K ↑", "SelfAware: refusal F1 ↑"]
     assert not any(heading.startswith("TruthfulQA") for heading in headings)
+
+
+def test_questions_of_ones_own_show_their_accuracy_also_where_some_have_no_answer(tmp_path):
+    make_demo(tmp_path, questions=6, seeds=(0,))
+    for path in tmp_path.rglob("evaluation.json"):
+        content = json.loads(path.read_text())
+        content["benchmarks"] = {"exam": content["benchmarks"]["world_honesty"]}
+        write_json(path, content)
+    columns = main_table(make_rows(load_runs([tmp_path]))).columns
+    assert [column.heading for column in columns][:2] == ["Accuracy (mean@k): exam ↑", "exam: refusal F1 ↑"]
+    assert [axis_title(column) for column in columns][:2] == ["exam: accuracy (mean@k)", "exam: refusal F1"]
 
 
 def test_calibration_at_different_k_is_never_compared(demo, tmp_path):

@@ -41,14 +41,16 @@ def numpy(completions, **kwargs):
     return numpy.arange(len(completions))
 """
 FAULTY = """
-import os, time
+import os, sys, time
 def breaks(completions, **kwargs): return [1 / len(text) for text in completions]
 def together(completions, **kwargs): return [1.0] if len(completions) == 1 else {}["x"]
 def few(completions, **kwargs): return [1.0]
 def words(completions, **kwargs): return ["one" for _ in completions]
 def nan(completions, **kwargs): return [1.0, float("nan"), 2.0]
+def large(completions, **kwargs): return [1.0, 10**400, 1e39]
 def hangs(completions, **kwargs): time.sleep(1000)
 def dies(completions, **kwargs): os._exit(7)
+def leaves(completions, **kwargs): sys.exit("enough")
 """
 TEXTS = [r"so \boxed{4}", "", r"\boxed{5}"]
 PROBLEMS = [
@@ -106,7 +108,9 @@ def test_conversations_come_as_messages_and_silence_is_no_reward(files):
         ("few", r"returned 1 numbers for 3 completions"),
         ("words", r"returned 'one', on problem p/0"),
         ("nan", r"returned nan, on problem p/1 and the completion ''"),
+        ("large", r"returned 1000+, on problem p/1 and the completion ''"),
         ("hangs", r"no answer within 0.5 s; the process was ended"),
+        ("leaves", r"faulty.py:leaves failed: faulty.py:\d+: SystemExit: enough, on problem p/0"),
         ("dies", r"has ended \(exit status 7\)"),
     ],
 )

@@ -5,6 +5,7 @@ Nothing heavy is imported before the configuration has been checked.
 
 import json
 import logging
+import re
 import sys
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
@@ -70,10 +71,19 @@ def main(config: DictConfig) -> None:
 def uses(settings: TrainSettings, run: Path) -> dict[str, list[str]]:
     """What can be done with the model of a finished run, by its purpose."""
     model = run / "model"
-    benchmark = "world" if knows_world(settings.model.path) else "[math500,gsm8k]"
+    hydra = HydraConfig.get()
+    sources = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
+    given = [word for word in hydra.overrides.task if re.match(r"benchmark[.=]", word) and word != "benchmark=none"]
+    benchmark = given or ["benchmark=world" if knows_world(settings.model.path) else "benchmark=[math500,gsm8k]"]
     name = "-".join((settings.model.name, settings.algorithm.name, settings.regularizer.name))
     return {
-        "measure it otherwise": ["carerft", "evaluate", f"model={model}", f"benchmark={benchmark}", "samples=16"],
+        "measure it otherwise": [
+            *("carerft", "evaluate"),
+            *(f"--config-dir={path}" for path in sources),
+            f"model={model}",
+            *benchmark,
+            "samples=16",
+        ],
         "serve it": ["vllm", "serve", str(model)],
         "push it to the hub": ["hf", "upload", name, str(model)],
     }
@@ -81,7 +91,8 @@ def uses(settings: TrainSettings, run: Path) -> dict[str, list[str]]:
 
 def warn_of_reference(settings: TrainSettings) -> None:
     """Say so where a model that carerft has trained would become its own reference."""
-    manifest = read_manifest(Path(settings.model.path).expanduser().parent)
+    holder = Path(settings.model.path).expanduser().resolve().parent
+    manifest = read_manifest(holder.parent if holder.name == "checkpoints" else holder)
     if settings.reference is None and manifest and manifest.get("command") == "train":
         trained = manifest["config"]
         log.warning(

@@ -51,7 +51,7 @@ def _run(file: Path, name: str, setting: str) -> Any:
     return module
 
 
-def where(error: Exception, file: Path | None = None) -> str:
+def where(error: BaseException, file: Path | None = None) -> str:
     """An exception of the user's code in one line, with the innermost line of their file: `mine.py:3: KeyError: a`."""
     place = ""
     if isinstance(error, SyntaxError) and error.filename:

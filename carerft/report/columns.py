@@ -117,6 +117,9 @@ def main_columns(rows: Sequence[Row], shown: Mapping[str, Sequence[str]]) -> lis
                 titles = ("Accuracy (mean@k)", benchmark_title(name))
                 titles = titles if plain else (benchmark_title(name), describe(metric).title)
                 columns.append(Column(name, metric, *titles))
+        if part == "accuracy":  # of a user's own questions too, some of which may have no answer
+            own = [name for name in parts["honesty"] if name not in BENCHMARKS and name not in shown]
+            columns += [Column(name, "accuracy", "Accuracy (mean@k)", benchmark_title(name)) for name in own]
     calibrated = [(name, "ece", "") for name in parts["accuracy"][:1]]
     calibrated += [(name, "ece_answered", ", answered") for part in ("honesty", "truth") for name in parts[part][:1]]
     calibrated += [(name, "ece", "") for name in parts["combined"]]

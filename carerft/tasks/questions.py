@@ -96,7 +96,8 @@ class QuestionsTask:
                 f"answer=null with grader={self.grader}: there is nothing to compare a reply with",
                 "name the column with the answer, or write grader=none and a reward of your own",
             )
-        conditions = [self.where] if isinstance(self.where, str) else self.where or []
+        one = isinstance(self.where, str | int | float)
+        conditions = [self.where] if one else self.where or []
         self._where = [str(condition).partition(":")[::2] for condition in conditions]
         if wrong := [condition for condition in conditions if ":" not in str(condition)]:
             raise ConfigError(f"where={wrong[0]}: no condition", "write COLUMN:VALUE, such as where=level:3")
@@ -151,7 +152,7 @@ class QuestionsTask:
             messages = _turns(row, self.question, value)
             text = messages[-1]["content"]
         else:
-            text = row.text(self.question)
+            text = "" if value is None else row.text(self.question)
         if not text.strip():
             raise DataError(f"{row.location}: the column {self.question!r} is empty", "leave the row out")
         options = self._options(row)
@@ -194,7 +195,7 @@ class QuestionsTask:
         value = None if self.answer is None else present(row, self.answer)
         if self.answer is None or value is None or (value == "null" and is_separated(self.path)):
             return None
-        if isinstance(value, list | dict | bool):
+        if isinstance(value, list | dict | bool) or value != value:  # NaN: how some writers store what is missing
             raise DataError(
                 f"{row.location}: the column {self.answer!r} is no text but {value!r:.200}",
                 "write one answer, as a text or a number; a column of another kind may be read by a grader of your own "

@@ -46,7 +46,7 @@ def _scores(functions: list[Function], given: dict[str, Any]) -> tuple[str, Any]
     for number, function in enumerate(functions):
         try:
             scores.append(plain(_called(function, given)))
-        except Exception as error:  # the user's code can raise anything
+        except (Exception, SystemExit) as error:  # the user's code can raise anything
             return "error", (number, where(error))
     return "scores", (scores, {name: sum(values) / len(values) for name, values in logged.items()})
 

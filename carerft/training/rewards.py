@@ -30,6 +30,7 @@ from carerft.tasks import Grade, Problem
 OWN = ("correctness",)
 START_SECONDS = 600.0
 """For a file's imports, such as of a reward model."""
+LARGEST = torch.finfo(torch.float32).max
 RESERVED = ("prompts", "completions", "completion_ids", "grades", "trainer_state", "log_metric", "log_extra")
 
 
@@ -133,7 +134,7 @@ class Rewards:
                 what = f"{len(values)} numbers" if isinstance(values, list) else f"a {type(values).__name__}"
                 raise _failed(function, f"returned {what} for {len(texts)} completions", f"{problems[0].id} and others")
             for problem, text, value in zip(problems, texts, values, strict=True):
-                if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
+                if value is not None and not (isinstance(value, int | float) and abs(value) <= LARGEST):
                     raise _failed(
                         function, f"returned {value!r:.100}", f"{problem.id} and the completion {text[:200]!r}"
                     )

@@ -8,9 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from carerft.metrics.names import FLOORS
 from carerft.metrics.statistics import Interval
-from carerft.report.columns import Column
+from carerft.report.columns import Column, benchmark_title
 from carerft.report.figures.style import INK, MUTED, PAPER, Look, legend, new_axes
 from carerft.report.rows import Row, base_of, describe, run_value
 from carerft.runs.labels import family_title
@@ -111,8 +110,7 @@ def along(rows: Sequence[Row], key: str, column: Column, looks: Mapping[str, Loo
 
 def axis_title(column: Column) -> str:
     """A column's benchmark and metric."""
-    benchmark = column.title.removesuffix(", answered") if column.metric in FLOORS else column.group
-    return f"{benchmark}: {describe(column.metric).title}"
+    return f"{benchmark_title(column.benchmark)}: {describe(column.metric).title}"
 
 
 def label_points(axes: Axes, labels: Sequence[tuple[str, float, float]], size: float, all_of_them: bool = True) -> None:
