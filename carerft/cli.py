@@ -185,7 +185,7 @@ PLAIN = re.compile(r"[\w/\-+.$%*@?|]*", re.ASCII)  # what Hydra's grammar takes 
 
 def expand_model(words: list[str]) -> list[str]:
     """Replace `model=/a/directory` or `model=org/name` by `model=path model.path="..."`, which Hydra understands, and
-    put other paths that its grammar would not take into quotes.
+    put other paths that its grammar would not take into quotes. `reward=a,mine.py:b` is two lists of one function.
 
     Commas separate several paths, unless there is a file or a directory of the name with the comma.
     """
@@ -201,7 +201,9 @@ def expand_model(words: list[str]) -> list[str]:
         elif key.startswith("samples."):
             expanded.append(f"keep_{word}")
         elif key == "reward" and ".py:" in value and not written:
-            expanded.append(f"reward.functions=[{hydra_quoted(value)}]")
+            names = [value] if Path(value.rpartition(":")[0]).expanduser().is_file() else value.split(",")
+            given = (name if PLAIN.fullmatch(name.replace(":", "")) else hydra_quoted(name) for name in names)
+            expanded.append("reward.functions=" + ",".join(f"[{name}]" for name in given))
         elif PATHS.fullmatch(key) and not written and not plain:
             expanded.append(f"{key}={_quoted(value)}")
         elif key in DIRECTORIES and not written and not PLAIN.fullmatch(value):

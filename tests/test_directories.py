@@ -136,6 +136,13 @@ def test_any_path_of_a_model(path: str, tmp_path: Path):
     assert PARSER.parse_override(word).value() == model
 
 
+def test_rewards_of_a_sweep(tmp_path: Path):
+    assert cli.expand_model(["reward=correctness,mine.py:f"]) == ["reward.functions=[correctness],[mine.py:f]"]
+    (tmp_path / "a,b c.py").touch()
+    (word,) = cli.expand_model([f"reward={tmp_path}/a,b c.py:f"])
+    assert PARSER.parse_override(word).value() == [f"{tmp_path}/a,b c.py:f"]
+
+
 def swept(words: list[str]) -> list[str]:
     (override,) = PARSER.parse_overrides(words[1:])
     texts = list(override.sweep_string_iterator())

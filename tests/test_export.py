@@ -57,6 +57,7 @@ def test_a_checkpoint_is_measured_as_a_model(finished: Path, tmp_path: Path):
     [
         (["{run}", "step=7"], "there are checkpoints of 2, 3"),
         (["{run}"], "the run's own model, in float32, already"),
+        (["{run}", "step=3", "output={run}/checkpoints"], "checkpoints exists already"),
         (["nowhere"], "not one run's directory"),
         (["{run}", "dtype=float16"], "must be one of float32, bfloat16"),
     ],

@@ -68,7 +68,7 @@ def test_evaluate_measures_a_trained_model(finished: Path, tmp_path: Path):
     ]
 
 
-def test_a_finished_run_continues_with_more_steps(finished: Path, tmp_path: Path):
+def test_a_finished_run_continues_with_more_steps(finished: Path, tmp_path: Path, capsys):
     directory = tmp_path / "run"
     shutil.copytree(finished, directory)
     assert run(directory, "steps=3") == 0
@@ -81,6 +81,7 @@ def test_a_finished_run_continues_with_more_steps(finished: Path, tmp_path: Path
     model = "model/model.safetensors"
     assert (directory / model).read_bytes() == (tmp_path / "at once" / model).read_bytes()
     assert run(directory, "steps=2") == 2  # a shorter run is another
+    assert "more steps continue a training without a schedule" in capsys.readouterr().err
 
 
 def test_a_schedule_ends_with_the_last_step_so_that_the_run_cannot_continue():

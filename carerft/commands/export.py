@@ -54,6 +54,8 @@ def main() -> None:
         raise ConfigError(
             f"{output} is the run's own model, in float32, already", "write dtype=bfloat16, or output=..."
         )
+    if settings.output and output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise ConfigError(f"output={output} exists already", "choose another directory, or remove this one")
     checkpoint = None if step is None else run / "checkpoints" / f"step_{step}"
     write_model(run, checkpoint, output, getattr(torch, settings.dtype))
     print(f"written: {output}\nserve it: vllm serve {output} --dtype {settings.dtype}")

@@ -185,9 +185,11 @@ def open_run(path: Path, command: str, config: Mapping[str, Any]) -> Iterator[Ru
             manifest |= {"git": _git_revision(), "versions": _versions(), "hardware": _hardware(), "error": None}
             manifest |= {"inputs": inputs(config)}
         elif (changed := differences(manifest["config"], config)) and not extends(manifest["config"], config):
+            longer = "; more steps continue a training without a schedule, which would end with the last of them"
             raise RunDirectoryError(
                 f"{path} holds a run of another configuration:\n    " + "\n    ".join(changed),
-                "choose another hydra.run.dir, or give the same settings to continue that run",
+                "choose another hydra.run.dir, or give the same settings to continue that run"
+                + (longer if all(line.startswith("steps: ") for line in changed) else ""),
             )
         elif changed := changed_since(path, manifest, now := inputs(config)):
             raise changed_inputs(path, changed)
