@@ -103,7 +103,8 @@ def run(command: str, words: list[str]) -> int:
         failure = file_failure(error)  # of the directory that a resolver has made
         return _fail(*(unusable(failure, command, words) if failure else explain(command, error)))
     except (HydraException, OmegaConfBaseException) as error:
-        return _fail(*explain(command, error))
+        cause = error.__cause__  # where Hydra has made the task
+        return _fail(*((cause.what, cause.remedy) if isinstance(cause, CareError) else explain(command, error)))
     except (OSError, ValueError) as error:
         failure = file_failure(error)
         if failure is None:

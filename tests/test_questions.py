@@ -249,6 +249,8 @@ def test_a_training_on_ones_own_rows(tmp_path, capsys):
     assert "problem long/0 has 25" in capsys.readouterr().err
     assert run(tmp_path / "e", *words, f"task.path={one}", "task.grader=none") == 2
     assert "no completion would earn anything" in capsys.readouterr().err
+    assert run(tmp_path / "f", *words, f"task.path={one}", "task.grader=exactly") == 2
+    assert "error: grader=exactly: how is a reply graded?\n  write one of exact" in capsys.readouterr().err
 
 
 def test_conversations_and_system_messages_go_into_the_chat_template(tmp_path):

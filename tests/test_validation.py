@@ -19,6 +19,7 @@ from carerft.report.figures import paths
 from carerft.report.learned import learned
 from carerft.report.rows import make_rows
 from carerft.runs.reading import best_step, load_runs, validations
+from carerft.text import decimal
 
 WORDS = ["benchmark=[world_reasoning,world_honesty]", "steps=3"]
 EVERY = ["evaluation.every=2", "evaluation.during.limit=4", "keep_best=world_honesty.accuracy"]
@@ -67,6 +68,8 @@ def test_each_measurement_has_the_same_files_and_is_in_the_metrics(measured: Pat
     first, second, third = read_lines(measured / "metrics.jsonl")
     shown = json.loads(validations(measured)[2].read_text())["benchmarks"]["world_honesty"]["metrics"]["accuracy"]
     assert second["validation/world_honesty/accuracy"] == shown["value"] and second["time/evaluate_s"] > 0
+    (told,) = (text for text in (measured / "train.log").read_text().splitlines() if "measured at step 2: " in text)
+    assert f"world_honesty/accuracy {decimal(shown['value'])}" in told
     assert not any("validation" in key for key in (*first, *third))
     known = {key for key in STEPS if "NAME" not in key and "METRIC" not in key}
     assert all(key in known or key.startswith("validation/") for line in (first, second) for key in line)

@@ -26,6 +26,7 @@ from carerft.runs.directory import RunDirectory, open_run, read_manifest
 from carerft.sweeps.sharing import job_directory
 from carerft.tasks.templates import check_templates
 from carerft.terminal import open_console
+from carerft.text import decimal
 from carerft.trackers.weights_and_biases import check_online
 from carerft.training import launch
 
@@ -167,6 +168,8 @@ def train(settings: TrainSettings, run: RunDirectory, leader: "Leader | None" = 
 
         def validate(step: int) -> dict[str, float]:
             metrics = subject.validate(run, worker, benchmarks, step)
+            told = (f"{name.removeprefix('validation/')} {decimal(value)}" for name, value in metrics.items())
+            log.info("measured at step %d: %s", step, ", ".join(told))
             if settings.keep_best and best_step(run.path, settings.keep_best) == step:
                 export(policy, tokenizer, run.path / "model_best", subject.chat, learner.weights())
             return metrics

@@ -330,7 +330,8 @@ def present(row: Row, column: str) -> Any:
         hint = (
             "the first line must name the columns, separated by commas"
             if any(";" in name for name in row.fields)
-            else "name one of them: task.question=..., task.answer=..., task.choices=..., task.where=..."
+            else "name one of them: task.question=..., task.answer=..., task.choices=..., task.where=... (of a "
+            "benchmark: benchmark.NAME.question=...; carerft grade: id=..., gold=..., text=...)"
         )
         raise DataError(f"{row.location}: there is no column {column!r}; there are {present}", hint)
     return row.fields[column]
