@@ -69,7 +69,7 @@ def test_each_measurement_has_the_same_files_and_is_in_the_metrics(measured: Pat
     shown = json.loads(validations(measured)[2].read_text())["benchmarks"]["world_honesty"]["metrics"]["accuracy"]
     assert second["validation/world_honesty/accuracy"] == shown["value"] and second["time/evaluate_s"] > 0
     (told,) = (text for text in (measured / "train.log").read_text().splitlines() if "measured at step 2: " in text)
-    assert f"world_honesty/accuracy {decimal(shown['value'])}" in told
+    assert f"world_honesty/accuracy {decimal(shown['value'])}" in told and "pass@k" not in told
     assert not any("validation" in key for key in (*first, *third))
     known = {key for key in STEPS if "NAME" not in key and "METRIC" not in key}
     assert all(key in known or key.startswith("validation/") for line in (first, second) for key in line)

@@ -22,6 +22,7 @@ from carerft.config.composition import plain, train_settings
 from carerft.config.settings import LearnerSettings, TrainSettings
 from carerft.errors import RunDirectoryError
 from carerft.evaluation.table import table
+from carerft.metrics.names import FIRST
 from carerft.runs.directory import RunDirectory, open_run, read_manifest
 from carerft.sweeps.sharing import job_directory
 from carerft.tasks.templates import check_templates
@@ -168,7 +169,8 @@ def train(settings: TrainSettings, run: RunDirectory, leader: "Leader | None" = 
 
         def validate(step: int) -> dict[str, float]:
             metrics = subject.validate(run, worker, benchmarks, step)
-            told = (f"{name.removeprefix('validation/')} {decimal(value)}" for name, value in metrics.items())
+            first = (name for name in metrics if name.rpartition("/")[2] in FIRST)
+            told = (f"{name.removeprefix('validation/')} {decimal(metrics[name])}" for name in first)
             log.info("measured at step %d: %s", step, ", ".join(told))
             if settings.keep_best and best_step(run.path, settings.keep_best) == step:
                 export(policy, tokenizer, run.path / "model_best", subject.chat, learner.weights())
