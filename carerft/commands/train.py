@@ -23,7 +23,7 @@ from carerft.config.settings import LearnerSettings, TrainSettings
 from carerft.errors import RunDirectoryError
 from carerft.evaluation.table import table
 from carerft.metrics.names import FIRST
-from carerft.runs.directory import RunDirectory, open_run, read_manifest
+from carerft.runs.directory import RunDirectory, manifests, open_run
 from carerft.sweeps.sharing import job_directory
 from carerft.tasks.templates import check_templates
 from carerft.terminal import open_console
@@ -93,9 +93,13 @@ def uses(settings: TrainSettings, run: Path) -> dict[str, list[str]]:
 
 def warn_of_reference(settings: TrainSettings) -> None:
     """Say so where a model that carerft has trained would become its own reference."""
-    holder = Path(settings.model.path).expanduser().resolve().parent
-    manifest = read_manifest(holder.parent if holder.name == "checkpoints" else holder)
-    if settings.reference is None and manifest and manifest.get("command") == "train":
+    model = Path(settings.model.path).expanduser().resolve()
+    if not model.is_dir():
+        return
+    run = model.parent.parent if model.parent.name == "checkpoints" else model.parent
+    for _, manifest in manifests([run]):
+        if settings.reference is not None or manifest.get("command") != "train":
+            return
         trained = manifest["config"]
         log.warning(
             "%s was trained from %s: the penalty holds the policy near the former; near the latter: reference=%s",
