@@ -16,7 +16,7 @@ from pathlib import Path
 
 from carerft.commands.arguments import argument, read, refuse
 from carerft.errors import ConfigError
-from carerft.runs.reading import checkpoint_steps
+from carerft.runs.reading import steps_of
 
 DTYPES = ("float32", "bfloat16")
 
@@ -38,7 +38,7 @@ def main() -> None:
         refuse(settings, [word for word in words if "=" in word])
         raise ConfigError(f"{' '.join(words) or 'nothing'}: not one run's directory", "write carerft export RUN")
     run, step = Path(runs[0]), settings.step
-    steps = checkpoint_steps(run)
+    steps = steps_of(run / "checkpoints")
     there = f"there are checkpoints of {', '.join(map(str, steps))}" if steps else "it has no checkpoints"
     if step is None and not (run / "model").is_dir():
         raise ConfigError(f"{run} has not come to its end: it has no model/", f"{there}: write step=N")

@@ -20,6 +20,9 @@ from carerft.errors import CareError, ConfigError
 from carerft.metrics.names import METRICS
 from carerft.objective.settings import ESTIMATORS
 
+TENSORS = "tensors"
+"""The directory of a checkpoint that holds weights and optimizer state."""
+
 
 def check_train(settings: schema.TrainSettings, here: bool = True) -> None:
     """Raises ConfigError, or CareError for a file that is absent or unusable.
@@ -330,13 +333,18 @@ def _check_devices(settings: schema.VllmSettings, device: str, here: bool) -> No
         )
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether this is the directory of a checkpoint, RUN/checkpoints/step_<n>."""
+    return (path / TENSORS).is_dir() and (path.parents[1] / "manifest.json").is_file()
+
+
 def check_model_directory(path: Path) -> None:
     """Refuse a local model directory that cannot be loaded, without loading anything.
 
     Raises CareError naming what is missing (configuration, weights, tokenizer), or that it wants to run its own code.
     A run's checkpoint has a configuration of its own.
     """
-    if (path / "tensors").is_dir() and (path.parents[1] / "manifest.json").is_file():
+    if is_checkpoint(path):
         return
     if (path / "manifest.json").is_file():
         raise CareError(f"{path} is a run", f"write model={path}/model, or a checkpoint, {path}/checkpoints/step_<n>")

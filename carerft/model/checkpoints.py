@@ -10,6 +10,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
+from carerft.config.checks import TENSORS
 from carerft.config.composition import train_settings
 from carerft.config.settings import ModelSettings
 from carerft.errors import CareError, reason
@@ -19,12 +20,6 @@ from carerft.model.loading import load_model
 from carerft.model.lora import add_lora, gather_weights
 
 log = logging.getLogger(__name__)
-TENSORS = "tensors"
-
-
-def is_checkpoint(path: Path) -> bool:
-    """Whether this is the directory of a checkpoint, RUN/checkpoints/step_<n>."""
-    return (path / TENSORS).is_dir() and (path.parents[1] / "manifest.json").is_file()
 
 
 def checkpoint_model(checkpoint: Path) -> Path:

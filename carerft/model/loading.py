@@ -21,6 +21,7 @@ from transformers import (
 )
 from transformers.utils import logging as hf_logging
 
+from carerft.config.checks import is_checkpoint
 from carerft.config.gpus import check_gpus
 from carerft.config.settings import ModelSettings
 from carerft.errors import CareError, reason
@@ -46,10 +47,12 @@ def model_path(model: ModelSettings) -> str:
     does not exist yet."""
     if model.path == "world":
         return str(base_directory(model.base))
-    from carerft.model.checkpoints import checkpoint_model, is_checkpoint  # which loads the run's own model
-
     path = Path(model.path).expanduser()
-    return str(checkpoint_model(path)) if is_checkpoint(path) else model.path
+    if not is_checkpoint(path):
+        return model.path
+    from carerft.model.checkpoints import checkpoint_model  # which loads the run's own model
+
+    return str(checkpoint_model(path))
 
 
 def load_model(model: ModelSettings, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -78,9 +78,9 @@ class Run:
         return words.get(self.status, self.status)
 
 
-def checkpoint_steps(run: Path) -> list[int]:
-    """The steps of which a run has a checkpoint, ascending."""
-    names = (path.name.removeprefix("step_") for path in run.glob("checkpoints/step_*"))
+def steps_of(checkpoints: Path) -> list[int]:
+    """The steps that have a checkpoint in a run's directory of them, ascending."""
+    names = (path.name.removeprefix("step_") for path in checkpoints.glob("step_*"))
     return sorted(int(name) for name in names if name.isdigit())
 
 

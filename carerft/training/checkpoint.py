@@ -27,14 +27,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from carerft.config.checks import TENSORS
 from carerft.errors import RunDirectoryError
+from carerft.runs.reading import steps_of
 from carerft.training.checkpoint_tensors import CheckpointTensors
 from carerft.training.learner import Learner
 
 log = logging.getLogger(__name__)
 
 REPLACED = ".replaced_step_"
-TENSORS = "tensors"
 BLOCK = 2**28  # bytes that one thread hashes at a time
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -138,12 +139,6 @@ class Checkpoints:
                 shutil.rmtree(replaced)
             else:
                 os.replace(replaced, final)
-
-
-def steps_of(directory: Path) -> list[int]:
-    """The steps that have a checkpoint, ascending."""
-    names = [path.name.removeprefix("step_") for path in directory.glob("step_*")]
-    return sorted(int(name) for name in names if name.isdigit())
 
 
 def damage(path: Path) -> str | None:

@@ -242,7 +242,7 @@ class Collector:
         penalties = algorithm.penalties(rollouts.lengths, self.sampling.max_tokens)
         metrics = {
             **reward_metrics(rewards, grades, rollouts),
-            **part_metrics([r.scored for r in rounds]),
+            **part_metrics([r.scored for r in rounds], parts),
             "reward/overlong_penalty": float(penalties.mean()),
             "rollout/rounds": float(len(rounds)),
             "time/rollout_s": sampling_s,
@@ -327,27 +327,31 @@ def prompt_order(problems: int, seed: int, start: int, count: int) -> list[int]:
     return order
 
 
-def part_metrics(scored: Sequence[Scored]) -> dict[str, float]:
+def part_metrics(scored: Sequence[Scored], parts: Mapping[str, Tensor]) -> dict[str, float]:
     """Mean and standard deviation of each reward function, where there are others than the grader's verdict, and what
-    they have logged."""
+    they have logged. parts: of all rounds, by name."""
     metrics: dict[str, float] = {}
     if scored[0].parts.keys() != {"correctness"}:
         for name in scored[0].parts:
-            values = torch.cat([s.parts[name] for s in scored])
-            known = values[~values.isnan()]
-            metrics[f"reward/{name}/mean"] = float(known.mean()) if len(known) else 0.0
-            metrics[f"reward/{name}/std"] = float(known.std()) if len(known) > 1 else 0.0
+            metrics |= _spread(f"reward/{name}", parts[name])
     return metrics | {f"reward/{name}": value for s in scored for name, value in s.logged.items()}
+
+
+def _spread(name: str, rewards: Tensor) -> dict[str, float]:
+    """Mean and standard deviation of the rewards that are known; 0 where there are none."""
+    known = rewards[~rewards.isnan()]
+    return {
+        f"{name}/mean": float(known.mean()) if len(known) else 0.0,
+        f"{name}/std": float(known.std()) if len(known) > 1 else 0.0,
+    }
 
 
 def reward_metrics(rewards: Tensor, grades: Sequence[Grade], rollouts: Rollouts) -> dict[str, float]:
     """Metrics of all completions sampled for a batch, with the groups that dynamic sampling drops. rewards: (P, G),
     without penalties."""
-    known = rewards[~rewards.isnan()]
     answered = [g for g in grades if not g.refused]
     return {
-        "reward/mean": float(known.mean()) if len(known) else 0.0,
-        "reward/std": float(known.std()) if len(known) > 1 else 0.0,
+        **_spread("reward", rewards),
         "reward/no_verdict": float(rewards.isnan().float().mean()),
         "reward/equal_groups": float((~informative(rewards)).float().mean()),
         "rollout/refused": 1.0 - len(answered) / len(grades),
