@@ -274,7 +274,7 @@ def test_a_pair_that_uses_up_its_time_or_memory_has_no_verdict_and_the_others_go
         outcomes = []
         for pair in [easy[0], endless, easy[1], huge, endless, easy[2], easy[3]]:
             outcomes += pool.compare([pair])
-            pids.append(pool._running[0].process.pid)
+            pids.append(pool._running[0].child.process.pid)
         assert [correct for correct, _ in outcomes] == [True, None, True, None, None, True, True]
         assert outcomes[1][1] == "needed more than 0.5 s of CPU time"
         assert outcomes[3][1] == "needed more than 512 MB of memory"
@@ -286,7 +286,7 @@ def test_a_worker_that_is_late_by_the_clock_or_ended_from_outside_is_replaced():
         outcomes = pool.compare([("x+1", "1+x"), ENDLESS, ("x+2", "2+x")])
         assert outcomes[1] == (None, "no answer within 1 s")
         assert (outcomes[0][0], outcomes[2][0]) == (True, True)
-        os.killpg(pool._running[0].process.pid, signal.SIGKILL)
+        os.killpg(pool._running[0].child.process.pid, signal.SIGKILL)
         assert pool.compare([("x+1", "1+x"), ("x+3", "3+x")])[1][0] is True
 
 
@@ -315,7 +315,7 @@ def test_no_worker_outlives_its_parent(ending):
         "from carerft.grading.pool import Pool\n"
         "pool = Pool(workers=1, cpu_seconds=3)\n"
         "assert pool.compare([('x+1', '1+x')])[0][0]\n"
-        "print(pool._running[0].process.pid, flush=True)\n"
+        "print(pool._running[0].child.process.pid, flush=True)\n"
         f"while True: pool.compare([{ENDLESS!r}])\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)

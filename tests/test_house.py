@@ -14,6 +14,7 @@ FLOORS = [
     {"errors", "text", "terminal"},
     {"objective", "metrics"},
     {"config"},
+    {"processes"},
     {"world", "grading", "runs"},
     {"tasks"},
     {"model"},

@@ -92,22 +92,81 @@ def test_a_hostile_pattern_has_no_verdict_and_none_never_judges(tmp_path):
     assert graded(tmp_path, "7", ["7", "I don't know"], grader="none", answer=None) == [(None, False)] * 2
 
 
+OWN = """
+import os, sys, time
+from numpy import bool_
+def grade(completion, answer, level=None):
+    match completion:
+        case "raise": raise KeyError("why")
+        case "hang": time.sleep(1000)
+        case "die": os._exit(3)
+        case "leave": sys.exit(3)
+    special = {"text": "True", "list": [True], "number": 0.5, "?": None, "numpy": bool_(True), "one": 1}
+    return special.get(completion, completion == answer + str(level))
+async def slowly(completion, **columns): return completion == columns["answer"]
+def reply(reply, answer): return True
+"""
+
+
+def own_task(path, name="grade", **settings) -> QuestionsTask:
+    (path / "mine.py").write_text(OWN)
+    rows = lines(path / "a.jsonl", {"prompt": "Q", "answer": "a", "level": 3})
+    return task(rows, grader=f"{path}/mine.py:{name}", **settings)
+
+
+def verdicts(own: QuestionsTask, *texts: str) -> list[bool | None]:
+    return [grade.correct for grade in own.grade([own.problems()[0]] * len(texts), texts)]
+
+
 def test_a_function_of_ones_own_grades(tmp_path):
-    (tmp_path / "mine.py").write_text(
-        "def grade(completion, answer, level=None):\n"
-        "    if completion == 'break': raise KeyError('why')\n"
-        "    special = {'odd': 'yes', '?': None}\n"
-        "    return special.get(completion, completion == answer + str(level))\n"
-    )
-    own = task(
-        lines(tmp_path / "a.jsonl", {"prompt": "Q", "answer": "a", "level": 3}), grader=f"{tmp_path}/mine.py:grade"
-    )
-    problem = own.problems()[0]
-    assert [g.correct for g in own.grade([problem] * 3, ["a3", "a", "?"])] == [True, False, None]
-    for text, said in (("break", "mine.py:2: KeyError: 'why'"), ("odd", "returned 'yes'")):
-        with pytest.raises(UserCodeError, match=f"grader=.*mine.py:grade .*a/0.*'{text}'") as caught:
-            own.grade([problem], [text])
-        assert said in caught.value.what
+    assert verdicts(own_task(tmp_path), "a3", "a", "?", "numpy", "one") == [True, False, None, True, True]
+    assert verdicts(own_task(tmp_path, "slowly"), "a", "b") == [True, False]
+
+
+def test_where_it_fails_there_is_no_verdict_and_the_others_are_graded(tmp_path, caplog):
+    own = own_task(tmp_path, timeout_s=0.5)
+    assert verdicts(own, "raise", "a3", "hang", "a3", "die", "leave", "a") == [
+        None,
+        True,
+        None,
+        True,
+        None,
+        None,
+        False,
+    ]
+    assert "mine.py:grade failed on 4 of 7 completions, which have no verdict. The first: " in caplog.text
+    assert "mine.py:6: KeyError: 'why', on problem a/0 and the completion 'raise'" in caplog.text
+    assert verdicts(own, "hang") == [None] and "no answer within 0.5 s; the process was ended" in caplog.text
+    assert verdicts(own, "die") == [None] and "has ended (exit status 3)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "texts", "message"),
+    [
+        ("grade", ["text"], r"returned 'True', which is neither .*a/0 and the completion 'text'"),
+        ("grade", ["list"], r"returned \[True\], which is neither"),
+        ("grade", ["number"], r"returned 0.5, which is neither"),
+        ("grade", ["a", *["raise"] * 8], r"failed on 8 completions one after another: mine.py:6: KeyError"),
+        ("reply", ["a"], r"has a parameter 'reply'; it can be given prompt, answer, level, completion"),
+    ],
+)
+def test_a_grader_that_cannot_be_right_stops(tmp_path, name, texts, message):
+    with pytest.raises(UserCodeError, match=rf"grader=.*mine.py:{name} {message}") as caught:
+        verdicts(own_task(tmp_path, name), *texts)
+    assert caught.value.remedy
+
+
+def test_a_file_that_leaves_or_imports_relatively_is_refused_at_once(tmp_path):
+    (tmp_path / "other.py").write_text("x = 1\n")
+    for name, text, says in (
+        ("leaves", "raise SystemExit(0)", "leaves.py:1: SystemExit: 0"),
+        ("dies", "import os; os._exit(4)", r"exit status 4\), while the file was run"),
+        ("relative", "from .other import x", r"relative.py:1: ImportError: .*\n  import a file beside it by its name"),
+        ("beside", "from other import y", r"beside.py:1: ImportError: cannot import name 'y' from 'other'"),
+    ):
+        (tmp_path / f"{name}.py").write_text(text)
+        with pytest.raises(ConfigError, match=says):
+            task("any.jsonl", grader=f"{tmp_path}/{name}.py:grade")
 
 
 @pytest.mark.parametrize(
@@ -232,6 +291,10 @@ def test_answers_of_any_source_are_graded_by_the_same_graders(tmp_path, capsys):
     for changed, says in (("grader=exactly", "grader=exactly"), ("text=wrote", "no column 'wrote'")):
         assert cli.main(["grade", *words, *files, changed]) == 2
         assert says in capsys.readouterr().err
+    (tmp_path / "mine.py").write_text(OWN)
+    (tmp_path / "in.csv").write_text("name,answer,said\na,a,hang\nb,a,aNone\n")
+    assert cli.main(["grade", *words, *files, f"grader={tmp_path}/mine.py:grade", "timeout_s=0.5"]) == 0
+    assert "1 correct, 0 wrong, 1 none" in capsys.readouterr().out
 
 
 def test_a_training_on_ones_own_rows(tmp_path, capsys):

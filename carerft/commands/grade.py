@@ -69,7 +69,13 @@ def grade_file(
 
 def grade_questions(settings: "Grade", source: Path, target: Path) -> Counter[str]:
     """As `grade_file`, by a grader of `carerft.tasks.questions`."""
-    task = QuestionsTask(path=str(source), question=settings.text, answer=settings.gold, grader=settings.grader)
+    task = QuestionsTask(
+        path=str(source),
+        question=settings.text,
+        answer=settings.gold,
+        grader=settings.grader,
+        timeout_s=settings.timeout_s,
+    )
     rows = list(file_rows(str(source)))
     if not rows:
         raise DataError(f"{source} is empty", "give it a row for each answer")
@@ -113,6 +119,7 @@ class Grade:
     input: str = argument("file of JSON lines to grade")
     output: str = argument("file of JSON lines to write")
     grader: str | None = argument("benchmark=questions: one of task.grader's", None)
+    timeout_s: float = argument("benchmark=questions: seconds of a grader of your own for an answer", 60.0, above=0)
     id: str = argument("benchmark=questions: the column that names a row; without it rows are counted from 0", "id")
     gold: str = argument("benchmark=questions: the column with the answer", "gold")
     text: str = argument("benchmark=questions: the column with what was answered", "text")

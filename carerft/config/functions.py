@@ -3,7 +3,7 @@
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,18 @@ def is_reference(text: str) -> bool:
     return ".py:" in text
 
 
+def path(reference: str) -> Path:
+    """The file that a reference names."""
+    return Path(reference.rpartition(":")[0]).expanduser().resolve()
+
+
 def load_function(reference: str, key: str) -> Function:
     """The function that `FILE.py:NAME` names. key: of the setting, for errors.
 
     The file is run once in a process, as Python imports a module; modules beside it can be imported by it. Raises
     ConfigError: no such file or function, or the file cannot be run (its line is named).
     """
-    path, _, name = reference.rpartition(":")
-    file = Path(path).expanduser().resolve()
+    file, name = path(reference), reference.rpartition(":")[2]
     if not file.is_file():
         raise ConfigError(f"{key}={reference}: there is no file {file}", "write FILE.py:FUNCTION")
     module_name = f"carerft_user_{file.stem}_{abs(hash(str(file))):x}"
@@ -45,9 +49,12 @@ def _run(file: Path, name: str, setting: str) -> Any:
         sys.path.append(str(file.parent))
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # the user's code can raise anything
+    except BaseException as error:  # the user's code can raise anything
         sys.modules.pop(name)
-        raise ConfigError(f"{setting}: {where(error, file)}", "correct the file") from error
+        remedy = "correct the file"
+        if "relative import" in str(error):
+            remedy = "import a file beside it by its name alone: `import other`, `from other import name`"
+        raise ConfigError(f"{setting}: {where(error, file)}", remedy) from error
     return module
 
 
@@ -66,10 +73,18 @@ def where(error: BaseException, file: Path | None = None) -> str:
     return f"{place}{type(error).__name__}: {reason(error)}"
 
 
-def accepted(function: Function, arguments: dict[str, Any], least: Sequence[str] = ()) -> dict[str, Any]:
-    """Those of the arguments that the function has a parameter for; all, if it takes `**anything`."""
+def accepted(function: Function, given: dict[str, Any], name: str) -> dict[str, Any]:
+    """Those arguments that the function has a parameter for; all, if it takes `**anything`. name: of the function.
+
+    Raises ConfigError if it has a parameter, without a default, of another name.
+    """
     parameters = inspect.signature(function).parameters.values()
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return arguments
-    names = {parameter.name for parameter in parameters} | set(least)
-    return {name: value for name, value in arguments.items() if name in names}
+    named = [p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    if unknown := [p.name for p in named if p.default is p.empty and p.name not in given]:
+        raise ConfigError(
+            f"{name} has a parameter {unknown[0]!r}; it can be given {', '.join(given)}",
+            "name it as one of these, or leave it out",
+        )
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return given
+    return {p.name: given[p.name] for p in named if p.name in given}

@@ -11,18 +11,15 @@ import atexit
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from multiprocessing import Pipe
-from pathlib import Path
-from typing import Any
 
 from carerft.errors import CareError
+from carerft.processes import Child
 
 START_SECONDS = 120.0
 PAIRS_PER_WORKER = 50
@@ -95,18 +92,17 @@ class _Worker:
 
     def __init__(self, cpu_seconds: float, deadline: float, memory_mb: int):
         self.limits, self.deadline = (str(cpu_seconds), str(memory_mb)), deadline
-        self.process: subprocess.Popen[bytes] | None = None
+        self.child: Child | None = None
         self._number = 0
 
     def compare(self, gold: str, answer: str) -> Outcome:
         """The outcome of one pair. A process that does not give one is killed; the next pair starts another."""
         try:
-            if self.process is None:
-                self._start()
+            child = self.child = self.child or self._started()
             self._number += 1
-            self._connection.send_bytes(json.dumps([self._number, gold, answer]).encode())
+            child.connection.send_bytes(json.dumps([self._number, gold, answer]).encode())
             while True:
-                number, correct, why = self._receive(self.deadline)
+                number, correct, why = json.loads(child.receive_bytes(self.deadline))
                 if number in (self._number, None):  # else a pair for which the fork's death was reported already
                     return correct, why
         except TimeoutError as error:
@@ -116,40 +112,25 @@ class _Worker:
         self.kill()
         return None, why
 
-    def _start(self) -> None:
-        self._connection, remote = Pipe()
-        package_root = str(Path(__file__).resolve().parents[2])
-        path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "carerft.grading.worker", *self.limits, str(remote.fileno())],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            pass_fds=[remote.fileno()],
-            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-            start_new_session=True,  # Ctrl-C is for this process alone; and one signal ends the worker and its fork
+    def _started(self) -> Child:
+        child = Child(
+            "carerft.grading.worker", *self.limits, stdout=subprocess.DEVNULL, variables={"OMP_NUM_THREADS": "1"}
         )
-        remote.close()
+        self.child = child  # which `kill` must find
         try:
-            self._receive(START_SECONDS)
+            child.receive_bytes(START_SECONDS)
         except EOFError:
             raise CareError(
-                f"a grading worker could not start (exit code {self.process.wait()})",
+                f"a grading worker could not start (exit code {child.process.wait()})",
                 f"see its message above; try {sys.executable} -c 'import math_verify'",
             ) from None
-
-    def _receive(self, seconds: float) -> Any:
-        """The worker's next message. Raises TimeoutError, and EOFError or OSError if the process has ended."""
-        if not self._connection.poll(seconds):
-            raise TimeoutError(f"no answer within {seconds:g} s")
-        return json.loads(self._connection.recv_bytes())
+        return child
 
     def kill(self) -> None:
         """End the process, if there is one. May be called while another thread waits in `compare`."""
-        process, self.process = self.process, None
-        if process is not None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        child, self.child = self.child, None
+        if child is not None:
+            child.end()
 
 
 @cache

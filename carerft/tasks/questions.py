@@ -11,23 +11,26 @@
 | `none` | never known: a reward of one's own decides |
 | `FILE.py:NAME` | this function of `completion`, `answer` and the row's columns returns True; None: no verdict |
 
-An answer of null means that refusing is right. What counts as a refusal: `carerft.tasks.refusals`.
+Nor is there a verdict where such a function raises, hangs or ends its process. An answer of null means that refusing is
+right. What counts as a refusal: `carerft.tasks.refusals`.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import ascii_uppercase
-from typing import Any, overload
+from typing import Any, NoReturn, overload
 
 import regex
 
 from carerft.config.constraints import check_constraints
-from carerft.config.functions import accepted, is_reference, load_function, where
+from carerft.config.functions import is_reference
 from carerft.errors import ConfigError, DataError, UserCodeError
 from carerft.grading.grader import grade_answers
 from carerft.grading.mathematics import canonical, final_answer, normalise, number
 from carerft.grading.pool import shared_pool
+from carerft.processes.functions import FunctionFault, OwnFunctions
 from carerft.tasks import Grade, Problem
 from carerft.tasks.files import Row
 from carerft.tasks.gsm8k import extracted_number
@@ -37,8 +40,12 @@ from carerft.tasks.replies import LONGEST_VOTE, free_text, reply, words
 from carerft.tasks.tables import Rows, file_rows, hub_rows, is_separated
 from carerft.tasks.templates import fill, load_template
 
+log = logging.getLogger(__name__)
+
 GRADERS = ("exact", "number", "math", "choice", "contains", "regex", "none")
 REGEX_SECONDS = 1.0
+MOST_FAULTS = 8
+"""Completions one after another on which a function of the user's own may fail: then it is not the completions."""
 ROLES = ("system", "user", "assistant")
 
 Judgement = tuple[str | None, bool | None]
@@ -68,6 +75,8 @@ class QuestionsTask:
     # How a reply is graded: exact, number, math, choice, contains, regex, none, or a function of your own,
     # mine.py:grade.
     grader: str | None = None
+    # A function of your own that takes longer for a completion counts as hung: it is ended, and there is no verdict.
+    timeout_s: float = field(default=60.0, metadata={"above": 0})
     # The name or the file of a template: plain is the question alone, qa puts "Question:" and "Answer:" around it.
     prompt: str = "plain"
     # A system message, for the model's chat template.
@@ -102,7 +111,8 @@ class QuestionsTask:
         if wrong := [condition for condition in conditions if ":" not in str(condition)]:
             raise ConfigError(f"where={wrong[0]}: no condition", "write COLUMN:VALUE, such as where=level:3")
         self.template = load_template("questions", self.prompt)
-        self._function = load_function(self.grader, "grader") if is_reference(self.grader) else None
+        self._function = OwnFunctions([self.grader], "grader") if is_reference(self.grader) else None
+        self._in_a_row = 0  # completions on which it has failed
         self._rows: Rows | None = None
 
     @property
@@ -242,6 +252,8 @@ class QuestionsTask:
                 [(p.answer or "", final_answer(text)) for p, text in zip(problems, replies, strict=True)], shared_pool()
             )
             judgements: list[Judgement] = [(verdict.vote, verdict.correct) for verdict in verdicts]
+        elif self._function is not None:
+            judgements = self._by_function(self._function, problems, replies)
         else:
             judgements = [self._judged(problem, text) for problem, text in zip(problems, replies, strict=True)]
         return [
@@ -258,11 +270,9 @@ class QuestionsTask:
         return Grade(vote, correct if problem.answer is not None else False, refused_in_any_words=False)
 
     def _judged(self, problem: Problem, text: str) -> Judgement:
-        """By every grader but math."""
+        """By a grader that compares texts."""
         answer, free = problem.answer or "", free_text(text, None)
-        vote = words(free)[:LONGEST_VOTE] or None
-        if self._function is not None:
-            return vote, self._by_function(problem, text)
+        vote = text_vote(free)
         match self.grader:
             case "exact":
                 given = " ".join(free.split())
@@ -285,20 +295,41 @@ class QuestionsTask:
                 return answer if right else vote, right
         return vote, None
 
-    def _by_function(self, problem: Problem, text: str) -> bool | None:
-        assert self._function is not None
-        given = {**problem.columns, "completion": text, "answer": problem.answer}
-        try:
-            verdict = self._function(**accepted(self._function, given))
-            if verdict is None or verdict in (True, False):
-                return None if verdict is None else bool(verdict)
-            fault = f"returned {verdict!r:.100}, which is neither True nor False nor None"
-        except Exception as error:  # the user's code can raise anything
-            fault = f"failed: {where(error)}"
-        raise UserCodeError(
-            f"grader={self.grader} {fault}, on problem {problem.id} and the completion {text[:200]!r}",
-            "correct the function; the same command goes on from here",
-        )
+    def _by_function(
+        self, function: OwnFunctions, problems: Sequence[Problem], replies: Sequence[str]
+    ) -> list[Judgement]:
+        """By a function of the user's own. Where it fails there is no verdict, of which a warning says how often."""
+        judgements: list[Judgement] = []
+        faults: list[str] = []
+        for problem, text in zip(problems, replies, strict=True):
+            given = {**problem.columns, "completion": text, "answer": problem.answer}
+            where = f"on problem {problem.id} and the completion {text[:200]!r}"
+            try:
+                verdict, _ = function.call(0, given, self.timeout_s)
+                self._in_a_row = 0
+            except FunctionFault as fault:
+                faults.append(f"{fault}, {where}")
+                verdict, self._in_a_row = None, self._in_a_row + 1
+            if self._in_a_row == MOST_FAULTS:
+                self._in_a_row = 0
+                self._stop(f"failed on {MOST_FAULTS} completions one after another: {faults[-1]}")
+            if verdict not in (None, True, False):
+                self._stop(f"returned {verdict!r:.100}, which is neither True nor False nor None, {where}")
+            judgements.append((text_vote(free_text(text, None)), None if verdict is None else bool(verdict)))
+        if faults:
+            log.warning(
+                "grader=%s failed on %d of %d completions, which have no verdict. The first: %s",
+                self.grader, len(faults), len(replies), faults[0],
+            )  # fmt: skip
+        return judgements
+
+    def _stop(self, fault: str) -> NoReturn:
+        raise UserCodeError(f"grader={self.grader} {fault}", "correct the function; the same command goes on from here")
+
+
+def text_vote(free: str) -> str | None:
+    """What votes of a free text: its first words."""
+    return words(free)[:LONGEST_VOTE] or None
 
 
 @dataclass(frozen=True, eq=False)

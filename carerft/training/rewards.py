@@ -7,16 +7,10 @@ functions decide, and where all are silent the completion has no reward.
 """
 
 import math
-import os
-import signal
-import subprocess
-import sys
-import weakref
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import Pipe
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -25,11 +19,11 @@ from torch import Tensor
 from carerft.config.functions import is_reference
 from carerft.config.settings import RewardSettings
 from carerft.errors import ConfigError, UserCodeError
+from carerft.processes.functions import FunctionFault, Metrics, OwnFunctions, log_extra
 from carerft.tasks import Grade, Problem
 
 OWN = ("correctness",)
-START_SECONDS = 600.0
-"""For a file's imports, such as of a reward model."""
+TAKEN = {"correctness": "the grader's verdict as a reward", "total": "the rewards' weighted sum, in samples/"}
 LARGEST = torch.finfo(torch.float32).max
 RESERVED = ("prompts", "completions", "completion_ids", "grades", "trainer_state", "log_metric", "log_extra")
 
@@ -52,6 +46,11 @@ def check_rewards(settings: RewardSettings) -> None:
             )
         if is_reference(function) and not (file := Path(function.rpartition(":")[0]).expanduser()).is_file():
             raise ConfigError(f"reward.functions={function}: there is no file {file}", "write FILE.py:FUNCTION")
+        if is_reference(function) and name_of(function) in TAKEN:
+            raise ConfigError(
+                f"reward.functions={function}: {name_of(function)!r} is the name of {TAKEN[name_of(function)]}",
+                "give the function another name",
+            )
     names = [name_of(function) for function in functions]
     if twice := sorted(name for name in set(names) if names.count(name) > 1):
         raise ConfigError(
@@ -85,8 +84,7 @@ class Rewards:
         self.settings = settings
         self.weights = [1.0] * len(settings.functions) if settings.weights is None else list(settings.weights)
         self._own = [function for function in settings.functions if is_reference(function)]
-        if self._own:
-            self._start()
+        self._functions = OwnFunctions(self._own, "reward.functions") if self._own else None
 
     def __call__(
         self,
@@ -103,7 +101,8 @@ class Rewards:
         scores = {"correctness": [None if g.correct is None else float(g.correct) for g in grades]}
         logged: dict[str, float] = {}
         if self._own:
-            given = arguments(problems, texts, completion_ids, grades) | {"trainer_state": state}
+            given = arguments(problems, texts, completion_ids, grades)
+            given |= {"trainer_state": SimpleNamespace(**state), "log_metric": Metrics(), "log_extra": log_extra}
             own, logged = self._scores(given, problems, texts)
             scores |= zip(self._own, own, strict=True)
         parts = {
@@ -118,70 +117,51 @@ class Rewards:
     def _scores(
         self, given: dict[str, Any], problems: Sequence[Problem], texts: Sequence[str]
     ) -> tuple[list[list[float | None]], dict[str, float]]:
-        if self._process.poll() is not None:
-            self._start()
-        kind, answer = self._exchange(given, self.settings.timeout_s)
-        if kind == "error":
-            number, words = answer
-            which = self._culprit(given, number)
-            where = f"{problems[0].id} and others: {len(texts)} completions together; each alone goes well"
-            if which is not None:
-                where = f"{problems[which].id} and the completion {texts[which][:200]!r}"
-            raise _failed(self._own[number], f"failed: {words}", where)
-        scores, logged = answer
-        for function, values in zip(self._own, scores, strict=True):
+        """What the user's functions return, each checked, and what they log. Each gets a copy of its arguments."""
+        assert self._functions is not None
+        scores, logged = [], {}
+        for number, function in enumerate(self._own):
+            try:
+                values, own = self._functions.call(number, given, self.settings.timeout_s)
+            except FunctionFault as fault:
+                raise self._explained(fault, number, given, problems, texts) from fault
             if not isinstance(values, list) or len(values) != len(texts):
-                what = f"{len(values)} numbers" if isinstance(values, list) else f"a {type(values).__name__}"
+                what = f"{len(values)} numbers" if isinstance(values, list) else f"{values!r:.100}"
                 raise _failed(function, f"returned {what} for {len(texts)} completions", f"{problems[0].id} and others")
             for problem, text, value in zip(problems, texts, values, strict=True):
                 if value is not None and not (isinstance(value, int | float) and abs(value) <= LARGEST):
                     raise _failed(
                         function, f"returned {value!r:.100}", f"{problem.id} and the completion {text[:200]!r}"
                     )
+            scores.append(values)
+            logged |= own
         return scores, logged
 
-    def _culprit(self, given: dict[str, Any], number: int) -> int | None:
-        """The first completion on which the function fails alone; None if it fails on none."""
-        count = len(given["completions"])
-        for i in range(count):
+    def _explained(
+        self,
+        fault: FunctionFault,
+        number: int,
+        given: dict[str, Any],
+        problems: Sequence[Problem],
+        texts: Sequence[str],
+    ) -> UserCodeError:
+        """The error that names the first completion on which the function fails alone, if there is one."""
+        if fault.ended:
+            remedy = "mend what hangs, or allow more time: reward.timeout_s=1200" if "no answer" in str(fault) else ""
+            return UserCodeError(
+                f"reward {self._own[number]}: {fault}",
+                f"{remedy or 'see its messages above'}. The same command goes on from here",
+            )
+        where = f"{problems[0].id} and others: {len(texts)} completions together; each alone goes well"
+        for i, (problem, text) in enumerate(zip(problems, texts, strict=True)):
             one = {key: [value[i]] if isinstance(value, list) else value for key, value in given.items()}
-            kind, answer = self._exchange(one, self.settings.timeout_s)
-            if kind == "error" and answer[0] == number:
-                return i
-        return None
-
-    def _start(self) -> None:
-        self._connection, remote = Pipe()
-        path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "carerft.training.reward_process", str(remote.fileno())],
-            stdin=subprocess.DEVNULL, pass_fds=[remote.fileno()], start_new_session=True,
-            env={**os.environ, "PYTHONPATH": path},
-        )  # fmt: skip
-        remote.close()
-        self._end = weakref.finalize(self, _kill, self._process)
-        kind, answer = self._exchange(self._own, START_SECONDS)
-        if kind == "error":
-            raise ConfigError(answer[1], "correct the file, or the name")
-
-    def _exchange(self, message: Any, seconds: float) -> tuple[str, Any]:
-        """Raises UserCodeError if no answer comes in time, or the process has ended."""
-        functions = " and ".join(self._own)
-        try:
-            self._connection.send(message)
-            if not self._connection.poll(seconds):
-                self._end()
-                raise UserCodeError(
-                    f"reward {functions}: no answer within {seconds:g} s; the process was ended",
-                    "mend what hangs, or allow more time: reward.timeout_s=600. The same command goes on from here",
-                )
-            return self._connection.recv()
-        except (EOFError, OSError) as error:
-            self._end()
-            raise UserCodeError(
-                f"reward {functions}: the process that runs it has ended (exit status {self._process.wait()})",
-                "see its messages above. The same command goes on from here",
-            ) from error
+            try:
+                assert self._functions is not None
+                self._functions.call(number, one, self.settings.timeout_s)
+            except FunctionFault:
+                where = f"{problem.id} and the completion {text[:200]!r}"
+                break
+        return _failed(self._own[number], f"failed: {fault}", where)
 
 
 def arguments(
@@ -207,9 +187,3 @@ def _failed(function: str, what: str, where: str) -> UserCodeError:
     return UserCodeError(
         f"reward {function} {what}, on problem {where}", "correct the function; the same command goes on from here"
     )
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
