@@ -157,6 +157,21 @@ def test_a_run_that_has_written_nothing_takes_mended_data(tmp_path: Path):
         assert opened.done and [entry["bytes"] for entry in opened.manifest["inputs"]] == [6]
 
 
+def test_a_run_goes_on_with_a_corrected_grader_after_it_has_failed(tmp_path: Path):
+    code, data = (write(tmp_path / name, "one") for name in ("mine.py", "x.jsonl"))
+    config = {**CONFIG, "task": {"grader": f"{code}:f", "path": data}}
+    with open_run(tmp_path / "run", "train", config) as opened:
+        opened.update(status="failed", error="UserCodeError: mine.py:1: KeyError")
+    write(tmp_path / "run" / "metrics.jsonl", "{}")
+    write(tmp_path / "mine.py", "corrected")
+    with open_run(tmp_path / "run", "train", config) as opened:
+        assert sorted(entry["bytes"] for entry in opened.manifest["inputs"]) == [3, 9]
+        opened.update(status="done", error=None)
+    write(tmp_path / "mine.py", "changed once more")
+    with pytest.raises(RunDirectoryError, match=r"task\.grader: .*9 bytes then, 17 now"):
+        finish(tmp_path / "run", config)
+
+
 def test_a_finished_run_of_other_inputs_is_not_shared(tmp_path: Path):
     config = {**CONFIG, "data": {"path": write(tmp_path / "x.jsonl", "one")}}
     finish(tmp_path / "a/x/seed=0", config)

@@ -1,13 +1,21 @@
 """Rewards of a user's own: TRL's functions run unchanged, weights, silence, and every way in which they fail."""
 
 import math
+from functools import partial
 
 import pytest
+from helpers.invented_rows import KNOWN, MOON, SUM, write
 
 from carerft.config.settings import RewardSettings
 from carerft.errors import ConfigError, UserCodeError
 from carerft.tasks import Grade, Problem
-from carerft.training.rewards import Rewards
+from carerft.tasks.gsm8k import Gsm8kTask
+from carerft.tasks.math import MathTask
+from carerft.tasks.questions import QuestionsTask
+from carerft.tasks.selfaware import SelfAwareTask
+from carerft.tasks.truthfulqa import TruthfulQaTask
+from carerft.tasks.world import WorldTask
+from carerft.training.rewards import Rewards, arguments
 
 # After the examples of TRL's documentation of custom reward functions, written anew.
 TRL = """
@@ -31,6 +39,10 @@ async def slowly(prompts, completions, **kwargs):
     await asyncio.sleep(0)
     return [len(p) for p in prompts]
 
+def spoils(completions, prompts, task, **kwargs):
+    completions.clear(), prompts.clear(), task.clear(), kwargs["grades"].clear()
+    return [0.0] * 3
+
 def late(completions, trainer_state, log_metric=None, **kwargs):
     log_metric("mine", trainer_state.global_step / trainer_state.max_steps)
     return [0.5] * len(completions)
@@ -39,6 +51,9 @@ def right(grades, completions): return [2.0 * bool(g.correct) for g in grades]
 def numpy(completions, **kwargs):
     import numpy
     return numpy.arange(len(completions))
+def mixed(completions, **kwargs):
+    import numpy
+    return [numpy.float32(0.5), True, numpy.array(2)]
 """
 FAULTY = """
 import os, sys, time
@@ -50,6 +65,15 @@ def nan(completions, **kwargs): return [1.0, float("nan"), 2.0]
 def large(completions, **kwargs): return [1.0, 10**400, 1e39]
 def hangs(completions, **kwargs): time.sleep(1000)
 def dies(completions, **kwargs): os._exit(7)
+def logs(completions, log_metric, **kwargs):
+    log_metric("mean", 1)
+    return [1.0] * len(completions)
+def texts(completions): return ["1.0" for _ in completions]
+def none(completions): return None
+def one(completions): return 1.0
+def column(completions): return [[1.0] for _ in completions]
+def other(completions, truth): return [1.0 for _ in completions]
+def base(completions): raise KeyboardInterrupt("mine")
 def leaves(completions, **kwargs): sys.exit("enough")
 """
 TEXTS = [r"so \boxed{4}", "", r"\boxed{5}"]
@@ -78,14 +102,15 @@ def equal(tensor, values):
 
 
 def test_functions_written_for_trl_run_unchanged(files):
-    names = ["length", "same_as_truth", "only_math", "slowly", "late", "right", "numpy"]
+    names = ["spoils", "length", "same_as_truth", "only_math", "slowly", "late", "right", "numpy", "mixed"]
     settings = RewardSettings(
-        ["correctness", *(f"{files}/mine.py:{name}" for name in names)], [1, 0.5, 1, 1, 0, 0, 0, 0]
+        ["correctness", *(f"{files}/mine.py:{name}" for name in names)], [1, 0, 0.5, 1, 1, 0, 0, 0, 0, 0]
     )
     result = scored(Rewards(settings))
     expected = {
         "correctness": [1, None, 0], "length": [1, 2, 3], "same_as_truth": [1, 0, 0], "only_math": [1, None, 1],
         "slowly": [5, 5, 5], "late": [0.5] * 3, "right": [2, 0, 0], "numpy": [0, 1, 2],
+        "mixed": [0.5, 1, 2],
     }  # fmt: skip
     assert all(equal(result.parts[name], values) for name, values in expected.items()), result.parts
     assert result.total.tolist() == [3.5, 1.0, 2.5]
@@ -101,6 +126,28 @@ def test_conversations_come_as_messages_and_silence_is_no_reward(files):
 
 
 @pytest.mark.parametrize(
+    ("task", "row"),
+    [
+        (Gsm8kTask, SUM),
+        (MathTask, {"problem": "1+1?", "level": "Level 1", "type": "Algebra", "solution": r"\boxed{2}"}),
+        (SelfAwareTask, KNOWN),
+        (TruthfulQaTask, MOON),
+        (partial(QuestionsTask, grader="exact"), {"question": "Q?", "answer": "a", "level": 3}),
+    ],
+)
+def test_the_columns_of_every_dataset_come_by_name(tmp_path, task, row):
+    problems = list(task(path=write(tmp_path / "rows.jsonl", row)).problems())
+    given = arguments(problems, ["a"], [[1]], [Grade("a", True)])
+    assert {name: given[name] for name in row} == {name: [value] for name, value in row.items()}
+    assert given["answer"] == [row.get("answer", "2" if "problem" in row else problems[0].answer)]
+
+
+def test_the_built_in_world_tells_its_part_and_its_solution():
+    given = arguments(WorldTask("transfer", limit=1).problems(), ["a"], [[1]], [Grade("a", True)])
+    assert given["part"] == ["transfer"] and given["solution"][0].endswith(f" answer {given['answer'][0]}")
+
+
+@pytest.mark.parametrize(
     ("name", "message"),
     [
         ("breaks", r"faulty.py:breaks failed: faulty.py:3: ZeroDivisionError: .* on problem p/1 and the completion ''"),
@@ -110,6 +157,13 @@ def test_conversations_come_as_messages_and_silence_is_no_reward(files):
         ("nan", r"returned nan, on problem p/1 and the completion ''"),
         ("large", r"returned 1000+, on problem p/1 and the completion ''"),
         ("hangs", r"no answer within 0.5 s; the process was ended"),
+        ("logs", r"log_metric\('mean', ...\) would hide reward/mean of the run"),
+        ("texts", r"returned '1.0', on problem p/0"),
+        ("none", r"returned None for 3 completions"),
+        ("one", r"returned 1.0 for 3 completions"),
+        ("column", r"returned \[1.0\], on problem p/0"),
+        ("other", r"faulty.py:other has a parameter 'truth'; it can be given ground_truth, task, answer, prompts, .*"),
+        ("base", r"failed: faulty.py:\d+: KeyboardInterrupt: mine, on problem p/0"),
         ("leaves", r"faulty.py:leaves failed: faulty.py:\d+: SystemExit: enough, on problem p/0"),
         ("dies", r"has ended \(exit status 7\)"),
     ],
@@ -118,7 +172,7 @@ def test_a_function_that_fails_is_named_with_the_completion(files, name, message
     rewards = Rewards(RewardSettings([f"{files}/faulty.py:{name}"], timeout_s=0.5 if name == "hangs" else 60))
     with pytest.raises(UserCodeError, match=message) as caught:
         scored(rewards)
-    assert "same command goes on" in caught.value.remedy + caught.value.what
+    assert "same command goes on" in caught.value.remedy or name == "other"
 
 
 @pytest.mark.parametrize(
@@ -128,6 +182,8 @@ def test_a_function_that_fails_is_named_with_the_completion(files, name, message
         (["mine.py:right", "other/mine.py:right"], None, "there is no file"),
         (["{place}/mine.py:right", "{place}/faulty.py:right"], None, "two rewards of the name right"),
         (["correctness"], [1.0, 2.0], "has 2 numbers for 1"),
+        (["{place}/mine.py:total"], None, "'total' is the name of the rewards' weighted sum"),
+        (["{place}/mine.py:correctness"], None, "'correctness' is the name of the grader's verdict"),
         (["brevity"], None, "there is no such reward"),
         (["{place}/mine.py:absent"], None, "no function 'absent'; it has length, has_tags"),
         (["{place}/broken.py:f"], None, "broken.py:2: SyntaxError"),

@@ -33,6 +33,7 @@ INCIDENTAL = (
     "rollout.verify_sync",
     "rollout.timeout_s",
     "rollout.max_restarts",
+    "reward.timeout_s",
 )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from carerft.config.functions import is_reference
 from carerft.config.identity import INCIDENTAL, flatten
+from carerft.errors import UserCodeError
 
 LARGE = 64 * 2**20
 """Bytes from which on a file of a directory, such as a model's weights, is known by its size and time alone."""
@@ -68,12 +69,17 @@ def changes(then: Sequence[Entry] | None, now: Sequence[Entry]) -> list[str]:
 def changed_since(directory: Path, manifest: Mapping[str, Any], now: Sequence[Entry] | None = None) -> list[str]:
     """`changes` of the inputs of a run, if it has written anything that depends on them.
 
-    now: of `inputs`; None: those of the run's configuration.
+    now: of `inputs`; None: those of the run's configuration. Where a grader or a reward of the user's own has failed,
+    its file may have been corrected: the run goes on with it.
     """
     then = manifest.get("inputs")
     if then is None or (manifest["status"] != "done" and not _has_results(directory)):
         return []
-    return changes(then, inputs(manifest["config"]) if now is None else now)
+    now = inputs(manifest["config"]) if now is None else now
+    if str(manifest.get("error")).startswith(UserCodeError.__name__):
+        code = {entry["path"] for entry in (*then, *now) if entry["path"].endswith(".py")}
+        then, now = ([entry for entry in entries if entry["path"] not in code] for entries in (then, now))
+    return changes(then, now)
 
 
 def _has_results(directory: Path) -> bool:

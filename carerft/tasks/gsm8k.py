@@ -68,7 +68,12 @@ class Gsm8kTask(DatasetTask):
 
     def all_problems(self) -> list[Problem]:
         return [
-            Problem(f"gsm8k/{self.split}/{row.index}", fill(self.template.prompt, question=question), gold_answer(row))
+            Problem(
+                f"gsm8k/{self.split}/{row.index}",
+                fill(self.template.prompt, question=question),
+                gold_answer(row),
+                columns=row.fields,
+            )
             for row, question in self.rows(SPLITS[self.split])
         ]
 

@@ -83,7 +83,7 @@ class MathTask(DatasetTask):
                     overlapping += 1
                 else:
                     prompt = fill(self.template.prompt, examples=examples, question=question)
-                    problems.append(Problem(f"math/{split}/{row.index}", prompt, answer))
+                    problems.append(Problem(f"math/{split}/{row.index}", prompt, answer, columns=row.fields))
             if len(parts) > 1:
                 excluded |= IN_BOTH_TRAIN_AND_TEST  # the train part has them already
         if without_answer or overlapping:

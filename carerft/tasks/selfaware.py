@@ -88,7 +88,8 @@ class SelfAwareTask(DatasetTask):
             answers = listed_answers(row)
             prompt = fill(self.template.prompt, question=question)
             answer = answers[0] if answers else None
-            problems.append(Problem(f"selfaware/{row.index}", prompt, answer, aliases=tuple(answers[1:])))
+            aliases = tuple(answers[1:])
+            problems.append(Problem(f"selfaware/{row.index}", prompt, answer, aliases=aliases, columns=row.fields))
         random.Random(0).shuffle(problems)
         return problems
 

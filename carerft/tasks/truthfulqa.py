@@ -108,6 +108,7 @@ class TruthfulQaTask(DatasetTask):
             misconceptions=tuple(wrong),
             choices=tuple((f" {answer}", true) for answer, true in choices.items()),
             aliases=tuple(right[1:]),
+            columns=row.fields,
         )
 
     def grade(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Grade]:

@@ -60,6 +60,7 @@ class WorldTask:
                 question.answer,
                 question.misconceptions,
                 question.choices,
+                columns={"part": self.part, "solution": question.completion},
             )
             for number, question in enumerate(self.questions())
         ]

@@ -25,6 +25,7 @@ from carerft.tasks import Grade, Problem
 OWN = ("correctness",)
 TAKEN = {"correctness": "the grader's verdict as a reward", "total": "the rewards' weighted sum, in samples/"}
 LARGEST = torch.finfo(torch.float32).max
+LOGGED = ("mean", "std", "no_verdict", "equal_groups", "overlong_penalty")  # reward/NAME is the run's own
 RESERVED = ("prompts", "completions", "completion_ids", "grades", "trainer_state", "log_metric", "log_extra")
 
 
@@ -135,6 +136,11 @@ class Rewards:
                     )
             scores.append(values)
             logged |= own
+        if hidden := next((name for name in logged if name in LOGGED), None):
+            raise UserCodeError(
+                f"reward {' and '.join(self._own)}: log_metric({hidden!r}, ...) would hide reward/{hidden} of the run",
+                "log it by another name; the same command goes on from here",
+            )
         return scores, logged
 
     def _explained(
@@ -168,7 +174,8 @@ def arguments(
     problems: Sequence[Problem], texts: Sequence[str], completion_ids: Sequence[list[int]], grades: Sequence[Grade]
 ) -> dict[str, Any]:
     """What TRL gives its reward functions: prompts and completions as texts or, where the data holds conversations, as
-    messages; each column of the data as a list, with None where a row lacks it."""
+    messages; each column of the data as a list, with None where a row lacks it. Without a column `answer`, that is the
+    gold answer."""
     columns = dict.fromkeys(name for problem in problems for name in problem.columns if name not in RESERVED)
     return {
         **{name: [problem.columns.get(name) for problem in problems] for name in columns},
