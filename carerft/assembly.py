@@ -61,6 +61,7 @@ class Subject:
     settings: TrainSettings | EvaluateSettings
     policy: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    prompts_shown: bool = False
 
     @cached_property
     def chat(self) -> bool:
@@ -238,7 +239,9 @@ class Subject:
             min(self.context, worker.context),
             QUESTIONS_AT_ONCE["vllm" if isinstance(settings.rollout, VllmSettings) else "transformers"],
             check_prompts=self.models_text and isinstance(settings, EvaluateSettings),
+            show_prompts=not self.prompts_shown,
         )
+        self.prompts_shown = True
         where = (place, place) if place else (run.path, None)
         console = open_console(stderr=True, quiet=place is not None)  # a training has a bar of its own
         return evaluator.evaluate(benchmarks, where[0], {**header, "prompts": prompts}, console, where[1])

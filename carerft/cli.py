@@ -11,10 +11,10 @@ import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from carerft import __version__
 from carerft.config import choices
+from carerft.config.composition import CONF
 from carerft.errors import CareError, ConfigError
 from carerft.evaluation.table import ALL
 from carerft.sweeps.names import release
@@ -77,12 +77,13 @@ def run(command: str, words: list[str]) -> int:
     if command in ("train", "evaluate") and "--all" in words:
         words = [word for word in words if word != "--all"]
         os.environ[ALL] = "1"
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors, and they are explained here
     if foreign := [word for word in words if not _is_unicode(word)]:
         return _fail(f"{visible(foreign[0])}: this is not UTF-8", "give files and names that are")
     module = importlib.import_module(f"carerft.commands.{command}")
     from hydra.errors import HydraException
     from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
+
+    from carerft.config.mistakes import explain
 
     try:
         if {"-m", "--multirun"} & set(words) and {"-c", "--cfg"} & set(words):
@@ -101,10 +102,12 @@ def run(command: str, words: list[str]) -> int:
         return _fail(error.what, error.remedy)
     except InterpolationResolutionError as error:
         failure = file_failure(error)  # of the directory that a resolver has made
-        return _fail(*(unusable(failure, command, words) if failure else explain(command, error)))
+        return _fail(*(unusable(failure, command, words) if failure else explain(error, _listing(command))))
     except (HydraException, OmegaConfBaseException) as error:
         cause = error.__cause__  # where Hydra has made the task
-        return _fail(*((cause.what, cause.remedy) if isinstance(cause, CareError) else explain(command, error)))
+        return _fail(
+            *((cause.what, cause.remedy) if isinstance(cause, CareError) else explain(error, _listing(command)))
+        )
     except (OSError, ValueError) as error:
         failure = file_failure(error)
         if failure is None:
@@ -170,6 +173,12 @@ def engines_where_words_leave_room(words: list[str]) -> AbstractContextManager[N
     return choices.assuming(replace(choices.machine(), vllm=False))
 
 
+def _listing(command: str) -> str:
+    if command in COMPOSED:
+        return f"`carerft {'evaluate' if command == 'evaluate' else 'train'} --cfg job` lists every key"
+    return f"`carerft {command} --help` lists every key"
+
+
 def _is_unicode(word: str) -> bool:
     try:
         word.encode()
@@ -179,23 +188,26 @@ def _is_unicode(word: str) -> bool:
 
 
 PATHS = re.compile(r"model\.path|task\.path|benchmark\.\w+\.path")
-OWN_KEY = re.compile(r"In '(\w+/[^']+)':.*?Key '(\w+)' not in '\w+Settings'", re.DOTALL)
 DIRECTORIES = ("hydra.run.dir", "hydra.sweep.dir")
 PLAIN = re.compile(r"[\w/\-+.$%*@?|]*", re.ASCII)  # what Hydra's grammar takes without quotes
 
 
 def expand_model(words: list[str]) -> list[str]:
     """Replace `model=/a/directory` or `model=org/name` by `model=path model.path="..."`, which Hydra understands, and
-    put other paths that its grammar would not take into quotes. `reward=a,mine.py:b` is two lists of one function.
+    put other paths that its grammar would not take into quotes. `reward=a,mine.py:b` is two lists of one function. A
+    directory of the working directory needs no slash, unless conf/model/ has its name; `model.path=...` alone would
+    give the model the name and the learning rate of the tiny one.
 
     Commas separate several paths, unless there is a file or a directory of the name with the comma.
     """
-    expanded: list[str] = []
+    keys = {word.partition("=")[0] for word in words}
+    expanded = ["model=path"] if "model.path" in keys and not keys & {"model", "experiment"} else []
     for word in words:
         key, _, value = word.partition("=")
         written = not value or value[0] in "\"'[{" or "${" in value or value.startswith(("choice(", "glob("))
         plain = PLAIN.fullmatch(value.replace(",", "")) and not ("," in value and Path(value).expanduser().exists())
-        if key == "model" and "/" in value:
+        own = Path(value).is_dir() and not (CONF / "model" / f"{value}.yaml").is_file()
+        if key == "model" and ("/" in value or own):
             if not written:
                 _check_models(value)
             expanded += ["model=path", f"model.path={value if written else _quoted(value)}"]
@@ -247,49 +259,6 @@ def check_names(words: list[str]) -> None:
             f"{names[0]} with {places[0]}: runs that differ in their name alone would share a directory",
             "write hydra.sweep.dir='DIRECTORY/${name}'",
         )
-
-
-def explain(command: str, error: Exception) -> tuple[str, str]:
-    """What is wrong with a configuration, from Hydra's error, and what to write instead: the nearest key or choice."""
-    from hydra.errors import MissingConfigException
-    from omegaconf import OmegaConf
-    from omegaconf.errors import ConfigAttributeError, ConfigKeyError
-
-    from carerft.config.identity import flatten
-
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, choice = error.missing_cfg_file.rpartition("/")
-        if group == "hydra/launcher":
-            plugin = f"hydra-{choice.partition('_')[0]}-launcher"
-            return f"{group}={choice}: Hydra has no such choice here", f"it may need a plugin: pip install {plugin}"
-        options = error.options or []
-        hint = did_you_mean(choice, options) + f"choices: {', '.join(options)}"
-        return f"{group}={choice}: there is no such {group}", hint
-    if command in COMPOSED:
-        listing = f"`carerft {'evaluate' if command == 'evaluate' else 'train'} --cfg job` lists every key"
-    else:
-        listing = f"`carerft {command} --help` lists every key"
-    errors = [each for each in (error, error.__cause__) if each is not None]
-    for each in errors:
-        if isinstance(each, ConfigAttributeError | ConfigKeyError) and each.parent_node is not None:
-            config: Any = OmegaConf.to_container(each.parent_node._get_root(), resolve=False)
-            keys = [*flatten(config), *config]
-            if str(each.full_key).partition(".")[0] == "data":
-                where = "task.path=FILE and benchmark.NAME.path=FILE"
-                return f"there is no key {each.full_key!r}", f"a task and a benchmark have paths of their own: {where}"
-            return f"there is no key {each.full_key!r}", did_you_mean(str(each.full_key), keys) + listing
-    own = next((match for each in errors if (match := OWN_KEY.search(str(each)))), None)
-    if own:
-        return (
-            f"{own[1]}: the key {own[2]!r} is not among those of the schema that the file takes",
-            "a class of your own with parameters of its own takes no schema: leave `defaults` out of the file and list "
-            "all of its keys (docs/method.md, Adding your own)",
-        )
-    technical = re.compile(r"$|object_type=|reference_type=|full_key: |To append to your config")
-    lines = [line.strip() for each in errors for line in str(each).splitlines()]
-    text = "\n  ".join(dict.fromkeys(line for line in lines if not technical.match(line)))
-    key = getattr(error, "full_key", None)
-    return f"{key}: {text}" if key else text, listing
 
 
 def _completion(arguments: list[str]) -> list[str]:

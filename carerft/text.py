@@ -70,9 +70,9 @@ def hydra_quoted(text: str) -> str:
 def did_you_mean(word: str, known: Sequence[str]) -> str:
     """ "did you mean train? ", with the known word nearest to this one; empty if none is near.
 
-    Of dotted keys, one that ends as the word does is near too: "regularizer.alpha" to "alpha".
+    Of dotted keys, one that ends as the word does is nearest: "regularizer.alpha" to "alpha".
     """
     ending = word.rpartition(".")[2]
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    close += [key for key in known if key.rpartition(".")[2] == ending]
+    close = [key for key in known if "." in key and key.rpartition(".")[2] == ending]
+    close += difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"did you mean {close[0]}? " if close else ""

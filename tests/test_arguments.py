@@ -10,6 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from carerft import cli
 from carerft.commands.arguments import argument, read, refuse
 from carerft.commands.report import COLUMNS, Report
+from carerft.config.mistakes import explain
 from carerft.config.settings import TrackerSettings
 from carerft.errors import ConfigError
 
@@ -59,7 +60,7 @@ def test_what_cannot_be_read_is_named_with_a_remedy(words: str, names: str, reme
     with pytest.raises((ConfigError, OmegaConfBaseException)) as raised:
         read(Example, words.split(), "")
     error = raised.value
-    what, hint = (error.what, error.remedy) if isinstance(error, ConfigError) else cli.explain("grade", error)
+    what, hint = (error.what, error.remedy) if isinstance(error, ConfigError) else explain(error, "--help")
     assert names in what and remedy in hint
 
 

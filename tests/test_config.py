@@ -163,26 +163,6 @@ def test_a_method_of_a_users_own_need_not_have_every_key(own: dict):
     check_train(train_settings({**composed(), **own}))
 
 
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["train", "algorithm.grop_size=4"], "did you mean algorithm.group_size?"),
-        (["train", "regularizer=skrl"], "there is no such regularizer\n  did you mean srkl?"),
-        (["train", "modle=tiny"], "did you mean model"),
-        (["train", "steps=many"], "could not be converted to Integer"),
-        (["train", "regularizer=rkl", "regularizer.alpha=0.5"], "there is no key 'regularizer.alpha'"),
-        (["train", "bogus"], "missing EQUAL"),
-        (["train", "-m", "seed=0,1", "--cfg", "job"], "write --cfg without -m"),
-        (["trian"], "did you mean train?"),
-        (["report", "/nowhere/at/all"], "there is no such directory"),
-    ],
-)
-def test_misspelt_requests_say_what_to_write(arguments: list[str], expected: str, capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert cli.main(arguments) == 2
-    assert expected in capsys.readouterr().err
-
-
 def test_a_bad_override_fails_before_torch_is_imported(tmp_path: Path):
     """In a process of its own: which modules were loaded, and the exit status."""
     code = (

@@ -1,7 +1,11 @@
 """What `carerft train` and `carerft evaluate` share: Hydra composes their configuration, and its record is kept."""
 
+import logging
+import os
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 
 import hydra
@@ -11,14 +15,71 @@ from omegaconf import DictConfig, OmegaConf
 from rich.text import Text
 
 from carerft.config.composition import CONF
+from carerft.errors import CareError, reason
 from carerft.sweeps.composition import register
 from carerft.terminal import open_console
 
+log = logging.getLogger(__name__)
+
+
+class _JobError(BaseException):
+    """The error of a single run, past Hydra: it would print the run's overrides before every error."""
+
+    def __init__(self, error: Exception):
+        self.error = error
+
+
+@contextmanager
+def _full_errors(value: str | None) -> Iterator[str | None]:
+    """In this context HYDRA_FULL_ERROR has this value; with "1", Hydra raises errors. Yields the value before."""
+    before = os.environ.pop("HYDRA_FULL_ERROR", None)
+    os.environ.update({"HYDRA_FULL_ERROR": value} if value is not None else {})
+    try:
+        yield before
+    finally:
+        os.environ.pop("HYDRA_FULL_ERROR", None)
+        os.environ.update({"HYDRA_FULL_ERROR": before} if before is not None else {})
+
 
 def application(command: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
-    """A decorator that makes a function of the composed configuration the Hydra application `carerft COMMAND`."""
+    """A decorator that makes a function of the composed configuration the Hydra application `carerft COMMAND`.
+
+    It raises what the function raises: of a multirun, after all jobs, the error of the first that failed; each is
+    logged where it fails. HYDRA_FULL_ERROR=1 also prints the overrides of a single run.
+    """
     register()
-    return hydra.main(version_base="1.3", config_path=str(CONF), config_name=command)
+
+    def decorate(function: Callable[[DictConfig], None]) -> Callable[[], None]:
+        given: str | None = None
+
+        @wraps(function)
+        def job(config: DictConfig) -> None:
+            try:
+                with _full_errors(given):  # of the user, for the processes that the run starts
+                    function(config)
+            except Exception as error:
+                hydra_config = HydraConfig.get()
+                if hydra_config.mode == RunMode.MULTIRUN:
+                    why = str(error) if isinstance(error, CareError) else reason(error)
+                    log.error("failed: %s\n%s", shlex.join(hydra_config.overrides.task), why)
+                elif given != "1":
+                    raise _JobError(error) from error
+                raise
+
+        composed = hydra.main(version_base="1.3", config_path=str(CONF), config_name=command)(job)
+
+        @wraps(function)
+        def main() -> None:
+            nonlocal given
+            with _full_errors("1") as given:
+                try:
+                    composed()
+                except _JobError as failed:
+                    raise failed.error from failed.error.__cause__
+
+        return main
+
+    return decorate
 
 
 def save_composition(directory: Path, config: DictConfig) -> None:

@@ -80,7 +80,8 @@ def context_needed(
 class Evaluator:
     """Measures the worker's model. samples: k, completions per question. context: tokens that the model can hold.
 
-    check_prompts: warn if the model's loss on the first prompts is absurd.
+    check_prompts: warn if the model's loss on the first prompts is absurd. show_prompts: log the first of each
+    benchmark.
     """
 
     worker: RolloutWorker
@@ -91,6 +92,7 @@ class Evaluator:
     context: int
     questions_at_once: int = QUESTIONS_AT_ONCE["transformers"]
     check_prompts: bool = True
+    show_prompts: bool = True
 
     def evaluate(
         self,
@@ -113,7 +115,7 @@ class Evaluator:
             name: benchmark_prompts(benchmark, self.tokenizer, settings, self.context)
             for name, benchmark in benchmarks.items()
         }
-        for name, prompts in questions.items():
+        for name, prompts in questions.items() if self.show_prompts else ():
             show_prompt(name, prompts.problems[0], prompts[0], self.tokenizer)
         for name, prompts in list(questions.items())[:1]:
             if self.check_prompts and not (place / f"{name}.problems.jsonl").exists():  # not when it is continued

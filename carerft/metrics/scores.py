@@ -10,7 +10,6 @@ Intervals are percentile bootstraps over problems. Those of an ECE lean upwards,
 data.
 """
 
-import logging
 import math
 from collections.abc import Container, Mapping, Sequence
 from functools import partial
@@ -24,8 +23,6 @@ from carerft.metrics import calibration
 from carerft.metrics.names import METRICS
 from carerft.metrics.statistics import UNPARSABLE, distinct, interval, majority, over_resamples, pass_at_k, ratio
 from carerft.metrics.votes import REFUSED, Record, Votes, answered, collect_votes, predictions
-
-log = logging.getLogger(__name__)
 
 ALWAYS = {"accuracy", "majority", "pass@k"}
 """Metrics that are null, not absent, where no sample has a verdict."""
@@ -47,7 +44,6 @@ def score(
         raise DataError("no problems to score", "The benchmark's problems file is empty: evaluate again.")
     votes = collect_votes(samples, [p["problem_id"] for p in problems])
     n, k = votes.answers.shape
-    log.info("scoring %d problems with k = %d samples each", n, k)
     sums = {name: pair for name, pair in _sums(problems, votes).items() if name in ALWAYS or pair[1].any()}
     top, bottom = (np.stack([pair[i] for pair in sums.values()], 1) for i in (0, 1))
     tallies, others = _tallies(votes), _other_confidences(votes)
