@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -16,8 +17,11 @@ from helpers.synthetic_runs import make_demo, manifest, write_json, write_lines,
 
 from carerft.errors import DataError, RunDirectoryError
 from carerft.report.build import build
+from carerft.report.columns import main_table
 from carerft.report.figures import drawings
+from carerft.report.figures.points import tradeoff
 from carerft.report.figures.reliability import pooled_reliability
+from carerft.report.figures.style import arrange, make_looks, styled, svg, without_legend
 from carerft.report.rows import make_rows, quantities
 from carerft.runs.reading import load_runs
 
@@ -96,7 +100,7 @@ def test_the_page_is_self_contained_and_its_figures_are_well_formed(page):
     assert max(ids.values()) == 1
     assert all(value[1:] in ids for value in references if value.startswith("#"))
     assert set(re.findall(r"url\(#([^)]+)\)", html)) <= set(ids)
-    assert all(attributes.get("aria-label") for tag, attributes in parsed.elements if tag == "svg")
+    assert all(a.get("aria-label") or a.get("aria-hidden") for tag, a in parsed.elements if tag == "svg")
     assert sum(tag == "caption" for tag, _ in parsed.elements) == sum(tag == "table" for tag, _ in parsed.elements)
     for path in (page.parent / "figures").glob("*.svg"):
         ElementTree.parse(path)
@@ -121,6 +125,59 @@ def test_the_page_says_what_it_was_made_from(page):
     # Half of 40 questions have no answer: refusing everything scores 2p / (1 + p) at p = 1/2.
     assert "Refusing always would score 0.667 on Honesty" in text
     assert "partial report" not in text
+
+
+def test_no_ece_stands_on_the_page_without_what_it_counts(page):
+    html = page.read_text(encoding="utf-8")
+    text = (
+        Page(html).text() + " ".join(re.findall(r'data-label="([^"]*)"', html)) + (page.parent / "table.md").read_text()
+    )
+    named = re.findall(r"ECE(.{24})", text)
+    assert len(named) > 20 and all(re.match(" of (votes|likelihood|stated)", words) for words in named)
+
+
+def test_the_head_of_the_page_has_the_numbers_that_matter(demo, page):
+    """Of the trained rows the range, of their base model the number, by the table of all values."""
+    with open(page.parent / "table.csv", newline="") as file:
+        values = {(row["row"], row["benchmark"], row["metric"]): float(row["value"]) for row in csv.DictReader(file)}
+    text = Page(page.read_text(encoding="utf-8")).text()
+    trained = [
+        values[row, "world_honesty", "refusal_f1"]
+        for row in ("no penalty", "RKL beta=0.04", "SRKL alpha=0.8 beta=0.04")
+    ]
+    base = values["base model", "world_honesty", "refusal_f1"]
+    said = f"Honesty: refusal F1 ↑ {min(trained):.3f} to {max(trained):.3f} base model {base:.3f}; "
+    assert said in text[: text.index("Samples per question")]
+
+
+def test_every_cell_of_a_table_says_its_column_where_a_row_becomes_a_card(page):
+    cells = [attributes for tag, attributes in Page(page.read_text(encoding="utf-8")).elements if tag == "td"]
+    assert len(cells) > 100 and all(attributes.get("data-label") for attributes in cells)
+
+
+@pytest.mark.parametrize("count", [6, 12, 40])
+def test_a_legend_is_no_longer_than_its_figure_and_the_page_has_it_once(count: int, demo, tmp_path):
+    base = json.loads((demo / "regularizer=srkl" / "seed=0" / "manifest.json").read_text())
+    for number in range(count):
+        directory = tmp_path / str(number)
+        shutil.copytree(demo / "regularizer=srkl" / "seed=0", directory)
+        base["config"]["regularizer"]["beta"] = 0.01 * (number + 1)
+        write_json(directory / "manifest.json", base)
+    rows = make_rows(load_runs([tmp_path]))
+    x, y, *_ = main_table(rows).columns
+    with styled():
+        figure = tradeoff(rows, x, y, make_looks(rows))
+        arrange(figure)
+        text = svg(figure)
+        plot = figure.axes[0].get_window_extent()
+        assert len(figure.legends) == (count <= 12) and all(
+            legend.get_window_extent().height < plot.height for legend in figure.legends
+        )
+        assert plot.y0 > 0 and plot.height > 0.5 * figure.bbox.height
+    assert {str(number) for number in range(1, count + 1)} <= {text.get_text() for text in figure.axes[0].texts}
+    page = without_legend(text, figure)
+    ElementTree.fromstring(page)
+    assert "β=0.01<" not in page and (count > 12 or "β=0.01<" in text)
 
 
 def test_the_same_runs_give_the_same_bytes_and_leave_matplotlib_alone(demo, page, tmp_path):

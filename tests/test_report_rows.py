@@ -15,10 +15,11 @@ from rich.console import Console
 
 from carerft.commands.report import COLUMNS
 from carerft.metrics.intervals import Spread, clear_best, over_seeds, pooled_spread
+from carerft.metrics.names import FIRST, METRICS
 from carerft.metrics.statistics import Interval
 from carerft.report.columns import few_verdicts, main_table, notes
 from carerft.report.figures.curves import smooth
-from carerft.report.figures.points import axis_title, label_points
+from carerft.report.figures.points import label_points
 from carerft.report.figures.reliability import pooled_reliability
 from carerft.report.questions import select_questions
 from carerft.report.rows import Row, base_of, make_rows
@@ -154,16 +155,19 @@ def test_real_benchmarks_get_the_columns_of_the_papers_table(tmp_path):
     assert [column.heading for column in table.columns] == [
         "Accuracy (mean@k): MATH ↑",
         "Accuracy (mean@k): GSM8K ↑",
+        "Accuracy (mean@k): SelfAware ↑",
+        "Accuracy (mean@k): TruthfulQA ↑",
         "SelfAware: refusal F1 ↑",
         "TruthfulQA: MC2 ↑",
-        "ECE (k=8): MATH ↓",
-        "ECE (k=8): SelfAware, answered ↓",
-        "ECE (k=8): TruthfulQA, answered ↓",
+        "ECE of votes, answered questions (k=8): MATH ↓",
+        "ECE of votes, answered questions (k=8): SelfAware ↓",
+        "ECE of votes, answered questions (k=8): TruthfulQA ↓",
         "Entropy: nats/token",
     ]
     table = main_table(rows, {"gsm8k": ["majority", "accuracy"], "truthfulqa": []})
     headings = [column.heading for column in table.columns]
-    assert headings[1:4] == ["GSM8K: majority@k ↑", "Accuracy (mean@k): GSM8K ↑", "SelfAware: refusal F1 ↑"]
+    assert headings[4:6] == ["GSM8K: majority@k ↑", "SelfAware: refusal F1 ↑"]
+    assert headings[:4] == [f"Accuracy (mean@k): {name} ↑" for name in ("MATH", "GSM8K", "SelfAware", "TruthfulQA")]
     assert not any(heading.startswith("TruthfulQA") for heading in headings)
 
 
@@ -175,7 +179,7 @@ def test_questions_of_ones_own_show_their_accuracy_also_where_some_have_no_answe
         write_json(path, content)
     columns = main_table(make_rows(load_runs([tmp_path]))).columns
     assert [column.heading for column in columns][:2] == ["Accuracy (mean@k): exam ↑", "exam: refusal F1 ↑"]
-    assert [axis_title(column) for column in columns][:2] == ["exam: accuracy (mean@k)", "exam: refusal F1"]
+    assert [column.caption for column in columns][:2] == ["exam: accuracy (mean@k)", "exam: refusal F1"]
 
 
 def test_calibration_at_different_k_is_never_compared(demo, tmp_path):
@@ -188,14 +192,14 @@ def test_calibration_at_different_k_is_never_compared(demo, tmp_path):
                 next(name for name in ("base", "none", "srkl", "rkl") if name in str(path.relative_to(tmp_path)))
             ]
             found = content["benchmarks"]["world_reasoning"]
-            found["metrics"]["ece"] = {"value": ece, "low": ece - 0.01, "high": ece + 0.01}
+            found["metrics"]["ece_answered"] = {"value": ece, "low": ece - 0.01, "high": ece + 0.01}
             found["k"] = k if "base" in path.parts else 8
             write_json(path, content)
         rows = make_rows(load_runs([tmp_path / str(k)]))
         table = main_table(rows)
-        index = next(i for i, column in enumerate(table.columns) if column.metric == "ece")
+        index = next(i for i, column in enumerate(table.columns) if column.metric == "ece_answered")
         assert table.best[index] == best
-    assert table.columns[index].group == "ECE (k=8 to 16)"
+    assert table.columns[index].group == "ECE of votes, answered questions (k=8 to 16)"
 
 
 def test_print_table_fits_a_terminal(demo, tmp_path):
@@ -205,20 +209,44 @@ def test_print_table_fits_a_terminal(demo, tmp_path):
     print_table(load_runs([tmp_path / "runs"]), console)
     text = console.export_text()
     assert "…" not in text and max(map(len, text.splitlines())) <= 80
-    for word in ("base model", "no penalty", "Honesty", "ECE (k=8)", "a perfectly calibrated sampler would show about"):
+    for word in (
+        "base model",
+        "no penalty",
+        "refusal F1: F1 of refusing",
+        "--all",
+        "(k=8)",
+        "a perfectly calibrated sampler would show about",
+    ):
         assert word in " ".join(text.split())
     # every interval is there whole: a digit that is cut off would be another number
     intervals = re.findall(r"\S+\u2013\S+", text)
     assert len(intervals) > 40 and all(re.fullmatch(r"\d\.\d{3}\u2013\d\.\d{3}", found) for found in intervals)
 
 
+def test_a_terminal_shows_five_metrics_with_what_they_mean_or_all_of_them(demo):
+    def printed(everything: bool) -> str:
+        console = Console(width=200, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+        print_table(load_runs([demo]), console, everything=everything)
+        return " ".join(console.export_text().split())
+
+    few, every = printed(False), printed(True)
+    for metric in FIRST:
+        assert f"{METRICS[metric].title}: {METRICS[metric].meaning}." in few
+    for metric in ("majority", "brier", "entropy"):
+        assert METRICS[metric].title not in few and f"{METRICS[metric].title}: {METRICS[metric].meaning}." in every
+
+
 def test_tables_say_what_perfect_calibration_would_show_and_which_numbers_rest_on_few_verdicts(demo):
     rows = make_rows(load_runs([demo]))
     columns = main_table(rows).columns
-    (ece,) = (column for column in columns if column.metric == "ece")
-    lows = [row.scores[ece.benchmark, "ece_floor"].value for row in rows]
+    ece = next(column for column in columns if column.metric == "ece_answered")
+    lows = [row.scores[ece.benchmark, "ece_answered_floor"].value for row in rows]
     first = notes(rows, columns)[0]
-    assert ece.title in first and decimal(min(lows)) in first and decimal(max(lows)) in first
+    assert (
+        f"ECE of votes, answered questions, {ece.title}: " in first
+        and decimal(min(lows)) in first
+        and decimal(max(lows)) in first
+    )
     assert not few_verdicts(rows, columns)
     judged = [Interval(0.02), None, *[Interval(0.0)] * (len(rows) - 3), Interval(0.85)]
 
@@ -228,7 +256,7 @@ def test_tables_say_what_perfect_calibration_would_show_and_which_numbers_rest_o
 
     (warning,) = few_verdicts(with_verdicts(ece.benchmark), columns)
     assert warning.startswith(f"FEW VERDICTS: {rows[-1].label}, ") and "rest on the 15% of the answers" in warning
-    assert "accuracy (mean@k), ECE" in warning
+    assert "accuracy (mean@k), ECE of votes" in warning
     likelihoods = [column for column in columns if column.metric == "mc2"]
     assert not few_verdicts(with_verdicts("truthfulqa"), likelihoods)
 

@@ -281,7 +281,13 @@ def test_table_shows_values_and_intervals_and_leaves_model_names_unstyled(monkey
         return text, {line.strip("│┃ ").split("│")[0].strip(): line for line in rows}
 
     text, lines = shown()
-    assert list(lines) == ["accuracy (mean@k)", "ECE, answered", "refusal F1", "truthful share", "MC2"]
+    assert list(lines) == [
+        "accuracy (mean@k)",
+        "ECE of votes, answered questions",
+        "refusal F1",
+        "truthful share",
+        "MC2",
+    ]
     assert f"refusal F1: {METRICS['refusal_f1'].meaning}." in " ".join(text.split()) and "--all" in text
     monkeypatch.setenv(ALL, "1")
     text, lines = shown()
@@ -293,7 +299,7 @@ def test_table_shows_values_and_intervals_and_leaves_model_names_unstyled(monkey
     assert "undefined" in lines["AUROC"]
     assert "refusal F1, refusing always" in lines
     assert MARK not in text
-    assert "ECE over 10 equal-width bins" in text
+    assert "Every ECE is over 10 bins of confidence" in text
 
 
 def printed(problems, records):
@@ -315,8 +321,8 @@ def test_numbers_that_rest_on_few_verdicts_are_marked_and_say_how_few(monkeypatc
         "accuracy (mean@k)",
         "majority@k",
         "pass@k",
-        "ECE  ",
-        "ECE, by likelihood",
+        "ECE of votes, all questions",
+        "ECE of likelihood, all questions",
         "Brier score",
     ):
         assert next(line for line in text.splitlines() if label in line).count(MARK) == 1, label

@@ -1,7 +1,7 @@
 """Write tables (Markdown, CSV, LaTeX), figures (SVG, PNG) and one self-contained HTML page from run directories.
 
-usage: carerft report DIRECTORY ... [key=value ...]
-       carerft report EXPERIMENT [key=value ...]
+usage: carerft report DIRECTORY ... [--all] [key=value ...]
+       carerft report EXPERIMENT [--all] [key=value ...]
 
 Directories are searched for runs at any depth. The name of an experiment stands for the directory of its runs.
 
@@ -46,6 +46,7 @@ class Report:
     model: str | None = argument("read only runs of the model of this name", None)
     output: str | None = argument("directory to write to; null: report/ in the directory that holds all runs", None)
     page: str | None = argument("of an experiment: also write report.md to this file, and its figures beside it", None)
+    all: bool = argument("print every metric, not the five that matter most", False)
     columns: dict[str, list[str]] = argument("metrics of benchmark NAME that the main table shows", COLUMNS)
     tracker: TrackerSettings = argument("where table and figures are shown as well", TrackerSettings())
 
@@ -88,7 +89,7 @@ def main() -> None:
     written = page.parent
     if settings.page:
         publish(written, Path(settings.page))
-    print_table(runs, shown=settings.columns)
+    print_table(runs, shown=settings.columns, everything=settings.all)
     if name and (written / "claims.csv").exists():
         print_claims(written / "claims.csv", open_console())
     with Trackers(named_tracker(settings.tracker, written, lambda: report_description(written, names))) as trackers:

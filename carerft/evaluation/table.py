@@ -45,7 +45,8 @@ def table(evaluation: Mapping[str, Any]) -> Group:
             result.add_section()
     bins = sorted({len(entry["reliability"]["count"]) for entry in benchmarks.values()})
     lines = [*shown, "" if everything else "The same command with --all shows every metric."]
-    lines += [f"ECE over {' or '.join(map(str, bins))} equal-width bins; compare only at equal k."] if bins else []
+    over = " or ".join(map(str, bins))
+    lines += [f"Every ECE is over {over} bins of confidence; compare only at equal k."] if bins else []
     lines += [f"{MARK} {name}: {warning}" for name, warning in warnings.items() if warning]
     return Group(result, *(Text(line, "bold" if line.startswith(MARK) else "") for line in lines if line))
 

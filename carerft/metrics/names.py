@@ -28,6 +28,10 @@ class Metric:
     bounds: tuple[float, float] = (0.0, 1.0)
 
 
+_ECE = (
+    "expected calibration error, over equal-width bins of confidence: how far the majority answer's share of the k "
+    "votes is from how often it is right; counts "
+)
 _FLOOR = "the same for a perfectly calibrated sampler with these votes: mean over simulated truths, and their range"
 _STATED_FLOOR = "the same if each confidence were exactly the chance that the answer is right"
 
@@ -43,16 +47,18 @@ METRICS = {
     "pass@k": Metric("accuracy", "pass@k", +1, "share of questions with at least one right sample"),
     "confidence": Metric("calibration", "confidence", 0, "mean share of votes for the majority answer",
                          from_verdicts=False, in_terminal=False),
-    "ece": Metric("calibration", "ECE", -1, "expected calibration error, over equal-width bins of confidence: how far "
-                  "the share of votes for the majority answer is from how often it is right"),
-    "ece_floor": Metric("calibration", "ECE if calibrated", 0, _FLOOR),
-    "ece_answered": Metric("calibration", "ECE, answered", -1, "ECE over the questions that most votes answer"),
-    "ece_answered_floor": Metric("calibration", "ECE if calibrated, answered", 0, _FLOOR),
-    "ece_all": Metric("calibration", "ECE, all answers", -1, "ECE over every different answer of every question"),
-    "ece_all_floor": Metric("calibration", "ECE if calibrated, all answers", 0, _FLOOR),
-    "ece_equal_mass": Metric("calibration", "ECE, equal-mass bins", -1, "ECE over bins of equally many questions",
-                             in_terminal=False),
-    "smooth_ece": Metric("calibration", "smooth ECE", -1, "calibration error with a smoothing kernel in place of bins"),
+    "ece": Metric("calibration", "ECE of votes, all questions", -1, _ECE + "every question, a refusal as an answer"),
+    "ece_floor": Metric("calibration", "ECE of votes, all questions, if calibrated", 0, _FLOOR),
+    "ece_answered": Metric("calibration", "ECE of votes, answered questions", -1, _ECE + "the questions that most "
+                           "votes answer, and none that they refuse"),
+    "ece_answered_floor": Metric("calibration", "ECE of votes, answered questions, if calibrated", 0, _FLOOR),
+    "ece_all": Metric("calibration", "ECE of votes, each answer", -1, "as over all questions, but each different "
+                      "answer of a question counts, with its own share of the votes"),
+    "ece_all_floor": Metric("calibration", "ECE of votes, each answer, if calibrated", 0, _FLOOR),
+    "ece_equal_mass": Metric("calibration", "ECE of votes, all questions, equal-mass bins", -1, "as over all "
+                             "questions, in bins of equally many", in_terminal=False),
+    "smooth_ece": Metric("calibration", "smooth ECE of votes, all questions", -1, "calibration error of the same "
+                         "votes, with a smoothing kernel in place of bins"),
     "brier": Metric("calibration", "Brier score", -1, "mean squared distance of confidence and correctness"),
     "brier_debiased": Metric("calibration", "Brier score, debiased", -1, "without the noise of k votes",
                              in_terminal=False, bounds=(-inf, inf)),
@@ -66,23 +72,25 @@ METRICS = {
                   "is clipped to half a vote", in_terminal=False, bounds=(0.0, inf)),
     "auroc": Metric("calibration", "AUROC", +1, "chance that a right answer has more confidence than a wrong one"),
     "aurc": Metric("calibration", "risk-coverage area", -1, "mean error rate over the i most confident, for every i"),
-    "ece_likelihood": Metric("other confidences", "ECE, by likelihood", -1, "confidence: the majority answer's share "
-                             "of the probability of all sampled completions"),
-    "ece_likelihood_floor": Metric("other confidences", "ECE if calibrated, by likelihood", 0, _STATED_FLOOR),
-    "brier_likelihood": Metric("other confidences", "Brier score, by likelihood", -1, "same confidence"),
-    "auroc_likelihood": Metric("other confidences", "AUROC, by likelihood", +1, "same confidence"),
-    "ece_likelihood_per_token": Metric("other confidences", "ECE, likelihood per token", -1, "as by likelihood, with "
-                                       "the geometric mean of a completion's token probabilities"),
-    "ece_likelihood_per_token_floor": Metric("other confidences", "ECE if calibrated, likelihood per token", 0,
-                                             _STATED_FLOOR),
-    "brier_likelihood_per_token": Metric("other confidences", "Brier score, likelihood per token", -1,
+    "ece_likelihood": Metric("other confidences", "ECE of likelihood, all questions", -1, "confidence: the majority "
+                             "answer's share of the probability of all sampled completions"),
+    "ece_likelihood_floor": Metric("other confidences", "ECE of likelihood, all questions, if calibrated", 0,
+                                   _STATED_FLOOR),
+    "brier_likelihood": Metric("other confidences", "Brier score of likelihood", -1, "same confidence"),
+    "auroc_likelihood": Metric("other confidences", "AUROC of likelihood", +1, "same confidence"),
+    "ece_likelihood_per_token": Metric("other confidences", "ECE of likelihood per token, all questions", -1, "as "
+                                       "of likelihood, with the geometric mean of a completion's token probabilities"),
+    "ece_likelihood_per_token_floor": Metric("other confidences", "ECE of likelihood per token, all questions, if "
+                                             "calibrated", 0, _STATED_FLOOR),
+    "brier_likelihood_per_token": Metric("other confidences", "Brier score of likelihood per token", -1,
                                          "same confidence"),
-    "auroc_likelihood_per_token": Metric("other confidences", "AUROC, likelihood per token", +1, "same confidence"),
-    "ece_self_report": Metric("other confidences", "ECE, self-report P(True)", -1, "confidence: the probability of "
-                              "\"True\" when the model is asked whether its majority answer is right"),
-    "ece_self_report_floor": Metric("other confidences", "ECE if calibrated, self-report", 0, _STATED_FLOOR),
-    "brier_self_report": Metric("other confidences", "Brier score, self-report P(True)", -1, "same confidence"),
-    "auroc_self_report": Metric("other confidences", "AUROC, self-report P(True)", +1, "same confidence"),
+    "auroc_likelihood_per_token": Metric("other confidences", "AUROC of likelihood per token", +1, "same confidence"),
+    "ece_self_report": Metric("other confidences", "ECE of stated P(True), all questions", -1, "confidence: the "
+                              "probability of \"True\" when the model is asked whether its majority answer is right"),
+    "ece_self_report_floor": Metric("other confidences", "ECE of stated P(True), all questions, if calibrated", 0,
+                                    _STATED_FLOOR),
+    "brier_self_report": Metric("other confidences", "Brier score of stated P(True)", -1, "same confidence"),
+    "auroc_self_report": Metric("other confidences", "AUROC of stated P(True)", +1, "same confidence"),
     "accuracy_answerable": Metric("honesty", "accuracy on answerable", +1, "accuracy on the questions with an answer"),
     "refusal_f1": Metric("honesty", "refusal F1", +1, "F1 of refusing, with the unanswerable questions as the positive "
                          "class", from_verdicts=False),

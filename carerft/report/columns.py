@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from carerft.metrics.intervals import clear_best
-from carerft.metrics.names import ENOUGH_VERDICTS, FLOORS
+from carerft.metrics.names import ENOUGH_VERDICTS, FIRST, FLOORS, METRICS
 from carerft.metrics.statistics import Interval
 from carerft.report.rows import Quantity, Row, describe, quantities
 from carerft.text import decimal, line
@@ -28,8 +28,11 @@ BENCHMARKS = {
     "combined": ("All together", "combined"),
 }
 """Title, and part of the table; in the order of tables and figures."""
-SHOWN = {"accuracy": ("accuracy",), "honesty": ("refusal_f1",), "truth": ("truthful", "mc2"), "combined": ()}
-"""The metrics that the main table shows of a benchmark, by its part of the table, unless `columns` names others."""
+SHOWN = {"accuracy": (), "honesty": ("refusal_f1",), "truth": ("truthful", "mc2"), "combined": ()}
+"""The metrics that the main table shows of a benchmark beside its accuracy, by its part of the table, unless `columns`
+names others."""
+ECE = "ece_answered"
+"""The one of the main table: where refusing is possible, a refusal's votes are no confidence in an answer."""
 REFUSAL_FLOORS = {"refusal_f1_always": "always", "refusal_f1_random": "at random half the time"}
 
 
@@ -55,6 +58,11 @@ class Column:
     def heading(self) -> str:
         """The whole heading on one line, for tables with a single header row."""
         return " ".join(f"{self.group}: {self.title} {arrow(self.metric)}".split())
+
+    @property
+    def caption(self) -> str:
+        """The benchmark and the metric, wherever the column stands alone."""
+        return f"{benchmark_title(self.benchmark)}: {describe(self.metric).title}"
 
 
 @dataclass(frozen=True)
@@ -94,11 +102,26 @@ def ordered(names: Iterable[str], known: Mapping[str, object]) -> list[str]:
 
 
 def main_table(rows: Sequence[Row], shown: Mapping[str, Sequence[str]] | None = None) -> MainTable:
-    """The main table. shown: by benchmark, the metrics to show in place of SHOWN's.
+    """The main table. shown: by benchmark, the metrics to show in place of SHOWN's."""
+    return tabulate(rows, main_columns(rows, shown or {}))
 
-    No row is marked best in a calibration column whose rows differ in k.
-    """
-    columns, best = main_columns(rows, shown or {}), []
+
+def terminal_table(rows: Sequence[Row], shown: Mapping[str, Sequence[str]], everything: bool) -> MainTable:
+    """Of the main table the metrics that a terminal shows unasked and those of `shown`; or every metric there is."""
+    if not everything:
+        columns = main_columns(rows, shown)
+        return tabulate(rows, [c for c in columns if c.metric in FIRST or c.metric in shown.get(c.benchmark, ())])
+    measured = quantities(rows)
+    return tabulate(rows, [
+        Column(name, metric, benchmark_title(name), describe(metric).title)
+        for name in ordered({name for name, _ in measured}, BENCHMARKS)
+        for metric in ordered([metric for benchmark, metric in measured if benchmark == name], METRICS)
+    ])  # fmt: skip
+
+
+def tabulate(rows: Sequence[Row], columns: list[Column]) -> MainTable:
+    """A table of these columns. No row is marked best in a calibration column whose rows differ in k."""
+    best = []
     for column in columns:
         comparable = column.metric not in FLOORS or samples_text(rows, [column.benchmark]).isdigit()
         values = [row.scores.get(column.quantity) for row in rows]
@@ -107,24 +130,17 @@ def main_table(rows: Sequence[Row], shown: Mapping[str, Sequence[str]] | None = 
 
 
 def main_columns(rows: Sequence[Row], shown: Mapping[str, Sequence[str]]) -> list[Column]:
-    """Accuracy, honesty, truthfulness, ECE (its k in the heading) and entropy, of the benchmarks that have them."""
+    """Accuracy, honesty, truthfulness, one ECE (its k in the heading) and entropy, of the benchmarks that have them."""
     parts = _parts(rows)
-    columns = []
-    for part, names in parts.items():
-        for name in names:
-            for metric in shown.get(name, SHOWN[part]):
-                plain = metric == "accuracy" and part == "accuracy"
-                titles = ("Accuracy (mean@k)", benchmark_title(name))
-                titles = titles if plain else (benchmark_title(name), describe(metric).title)
-                columns.append(Column(name, metric, *titles))
-        if part == "accuracy":  # of a user's own questions too, some of which may have no answer
-            own = [name for name in parts["honesty"] if name not in BENCHMARKS and name not in shown]
-            columns += [Column(name, "accuracy", "Accuracy (mean@k)", benchmark_title(name)) for name in own]
-    calibrated = [(name, "ece", "") for name in parts["accuracy"][:1]]
-    calibrated += [(name, "ece_answered", ", answered") for part in ("honesty", "truth") for name in parts[part][:1]]
-    calibrated += [(name, "ece", "") for name in parts["combined"]]
-    ece = f"ECE (k={samples_text(rows, [name for name, _, _ in calibrated])})"
-    columns += [Column(name, metric, ece, benchmark_title(name) + which) for name, metric, which in calibrated]
+    names = [name for part in parts.values() for name in part]
+    columns = [Column(name, "accuracy", "Accuracy (mean@k)", benchmark_title(name)) for name in names]
+    for part, members in parts.items():
+        for name in members:
+            others = [metric for metric in shown.get(name, SHOWN[part]) if metric != "accuracy"]
+            columns += [Column(name, metric, benchmark_title(name), describe(metric).title) for metric in others]
+    calibrated = [name for part in ("accuracy", "honesty", "truth") for name in parts[part][:1]] + parts["combined"]
+    ece = f"{describe(ECE).title} (k={samples_text(rows, calibrated)})"
+    columns += [Column(name, ECE, ece, benchmark_title(name)) for name in calibrated]
     columns += [Column(n, "entropy", "Entropy", "nats/token") for n in (parts["accuracy"] or parts["truth"])[:1]]
     measured = quantities(rows)
     return [column for column in columns if column.quantity in measured]
@@ -151,6 +167,41 @@ def tradeoff_columns(table: MainTable) -> list[Column]:
     return [column for column in wanted if column is not None]
 
 
+@dataclass(frozen=True)
+class KeyFigure:
+    """A number to take in at a glance: over the trained rows "0.696 to 0.708", the same of their base models, or "",
+    and the row that is clearly the best, or ""."""
+
+    column: Column
+    trained: str
+    base: str
+    best: str
+
+
+def key_figures(table: MainTable) -> list[KeyFigure]:
+    """Of accuracy, honesty, truthfulness and calibration one number each. Without a trained row, that of all rows."""
+    figures = []
+    for column in tradeoff_columns(table):
+        known = [(row.family == "base", row.scores[column.quantity].value) for row in table.rows
+                 if column.quantity in row.scores]  # fmt: skip
+        trained, base = ([value for is_base, value in known if is_base == wanted] for wanted in (False, True))
+        best = table.best[table.columns.index(column)]
+        label = "" if best is None else table.rows[best].label
+        figures.append(KeyFigure(column, span(trained or base), span(base) if trained and base else "", label))
+    return figures
+
+
+def span(values: Sequence[float]) -> str:
+    """ "0.030 to 0.050", or one number where they agree."""
+    ends = dict.fromkeys((decimal(min(values)), decimal(max(values))))
+    return " to ".join(ends)
+
+
+def glossary(columns: Sequence[Column]) -> dict[str, str]:
+    """What each metric of these columns means, by its title."""
+    return {METRICS[c.metric].title: METRICS[c.metric].meaning for c in columns if c.metric in METRICS}
+
+
 def samples_text(rows: Sequence[Row], benchmarks: Sequence[str]) -> str:
     """k, the samples per question, over all rows: "8", "8 to 16" where they differ, or "?" where none is recorded."""
     ks = sorted(
@@ -159,16 +210,15 @@ def samples_text(rows: Sequence[Row], benchmarks: Sequence[str]) -> str:
     return "?" if not ks else str(ks[0]) if len(ks) == 1 else f"{ks[0]} to {ks[-1]}"
 
 
-def floors(rows: Sequence[Row], columns: Sequence[Column]) -> list[tuple[str, str]]:
-    """(title, ECE of perfect calibration as "0.03 to 0.05") of each calibration column with simulated floors."""
+def floors(rows: Sequence[Row], columns: Sequence[Column]) -> list[tuple[str, str, str]]:
+    """(the metric's title, the benchmark's, the same of perfect calibration as "0.03 to 0.05") of each calibration
+    column with simulated floors."""
     texts = []
     for column in columns:
         floor = column.benchmark, FLOORS.get(column.metric, "")
         values = [row.scores[floor].value for row in rows if floor in row.scores]
         if values:
-            low, high = min(values), max(values)
-            span = decimal(low) if high - low < 0.0005 else f"{decimal(low)} to {decimal(high)}"
-            texts.append((column.title, span))
+            texts.append((describe(column.metric).title, benchmark_title(column.benchmark), span(values)))
     return texts
 
 
@@ -188,7 +238,7 @@ def refusal_floors(rows: Sequence[Row]) -> list[tuple[str, str, float]]:
 
 def notes(rows: Sequence[Row], columns: Sequence[Column]) -> list[str]:
     """What to read with a table of these columns: the ECE of perfect calibration, and warnings of few verdicts."""
-    sentence = "ECE, {}: a perfectly calibrated sampler would show about {} at this k."
+    sentence = "{}, {}: a perfectly calibrated sampler would show about {} at this k."
     return [sentence.format(*floor) for floor in floors(rows, columns)] + few_verdicts(rows, columns)
 
 

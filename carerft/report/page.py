@@ -48,7 +48,8 @@ def render(template: str, content: Mapping[str, Any]) -> str:
     return environment.get_template(template).render(
         content,
         facts=_facts(rows, content["benchmarks"]),
-        glossary={metric.title: metric.meaning for c in shown if (metric := METRICS.get(c.metric))},
+        key_figures=columns.key_figures(content["main"]),
+        glossary=columns.glossary(shown),
         floors=columns.floors(rows, shown),
         refusals=columns.refusal_floors(rows),
         one_seed=all(len(row.evaluated) < 2 for row in rows if row.family != "base"),

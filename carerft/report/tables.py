@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from carerft.metrics.statistics import Interval
-from carerft.report.columns import MainTable, arrow, main_table, notes
+from carerft.report.columns import MainTable, arrow, glossary, notes, terminal_table
 from carerft.report.findings import Findings
 from carerft.report.rows import Row, make_rows
 from carerft.runs.reading import Run
@@ -142,15 +142,19 @@ def tidy_csv(rows: Sequence[Row]) -> str:
 
 
 def print_table(
-    runs: Sequence[Run], console: Console | None = None, shown: Mapping[str, Sequence[str]] | None = None
+    runs: Sequence[Run],
+    console: Console | None = None,
+    shown: Mapping[str, Sequence[str]] | None = None,
+    everything: bool = False,
 ) -> None:
-    """Print the main table to a terminal, and a line for each run that is missing from it. shown: as for main_table.
+    """Print the metrics that matter most, or everything, to a terminal; beneath it what they mean, and a line for each
+    run that is missing. shown: as for main_table.
 
     Rows and columns are swapped where there are fewer rows than columns; columns that don't fit follow beneath.
     """
     console = console or open_console()
     rows = make_rows(runs)
-    table = main_table(rows, shown)
+    table = terminal_table(rows, shown or {}, everything)
     names = [Text(row.label) for row in rows]
     headings = [Text("seeds"), *(Text(column.heading) for column in table.columns)]
     body = [[Text(row.seeds), *(_entry(*entry) for entry in table.row(index))] for index, row in enumerate(rows)]
@@ -167,6 +171,10 @@ def print_table(
         for name, entries in zip(names, body, strict=True):
             grid.add_row(name, *entries[part])
         console.print(grid)
+    for title, meaning in glossary(table.columns).items():
+        console.print(Text(f"{title}: {meaning}."))
+    if table.columns and not everything:
+        console.print("The same command with --all shows every metric.")
     for note in notes(rows, table.columns):
         console.print(Text(note, "bold red" if note.startswith("FEW") else ""))
     for run in runs:

@@ -219,6 +219,7 @@ def score(name: str, problems: list[dict[str, Any]], answers: list[dict[str, Any
         "ece": around(ece, 0.02),
         "ece_answered": around(ece * 1.2, 0.03),
         "ece_floor": around(0.1, 0.02),
+        "ece_answered_floor": around(0.12, 0.02),
         "brier": interval((confidence - right) ** 2),
         "entropy": around(-nats / tokens, 0.01),
         "truncated": interval(np.zeros(len(problems))),

@@ -9,9 +9,9 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from carerft.metrics.statistics import ratio
+from carerft.report.figures.points import label_points
 from carerft.report.figures.style import Look, legend, new_axes
 from carerft.report.rows import Row
-from carerft.text import greek
 
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
 """Steps and values, each of shape (steps,)."""
@@ -28,6 +28,7 @@ MOST_POINTS = 8000
 def curves(rows: Sequence[Row], metric: str, looks: Mapping[str, Look]) -> Figure:
     """One quantity over training: raw values pale, each seed's smoothed line thin, the row's mean over seeds bold."""
     figure, axes = new_axes(5.4, 3.4)
+    ends = []
     most = max(MOST_POINTS // sum(2 * len(row.runs) + 1 for row in rows), 50)
     for row in rows:
         look = looks[row.label]
@@ -39,12 +40,15 @@ def curves(rows: Sequence[Row], metric: str, looks: Mapping[str, Look]) -> Figur
             if len(seeds) > 1:
                 axes.plot(*_thinned(steps, smooth(values), most), color=look.colour, alpha=0.45, linewidth=0.8)
         steps, mean = _mean([curve for run, curve in seeds if run.has_results] or [curve for _, curve in seeds])
-        style = {"color": look.colour, "linestyle": look.dash, "linewidth": 2, "label": greek(row.label)}
-        axes.plot(*_thinned(steps, smooth(mean), most), **style)
+        steps, mean = _thinned(steps, smooth(mean), most)
+        axes.plot(steps, mean, **look.line(2, row.label))
+        if known := np.flatnonzero(~np.isnan(mean)).tolist():
+            ends.append((str(look.number), steps[known[-1]], mean[known[-1]]))
     title, unit = CURVES[metric]
     axes.set(title=title, ylabel=unit, xlabel="learner step")
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 2.5, 5, 10]))
-    axes.margins(x=0.02)
+    axes.margins(x=0.05)
+    label_points(axes, ends, size=8.5)
     legend(figure, axes)
     return figure
 

@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from carerft.report.columns import Column, MainTable, benchmark_title, tradeoff_columns
 from carerft.report.figures.curves import CURVES, curve_metrics, curves
 from carerft.report.figures.paths import has_paths, over_steps, path
-from carerft.report.figures.points import along, axis_title, frontier, tradeoff
+from carerft.report.figures.points import along, frontier, tradeoff
 from carerft.report.figures.reliability import reliability
-from carerft.report.figures.style import arrange, inline_svg, make_looks, png, styled, svg
+from carerft.report.figures.style import arrange, inline_svg, make_looks, png, styled, svg, without_legend
 from carerft.report.findings import Findings
 from carerft.report.rows import Row
 from carerft.text import decimal, greek
@@ -51,9 +51,10 @@ def draw(
         arrange(figure)
         text = svg(figure)
         files[f"figures/{stem}.svg"] = text
+        shown = text if section == "experiment" else without_legend(text, figure)
         if len(figure.axes) <= MOST_PANELS:
             files[f"figures/{stem}.png"] = png(figure)
-        drawings.append(Drawing(section, inline_svg(text, f"f{len(drawings)}", label), label, stem, benchmark))
+        drawings.append(Drawing(section, inline_svg(shown, f"f{len(drawings)}", label), label, stem, benchmark))
 
     with styled():
         if findings:
@@ -70,15 +71,15 @@ def draw(
         columns = tradeoff_columns(main)
         for y in columns[1:] if columns and columns[0].metric == "accuracy" else ():
             x = columns[0]
-            label = _in_words(f"{x.title} accuracy against {axis_title(y)}", rows, [x, y])
+            label = _in_words(f"{x.title} accuracy against {y.caption}", rows, [x, y])
             add("tradeoff", f"tradeoff-{y.benchmark}-{y.metric}", tradeoff(rows, x, y, looks), label)
         for y in columns[1:] if columns and columns[0].metric == "accuracy" else ():
             if has_paths(rows, (x := columns[0], y)):
-                label = f"The path through {x.title} accuracy and {axis_title(y)}, step by step, from the base"
+                label = f"The path through {x.title} accuracy and {y.caption}, step by step, from the base"
                 add("path", f"path-{y.benchmark}-{y.metric}", path(rows, x, y, looks), label)
         for column in columns:
             if has_paths(rows, (column,)):
-                label = f"{axis_title(column)} of the policy while it learned, by row"
+                label = f"{column.caption} of the policy while it learned, by row"
                 add("path", f"steps-{column.benchmark}-{column.metric}", over_steps(rows, column, looks), label)
         for name in benchmarks:
             title = benchmark_title(name)

@@ -1,17 +1,17 @@
 """How a policy moved while it learned: two metrics against each other, step by step, and one over steps."""
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from carerft.report.columns import Column
-from carerft.report.figures.points import axis_title, label_points, name_axes
-from carerft.report.figures.style import INK, MUTED, Look, legend, new_axes
+from carerft.report.columns import Column, benchmark_title
+from carerft.report.figures.points import LINE, label_points, mark_better, name_axes
+from carerft.report.figures.style import INK, Look, legend, new_axes
 from carerft.report.rows import Row
-from carerft.text import greek
 
 Path = tuple[list[int], NDArray[np.float64]]
 """Steps, and the columns' values after each of them, (steps, columns)."""
@@ -40,39 +40,40 @@ def has_paths(rows: Sequence[Row], columns: Sequence[Column]) -> bool:
 
 
 def path(rows: Sequence[Row], x: Column, y: Column, looks: Mapping[str, Look]) -> Figure:
-    """A run's path through accuracy against another metric. A path begins at its base; its last step is named."""
-    figure, axes = new_axes(4.6, 4.3)
+    """A run's path through accuracy against another metric. A path begins at its base; at its end stands its row's
+    number in the table."""
+    figure, axes = new_axes(4.1, 3.9)
     ends: list[tuple[str, float, float]] = []
     for row in rows:
         if (found := measured(row, (x, y))) is None:
             continue
         (steps, values), look = found, looks[row.label]
-        style = {"color": look.colour, "linestyle": look.dash, "linewidth": 1.3, "label": greek(row.label)}
+        style = look.line(1.3, row.label)
         axes.plot(values[:, 0], values[:, 1], marker=look.marker, ms=4, alpha=0.85, **style)
         axes.plot(*values[-1], **look.points(7.5, 1.2), linestyle="none", zorder=5)
-        ends.append((f"step {steps[-1]}", *values[-1]))
+        ends.append((str(look.number), *values[-1]))
         if steps[0] == 0:
             axes.plot(*values[0], "o", color=INK, ms=7, zorder=6)
             ends.append(("base", *values[0]))
-    axes.margins(0.14)
-    name_axes(axes, x, y, f"{x.title} accuracy", axis_title(y))
-    style = {"ha": "right", "va": "top", "color": MUTED, "fontsize": 8.5}
-    axes.annotate("better ↗", (1, 1), (-4, -4), xycoords="axes fraction", textcoords="offset points", **style)
-    label_points(axes, list(dict.fromkeys(ends)), size=7.5)
+    name_axes(axes, x, y, f"{benchmark_title(x.benchmark)} accuracy", y.caption)
+    mark_better(axes)
+    label_points(axes, list(dict.fromkeys(ends)), size=8.5)
     legend(figure, axes)
     return figure
 
 
 def over_steps(rows: Sequence[Row], column: Column, looks: Mapping[str, Look]) -> Figure:
     """One metric of the policy over steps, with its base at step 0."""
-    figure, axes = new_axes(5.4, 3.4)
+    figure, axes = new_axes(4.1, 3.1)
+    ends = []
     for row in rows:
         if found := measured(row, (column,)):
-            look = looks[row.label]
-            style = {"color": look.colour, "linestyle": look.dash, "linewidth": 1.6, "label": greek(row.label)}
-            axes.plot(found[0], found[1][:, 0], marker=look.marker, ms=4, **style)
-    axes.set(title=axis_title(column), xlabel="learner step")
+            steps, values, look = found[0], found[1][:, 0], looks[row.label]
+            axes.plot(steps, values, marker=look.marker, ms=4, **look.line(1.6, row.label))
+            ends.append((str(look.number), steps[-1], values[-1]))
+    axes.set(title=fill(column.caption, LINE), xlabel="learner step")
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 2.5, 5, 10]))
-    axes.margins(x=0.02)
+    axes.margins(x=0.05)
+    label_points(axes, ends, size=8.5)
     legend(figure, axes)
     return figure

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import product
+from textwrap import fill
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,25 +12,25 @@ from matplotlib.patheffects import withStroke
 from carerft.metrics.statistics import Interval
 from carerft.report.columns import Column, benchmark_title
 from carerft.report.figures.style import INK, MUTED, PAPER, Look, legend, new_axes
-from carerft.report.rows import Row, base_of, describe, run_value
+from carerft.report.rows import Row, base_of, run_value
 from carerft.runs.labels import family_title
 from carerft.text import greek, line
 
 Family = tuple[str, list[tuple[object, Row]]]
 MARKER = 3.5  # half the width of a marker, in points of 1/72 inch
 ANGLES = (45, 0, -45, 90, -90, 135, 180, -135)  # of a label from its point: above and to the right first
-DISTANCES = (7.0, 13.0, 19.0)
+DISTANCES = (7.0, 13.0, 19.0, 26.0, 33.0)
+LINE = 44  # characters of a title on one line
 
 
 def tradeoff(rows: Sequence[Row], x: Column, y: Column, looks: Mapping[str, Look]) -> Figure:
     """Accuracy against another metric: means with intervals, single seeds as faint points, arrows from the base.
 
-    Where several rows share a colour, points carry their row's number in the table.
+    Points carry their row's number in the table.
     """
-    figure, axes = new_axes(4.6, 4.3)
-    numbered = len({row.family for row in rows}) < len(rows)
+    figure, axes = new_axes(4.1, 3.9)
     numbers: list[tuple[str, float, float]] = []
-    for position, row in enumerate(rows, start=1):
+    for row in rows:
         if not (point := _point(row, x, y)):
             continue
         (a, b), look = point, looks[row.label]
@@ -43,18 +44,22 @@ def tradeoff(rows: Sequence[Row], x: Column, y: Column, looks: Mapping[str, Look
         seeds = [pair for pair in pairs if None not in pair]
         if len(seeds) > 1:
             axes.plot(*zip(*seeds, strict=True), look.marker, color=look.colour, ms=4, alpha=0.45, mew=0, zorder=3)
-        _bars(axes, [a], [b], color=look.colour, elinewidth=1.3, zorder=4)
-        label = f"{position}  {greek(row.label)}" if numbered else greek(row.label)
+        _bars(axes, [a], [b], color=look.colour, elinewidth=1, alpha=0.35, zorder=1)
+        label = f"{look.number}  {greek(row.label)}"
         axes.plot(a.value, b.value, **look.points(7.5, 1.2), linestyle="none", zorder=5, label=label)
-        numbers.append((str(position), a.value, b.value))
-    axes.margins(0.14)
-    name_axes(axes, x, y, f"{x.title} accuracy", axis_title(y))
-    style = {"ha": "right", "va": "top", "color": MUTED, "fontsize": 8.5}
-    axes.annotate("better ↗", (1, 1), (-4, -4), xycoords="axes fraction", textcoords="offset points", **style)
-    if numbered:
-        label_points(axes, numbers, size=8)
+        numbers.append((str(look.number), a.value, b.value))
+    name_axes(axes, x, y, f"{benchmark_title(x.benchmark)} accuracy", y.caption)
+    mark_better(axes)
+    label_points(axes, numbers, size=9)
     legend(figure, axes)
     return figure
+
+
+def mark_better(axes: Axes) -> None:
+    """Say in the corner where better rows lie."""
+    style = {"ha": "right", "va": "top", "color": MUTED, "fontsize": 8.5}
+    axes.annotate("better ↗", (1, 1), (-4, -4), xycoords="axes fraction", textcoords="offset points", **style)
+    axes.margins(0.14)
 
 
 def frontier(rows: Sequence[Row], key: str, x: Column, y: Column, looks: Mapping[str, Look]) -> Figure:
@@ -108,11 +113,6 @@ def along(rows: Sequence[Row], key: str, column: Column, looks: Mapping[str, Loo
     return figure
 
 
-def axis_title(column: Column) -> str:
-    """A column's benchmark and metric."""
-    return f"{benchmark_title(column.benchmark)}: {describe(column.metric).title}"
-
-
 def label_points(axes: Axes, labels: Sequence[tuple[str, float, float]], size: float, all_of_them: bool = True) -> None:
     """Write each (text, x, y) beside (x, y), at the nearest free position, or else where it covers least.
 
@@ -137,8 +137,10 @@ def label_points(axes: Axes, labels: Sequence[tuple[str, float, float]], size: f
             continue
         occupied.append(tuple(boxes[best, 0]))
         style = {"ha": "center", "va": "center", "fontsize": size, "color": INK, "zorder": 6}
-        halo = [withStroke(linewidth=2, foreground=PAPER)]
-        axes.annotate(text, (x, y), tuple(offsets[best]), textcoords="offset points", path_effects=halo, **style)
+        style["path_effects"] = [withStroke(linewidth=2, foreground=PAPER)]
+        if best >= len(ANGLES):
+            style["arrowprops"] = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.6, "shrinkA": 1, "shrinkB": MARKER}
+        axes.annotate(text, (x, y), tuple(offsets[best]), textcoords="offset points", **style)
 
 
 def _families(rows: Sequence[Row], key: str) -> list[Family]:
@@ -168,7 +170,7 @@ def _bars(axes: Axes, xs: Sequence[Interval], ys: Sequence[Interval], **style: o
 
 def name_axes(axes: Axes, x: Column, y: Column, x_title: str, y_title: str) -> None:
     """Name the axes, and turn over those of errors: up and right is then better everywhere."""
-    axes.set(xlabel=f"{x_title}  →", title=_quality(y_title, y))
+    axes.set(xlabel=f"{x_title}  →", title=fill(_quality(y_title, y), LINE))
     if x.direction < 0:
         axes.invert_xaxis()
     if y.direction < 0:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from carerft.metrics.calibration import Reliability
 from carerft.metrics.statistics import ratio
 from carerft.report.figures.style import INK, MUTED, PAPER, Look
-from carerft.report.rows import Row
+from carerft.report.rows import Row, describe
 from carerft.text import decimal, greek
 
 PANEL_WIDTH, PANEL_HEIGHT, SIDE = 2.55, 3.5, 1.95  # inches: one panel's share of the figure, and its square
@@ -48,12 +48,13 @@ def reliability(rows: Sequence[Row], benchmark: str, looks: Mapping[str, Look], 
         upper, lower = (figure.add_axes((x / width, y / height, w / width, h / height)) for x, y, w, h in boxes)
         _diagram(upper, bins, share, looks[row.label].colour)
         _histogram(lower, bins, share, looks[row.label].colour, tallest)
-        label = greek(row.label)
+        label = f"{looks[row.label].number}  {greek(row.label)}"
         upper.set_title(label, fontsize=min(9.5, 9.5 * 21 / len(label)))  # as long as a panel is wide
         if ece := row.scores.get((benchmark, "ece")):
             calibrated = row.scores.get((benchmark, "ece_floor"))
             text = f"\n({decimal(calibrated.value)} if calibrated)" if calibrated else ""
-            upper.text(0.05, 0.95, f"ECE {decimal(ece.value)}{text}", va="top", fontsize=8.5, color=INK)
+            named = describe("ece").title.replace(", ", ",\n")
+            upper.text(0.05, 0.95, f"{named}: {decimal(ece.value)}{text}", va="top", fontsize=8, color=INK)
     if title:
         heading = {"va": "top", "color": INK, "fontweight": "bold", "fontsize": 11}
         figure.text(0.5 / width, 1 - 0.12 / height, f"Reliability on {title}", **heading)

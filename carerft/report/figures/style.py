@@ -23,10 +23,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from carerft.report.rows import Row
+from carerft.text import greek
 
 PAPER, INK, MUTED, RULE = "#fffffe", "#1d2126", "#5c6571", "#d9dde2"
 FAMILIES = {"base": (INK, "o"), "none": ("#d55e00", "s"), "rkl": ("#0072b2", "^"), "srkl": ("#009e73", "D")}
 OTHERS = (("#cc79a7", "v"), ("#e69f00", "P"), ("#56b4e9", "X"), ("#8c6d31", "h"))
+MOST_NAMES = 12
+"""Lines of a legend: a longer one would be as high as its figure."""
 DASHES: tuple[str | tuple[int, tuple[float, ...]], ...] = ("-", (0, (5, 1.6)), (0, (1.2, 1.2)), (0, (6, 1.4, 1.2, 1.4)))
 # On the page these colours become CSS variables, which the dark theme brightens.
 VARIABLES = {
@@ -38,11 +41,22 @@ FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, Helvetica, Arial, sans-se
 
 @dataclass(frozen=True)
 class Look:
-    """How a row is drawn in every figure."""
+    """How a row is drawn in every figure. number: its place in the table, by which figures name it."""
 
     colour: str
     marker: str
     dash: str | tuple[int, tuple[float, ...]]
+    number: int
+
+    @property
+    def stroke(self) -> str:
+        """The dash of a line that is two pixels wide, as SVG has it."""
+        return " ".join(f"{2 * length:g}" for length in self.dash[1]) if isinstance(self.dash, tuple) else "none"
+
+    def line(self, width: float, label: str) -> dict[str, Any]:
+        """Arguments of `Axes.plot` for a line of this width, named in the legend."""
+        name = f"{self.number}  {greek(label)}"
+        return {"color": self.colour, "linestyle": self.dash, "linewidth": width, "label": name}
 
     def points(self, size: float, edge: float) -> dict[str, Any]:
         """Arguments of `Axes.plot` for markers of this size, with a pale edge."""
@@ -54,7 +68,9 @@ def make_looks(rows: Sequence[Row]) -> dict[str, Look]:
     others = sorted({row.family for row in rows} - FAMILIES.keys())
     families = FAMILIES | dict(zip(others, cycle(OTHERS), strict=False))
     dashes = {family: cycle(DASHES) for family in families}
-    return {row.label: Look(*families[row.family], next(dashes[row.family])) for row in rows}
+    return {
+        row.label: Look(*families[row.family], next(dashes[row.family]), number) for number, row in enumerate(rows, 1)
+    }
 
 
 def styled() -> AbstractContextManager[None]:
@@ -80,13 +96,24 @@ def arrange(figure: Figure) -> None:
 
 
 def legend(figure: Figure, axes: Axes) -> None:
-    """The rows' names beneath the axes, in as many columns as fit; a long list makes the figure taller."""
+    """Names beneath the axes, in as many columns as fit; a list makes the figure taller, and a long one is left out."""
     handles, labels = axes.get_legend_handles_labels()
-    if handles:
+    if len(handles) > MOST_NAMES:
+        figure.supxlabel("numbers: rows of the table, from its top", x=0, ha="left", fontsize=8, color=MUTED)
+    elif handles:
         characters = 13.3 * figure.get_figwidth()  # of the legend's size, on one line
         columns = min(max(int(characters // (max(map(len, labels)) + 6)), 1), len(handles))
         figure.set_figheight(figure.get_figheight() + 0.165 * max(0, -(-len(handles) // columns) - 2))
         figure.legend(handles, labels, loc="outside lower left", ncols=columns, handletextpad=0.5, columnspacing=1.6)
+
+
+def without_legend(text: str, figure: Figure) -> str:
+    """A figure's `svg` without the legend at its foot, and as much lower: the page has one for several figures."""
+    if not figure.legends:
+        return text
+    foot = figure.legends[0].get_window_extent().y1 * 72 / figure.dpi
+    text = re.sub(r'\n( *)<g id="legend_1">.*?\n\1</g>', "", text, flags=re.DOTALL)
+    return re.sub(r'(viewBox="0 0 \S+) (\S+)"', lambda box: f'{box[1]} {float(box[2]) - foot:.2f}"', text)
 
 
 def svg(figure: Figure) -> str:
