@@ -243,7 +243,7 @@ def test_tables_say_what_perfect_calibration_would_show_and_which_numbers_rest_o
     lows = [row.scores[ece.benchmark, "ece_answered_floor"].value for row in rows]
     first = notes(rows, columns)[0]
     assert (
-        f"ECE of votes, answered questions, {ece.title}: " in first
+        f"ECE of votes, answered questions, on {ece.title}: " in first
         and decimal(min(lows)) in first
         and decimal(max(lows)) in first
     )

@@ -238,7 +238,7 @@ def refusal_floors(rows: Sequence[Row]) -> list[tuple[str, str, float]]:
 
 def notes(rows: Sequence[Row], columns: Sequence[Column]) -> list[str]:
     """What to read with a table of these columns: the ECE of perfect calibration, and warnings of few verdicts."""
-    sentence = "{}, {}: a perfectly calibrated sampler would show about {} at this k."
+    sentence = "{}, on {}: a perfectly calibrated sampler would show about {} at this k."
     return [sentence.format(*floor) for floor in floors(rows, columns)] + few_verdicts(rows, columns)
 
 
