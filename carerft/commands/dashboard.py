@@ -73,12 +73,12 @@ def layout(project: str, entity: str, title: str) -> "Workspace":
     from wandb_workspaces.expr import Config, Metric
 
     from carerft.metrics.names import METRICS
-    from carerft.report.columns import BENCHMARKS, SHOWN
+    from carerft.report.columns import BENCHMARKS, ECE, SHOWN
 
     over_seeds: Any = {"groupby_aggfunc": "mean", "groupby_rangefunc": "minmax"}
     bars, figures, answers = [], [], []
     for name, (words, part) in BENCHMARKS.items():
-        for metric in (*SHOWN[part], "ece", "entropy"):
+        for metric in (*SHOWN[part], ECE, "entropy"):
             text = f"{words}: {METRICS[metric].title}"
             bars.append(wr.BarPlot(title=text, metrics=[f"{name}/{metric}"], **over_seeds))
         figures.append(wr.MediaBrowser(title=words, media_keys=[f"reliability/{name}"]))

@@ -28,9 +28,14 @@ BENCHMARKS = {
     "combined": ("All together", "combined"),
 }
 """Title, and part of the table; in the order of tables and figures."""
-SHOWN = {"accuracy": (), "honesty": ("refusal_f1",), "truth": ("truthful", "mc2"), "combined": ()}
-"""The metrics that the main table shows of a benchmark beside its accuracy, by its part of the table, unless `columns`
-names others."""
+SHOWN = {
+    "accuracy": ("accuracy",),
+    "honesty": ("accuracy", "refusal_f1"),
+    "truth": ("accuracy", "truthful", "mc2"),
+    "combined": (),
+}
+"""The metrics that the main table shows of a benchmark, by its part of the table. `columns` may name others, which then
+stand beside its accuracy."""
 ECE = "ece_answered"
 """The one of the main table: where refusing is possible, a refusal's votes are no confidence in an answer."""
 REFUSAL_FLOORS = {"refusal_f1_always": "always", "refusal_f1_random": "at random half the time"}
