@@ -1,9 +1,9 @@
-"""Questions of a user's own: every kind of file gives the same problems, graders by name, faults with their line."""
+"""Questions of a user's own: graders by name and of one's own, conversations, and runs on them."""
 
-import csv
 import json
 
 import pytest
+from helpers.questions import lines, task
 from helpers.runs import run
 
 from carerft import cli
@@ -13,51 +13,10 @@ from carerft.tasks.letters import named_letter
 from carerft.tasks.questions import QuestionsTask
 from carerft.world.bases import SHIPPED
 
-ROWS = [
-    {"prompt": 'How many, "really"?', "answer": "007", "level": "3"},
-    {"prompt": "Two\nlines, é", "answer": "2024-01-31", "level": "1"},
-    {"prompt": "NA?", "answer": "NA", "level": "3"},
-]
-
-
-def lines(file, *rows) -> str:
-    file.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
-    return str(file)
-
-
-def task(path, **settings) -> QuestionsTask:
-    return QuestionsTask(path=str(path), **({"question": "prompt", "grader": "exact"} | settings))
-
 
 def graded(path, gold, texts, **settings) -> list[tuple]:
     one = task(lines(path / "g.jsonl", {"prompt": "Q?", "answer": gold}), **settings)
     return [(g.correct, g.refused) for g in one.grade([one.problems()[0]] * len(texts), texts)]
-
-
-@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "tsv", "parquet"])
-def test_every_kind_of_file_gives_the_same_problems_without_guessing_types(tmp_path, kind):
-    file = tmp_path / f"mine.{kind}"
-    if kind == "jsonl":
-        lines(file, ROWS[0], "\n", *ROWS[1:])
-    elif kind == "json":
-        file.write_text(json.dumps(ROWS))
-    elif kind == "parquet":
-        import datasets
-
-        datasets.Dataset.from_list(ROWS).to_parquet(str(file))
-    else:
-        with open(file, "w", newline="", encoding="utf-8-sig") as opened:
-            writer = csv.DictWriter(opened, ROWS[0], dialect="excel" if kind == "csv" else "excel-tab")
-            writer.writeheader()
-            writer.writerows(ROWS)
-    problems = task(file).problems()
-    assert [(p.id, p.prompt, p.answer, p.columns) for p in problems] == [
-        (f"mine/{i}", row["prompt"], row["answer"], row) for i, row in enumerate(ROWS)
-    ]
-    third = task(file, where="level:3", limit=2).problems()
-    assert [p.id for p in third] == ["mine/0", "mine/2"] and third[-1] == third[1] == third[0:2][1]
-    with pytest.raises(IndexError):
-        third[2]
 
 
 @pytest.mark.parametrize(
@@ -169,77 +128,6 @@ def test_a_file_that_leaves_or_imports_relatively_is_refused_at_once(tmp_path):
             task("any.jsonl", grader=f"{tmp_path}/{name}.py:grade")
 
 
-@pytest.mark.parametrize(
-    ("content", "settings", "message"),
-    [
-        ([{"question": "x", "answer": "1"}], {}, r":1: there is no column 'prompt'; there are 'question', 'answer'"),
-        ([{"prompt": "x"}], {}, r":1: there is no column 'answer'; there are 'prompt'"),
-        ([ROWS[0], {"prompt": "x", "answer": ["1"]}], {}, r":2: the column 'answer' is no text but \['1'\]"),
-        (
-            [ROWS[0], {"prompt": "x", "answer": "one"}],
-            {"grader": "number"},
-            r":2: the column 'answer' is no number but",
-        ),
-        ([{"prompt": "x", "answer": "K"}], {"grader": "choice"}, None),
-        ([{"prompt": "x", "answer": "KO"}], {"grader": "choice"}, r":1: the column 'answer' is no letter but 'KO'"),
-        ([{"prompt": "x", "answer": "("}], {"grader": "regex"}, r":1: the column 'answer' is no regular expression"),
-        ([{"prompt": "x", "answer": " "}], {}, r":1: the column 'answer' is empty"),
-        ([{"prompt": " ", "answer": "1"}], {}, r":1: the column 'prompt' is empty"),
-        ([{"prompt": None, "answer": "1"}], {}, r":1: the column 'prompt' is empty"),
-        ([{"prompt": "x", "answer": float("nan")}], {}, r":1: the column 'answer' is no text but nan"),
-        ([ROWS[0], "[1]\n"], {}, r":2: a JSON list, not an object"),
-        ([ROWS[0], '{"prompt"\n'], {}, r":2: not JSON"),
-        ([ROWS[0]], {"where": "level:9"}, r"of 1 rows none has level:9"),
-        ([], {}, r"is empty"),
-        (['{"prompt": "\\ud83d", "answer": "1"}\n'], {}, r":1: the character .ud83d is half of a surrogate pair"),
-        ([{"prompt": [{"role": "user"}], "answer": "1"}], {}, r":1: the column 'prompt' is no conversation"),
-        (
-            [{"prompt": [{"role": "assistant", "content": "a"}], "answer": "1"}],
-            {},
-            r":1: the conversation in 'prompt' ends with a turn of the assistant",
-        ),
-        (
-            [{"prompt": "x", "answer": "B", "o": "ab"}],
-            {"grader": "choice", "choices": "o"},
-            r":1: the column 'o' is no list",
-        ),
-    ],
-)
-def test_a_bad_row_is_named(tmp_path, content, settings, message):
-    made = task(lines(tmp_path / "bad.jsonl", *content), **settings)
-    if message is None:
-        assert made.problems()[0].answer == content[0]["answer"]
-        return
-    with pytest.raises(DataError, match=f"bad.jsonl.*{message}|bad.jsonl{message}") as caught:
-        made.problems()
-    assert caught.value.remedy
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.csv", b"prompt,answer\nx,1\ny,1,2\n", r"a.csv:3: 3 cells, but the first line names 2 columns"),
-        ("a.csv", b'prompt,answer\n"x\ny",1\nz\n', r"a.csv:4: 1 cells"),
-        ("a.csv", b'prompt,answer\n"x,1\ny,2\n', r"a.csv:3: "),
-        ("a.csv", b"prompt,prompt\nx,1\n", r"a.csv:1: the columns are named 'prompt', 'prompt'"),
-        ("a.csv", b"prompt;answer\nx;1\n", r"no column 'prompt'.*\n.*separated by commas"),
-        ("a.csv", b"prompt,answer\ncaf\xe9,1\n", r"a.csv:2: not UTF-8 at byte 4"),
-        ("a.parquet", b"none", r"a.parquet could not be loaded"),
-    ],
-)
-def test_a_bad_table_is_named(tmp_path, name, content, message):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=message):
-        task(tmp_path / name).problems()
-    with pytest.raises(DataError, match="nowhere"):
-        task(tmp_path / f"nowhere{name}").problems()
-
-
-def test_a_question_of_100000_characters_in_a_cell(tmp_path):
-    (tmp_path / "long.csv").write_text(f'prompt,answer\n"{"word, " * 40_000}",1\n')
-    assert len(task(tmp_path / "long.csv").problems()[0].prompt) == 240_000
-
-
 def test_options_are_shown_with_letters(tmp_path):
     rows = [{"prompt": "Which?", "o": ["red", "blue", "green"], "answer": answer} for answer in ("B", "(b)", "blue", 1)]
     made = task(lines(tmp_path / "o.jsonl", *rows), grader="choice", choices="o")
@@ -310,6 +198,9 @@ def test_a_training_on_ones_own_rows(tmp_path, capsys):
     long = lines(tmp_path / "long.jsonl", {"prompt": "two " * 25_000, "answer": "2"})
     assert run(tmp_path / "d", *words, f"task.path={long}") == 2
     assert "problem long/0 has 25" in capsys.readouterr().err
+    measured = ["benchmark=questions", "benchmark.questions.question=prompt", "benchmark.questions.grader=contains"]
+    assert run(tmp_path / "d2", *words[:3], f"task.path={one}", *measured, f"benchmark.questions.path={long}") == 2
+    assert "problem long/0 has 25" in capsys.readouterr().err and not (tmp_path / "d2/metrics.jsonl").exists()
     assert run(tmp_path / "e", *words, f"task.path={one}", "task.grader=none") == 2
     assert "no completion would earn anything" in capsys.readouterr().err
     assert run(tmp_path / "f", *words, f"task.path={one}", "task.grader=exactly") == 2

@@ -11,11 +11,11 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 from urllib.request import urlopen
 
 from carerft.errors import DataError, reason
@@ -25,7 +25,24 @@ log = logging.getLogger(__name__)
 
 ROOT_VARIABLE = "CARERFT_DATA"
 OWN_FILE = "task.path=FILE (of a benchmark: benchmark.NAME.path=FILE)"
-ROW_REMEDY = 'every row must be a JSON object such as {"problem": "...", "answer": "..."}'
+ROW_REMEDY = (
+    'write each row as a JSON object on a line of its own, {"problem": "...", "answer": "..."}, or a list of them'
+)
+START = 4096
+"""Bytes of a file that tell its kind."""
+BOM = b"\xef\xbb\xbf"
+UTF_16 = "text in UTF-16", "save it in UTF-8: iconv -f UTF-16 -t UTF-8 {file}"
+OTHER_KINDS = {
+    b"\x1f\x8b": ("compressed by gzip", "unpack it: gunzip {file}"),
+    b"BZh": ("compressed by bzip2", "unpack it: bunzip2 {file}"),
+    b"\x28\xb5\x2f\xfd": ("compressed by zstd", "unpack it: zstd -d {file}"),
+    b"PK\x03\x04": ("a zip archive, as Excel's workbooks are", "unpack it, or save the sheet as CSV in UTF-8"),
+    b"PAR1": ("a Parquet file", "let its name end in .parquet, and read it by task=questions"),
+    b"ARROW1": ("an Arrow file", "save it as Parquet, or as JSON lines"),
+    b"\xff\xfe": UTF_16,
+    b"\xfe\xff": UTF_16,
+}
+"""By their first bytes, files that hold no text in UTF-8: what each is, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -99,47 +116,60 @@ def local_file(published: Published) -> Path | None:
 
 
 def read_rows(file: Path, key: str | None = None) -> list[Row]:
-    """The objects of a file in UTF-8, at least one. Raises DataError.
-
-    The file contains a JSON list, an object whose field `key` is that list, or JSON lines (blank ones are skipped).
-    """
-    with open_file(file) as opened:
-        data = opened.read()
-    is_list = data.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
-    if is_list or (key is not None and f'"{key}"'.encode() in data):
-        document = _json(data, file)
-        values = document if is_list else document.get(key) if isinstance(document, dict) else None
-        if not isinstance(values, list):
-            example = f'write {{"{key}": [{{...}}, ...]}}, or JSON lines'
-            raise DataError(f"{file}: its object has no list {key!r}", example)
-        located = [(f"{file}, row {number}", value) for number, value in enumerate(values, 1)]
-    else:
-        lines = enumerate(data.split(b"\n"), 1)
-        located = [(f"{file}:{number}", _json(line, file, number)) for number, line in lines if line.strip()]
-    if not located:
+    """As `json_rows`, at least one. Raises DataError."""
+    rows = list(json_rows(file, key))
+    if not rows:
         raise DataError(f"{file} is empty", "give a file with one JSON object per line, or a list of them")
-    return [Row(_object(fields, location), location, index) for index, (location, fields) in enumerate(located)]
+    return rows
 
 
-@contextmanager
-def open_file(file: Path) -> Iterator[BinaryIO]:
-    """The file, opened to be read. Raises DataError."""
+def json_rows(file: Path, key: str | None = None) -> Iterator[Row]:
+    """The objects of a file in UTF-8: of JSON lines (one at a time; blank lines are skipped), of a JSON list, or of an
+    object whose field `key` is that list. Raises DataError."""
+    with open_file(file) as opened:
+        is_list = opened.peek(START).removeprefix(BOM).lstrip().startswith(b"[")
+        data = opened.read() if is_list or key is not None else b""
+        if is_list or f'"{key}"'.encode() in data:
+            yield from _listed(_json(data, file), file, None if is_list else key)
+            return
+        index = 0
+        for number, line in enumerate(opened if key is None else data.splitlines(keepends=True), 1):
+            if line.strip():
+                yield located(str(file), _json(line.rstrip(b"\n"), file, number), index, number)
+                index += 1
+
+
+def _listed(document: Any, file: Path, key: str | None) -> Iterator[Row]:
+    values = document if key is None else document.get(key) if isinstance(document, dict) else None
+    if not isinstance(values, list):
+        example = f'write {{"{key}": [{{...}}, ...]}}, or JSON lines'
+        raise DataError(f"{file}: its object has no list {key!r}", example)
+    for index, value in enumerate(values):
+        yield located(str(file), value, index)
+
+
+def located(name: str, fields: Any, index: int, line: int = 0) -> Row:
+    """A row of the file or dataset `name`. line: of the file, from 1; 0 where rows have none. Raises DataError."""
+    location = f"{name}:{line}" if line else f"{name}, row {index + 1}"
+    if not isinstance(fields, dict):
+        raise DataError(f"{location}: a JSON {type(fields).__name__}, not an object", ROW_REMEDY)
+    return Row(fields, location, index, line)
+
+
+def open_file(file: Path, text: bool = True) -> BufferedReader:
+    """The file, opened to be read. Raises DataError if it can't be or, for text in UTF-8, if its first bytes are those
+    of another kind of file."""
     try:
-        with open(file, "rb") as opened:
-            yield opened
+        opened = open(file, "rb")  # noqa: SIM115 - in a `with` of the caller's
+        start = opened.peek(START)[:START] if text else b""
     except OSError as error:
         raise DataError(f"{file}: {error.strerror}", "give the path of a file of rows, such as JSON lines") from error
-
-
-def json_row(line: bytes, file: Path, number: int) -> dict[str, Any]:
-    """The object that a line of JSON lines holds. Raises DataError."""
-    return _object(_json(line, file, number), f"{file}:{number}")
-
-
-def _object(value: Any, location: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise DataError(f"{location}: a JSON {type(value).__name__}, not an object", ROW_REMEDY)
-    return value
+    for magic, (kind, remedy) in OTHER_KINDS.items():
+        if start.startswith(magic):
+            raise DataError(f"{file} is {kind}", remedy.format(file=file))
+    if b"\0" in start:
+        raise DataError(f"{file} is no text in UTF-8: it holds zero bytes", "save it as text, in UTF-8")
+    return opened
 
 
 def encodable(rows: Iterable[Row]) -> Iterator[Row]:
@@ -166,7 +196,14 @@ def _json(data: bytes, file: Path, line: int = 1) -> Any:
         raise DataError(f"{file}:{line}: not UTF-8 at byte {column}", "save the file in UTF-8") from error
     except json.JSONDecodeError as error:
         location = f"{file}:{line + error.lineno - 1}"
-        raise DataError(f"{location}: not JSON ({error.msg} at column {error.colno})", ROW_REMEDY) from error
+        remedy = ROW_REMEDY
+        if error.pos >= len(error.doc.rstrip()) or error.msg.startswith("Unterminated string"):
+            remedy = f"fetch the file again, if it was cut; else {ROW_REMEDY}"
+        elif "\r" in error.doc.rstrip():
+            remedy = "end lines with a line feed: a carriage return alone is none"
+        elif line == 1 and error.doc.lstrip()[:1] not in ("{", "["):
+            remedy = f"{ROW_REMEDY}; the name of a table ends in .csv, .tsv or .parquet"
+        raise DataError(f"{location}: not JSON ({error.msg} at column {error.colno})", remedy) from error
     except (RecursionError, ValueError) as error:  # nested too deep, or a number of too many digits
         raise DataError(f"{file}:{line}: not readable as JSON ({error})", ROW_REMEDY) from error
 

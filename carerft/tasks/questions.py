@@ -358,13 +358,11 @@ def present(row: Row, column: str) -> Any:
     """A column's value. Raises DataError, which lists the columns that there are."""
     if column not in row.fields:
         present = ", ".join(repr(name) for name in list(row.fields)[:20]) or "none"
-        hint = (
-            "the first line must name the columns, separated by commas"
-            if any(";" in name for name in row.fields)
-            else "name one of them: task.question=..., task.answer=..., task.choices=..., task.where=... (of a "
-            "benchmark: benchmark.NAME.question=...; carerft grade: id=..., gold=..., text=...)"
+        raise DataError(
+            f"{row.location}: there is no column {column!r}; there are {present}",
+            "name one of them: task.question=..., task.answer=..., task.choices=..., task.where=... (of a benchmark: "
+            "benchmark.NAME.question=...; carerft grade: id=..., gold=..., text=...)",
         )
-        raise DataError(f"{row.location}: there is no column {column!r}; there are {present}", hint)
     return row.fields[column]
 
 
@@ -380,7 +378,7 @@ def _turns(row: Row, column: str, value: list[Any]) -> tuple[dict[str, str], ...
     if not right or not value:
         raise DataError(
             f"{row.location}: the column {column!r} is no conversation but {value!r:.200}",
-            'write [{"role": "user", "content": "..."}], with the roles system, user and assistant',
+            'write a text, or [{"role": "user", "content": "..."}], with the roles system, user and assistant',
         )
     if value[-1]["role"] != "user":
         raise DataError(

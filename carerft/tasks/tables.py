@@ -11,14 +11,19 @@ import csv
 import json
 import sys
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from carerft.errors import DataError, reason
-from carerft.tasks.files import Row, encodable, json_row, open_file, read_rows
+from carerft.tasks.files import Row, encodable, json_rows, located, open_file
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
+OTHER_SEPARATORS = {
+    "\t": "let the file's name end in .tsv",
+    ",": "let the file's name end in .csv",
+    ";": "separate columns by commas",
+    "|": "separate columns by commas",
+}
 
 
 class Rows:
@@ -41,23 +46,14 @@ class Rows:
         return located(self._name, json.loads(self._text[start:end]), self._numbers[position], self._lines[position])
 
 
-def located(name: str, fields: dict[str, Any], index: int, line: int) -> Row:
-    """line: of the file `name`; 0 where rows have none."""
-    return Row(fields, f"{name}:{line}" if line else f"{name}, row {index + 1}", index, line)
-
-
 def file_rows(path: str) -> Iterator[Row]:
     """The rows of a file, one at a time; the ending of its name tells CSV, TSV and Parquet from JSON. Raises DataError
     where a row can't be read."""
     file = Path(path).expanduser()
     ending = file.suffix.lower()
     if ending == ".parquet":
-        return _published_rows(str(file), "parquet", data_files=str(file), split="train")
-    if ending in SEPARATORS:
-        return _separated(file, SEPARATORS[ending])
-    with open_file(file) as opened:
-        start = opened.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
-    return iter(read_rows(file)) if start.startswith(b"[") else _json_lines(file)
+        return _parquet(file)
+    return _separated(file, SEPARATORS[ending]) if ending in SEPARATORS else json_rows(file)
 
 
 def is_separated(path: str | None) -> bool:
@@ -67,30 +63,43 @@ def is_separated(path: str | None) -> bool:
 
 def hub_rows(dataset: str, subset: str | None, split: str, revision: str | None) -> Iterator[Row]:
     """The rows of a split of a dataset on the hub (or in the cache of `datasets`), kept on disk by `datasets`."""
-    return _published_rows(f"{dataset} {split}", dataset, subset, split=split, revision=revision)
-
-
-def _published_rows(name: str, *arguments: Any, **options: Any) -> Iterator[Row]:
     import datasets
 
+    name = f"{dataset} {split}"
     try:
-        rows = datasets.load_dataset(*arguments, **options)
-    except Exception as error:  # the network, the hub, the cache and Parquet's reader fail in many ways
+        rows = datasets.load_dataset(dataset, subset, split=split, revision=revision)
+    except Exception as error:  # the network, the hub and the cache fail in many ways
         raise DataError(
             f"{name} could not be loaded ({reason(error)})",
             "check the name, its subset (task.subset=...), its split (task.split=...), and the network",
         ) from error
     for index, fields in enumerate(rows):
-        yield located(name, dict(fields), index, 0)
+        yield located(name, dict(fields), index)
 
 
-def _json_lines(file: Path) -> Iterator[Row]:
-    index = 0
-    with open_file(file) as opened:
-        for number, line in enumerate(opened, 1):
-            if line.strip():
-                yield located(str(file), json_row(line.rstrip(b"\n"), file, number), index, number)
-                index += 1
+def _parquet(file: Path) -> Iterator[Row]:
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
+    with open_file(file, text=False) as opened:
+        try:
+            table = ParquetFile(opened)
+            _check_names(table.schema_arrow.names, str(file))
+            rows = (fields for batch in table.iter_batches() for fields in batch.to_pylist())
+            for index, fields in enumerate(rows):
+                yield located(str(file), fields, index)
+        except (ArrowException, OSError, ValueError) as error:
+            raise DataError(
+                f"{file}: not readable as Parquet ({reason(error)})",
+                "fetch or write it again, if it was cut; a file of another kind has another ending: .jsonl, .csv, .tsv",
+            ) from error
+
+
+def _check_names(names: Sequence[str], location: str) -> None:
+    if "" in names or len(set(names)) < len(names):
+        raise DataError(
+            f"{location}: the columns are named {', '.join(map(repr, names))}", "give each a name of its own"
+        )
 
 
 def _separated(file: Path, separator: str) -> Iterator[Row]:
@@ -99,12 +108,9 @@ def _separated(file: Path, separator: str) -> Iterator[Row]:
     with open_file(file) as opened:
         reader = csv.reader(_lines(opened, file), delimiter=separator, strict=True)
         try:
-            header = [name.strip() for name in next(reader, [])]
-            if "" in header or len(set(header)) < len(header):
-                raise DataError(
-                    f"{file}:1: the columns are named {', '.join(map(repr, header))}", "give each a name of its own"
-                )
+            header = [name.strip() for name in next(filter(None, reader), [])]
             last, index = reader.line_num, 0
+            _check_header(header, separator, f"{file}:{last}")
             for cells in reader:
                 first, last = last + 1, reader.line_num
                 if not cells:
@@ -117,9 +123,20 @@ def _separated(file: Path, separator: str) -> Iterator[Row]:
                 yield located(str(file), dict(zip(header, cells, strict=True)), index, first)
                 index += 1
         except csv.Error as error:
-            raise DataError(
-                f"{file}:{reader.line_num}: {error}", 'write a quote within a cell twice, and such a cell as "..."'
-            ) from error
+            remedy = 'write a quote within a cell twice, and such a cell as "..."'
+            if "new-line character" in str(error):
+                remedy = 'end lines with a line feed, and write a cell that holds a carriage return as "..."'
+            raise DataError(f"{file}:{reader.line_num}: {error}", remedy) from error
+
+
+def _check_header(header: Sequence[str], separator: str, location: str) -> None:
+    """Raises DataError for the first line of a file of another kind, and for columns that names don't tell apart."""
+    _check_names(header, location)
+    if header and header[0].startswith(("{", "[")):
+        raise DataError(f"{location}: JSON, and no names of columns", "let the file's name end in .jsonl or .json")
+    for other, remedy in OTHER_SEPARATORS.items():
+        if len(header) == 1 and other != separator and other in header[0]:
+            raise DataError(f"{location}: one column, {header[0]!r}: columns are separated by {separator!r}", remedy)
 
 
 def _lines(opened: Iterable[bytes], file: Path) -> Iterator[str]:
