@@ -77,16 +77,16 @@ class Subject:
         """Tokens of prompt and completion together that the engine is started for: `rollout.max_model_len` or, if that
         is null, a multiple of 256 that suffices for prompts, benchmarks and their completions.
 
-        prompts: of the training, those tokenised that it needs. Raises DataError for a benchmark's problem that does
-        not fit.
+        prompts: of the training, those tokenised that it needs. Raises DataError for a benchmark whose data have a
+        fault, or whose problem does not fit.
         """
         settings = self.settings
+        measured = (self.tokenizer, settings.evaluation, self.context)
         if not isinstance(settings.rollout, VllmSettings) or settings.rollout.max_model_len:
+            for benchmark in self.benchmarks.values():
+                benchmark.prompts(*measured)
             return self.context
-        needed = [
-            context_needed(benchmark, self.tokenizer, settings.evaluation, self.context)
-            for benchmark in self.benchmarks().values()
-        ]
+        needed = [context_needed(benchmark, *measured) for benchmark in self.benchmarks.values()]
         if prompts:
             needed.append(prompts.longest + prompts.max_tokens)
         return min(self.context, -(-max(needed) // CONTEXT_STEP) * CONTEXT_STEP)
@@ -125,6 +125,7 @@ class Subject:
             )
         return task
 
+    @cached_property
     def benchmarks(self) -> dict[str, Benchmark]:
         """What the model is measured on, by name."""
         benchmarks = {}
@@ -309,7 +310,7 @@ def training(settings: TrainSettings, mesh: DeviceMesh | None, tokens: int | Non
     set_seed(settings.seed)
     if not follows:  # no device need have room for the full model: sharding takes it there, from the first process
         device = choose_device(settings.learner.device) if mesh is None else torch.device("cpu")
-        subject = replace(subject, policy=load_model(settings.model, device)[0])
+        subject.policy = load_model(settings.model, device)[0]
     with nullcontext() if shares_engines else subject.rollout_worker(context, mesh) as worker:
         policy = subject.policy
         if settings.learner.gradient_checkpointing:

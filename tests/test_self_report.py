@@ -67,8 +67,13 @@ def test_the_context_that_a_benchmark_needs_holds_completions_choices_and_questi
     assert needed(max_tokens=5, limit=1) == 10 + 5
     question = len(word_tokenizer()(QUESTION, add_special_tokens=False)["input_ids"])
     assert needed(max_tokens=5, self_report=True) == 10 + 5 + question + 4 * 500
+    one = Benchmark(Words(), 9)
+    asked = [
+        one.prompts(word_tokenizer(), EvaluationSettings(limit=limit), context) for limit, context in ((1, 99), (2, 19))
+    ]
+    assert [len(problems) for problems, _ in asked] == [1, 2] and asked[0][1] is asked[1][1]  # tokenised once
     with pytest.raises(DataError, match="problem x"):
-        context_needed(Benchmark(Words(), 9), word_tokenizer(), EvaluationSettings(), context=18)
+        context_needed(one, word_tokenizer(), EvaluationSettings(), context=18)
 
 
 def measure(loaded, directory, **changes):

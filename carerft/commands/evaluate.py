@@ -60,4 +60,4 @@ def evaluate_model(settings: EvaluateSettings, run: RunDirectory) -> None:
             run.update(vllm_runner=worker.runner)
         policy_device = choose_device(settings.device)
         open_console().print(chosen(subject, worker, policy_device, HydraConfig.get().overrides.task))
-        subject.measure(run, worker, subject.benchmarks(), trackers)
+        subject.measure(run, worker, subject.benchmarks, trackers)

@@ -169,7 +169,7 @@ def train(settings: TrainSettings, run: RunDirectory, leader: "Leader | None" = 
             validate_every=settings.evaluation.every,
             keep_samples=settings.keep_samples,
         )
-        benchmarks = subject.benchmarks()
+        benchmarks = subject.benchmarks
 
         def validate(step: int) -> dict[str, float]:
             metrics = subject.validate(run, worker, benchmarks, step)

@@ -39,7 +39,7 @@ Record = dict[str, Any]
 """One line of a file of the evaluation."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Benchmark:
     """A task that a model is measured on. max_tokens: where a completion is cut. stop: strings that end one, as an
     end-of-sequence token does."""
@@ -47,16 +47,24 @@ class Benchmark:
     task: Task
     max_tokens: int
     stop: tuple[str, ...] = ()
+    _prompts: Prompts | None = None
 
+    def prompts(
+        self, tokenizer: PreTrainedTokenizerBase, settings: EvaluationSettings, context: int
+    ) -> tuple[Sequence[Problem], Prompts]:
+        """The problems that are asked, the first `limit`, and prompts, of which theirs are tokenised. They are kept: an
+        evaluation during the training asks them again.
 
-def benchmark_prompts(
-    benchmark: Benchmark, tokenizer: PreTrainedTokenizerBase, settings: EvaluationSettings, context: int
-) -> Prompts:
-    """The prompts of the benchmark's problems. context: tokens that the model can hold. Raises DataError."""
-    reserved = benchmark.max_tokens
-    if settings.self_report:
-        reserved += len(tokenizer(QUESTION, add_special_tokens=False)["input_ids"])
-    return prompt_tokens(benchmark.task.problems()[: settings.limit], tokenizer, reserved, context)
+        context: tokens that the model can hold. Raises DataError.
+        """
+        if self._prompts is None or self._prompts.longest + self._prompts.max_tokens > context:
+            reserved = self.max_tokens
+            if settings.self_report:
+                reserved += len(tokenizer(QUESTION, add_special_tokens=False)["input_ids"])
+            self._prompts = Prompts(self.task.problems(), tokenizer, reserved, context)
+        problems = self._prompts.problems[: settings.limit]
+        self._prompts.prepare(range(len(problems)))
+        return problems, self._prompts
 
 
 def context_needed(
@@ -65,13 +73,13 @@ def context_needed(
     """The most tokens that a text can have while a model is measured: a prompt with its completion or with a choice,
     or a question of the self report, an answer of which has at most 4 tokens, one for each byte, a character.
 
-    Arguments and errors as of `benchmark_prompts`.
+    Arguments and errors as of `Benchmark.prompts`.
     """
-    prompts = benchmark_prompts(benchmark, tokenizer, settings, context)
+    problems, prompts = benchmark.prompts(tokenizer, settings, context)
     needed = prompts.longest + prompts.max_tokens
     if settings.self_report:
         needed += 4 * LONGEST_ANSWER
-    if chosen := [replace(p, prompt=p.prompt + text) for p in prompts.problems for text, _ in p.choices]:
+    if chosen := [replace(p, prompt=p.prompt + text) for p in problems for text, _ in p.choices]:
         needed = max(needed, prompt_tokens(chosen, tokenizer, 0, context).longest)
     return needed
 
@@ -112,12 +120,11 @@ class Evaluator:
         statistics = settings.bootstrap, settings.level, self.seed
         place.mkdir(parents=True, exist_ok=True)
         questions = {
-            name: benchmark_prompts(benchmark, self.tokenizer, settings, self.context)
-            for name, benchmark in benchmarks.items()
+            name: benchmark.prompts(self.tokenizer, settings, self.context) for name, benchmark in benchmarks.items()
         }
-        for name, prompts in questions.items() if self.show_prompts else ():
-            show_prompt(name, prompts.problems[0], prompts[0], self.tokenizer)
-        for name, prompts in list(questions.items())[:1]:
+        for name, (problems, prompts) in questions.items() if self.show_prompts else ():
+            show_prompt(name, problems[0], prompts[0], self.tokenizer)
+        for name, (_, prompts) in list(questions.items())[:1]:
             if self.check_prompts and not (place / f"{name}.problems.jsonl").exists():  # not when it is continued
                 warn_of_absurd_loss(self.worker, list(islice(prompts, PROMPTS)), self.tokenizer)
         result = {**header, "samples": self.samples, "seed": self.seed, "temperature": settings.temperature}
@@ -125,8 +132,7 @@ class Evaluator:
         result["benchmarks"] = {}
         recorded: dict[str, tuple[Sequence[Record], Sequence[Record]]] = {}
         with progress_bar(console, "questions") as bar:
-            for name, prompts in questions.items():
-                problems = prompts.problems
+            for name, (problems, prompts) in questions.items():
                 task = bar.add_task(name, total=len(problems), shown="")
                 problem_records = self._problem_records(problems, prompts, place / f"{name}.problems.jsonl", bar)
                 path = place / f"{name}.jsonl"
@@ -211,7 +217,7 @@ class Evaluator:
             (problem.id, problem.prompt, problem.answer) for problem in problems
         ]:
             return recorded
-        chosen = [(p, prompt, text) for p, prompt in zip(problems, prompts, strict=True) for text, _ in p.choices]
+        chosen = [(p, prompt, text) for p, prompt in zip(problems, prompts, strict=False) for text, _ in p.choices]
         # As lm-evaluation-harness does it: prompt and choice are tokenised together, and what follows as many tokens as
         # the prompt has by itself is the choice. Alone, a choice could begin otherwise (SentencePiece adds a space).
         together = encode([problem.prompt + text for problem, _, text in chosen], self.tokenizer)
