@@ -116,6 +116,9 @@ def test_gpus_and_who_else_uses_them(place: Path, monkeypatch: pytest.MonkeyPatc
     program.write_text(program.read_text().replace("81559, 81559", "81559, 40000"))
     (found,) = examined(doctor.devices, Machine([]))
     assert found.state == "warning" and "40.6 GiB are taken" in found.text
+    show_gpus(monkeypatch, place, ("Tesla T4", 15360), capability="7.5")
+    _, without = examined(doctor.devices, Machine([]))
+    assert without.state == "warning" and "GPU 0 has no bfloat16 (compute capability 7.5" in without.text
 
 
 def test_a_part_of_a_gpu_is_known_to_torch_alone(place: Path, monkeypatch: pytest.MonkeyPatch):
@@ -125,7 +128,8 @@ def test_a_part_of_a_gpu_is_known_to_torch_alone(place: Path, monkeypatch: pytes
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    part = namedtuple("Properties", "name total_memory")("NVIDIA H100 80GB HBM3 MIG 3g.40gb", 40 * 2**30)
+    properties = namedtuple("Properties", "name total_memory major minor")
+    part = properties("NVIDIA H100 80GB HBM3 MIG 3g.40gb", 40 * 2**30, 9, 0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: part)
     (found,) = examined(doctor.devices, Machine([]))
     assert found.state == "ok" and "MIG 3g.40gb, 40.0 GiB, driver unknown" in found.text

@@ -8,6 +8,7 @@ import torch
 from helpers.configurations import settings
 from helpers.gpus import show_gpus
 
+from carerft.config import choices
 from carerft.config.checks import check_train
 from carerft.config.gpus import Gpu, gpus
 from carerft.errors import CareError
@@ -26,8 +27,8 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_gpus_are_those_that_nvidia_smi_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     show_gpus(monkeypatch, tmp_path, H100, ("NVIDIA L40S", 46068), driver="575.57.08")
     assert gpus() == [
-        Gpu(H100[0], 81559 / 1024, 81559 / 1024, "575.57.08"),
-        Gpu("NVIDIA L40S", *2 * [46068 / 1024], "575.57.08"),
+        Gpu(H100[0], 81559 / 1024, 81559 / 1024, "575.57.08", 9.0),
+        Gpu("NVIDIA L40S", *2 * [46068 / 1024], "575.57.08", 9.0),
     ]
     for nothing in ("", "-1"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", nothing)
@@ -75,3 +76,37 @@ def test_an_engine_for_gpus_is_refused_where_it_cannot_run(tmp_path: Path, monke
     show_gpus(monkeypatch, tmp_path, H100)
     check_train(train)
     check_train(settings("rollout=vllm"), here=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "capability", "precision"),
+    [
+        ("Tesla V100-SXM2-32GB", "7.0", "float32"),
+        ("Tesla T4", "7.5", "float32"),
+        ("NVIDIA A100-SXM4-40GB", "8.0", "bfloat16"),
+        ("NVIDIA B200", "10.0", "bfloat16"),
+        ("NVIDIA unknown", "[N/A]", "bfloat16"),
+    ],
+)
+def test_precision_is_one_that_the_card_has(
+    name: str, capability: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    show_gpus(monkeypatch, tmp_path, (name, 16384), capability=capability)
+    with monkeypatch.context() as patch:
+        patch.setattr(importlib.metadata, "version", lambda _: "2.13.0")  # a torch for CUDA
+        here = choices._this.__wrapped__()
+    with choices.assuming(here):
+        real = settings("model=qwen2.5-3b", "task=math", "rollout=transformers")
+        assert (real.learner.precision, real.learner.gradient_checkpointing) == (precision, True)
+        assert settings("model=qwen2.5-3b", "benchmark=math", verb="evaluate").precision == precision
+        check_train(real)
+        written = settings("model=qwen2.5-3b", "task=math", "learner.precision=bfloat16", "rollout=transformers")
+        if precision == "bfloat16":
+            check_train(written)
+            return
+        with pytest.raises(CareError) as refused:
+            check_train(written)
+        assert f"precision=bfloat16: the GPU has none ({name}, compute capability {capability};" in refused.value.what
+        assert refused.value.remedy == "write learner.precision=float32"
+        written.learner.device = "cpu"
+        check_train(written)

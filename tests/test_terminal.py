@@ -3,6 +3,7 @@
 import io
 import logging
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from carerft import terminal
 from carerft.assembly import Subject
 from carerft.commands.application import show_next
 from carerft.commands.chosen import chosen
+from carerft.config.choices import Machine, assuming
 from carerft.config.settings import ModelSettings
 from carerft.model.loading import load_model
 from carerft.rollout.transformers import TransformersWorker
@@ -96,4 +98,8 @@ def test_the_first_lines_say_what_was_chosen_and_why(capsys: pytest.CaptureFixtu
     assert said["gradient checkpointing"] == ["False", "the built-in model is small"]
     assert said["rollout"] == ["transformers", "the built-in model is small"]
     assert said["task"] == ["world, 7 problems", "the default"] and said["microbatch"][0] == "512 tokens"
+    with assuming(Machine(gpu=True, vllm=False, older="Tesla T4, compute capability 7.5")):
+        subject = replace(subject, settings=settings("model=qwen2.5-3b", "task=math"))
+        open_console().print(chosen(subject, worker, torch.device("cpu"), [], 512, 7))
+    assert "│ no bfloat16 before compute capability 8.0: Tesla T4, compute capability 7.5 " in capsys.readouterr().out
     assert said["prompts"][0] == "plain text" and said["context"][0] == "8,192 tokens"

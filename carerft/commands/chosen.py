@@ -45,7 +45,9 @@ def chosen(
     row("device", f"{device.type}: {gpu}", f"{prefix}device", "a GPU" if device.type != "cpu" else "no GPU")
     large = choices.large(model.path, group.device)
     why = "a GPU, and a model that is not tiny" if large else small
-    followed("precision", settings.precision, f"{prefix}precision", choices.precision(model.path, group.device), why)
+    usual = choices.precision(model.path, group.device)
+    none = f"no bfloat16 before compute capability 8.0: {machine.older}" if large and machine.older else why
+    followed("precision", settings.precision, f"{prefix}precision", usual, none)
     if isinstance(settings, TrainSettings):
         checkpointing = settings.learner.gradient_checkpointing
         followed("gradient checkpointing", checkpointing, "learner.gradient_checkpointing", large, why)

@@ -37,6 +37,7 @@ from rich.text import Text
 from carerft import __version__
 from carerft.commands.arguments import read
 from carerft.commands.plan import compose_runs, plan
+from carerft.config import choices
 from carerft.config.gpus import Gpu, check_gpus, driver, gpus, hidden
 from carerft.config.settings import TrainSettings
 from carerft.errors import CareError, ConfigError, reason
@@ -80,7 +81,10 @@ class Machine:
             return found
         cards = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
         size = [card.total_memory / GIB for card in cards]
-        return [Gpu(card.name, gib, gib, driver() or "unknown") for card, gib in zip(cards, size, strict=True)]
+        return [
+            Gpu(card.name, gib, gib, driver() or "unknown", float(f"{card.major}.{card.minor}"))
+            for card, gib in zip(cards, size, strict=True)
+        ]
 
     @cached_property
     def settings(self) -> TrainSettings:
@@ -99,7 +103,8 @@ def main() -> int:
     """Returns the exit status: 0, or 1 if a check found an error."""
     _, words = read(Doctor, sys.argv[1:], __doc__)
     if any(word.startswith("model=") and word != "model=tiny" for word in words):
-        words = ["scale=paper", *words]  # the last word counts
+        paper = ["scale=paper", *(["learner.precision=float32"] if choices.machine().older else [])]
+        words = [*paper, *words]  # the last word counts
     machine, console = Machine(words), open_console()
     errors = 0
     for check in CHECKS:
@@ -172,6 +177,9 @@ def devices(machine: Machine) -> Iterator[Finding]:
             yield Finding("warning", others, "nvidia-smi names them; choose another GPU with CUDA_VISIBLE_DEVICES")
         else:
             yield Finding("ok", what)
+        if not gpu.bfloat16:
+            what = f"GPU {number} has no bfloat16 (compute capability {gpu.capability}; 8.0 has it)"
+            yield Finding("warning", f"{what}: precision is float32", "it takes more memory and time: see carerft plan")
 
 
 def compiler(machine: Machine) -> Iterator[Finding]:
@@ -260,7 +268,7 @@ def trial(rollout: str, machine: Machine) -> Finding:
     words = [f"rollout={rollout}", "steps=2", "learner.updates_per_batch=1", "rollout.prompts_per_batch=4"]
     if rollout == "vllm":
         words.append("rollout.verify_sync=true")
-    if machine.gpus:
+    if machine.gpus and all(gpu.bfloat16 for gpu in machine.gpus):
         words.append("learner.precision=bfloat16")
     with tempfile.TemporaryDirectory() as place:
         given = ["model=tiny", "benchmark=none", "tracker=none", *words, f'hydra.run.dir="{place}/run"']

@@ -70,7 +70,8 @@ class Planner:
         return memory(job, self.shape, self.device)
 
     def fits(self, job: Job) -> bool:
-        return job.devices <= self.hardware.count and self.memory(job).fits
+        can = job.learner.precision in self.device.peak and job.devices <= self.hardware.count
+        return can and self.memory(job).fits
 
     def seconds(self, job: Job) -> Seconds:
         return seconds(job, self.shape, self.device, self.assumptions).corrected(self.factors)
@@ -89,7 +90,8 @@ def main() -> int:
     used = hardware(settings.hardware or ("this" if "model=tiny" in overrides else "h100"), assumptions)
     if settings.price is not None:
         used.device.price_per_hour = settings.price
-    machine = choices.Machine(gpu=used.kind != "cpu", vllm=used.kind != "cpu")
+    gpu, older = used.kind != "cpu", None if "bfloat16" in used.device.peak else used.kind
+    machine = choices.Machine(gpu=gpu, vllm=gpu, older=older)
     with open_console(stderr=True).status("composing the runs"), choices.assuming(machine):
         names, trainings, bases = compose_runs(chosen, overrides, used.here)
     root, console = Path("outputs", chosen.name if chosen else ""), open_console()

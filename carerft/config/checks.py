@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from carerft.config import settings as schema
-from carerft.config.choices import knows_world, vllm_for_gpus
+from carerft.config.choices import knows_world, machine, vllm_for_gpus
 from carerft.config.constraints import check_constraints
 from carerft.config.gpus import check_gpus
 from carerft.errors import CareError, ConfigError
@@ -122,6 +122,12 @@ def check_evaluate(settings: schema.EvaluateSettings, here: bool = True) -> None
 
 def _check_shared(settings: schema.TrainSettings | schema.EvaluateSettings, here: bool) -> None:
     check_tracker(settings.tracker)
+    own, prefix = (settings.learner, "learner.") if isinstance(settings, schema.TrainSettings) else (settings, "")
+    if settings.precision == "bfloat16" and own.device != "cpu" and (older := machine().older):
+        raise ConfigError(
+            f"{prefix}precision=bfloat16: the GPU has none ({older}; bfloat16 begins with compute capability 8.0)",
+            f"write {prefix}precision=float32",
+        )
     if isinstance(settings.rollout, schema.VllmSettings):
         device = settings.learner.device if isinstance(settings, schema.TrainSettings) else "cpu"
         check_engine(settings.rollout, device, here)

@@ -21,10 +21,11 @@ WORLD_VOCABULARY = 1984
 @dataclass(frozen=True)
 class Machine:
     """gpu: whether there is one that torch can use. vllm: whether the vLLM for GPUs is installed, and may have the
-    first GPU."""
+    first GPU. older: a GPU without bfloat16, and its compute capability."""
 
     gpu: bool
     vllm: bool
+    older: str | None = None
 
 
 _assumed: ContextVar[Machine | None] = ContextVar("machine", default=None)
@@ -47,8 +48,9 @@ def machine() -> Machine:
 
 @cache
 def _this() -> Machine:
-    found = bool(gpus()) and not importlib.metadata.version("torch").endswith("+cpu")
-    return Machine(found, found and vllm_for_gpus())
+    cards = [] if importlib.metadata.version("torch").endswith("+cpu") else gpus()
+    older = next((f"{card.name}, compute capability {card.capability}" for card in cards if not card.bfloat16), None)
+    return Machine(bool(cards), bool(cards) and vllm_for_gpus(), older)
 
 
 def vllm_for_gpus() -> bool:
@@ -73,7 +75,7 @@ def large(model: str, device: str) -> bool:
 
 
 def precision(model: str, device: str) -> str:
-    return "bfloat16" if large(model, device) else "float32"
+    return "bfloat16" if large(model, device) and not machine().older else "float32"
 
 
 def rollout(choice: str) -> str:

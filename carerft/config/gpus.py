@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from contextlib import suppress
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 from carerft.errors import CareError
@@ -19,19 +20,26 @@ DRIVERS = {"11": 450, "12": 525, "13": 580}
 
 @dataclass(frozen=True)
 class Gpu:
-    """name: such as "NVIDIA H100 80GB HBM3". memory_gib, free_gib: 0 if the driver names none. driver: its version."""
+    """name: such as "NVIDIA H100 80GB HBM3". memory_gib, free_gib: 0 if the driver names none. driver: its version.
+    capability: CUDA's compute capability, such as 7.5; infinite if the driver names none."""
 
     name: str
     memory_gib: float
     free_gib: float
     driver: str
+    capability: float
+
+    @property
+    def bfloat16(self) -> bool:
+        """Whether it computes in bfloat16, and vLLM takes it: from Ampere on. Volta and Turing do not."""
+        return self.capability >= 8
 
 
 def gpus() -> list[Gpu]:
     """Those that this process may see (CUDA_VISIBLE_DEVICES); empty if nvidia-smi is absent or fails."""
     command = [
         "nvidia-smi",
-        "--query-gpu=name,memory.total,memory.free,driver_version",
+        "--query-gpu=name,memory.total,memory.free,driver_version,compute_cap",
         "--format=csv,noheader,nounits",
     ]
     if hidden():
@@ -42,8 +50,11 @@ def gpus() -> list[Gpu]:
         printed = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return []
-    rows = [[part.strip() for part in line.split(",")] for line in printed.splitlines() if line.count(",") == 3]
-    return [Gpu(name, _gib(total), _gib(free), driver) for name, total, free, driver in rows]
+    rows = [[part.strip() for part in line.split(",")] for line in printed.splitlines() if line.count(",") == 4]
+    return [
+        Gpu(name, _gib(total), _gib(free), driver, float(capability) if capability[:1].isdigit() else inf)
+        for name, total, free, driver, capability in rows
+    ]
 
 
 def hidden() -> bool:

@@ -213,9 +213,10 @@ class LearnerSettings:
     # Tokens packed into one forward pass; never changes the loss. null: 16384 or, on a CPU, a half, a quarter, ... of
     # it, so many that learning needs no more than half of the machine's memory. The manifest holds what was taken.
     tokens_per_microbatch: int | None = field(default=None, metadata={"least": 1})
-    # "bfloat16": autocast over float32 master weights. conf/learner takes it on a GPU, but for the built-in model.
+    # "bfloat16": autocast over float32 master weights. conf/learner takes it on a GPU that has it (compute capability
+    # 8.0 or higher), but for the built-in model.
     precision: str = field(default="float32", metadata=PRECISIONS)
-    # Less memory, more time. conf/learner takes it where it takes bfloat16.
+    # Less memory, more time. conf/learner takes it on a GPU, but for the built-in model.
     gradient_checkpointing: bool = False
     # Fuse what lies between the matrix products, by torch.compile: a minute at the start, and less memory traffic at
     # each step (not yet run on a GPU).

@@ -105,7 +105,7 @@ def activations(job: Job, shape: Shape) -> float:
     """Bytes that autograd keeps of one microbatch in the body.
 
     For each token and layer, with H hidden, Q query and I intermediate width, counted over transformers' Qwen2 and
-    checked against what autograd saves (tests/test_plan.py). The residual stream is float32 in both precisions. Each
+    checked against what autograd saves (tests/test_plan_numbers.py). The residual stream is float32 in both. Each
     norm: its input and the normalised input, 8 H. In float32, attention: input 4 H; queries, keys and values of all
     heads, output 16 Q; MLP: input 4 H; gate, its SiLU, up, their product 16 I. In bfloat16: a copy of both inputs
     (carerft.model.casts) 2 x 2 H; 10 Q; 8 I.
