@@ -17,6 +17,7 @@ from carerft.metrics.names import METRICS
 from carerft.metrics.steps import STEPS
 from carerft.objective import settings as objective
 from carerft.runs.files import FILES
+from carerft.tasks.arithmetic import ArithmeticTask
 from carerft.tasks.gsm8k import Gsm8kTask
 from carerft.tasks.math import MathTask
 from carerft.tasks.questions import QuestionsTask
@@ -39,7 +40,7 @@ GROUPS: dict[str, tuple[type, ...]] = {
     "evaluation.during": (settings.DuringSettings,),
     "tracker": (settings.TrackerSettings,),
 }
-TASKS = (QuestionsTask, Gsm8kTask, MathTask, SelfAwareTask, TruthfulQaTask, WorldTask)
+TASKS = (QuestionsTask, ArithmeticTask, Gsm8kTask, MathTask, SelfAwareTask, TruthfulQaTask, WorldTask)
 
 
 def pages() -> dict[str, str]:

@@ -32,7 +32,8 @@ def test_every_shipped_template_is_whole(dataset, name):
 
 
 def test_each_dataset_has_a_zero_shot_and_a_few_shot_template():
-    datasets = {dataset for dataset, _ in SHIPPED} - {"questions"}  # of one's own, which no template can show
+    # Of one's own questions, no template can show any; generated ones are easy enough without.
+    datasets = {dataset for dataset, _ in SHIPPED} - {"questions", "arithmetic"}
     assert datasets == {"math", "gsm8k", "selfaware", "truthfulqa"}
     assert {(dataset, name) for dataset in datasets for name in ("zero_shot", "few_shot")} <= set(SHIPPED)
 

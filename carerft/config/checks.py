@@ -154,7 +154,8 @@ def _check_model(key: str, model: str) -> None:
     elif model != "world" and model.count("/") != 1:
         raise ConfigError(
             f"{key}={model}: there is no such directory, and it is no hub name (organisation/name) either",
-            "give a directory in Hugging Face format, or a hub name such as Qwen/Qwen2.5-3B",
+            "give a directory in Hugging Face format, or a hub name such as Qwen/Qwen2.5-3B; "
+            "python benchmarks/real/prepare.py writes the directory of model=smollm2-135m",
         )
 
 

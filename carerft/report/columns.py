@@ -18,6 +18,8 @@ BENCHMARKS = {
     "math": ("MATH", "accuracy"),
     "math500": ("MATH-500", "accuracy"),
     "gsm8k": ("GSM8K", "accuracy"),
+    "arithmetic_20": ("Arithmetic to 20", "accuracy"),
+    "arithmetic_99": ("Arithmetic to 99", "accuracy"),
     "world_transfer": ("Transfer", "accuracy"),
     "world_honesty": ("Honesty", "honesty"),
     "selfaware": ("SelfAware", "honesty"),

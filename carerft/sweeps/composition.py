@@ -20,6 +20,7 @@ from carerft.runs.directory import locked, manifests
 from carerft.runs.inputs import changed_since
 from carerft.sweeps import folders, loader
 from carerft.sweeps.names import cell_directory, reserved
+from carerft.tasks.arithmetic import ArithmeticTask
 from carerft.tasks.gsm8k import Gsm8kTask
 from carerft.tasks.math import MathTask
 from carerft.tasks.questions import QuestionsTask
@@ -64,7 +65,7 @@ def register() -> None:
     loader.register()
     settings.register()
     folders.register()
-    for task in (Gsm8kTask, MathTask, QuestionsTask, SelfAwareTask, TruthfulQaTask, WorldTask):
+    for task in (ArithmeticTask, Gsm8kTask, MathTask, QuestionsTask, SelfAwareTask, TruthfulQaTask, WorldTask):
         settings.register_task(task.__module__.rpartition(".")[2], task)
     OmegaConf.register_new_resolver("carerft.scale", lambda model: "tiny" if model == "tiny" else "paper", replace=True)
     for name in ("precision", "large", "rollout"):

@@ -1,4 +1,4 @@
-"""What the tasks over published datasets share: their settings, their prompt template, and the pass over the rows."""
+"""What tasks share: a prompt template and a limit and, over published datasets, the pass over the rows."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,13 +12,11 @@ from carerft.tasks.templates import AUTO, PROMPTS, load_template
 
 
 @dataclass(kw_only=True, eq=False)
-class DatasetTask:
-    """A task over the rows of a published dataset, or of a file of the same format. Raises ConfigError."""
+class PromptedTask:
+    """A task whose questions stand in a prompt template. Raises ConfigError."""
 
     name: ClassVar[str]
-    question_fields: ClassVar[tuple[str, ...]] = ("question", "problem")
 
-    path: str | None = None  # a file in place of the published one
     # The name or the file of a template (see `load_template`); auto: `instruction` in a chat, else `zero_shot`.
     prompt: str = AUTO
     limit: int | None = field(default=None, metadata={"least": 1})  # only the first so many problems
@@ -51,6 +49,15 @@ class DatasetTask:
     def all_problems(self) -> list[Problem]:
         """The problems without a limit."""
         raise NotImplementedError
+
+
+@dataclass(kw_only=True, eq=False)
+class DatasetTask(PromptedTask):
+    """A task over the rows of a published dataset, or of a file of the same format. Raises ConfigError."""
+
+    question_fields: ClassVar[tuple[str, ...]] = ("question", "problem")
+
+    path: str | None = None  # a file in place of the published one
 
     def rows(self, published: Published) -> Iterator[tuple[Row, str]]:
         """Each row with its question. Raises DataError on an empty question and on a repeated one."""

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from carerft.errors import DataError, reason
 from carerft.tasks import Grade, Problem, Task
-from carerft.tasks.dataset import DatasetTask
+from carerft.tasks.dataset import PromptedTask
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class ChatTask:
     tokenizer: PreTrainedTokenizerBase
 
     def __post_init__(self) -> None:
-        if isinstance(self.task, DatasetTask):
+        if isinstance(self.task, PromptedTask):
             self.task.use_chat_prompt()
 
     @property

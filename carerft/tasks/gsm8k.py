@@ -78,13 +78,16 @@ class Gsm8kTask(DatasetTask):
         ]
 
     def grade(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Grade]:
-        """By the exact value of the extracted number; a completion without a number is wrong."""
-        strict = self.extraction == "strict"
-        answers = [extracted_number(reply(text, self.until), strict) for text in texts]
-        return [
-            Grade(extracted=answer, correct=answer is not None and answer == canonical(problem.answer or ""))
-            for problem, answer in zip(problems, answers, strict=True)
-        ]
+        return grade_numbers(problems, [reply(text, self.until) for text in texts], self.extraction == "strict")
+
+
+def grade_numbers(problems: Sequence[Problem], replies: Sequence[str], strict: bool = False) -> list[Grade]:
+    """By the exact value of the extracted number; a reply without a number is wrong."""
+    answers = [extracted_number(text, strict) for text in replies]
+    return [
+        Grade(extracted=answer, correct=answer is not None and answer == canonical(problem.answer or ""))
+        for problem, answer in zip(problems, answers, strict=True)
+    ]
 
 
 def gold_answer(row: Row) -> str:
