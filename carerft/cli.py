@@ -211,7 +211,7 @@ def expand_model(words: list[str]) -> list[str]:
             if not written:
                 _check_models(value)
             expanded += ["model=path", f"model.path={value if written else _quoted(value)}"]
-        elif key.startswith("samples."):
+        elif key.startswith("samples.") or (key == "samples" and value.startswith("{")):
             expanded.append(f"keep_{word}")
         elif key == "reward" and ".py:" in value and not written:
             names = [value] if Path(value.rpartition(":")[0]).expanduser().is_file() else value.split(",")

@@ -53,6 +53,15 @@ def test_they_are_read_in_a_terminal(kept: Path, capsys: pytest.CaptureFixture):
         assert says in capsys.readouterr().err, words
 
 
+def test_a_file_and_a_command_say_it_in_the_same_words(tmp_path: Path, capsys: pytest.CaptureFixture):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment/mine.yaml").write_text("# @package _global_\nsamples: {every: 7, prompts: 3}\n")
+    place = f"--config-dir={tmp_path}"
+    for words in (["experiment=mine"], ["samples={every:7,prompts:3}"], ["samples.every=7", "samples.prompts=3"]):
+        assert cli.main(["train", place, "model=tiny", *words, "--cfg=job"]) == 0
+        assert "samples: 8\n" in (said := capsys.readouterr().out) and "every: 7\n  prompts: 3\n" in said, words
+
+
 def test_what_a_model_wrote_never_moves_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture):
     (tmp_path / "samples").mkdir()
     hostile = {

@@ -92,10 +92,10 @@ class RewardSettings:
 
 @dataclass
 class KeepSettings:
-    """What is kept of the completions that a training samples: samples/step_<n>.jsonl. On the command line the group is
-    also called `samples`: samples.every=10."""
+    """What is kept of the completions that a training samples: samples/step_<n>.jsonl. The group is also called
+    `samples`: samples.every=10, or in a file `samples: {every: 10}`."""
 
-    # Steps between the batches of which some are kept; null: none. On the command line also samples.every=10.
+    # Steps between the batches of which some are kept; null: none. Also written samples.every=10.
     every: int | None = field(default=None, metadata={"least": 1})
     # Prompts of such a batch, each with all of its completions.
     prompts: int = field(default=8, metadata={"least": 1})

@@ -11,11 +11,14 @@ from typing import Any
 
 import hydra._internal.hydra
 from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
+from hydra._internal.config_repository import IConfigRepository
+from hydra.core.default_element import ResultDefault
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobRuntime
+from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 
 from carerft.config.choices import machine
 
@@ -34,7 +37,7 @@ def parsed(text: str) -> Override:
 
 
 class Loader(ConfigLoaderImpl):
-    """`ConfigLoaderImpl`, from which everything here comes, with the same results."""
+    """`ConfigLoaderImpl`, from which all but one thing here comes, with the same results."""
 
     def _load_configuration_impl(
         self,
@@ -63,6 +66,16 @@ class Loader(ConfigLoaderImpl):
         config = copy.deepcopy(_composed[key])
         self._apply_overrides_to_config([each for each in given if each not in chosen], config)
         return self._record(config, given)
+
+    def _load_single_config(self, default: ResultDefault, repo: IConfigRepository) -> ConfigResult:
+        """A file's `samples: {every: 10}` is `keep_samples`: `samples` alone is a number."""
+        loaded = super()._load_single_config(default, repo)
+        config = loaded.config
+        if isinstance(config, DictConfig) and isinstance(given := config.get("samples"), DictConfig):
+            with open_dict(config):
+                config.merge_with({"keep_samples": given})
+                del config["samples"]
+        return loaded
 
     def _chooses(self, override: Override) -> bool:
         """Whether an override decides what is composed, and not only a value in it."""
