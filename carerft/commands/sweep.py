@@ -77,14 +77,15 @@ def _listing() -> str:
 
 def named_experiment(words: Sequence[str]) -> tuple[Experiment | None, list[str]]:
     """The experiment that the words name, if any, and Hydra's overrides among them: without `model=`, with the tiny
-    model. Raises ConfigError: more than one name, or no such experiment.
+    model, unless the experiment names one. Raises ConfigError: more than one name, or no such experiment.
     """
     names = [word for word in words if "=" not in word]
     if len(names) > 1:
         raise ConfigError(f"{len(names)} experiments were named", f"name one, such as {names[0]}")
     overrides = [word for word in words if "=" in word]
-    model = [] if any(word.startswith("model=") for word in overrides) else ["model=tiny"]
-    return experiment(names[0]) if names else None, [*model, *overrides]
+    named = experiment(names[0]) if names else None
+    given = any(word.startswith("model=") for word in overrides) or (named is not None and named.names_model)
+    return named, overrides if given else ["model=tiny", *overrides]
 
 
 def _workers(overrides: Sequence[str]) -> int:

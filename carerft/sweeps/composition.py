@@ -28,6 +28,8 @@ from carerft.tasks.selfaware import SelfAwareTask
 from carerft.tasks.truthfulqa import TruthfulQaTask
 from carerft.tasks.world import WorldTask
 
+SCALES = {"tiny": "tiny", "smollm2-135m": "small"}
+"""The scale of an experiment, by the choice of its model; of any other model, paper."""
 _run_names: dict[str, str] = {}
 """By the hash of a configuration: Hydra resolves the name more than once, and must get the same each time."""
 
@@ -67,7 +69,7 @@ def register() -> None:
     folders.register()
     for task in (ArithmeticTask, Gsm8kTask, MathTask, QuestionsTask, SelfAwareTask, TruthfulQaTask, WorldTask):
         settings.register_task(task.__module__.rpartition(".")[2], task)
-    OmegaConf.register_new_resolver("carerft.scale", lambda model: "tiny" if model == "tiny" else "paper", replace=True)
+    OmegaConf.register_new_resolver("carerft.scale", lambda model: SCALES.get(model, "paper"), replace=True)
     for name in ("precision", "large", "rollout"):
         OmegaConf.register_new_resolver(f"carerft.{name}", getattr(choices, name), replace=True)
     OmegaConf.register_new_resolver("carerft.timestamp", _timestamp, replace=True)

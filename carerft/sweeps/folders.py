@@ -26,6 +26,12 @@ class Experiment:
     folder: Path
     sweeps: dict[str, Path]
 
+    @property
+    def names_model(self) -> bool:
+        """Whether its sweep chooses a model itself, by `override /model` in its defaults."""
+        defaults = OmegaConf.select(OmegaConf.load(self.sweeps[self.name]), "defaults") or []
+        return any("override /model" in entry for entry in defaults)
+
     def overrides_of(self, sweep: str, overrides: Sequence[str]) -> list[str]:
         """The overrides for one of its sweeps: without those of other sweeps' axes, which may not exist in this one."""
         other_axes = set().union(*map(axes, self.sweeps.values())) - axes(self.sweeps[sweep])
