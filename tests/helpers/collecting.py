@@ -23,6 +23,7 @@ from carerft.training.trainer import Trainer
 from helpers.models import VOCABULARY, tiny_model
 
 SEED, PROMPTS, GROUP, MAX_TOKENS = 3, 4, 4, 8
+ENDS = (1, 5, 8, 14, 21)
 
 
 def algorithm(**changes: object) -> Algorithm:

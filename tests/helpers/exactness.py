@@ -19,7 +19,7 @@ from carerft.objective.regularizers import NoRegularizer
 from carerft.rollout import Rollouts, Sampling
 from carerft.rollout.transformers import TransformersWorker
 from carerft.training.learner import Learner
-from helpers.architectures import EOS, tiny, tiny_tokenizer
+from helpers.architectures import EOS, VOCABULARY, tiny, tiny_tokenizer
 
 PROMPTS = [[5, 6, 9, 20, 11], [8], [9, 12, 4, 4, 13, 12, 22, 10, 7], [6, 33, 9, 51, 11]]
 NATS, RELATIVE = 1e-4, 1e-3
@@ -257,3 +257,13 @@ NOT_TRIED = {
     "musicgen_melody": "makes sound from the states of a text encoder",
 }
 """Types whose own configuration class makes no tiny model, and why."""
+
+
+def rollouts_of(*lengths: tuple[int, int]) -> Rollouts:
+    """Random sequences of these lengths, of prompt and completion."""
+    generator = torch.Generator().manual_seed(0)
+    prompts, rows = (
+        [torch.randint(4, VOCABULARY - 4, (pair[part],), generator=generator) for pair in lengths] for part in (0, 1)
+    )
+    zeros = [torch.zeros(len(tokens)) for tokens in rows]
+    return Rollouts.from_rows([p.tolist() for p in prompts], rows, zeros, torch.ones(len(rows), dtype=torch.bool))
