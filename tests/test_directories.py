@@ -14,9 +14,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from carerft import cli
 from carerft.errors import ConfigError
+from carerft.runs.directory import open_run
 from carerft.sweeps.cells import cells
 from carerft.sweeps.folders import experiment
-from carerft.sweeps.names import cell_name, reserved
+from carerft.sweeps.names import cell_directory, cell_name, reserved
 from carerft.text import hydra_quoted
 from carerft.world.bases import SHIPPED
 
@@ -61,6 +62,50 @@ def test_paths_are_named_by_their_last_part():
     assert first != second and {first[:-6], second[:-6]} == {shown}
     assert cell_name("model.path=Qwen/B,model.revision=x,model=path")[:-7] == "model.revision=x,model=B"
     assert cell_name('model.path="/a/b,c",model=path')[:-7] == "model=b_c"
+
+
+def chosen(axes: str, overrides: str, config: dict) -> str:
+    return cell_directory(axes, overrides, Path("outputs"), lambda: config)
+
+
+def test_the_swept_keys_alone_name_a_cell_without_quotes_escapes_or_paths():
+    assert chosen("regularizer=rkl", "regularizer=rkl,steps=3", {}) == "regularizer=rkl"
+    assert chosen("", "regularizer=rkl,steps=3", {}) == "regularizer=rkl,steps=3"  # only seeds are swept
+    assert chosen("", "", {}) == "default"
+    assert chosen('beta=1,model.path="/a/B 1"', "model=path,x", {})[:-7] == "beta=1,model=B_1"
+    assert chosen(r"reward.functions=[mine.py\:f]", "x", {}) == "reward.functions=[mine.py:f]"
+
+
+def test_a_name_is_shared_by_the_seeds_of_one_configuration_and_by_no_other():
+    def config(**changes: object) -> dict:
+        return {"name": "a", "seed": 0, "steps": 3, "samples": 5, "model": {"name": "tiny", "base": 0}} | changes
+
+    with open_run(Path("outputs/regularizer=rkl/seed=0"), "train", config()) as run:
+        run.update()
+    names = ("regularizer=rkl", "regularizer=rkl,samples=6")
+    for changes, own in (
+        ({}, True), ({"seed": 1, "model": {"name": "tiny", "base": 1}}, True), ({"name": "b"}, True),
+        ({"steps": 4}, True), ({"steps": 4, "seed": 1}, True),  # which continue the same trainings
+        ({"steps": 2}, False), ({"samples": 6}, False), ({"samples": 6, "seed": 1}, False),
+        ({"model": {"name": "other", "base": 0}}, False),
+    ):  # fmt: skip
+        assert chosen(*names, config(**changes)) == names[not own], changes
+    with open_run(Path("outputs/regularizer=rkl,samples=6/seed=0"), "train", config(samples=6)) as run:
+        run.update()
+    shutil.rmtree("outputs/regularizer=rkl")  # a run that has begun is continued where it is
+    assert chosen(*names, config(samples=6, seed=1)) == names[1]
+
+
+def test_multiruns_that_differ_in_what_is_not_swept_are_kept_apart_and_found_again():
+    words = ["regularizer=none,rkl", "learner.max_grad_norm=2"]
+    first = cells_of(*words)
+    assert first == ["train/regularizer=none/seed=0", "train/regularizer=rkl/seed=0"]
+    manifests = [Path("outputs", place, "manifest.json") for place in first]
+    before = [file.read_bytes() for file in manifests]
+    both = cells_of(words[0], "learner.max_grad_norm=3")
+    assert len(both) == 4 and all("learner.max_grad_norm=3" in place for place in both if place not in first)
+    assert cells_of(*words) == cells_of(words[0], "learner.max_grad_norm=3") == both
+    assert [file.read_bytes() for file in manifests] == before
 
 
 def test_ten_overrides_of_a_multirun():

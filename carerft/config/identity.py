@@ -36,6 +36,8 @@ INCIDENTAL = (
     "reward.timeout_s",
 )
 
+REPLICATE_KEYS = ("seed", "model.base")
+"""What tells the replicates of a configuration apart: the seed, and the pretraining seed of the built-in base model."""
 
 EARLIER_DEFAULTS = {
     "learner.tokens_per_microbatch": MOST_TOKENS,
@@ -95,6 +97,15 @@ def extends(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
         and all(value in (None, "constant") for value in schedules)
         and config_hash({**old, "steps": 0}) == config_hash({**new, "steps": 0})
     )
+
+
+def same_cell(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether a run of `new` is a run of `old`, or one with more steps, but for what tells replicates apart."""
+    own = {key: flatten(new).get(key) for key in REPLICATE_KEYS}
+    aligned: dict[str, Any] = {**old, "seed": own["seed"]}
+    if isinstance(old.get("model"), Mapping):
+        aligned["model"] = {**old["model"], "base": own["model.base"]}
+    return config_hash(aligned) == config_hash(new) or extends(aligned, new)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

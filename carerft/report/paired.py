@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from carerft.config.identity import decisive
+from carerft.config.identity import REPLICATE_KEYS, decisive
 from carerft.errors import DataError
 from carerft.metrics import scores, statistics
 from carerft.metrics.intervals import Spread, pooled_spread
 from carerft.metrics.statistics import Interval
 from carerft.report.paper import Selector
-from carerft.report.rows import REPLICATE_KEYS, Quantity, Row, base_of, run_value
+from carerft.report.rows import Quantity, Row, base_of, run_value
 from carerft.runs.labels import section
 from carerft.runs.reading import Run, read_lines
 

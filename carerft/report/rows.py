@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from carerft.config.identity import decisive, flatten
+from carerft.config.identity import REPLICATE_KEYS, decisive, flatten
 from carerft.config.settings import defaults
 from carerft.metrics.intervals import over_seeds, pooled_spread
 from carerft.metrics.names import METRICS, Metric
@@ -17,8 +17,6 @@ from carerft.text import line, number
 
 Quantity = tuple[str, str]
 """(benchmark, metric)"""
-REPLICATE_KEYS = ("seed", "model.base")
-"""What tells the replicates of a row apart: the seed, and the pretraining seed of the built-in base model."""
 FAMILIES = ("base", "none", "rkl", "srkl")
 # The label already says these, or they differ between machines.
 HIDDEN_IN_LABELS = {*REPLICATE_KEYS, "model.path", "regularizer._target_"}

@@ -22,7 +22,7 @@ from carerft.runs.directory import changed_inputs, locked, read_manifest
 from carerft.runs.inputs import changed_since
 from carerft.sweeps.composition import composing
 from carerft.sweeps.folders import Experiment
-from carerft.sweeps.loader import parsed
+from carerft.sweeps.loader import add_axes, parsed, swept
 from carerft.sweeps.names import cell_directory
 from carerft.tasks.templates import check_templates
 from carerft.text import hydra_quoted
@@ -69,9 +69,10 @@ def cells(experiment: Experiment, overrides: Sequence[str], here: bool = True) -
     """
     with composing():
         trainings = [
-            compose_training(job, here)
+            compose_training(job, here, own)
             for sweep in experiment.sweeps
-            for job in jobs(sweep, experiment.overrides_of(sweep, overrides))
+            for own in [experiment.overrides_of(sweep, overrides)]
+            for job in jobs(sweep, own)
         ]
         return _bases(trainings, overrides, here) + trainings
 
@@ -94,9 +95,11 @@ def jobs(sweep: str, overrides: Sequence[str]) -> list[list[str]]:
     return [[f"experiment={sweep}", *job] for job in batch]
 
 
-def compose_training(job: Sequence[str], here: bool) -> Cell:
-    """One training, inside `composing`. job, here, and what is raised: as for `cells`."""
+def compose_training(job: Sequence[str], here: bool, overrides: Sequence[str] = ()) -> Cell:
+    """One training, inside `composing`. overrides: of the sweep of which it is a job. job, here, and what is raised:
+    as for `cells`."""
     composed = compose("train", list(job), return_hydra_config=True)
+    add_axes(composed, swept(overrides))
     record = plain(composed)
     settings = train_settings(record)
     check_train(settings, here)
@@ -134,13 +137,14 @@ def _base(training: Cell, measured: Sequence[str], here: bool) -> Cell:
     defaults = flatten(plain(compose("evaluate", groups)))
     changed = [f"++{key}={_written(value)}" for key, value in values.items() if defaults.get(key, ...) != value]
     own = {text.split("=")[0]: text for text in training.overrides}
-    swept = {text for text in measured if parsed(text).is_sweep_override()}
-    texts = [own.get(text.split("=")[0], text) if text in swept else text for text in measured]  # of several, this one
-    words = ",".join(["base", *sorted(text for text in texts if not text.startswith("seed="))])
-    name = cell_directory(words, Path("outputs", settings.name), settings.seed)
+    several = swept(measured)
+    texts = [own.get(key, text) if (key := text.split("=")[0]) in several else text for text in measured]
+    texts = sorted(text for text in texts if not text.startswith("seed="))
+    axes = [text for text in texts if text.split("=")[0] in several]
+    sweep, config = Path("outputs", settings.name), plain(compose("evaluate", [*groups, *changed]))
+    name = cell_directory(",".join(["base", *axes]), ",".join(["base", *texts]), sweep, lambda: config)
     subdir = _written(f"{name}/seed={settings.seed}")
-    directory = [f"hydra.sweep.dir=outputs/{settings.name}", f"hydra.sweep.subdir={subdir}"]
-    overrides = (*groups, *changed, *directory)
+    overrides = (*groups, *changed, f"hydra.sweep.dir={sweep}", f"hydra.sweep.subdir={subdir}")
     composed = compose("evaluate", list(overrides), return_hydra_config=True)
     record = plain(composed)
     evaluation = evaluate_settings(record)

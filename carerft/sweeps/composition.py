@@ -56,9 +56,9 @@ def _timestamp(_root_: DictConfig) -> str:
     return _run_names[key]
 
 
-def _cell(overrides: str, _root_: DictConfig) -> str:
-    sweep = Path(str(OmegaConf.select(_root_, "hydra.sweep.dir")))
-    return cell_directory(overrides, sweep, _root_.get("seed"))
+def _cell(_root_: DictConfig) -> str:
+    axes = loader.cell_overrides(_root_, loader.axes(_root_))
+    return cell_directory(axes, loader.cell_overrides(_root_), Path(_root_.hydra.sweep.dir), lambda: plain(_root_))
 
 
 @cache

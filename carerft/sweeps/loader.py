@@ -5,7 +5,7 @@ Reading the files and merging them takes Hydra a tenth of a second, setting valu
 
 import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Sequence
 from functools import cache
 from typing import Any
 
@@ -18,7 +18,7 @@ from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobRuntime
 from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, flag_override, open_dict
 
 from carerft.config.choices import machine
 
@@ -77,6 +77,11 @@ class Loader(ConfigLoaderImpl):
                 del config["samples"]
         return loaded
 
+    def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        config = super().load_sweep_config(master_config, sweep_overrides)
+        add_axes(config, [*axes(master_config), *swept(written(master_config))])
+        return config
+
     def _chooses(self, override: Override) -> bool:
         """Whether an override decides what is composed, and not only a value in it."""
         key = override.key_or_group
@@ -91,11 +96,36 @@ class Loader(ConfigLoaderImpl):
         config.hydra.overrides.hydra = [each.input_line for each in given if each.is_hydra_override()]
         config.hydra.overrides.task = [each.input_line for each in own]
         config.hydra.runtime.cwd = os.getcwd()
-        names = config.hydra.job.config.override_dirname
-        config.hydra.job.override_dirname = get_overrides_dirname(
-            own, kv_sep=names.kv_sep, item_sep=names.item_sep, exclude_keys=names.exclude_keys
-        )
+        config.hydra.job.override_dirname = cell_overrides(config)
         return config
+
+
+def written(config: DictConfig) -> list[str]:
+    """The overrides of a composed configuration, with interpolations as they were written."""
+    return [str(text) for text in OmegaConf.to_container(config.hydra.overrides.task) or ()]
+
+
+def swept(overrides: Iterable[str]) -> list[str]:
+    """The keys to which these overrides give several values."""
+    return [each.key_or_group for each in map(parsed, overrides) if each.is_sweep_override()]
+
+
+def axes(config: DictConfig) -> list[str]:
+    """The keys that take several values in the sweep of a composed configuration, as far as it knows."""
+    return [str(key).lstrip("+") for key in config.hydra.sweeper.get("params") or {}]
+
+
+def add_axes(config: DictConfig, keys: Iterable[str]) -> None:
+    """Let the configuration of one job know which keys its sweep gives several values, which name its directory."""
+    with flag_override(config, ["struct", "readonly"], False):
+        config.hydra.sweeper.params = dict.fromkeys([*axes(config), *keys], "")
+
+
+def cell_overrides(config: DictConfig, keys: Container[str] | None = None) -> str:
+    """The overrides of a job that name its cell, as Hydra writes them. keys: of these alone."""
+    names = config.hydra.job.config.override_dirname
+    own = [each for each in map(parsed, written(config)) if keys is None or each.key_or_group in keys]
+    return get_overrides_dirname(own, kv_sep=names.kv_sep, item_sep=names.item_sep, exclude_keys=names.exclude_keys)
 
 
 def register() -> None:

@@ -2,10 +2,14 @@
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
+from typing import Any
+
+from carerft.config.identity import same_cell
+from carerft.runs.directory import manifests
 
 LONGEST = 255
 """Bytes of a file's name that common file systems take."""
@@ -60,14 +64,24 @@ def labels(names: Sequence[str], alone: str) -> list[str]:
     return [" ".join(text for text in part if text not in shared) or alone for part in parts]
 
 
-def cell_directory(overrides: str, sweep: Path, seed: object) -> str:
-    """`cell_name` or, if it holds this run, the directory in `sweep` that an earlier version named, which may be
-    several of overrides with a slash."""
-    names = [overrides.lstrip("/")] if "/" in overrides else []
-    for name in (*names, earlier_cell_name(overrides)):
-        if Path(sweep, name, f"seed={seed}", "manifest.json").is_file():
+def cell_directory(axes: str, overrides: str, sweep: Path, config: Callable[[], dict[str, Any]]) -> str:
+    """The directory in `sweep` of a run's cell, which its seeds share.
+
+    axes: the overrides of the keys that are swept, which name it. If runs of another configuration have that name, or
+    no key is swept that could, all `overrides` name it; so did earlier versions, whose directories are found again.
+    config: the run's configuration.
+    """
+    slashed = [overrides.lstrip("/")] if "/" in overrides else []  # several directories, in the earliest versions
+    whole = cell_name(overrides)
+    for name in (*slashed, earlier_cell_name(overrides), whole):
+        if any(Path(sweep, name).glob("seed=*/manifest.json")):
             return name
-    return cell_name(overrides)
+    if not axes:
+        return whole
+    name = re.sub("^model[.]path=|(?<=,)model[.]path=", "model=", re.sub(r"""["'\\]""", "", cell_name(axes)))
+    others = sorted(Path(sweep, name).glob("seed=*"))
+    first = next((manifest["config"] for _, manifest in manifests(others)), None)
+    return name if first is None or same_cell(first, config()) else whole
 
 
 def _bytes(text: str) -> bytes:
