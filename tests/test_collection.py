@@ -136,6 +136,14 @@ def test_without_dynamic_sampling_every_group_is_kept():
     assert collector.sampler_state == SamplerState(prompts=4, rounds=1) and batch.metrics["rollout/rounds"] == 1
 
 
+def test_a_batch_without_any_reward_is_warned_of(caplog):
+    for kinds, warned in (("silent silent silent silent", True), ("silent silent silent gap", False)):
+        caplog.clear()
+        collector, learner = collection(kinds, algorithm(dynamic_sampling=False))
+        assert float(collector.next(learner, last=True).advantages.abs().max()) == 0.0 or not warned
+        assert ("no completion of this batch has a reward" in caplog.text) == warned
+
+
 def test_equal_rewards_have_no_advantage_where_the_epsilon_is_zero_too():
     collector, learner = collection("right wrong silent mixed", algorithm(dynamic_sampling=False, advantage_eps=0.0))
     advantages = collector.next(learner, last=True).advantages.view(PROMPTS, GROUP)

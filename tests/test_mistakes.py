@@ -38,6 +38,11 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         ),
         ("train learner.learning_rate=small", "this is not a number\n  write a number\n"),
         ("train learner.compile=maybe", "this is not true or false\n  write true or false, such as"),
+        ("train reward.functions=mine.py:f", "this is no list\n  write reward.functions=[mine.py:f]\n"),
+        (
+            "train reward=mine.py",
+            "there is no such reward\n  choices: correctness\n  a function of your own: reward=FILE",
+        ),
         ("train beta=0.1", "did you mean regularizer.beta?"),
         ("train lr=1e-5", "write learner.learning_rate=...; "),
         ("train output_dir=here", "write hydra.run.dir=...; "),

@@ -184,6 +184,8 @@ def test_a_function_that_fails_is_named_with_the_completion(files, name, message
         (["correctness"], [1.0, 2.0], "has 2 numbers for 1"),
         (["{place}/mine.py:total"], None, "'total' is the name of the rewards' weighted sum"),
         (["{place}/mine.py:correctness"], None, "'correctness' is the name of the grader's verdict"),
+        (["correctness"], [0.0], "no completion would earn more than another"),
+        (["correctness"], [math.nan], "no completion would earn more than another"),
         (["brevity"], None, "there is no such reward"),
         (["{place}/mine.py:absent"], None, "no function 'absent'; it has length, has_tags"),
         (["{place}/broken.py:f"], None, "broken.py:2: SyntaxError"),

@@ -17,6 +17,7 @@ OWN = {
     "task": "questions of your own: task=questions task.path=FILE task.question=COLUMN task.answer=COLUMN",
     "benchmark": "questions of your own: benchmark=questions benchmark.questions.path=FILE "
     "benchmark.questions.question=COLUMN benchmark.questions.answer=COLUMN",
+    "reward": "a function of your own: reward=FILE.py:FUNCTION",
 }
 """Of a group: how one's own is written where a choice is unknown."""
 NAMES = {
@@ -39,6 +40,7 @@ OWN_KEY = re.compile(r"In '(\w+/[^']+)':.*?Key '(\w+)' not in '\w+Settings'", re
 WRONG_TYPE = re.compile(
     r"Error merging override (\S+?)=.*?(?:could not be converted to|is not a valid) (\w+)", re.DOTALL
 )
+NO_LIST = re.compile(r"Error merging override ((\S+?)=(.*))\n.*is not a ListConfig")
 TECHNICAL = re.compile(r"$|object_type=|reference_type=|full_key: |To append to your config")
 
 
@@ -63,6 +65,9 @@ def explain(error: Exception, listing: str) -> tuple[str, str]:
         example = f", such as {key}={str(usual).lower()}" if usual is not None else ""
         word = text.partition("Error merging override ")[2].splitlines()[0]
         return f"{word}: this is not {KINDS[wrong[2]]}", f"write {KINDS[wrong[2]]}{example}"
+    if no_list := NO_LIST.search(text):
+        word, key, value = no_list.groups()
+        return f"{word}: this is no list", f"write {key}=[{value}]"
     lines = (line.strip() for line in text.splitlines())
     text = "\n  ".join(dict.fromkeys(line for line in lines if not TECHNICAL.match(line)))
     key = getattr(error, "full_key", None)

@@ -239,6 +239,8 @@ class Collector:
         parts = {"total": rewards.flatten()}
         parts |= {name: torch.cat([r.scored.parts[name] for r in rounds]) for name in rounds[0].scored.parts}
         sampling_s = sum(r.sampling_s for r in rounds)
+        if rewards.isnan().all():
+            log.warning("no completion of this batch has a reward (reward/no_verdict): nothing is learned from it")
         penalties = algorithm.penalties(rollouts.lengths, self.sampling.max_tokens)
         metrics = {
             **reward_metrics(rewards, grades, rollouts),

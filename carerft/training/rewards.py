@@ -62,6 +62,10 @@ def check_rewards(settings: RewardSettings) -> None:
         raise ConfigError(
             f"reward.weights has {len(weights)} numbers for {len(functions)} reward.functions", "write one for each"
         )
+    if weights is not None and not (all(map(math.isfinite, weights)) and any(weights)):
+        raise ConfigError(
+            f"reward.weights={weights}: no completion would earn more than another", "write numbers, not all of them 0"
+        )
 
 
 @dataclass(frozen=True)
