@@ -140,7 +140,7 @@ def test_a_batch_without_any_reward_is_warned_of(caplog):
     for kinds, warned in (("silent silent silent silent", True), ("silent silent silent gap", False)):
         caplog.clear()
         collector, learner = collection(kinds, algorithm(dynamic_sampling=False))
-        assert float(collector.next(learner, last=True).advantages.abs().max()) == 0.0 or not warned
+        collector.next(learner, last=True)
         assert ("no completion of this batch has a reward" in caplog.text) == warned
 
 
