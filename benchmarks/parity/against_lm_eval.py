@@ -10,7 +10,8 @@
   metrics, on a model that repeats given completions (`lm_eval_side.py`).
 
 Disagreements are counted by variant, with the side that is right and the reason (`explanations.py`). The exit status is
-1 if a disagreement has no explanation. CARERFT_DATA: the directory of the benchmarks' data.
+1 if a disagreement has no explanation. CARERFT_DATA: the directory of the benchmarks' data. --model: TruthfulQA
+alone, with this model in the place of the random one.
 """
 
 import argparse
@@ -94,6 +95,7 @@ def save_model(directory: str, texts: Sequence[str]) -> None:
 def our_choices(model: str, count: int, directory: str) -> list[dict]:
     """The records of each problem, with mc1 and mc2, from `carerft evaluate benchmark=truthfulqa`."""
     overrides = [f"model={model}", "benchmark=truthfulqa", "samples=1", "benchmark.truthfulqa.max_tokens=1"]
+    overrides += ["model.chat=false"]  # lm-eval uses no chat template unless it is told to
     overrides += [f"evaluation.limit={count}", "evaluation.bootstrap=1", "device=cpu", f"hydra.run.dir={directory}"]
     process = subprocess.run([sys.executable, "-m", "carerft", "evaluate", *overrides], capture_output=True, text=True)
     if process.returncode:
@@ -198,6 +200,7 @@ def compare_verdicts(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lm-eval-python", help="the Python of an environment that has lm-eval[math]")
+    parser.add_argument("--model", help="a model directory: compares TruthfulQA alone, for this model")
     parser.add_argument("--questions", type=int, default=817, help="the first of TruthfulQA")
     parser.add_argument("--problems", type=int, default=200, help="of GSM8K and of MATH-500, each in every variant")
     parser.add_argument("--output", type=Path, help="also write every disagreement to this file, as JSON lines")
@@ -209,17 +212,20 @@ def main() -> None:
         console.width = 150
     disable_progress_bar()
     questions = json.loads((data() / "truthfulqa/v1/mc_task.json").read_text(encoding="utf-8"))[: options.questions]
-    gsm8k, mathematics = gsm8k_completions(options.problems), math_completions(options.problems)
+    problems = 0 if options.model else options.problems
+    gsm8k, mathematics = gsm8k_completions(problems), math_completions(problems)
     with tempfile.TemporaryDirectory() as directory:
         folder = Path(directory)
-        model = str(folder / "model")
-        save_model(model, [row["question"] for row in questions] + [a for row in questions for a in row["mc2_targets"]])
+        model = options.model or str(folder / "model")
+        if not options.model:
+            save_model(model, [text for row in questions for text in (row["question"], *row["mc2_targets"])])
         spec = {
             "model": model,
             "truthfulqa": write_lines(folder / "truthfulqa.jsonl", [hub_row(row) for row in questions]),
-            "gsm8k": write_lines(folder / "gsm8k.jsonl", [c.row for c in gsm8k]),
-            "math": write_lines(folder / "math.jsonl", [c.row for c in mathematics]),
         }
+        if not options.model:
+            spec["gsm8k"] = write_lines(folder / "gsm8k.jsonl", [c.row for c in gsm8k])
+            spec["math"] = write_lines(folder / "math.jsonl", [c.row for c in mathematics])
         with console.status("lm-evaluation-harness"):
             metrics = theirs(spec, options.lm_eval_python, directory)
         with console.status("carerft evaluate"):
@@ -234,12 +240,13 @@ def main() -> None:
         f"and {sum(mc2) / len(mc2):.4f})"
     )
     disagreements = []
-    for name, task, completions, metric in (
+    graded = () if options.model else (
         ("GSM8K, strict", Gsm8kTask("test", extraction="strict"), gsm8k, metrics["gsm8k"]["strict-match/exact_match"]),
         ("GSM8K, flexible", Gsm8kTask("test"), gsm8k, metrics["gsm8k"]["flexible-extract/exact_match"]),
         ("MATH, math_verify", MathTask("math500"), mathematics, metrics["minerva_math"]["none/math_verify"]),
         ("MATH, exact_match", MathTask("math500"), mathematics, metrics["minerva_math"]["none/exact_match"]),
-    ):
+    )  # fmt: skip
+    for name, task, completions, metric in graded:
         disagreements += compare_verdicts(name, completions, verdicts(task, completions), metric, console)
     if options.output:
         write_lines(options.output, disagreements)
