@@ -3,6 +3,8 @@
 import io
 import logging
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -85,6 +87,16 @@ def test_a_signal_before_the_first_step_stops_at_once():
         assert stop_requested()
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+def test_a_signal_while_modules_are_imported_is_one_line():
+    code = (
+        "import sys\nclass Interrupted:\n    def find_spec(self, name, *_):\n        if name == 'hydra':\n"
+        "            raise KeyboardInterrupt\nsys.meta_path.insert(0, Interrupted())\n"
+        "from carerft.__main__ import main\nsys.argv = ['carerft', 'train']\nsys.exit(main())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "\nstopped\n")
 
 
 def test_the_first_lines_say_what_was_chosen_and_why(capsys: pytest.CaptureFixture[str]):
