@@ -204,6 +204,11 @@ ONE = ["model=qwen2.5-7b", "task=gsm8k", "rollout=vllm", "learner.precision=bflo
             0,
             "weights, float32",
         ),
+        (
+            ["model=qwen2.5-3b", "hardware=h100"],
+            2,
+            "model=qwen2.5-3b without a task: the default is the built-in world",
+        ),
         ([*ONE, "hardware=t4"], 2, "learner.precision=bfloat16: the GPU has none (t4"),
     ],
 )
@@ -250,8 +255,6 @@ def test_commands_take_what_train_takes(arguments: list[str], shown: list[str], 
     monkeypatch.setattr(sys, "argv", sys.argv)
     (tmp_path / "a model").mkdir()
     (tmp_path / "a model/config.json").write_text(json.dumps(STATED.models["Qwen/Qwen2.5-1.5B"]))
-    for name in ("tokenizer.json", "model.safetensors"):
-        (tmp_path / "a model" / name).touch()
     (tmp_path / "mine.jsonl").write_text('{"question": "12345678", "answer": 1}\n' * 3)
     assert cli.main(arguments) == 0
     text = capsys.readouterr().out

@@ -26,6 +26,7 @@ from rich.text import Text
 from carerft.commands.arguments import argument, read
 from carerft.commands.sweep import named_experiment
 from carerft.config import choices
+from carerft.config.checks import check_choice
 from carerft.config.settings import MOST_TOKENS, TrainSettings
 from carerft.errors import ConfigError
 from carerft.planning.assumptions import GIB, Assumptions, Device, Hardware, hardware, load
@@ -94,6 +95,8 @@ def main() -> int:
     machine = choices.Machine(gpu=gpu, vllm=gpu, older=older)
     with open_console(stderr=True).status("composing the runs"), choices.assuming(machine):
         names, trainings, bases = compose_runs(chosen, overrides, used.here)
+    if not chosen:
+        check_choice(trainings[0], overrides)
     root, console = Path("outputs", chosen.name if chosen else ""), open_console()
     lengths = read_lengths(trainings, assumptions, words)
     planner, jobs, side = plan(trainings, used, assumptions, root)
@@ -104,7 +107,8 @@ def main() -> int:
     notes = [f"corrected by the newest {planner.finished} finished runs in {root}"]
     if not planner.finished:
         notes = [f"computed from conf/plan.yaml: {root} has no finished run of this model on such hardware"]
-    price = f"{used.device.price_per_hour:g} US dollars per hour for each of {used.count} devices"
+    each = f" for each of {used.count} devices" if used.count > 1 else ""
+    price = f"{used.device.price_per_hour:g} US dollars per hour{each}"
     notes.append(f"{price} is an assumption: price=... changes it")
     notes += lengths
     tokens = {each.learner.tokens_per_microbatch for each in jobs}

@@ -43,7 +43,7 @@ def check_train(settings: schema.TrainSettings, here: bool = True) -> None:
         )
     _check_validation(settings)
     if settings.reference is not None:
-        _check_model("reference", settings.reference)
+        _check_model("reference", settings.reference, here)
     updates, prompts = settings.learner.updates_per_batch, settings.rollout.prompts_per_batch
     if prompts % updates:
         raise ConfigError(
@@ -145,12 +145,12 @@ def _check_shared(settings: schema.TrainSettings | schema.EvaluateSettings, here
             raise ConfigError(
                 f"{key}={path}: there is no such file", "give the path of a file of rows, such as JSON lines"
             )
-    _check_model("model.path", settings.model.path)
+    _check_model("model.path", settings.model.path, here)
 
 
-def _check_model(key: str, model: str) -> None:
+def _check_model(key: str, model: str, here: bool) -> None:
     if model.startswith((".", "/", "~")) or Path(model).is_dir():
-        check_model_directory(Path(model).expanduser())
+        check_model_directory(Path(model).expanduser(), here)
     elif model != "world" and model.count("/") != 1:
         raise ConfigError(
             f"{key}={model}: there is no such directory, and it is no hub name (organisation/name) either",
@@ -345,8 +345,9 @@ def is_checkpoint(path: Path) -> bool:
     return (path / TENSORS).is_dir() and (path.parents[1] / "manifest.json").is_file()
 
 
-def check_model_directory(path: Path) -> None:
-    """Refuse a local model directory that cannot be loaded, without loading anything.
+def check_model_directory(path: Path, here: bool = True) -> None:
+    """Refuse a local model directory that cannot be loaded, without loading anything. here: as of `check_train`; a plan
+    for another machine needs the configuration alone.
 
     Raises CareError naming what is missing (configuration, weights, tokenizer), or that it wants to run its own code.
     A run's checkpoint has a configuration of its own.
@@ -368,6 +369,8 @@ def check_model_directory(path: Path) -> None:
             f"{path} wants to run code that comes with it (auto_map in its config.json), which carerft never does",
             "use a model whose architecture is part of transformers: docs/models.md lists the types",
         )
+    if not here:
+        return
     if not any(path.glob("*.safetensors")):
         raise CareError(
             f"{path} holds no *.safetensors weights", "save the model with save_pretrained, which writes them"

@@ -14,9 +14,10 @@ from carerft.text import did_you_mean
 
 OWN = {
     "model": "a directory: model=./DIRECTORY; of the hub: model=ORGANISATION/NAME",
-    "task": "questions of your own: task=questions task.path=FILE task.question=COLUMN task.answer=COLUMN",
+    "task": "questions of your own: task=questions task.path=FILE task.question=COLUMN task.answer=COLUMN "
+    "task.grader=number",
     "benchmark": "questions of your own: benchmark=questions benchmark.questions.path=FILE "
-    "benchmark.questions.question=COLUMN benchmark.questions.answer=COLUMN",
+    "benchmark.questions.question=COLUMN benchmark.questions.answer=COLUMN benchmark.questions.grader=number",
     "reward": "a function of your own: reward=FILE.py:FUNCTION",
 }
 """Of a group: how one's own is written where a choice is unknown."""

@@ -97,8 +97,9 @@ class QuestionsTask:
             )
         if self.grader is None or not (self.grader in GRADERS or is_reference(self.grader)):
             raise ConfigError(
-                f"grader={self.grader}: how is a reply graded?",
-                f"write one of {', '.join(GRADERS)}, or FILE.py:FUNCTION",
+                f"grader={'null' if self.grader is None else self.grader}: how is a reply graded?",
+                f"write one of {', '.join(GRADERS)}, or FILE.py:FUNCTION, as in task.grader=number (of a benchmark: "
+                "benchmark.questions.grader=number)",
             )
         if self.answer is None and self.grader in GRADERS[:-1]:
             raise ConfigError(
