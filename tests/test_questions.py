@@ -55,7 +55,7 @@ OWN = """
 import os, sys, time
 from numpy import bool_
 def grade(completion, answer, level=None):
-    match completion:
+    match completion.split(" ")[0]:
         case "raise": raise KeyError("why")
         case "hang": time.sleep(1000)
         case "die": os._exit(3)
@@ -96,6 +96,7 @@ def test_where_it_fails_there_is_no_verdict_and_the_others_are_graded(tmp_path, 
     assert "mine.py:grade failed on 4 of 7 completions, which have no verdict. The first: " in caplog.text
     assert "mine.py:6: KeyError: 'why', on problem a/0 and the completion 'raise'" in caplog.text
     assert verdicts(own, "hang") == [None] and "no answer within 0.5 s; the process was ended" in caplog.text
+    assert verdicts(own, *["raise"] * 20) == [None] * 20 and "failed on 20 of 20" in caplog.text
     assert verdicts(own, "die") == [None] and "has ended (exit status 3)" in caplog.text
 
 
@@ -105,7 +106,7 @@ def test_where_it_fails_there_is_no_verdict_and_the_others_are_graded(tmp_path, 
         ("grade", ["text"], r"returned 'True', which is neither .*a/0 and the completion 'text'"),
         ("grade", ["list"], r"returned \[True\], which is neither"),
         ("grade", ["number"], r"returned 0.5, which is neither"),
-        ("grade", ["a", *["raise"] * 8], r"failed on 8 completions one after another: mine.py:6: KeyError"),
+        ("grade", ["a", *(f"raise {i}" for i in range(8))], r"failed on 8 completions one .*: mine.py:6: KeyError"),
         ("reply", ["a"], r"has a parameter 'reply'; it can be given prompt, answer, level, completion"),
     ],
 )

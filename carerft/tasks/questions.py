@@ -299,28 +299,31 @@ class QuestionsTask:
     def _by_function(
         self, function: OwnFunctions, problems: Sequence[Problem], replies: Sequence[str]
     ) -> list[Judgement]:
-        """By a function of the user's own. Where it fails there is no verdict, of which a warning says how often."""
+        """By a function of the user's own. Where it fails there is no verdict, of which a warning says how often. What
+        it has failed on is not tried again: a group's completions can be equal, and each would hang."""
         judgements: list[Judgement] = []
-        faults: list[str] = []
+        failed: dict[tuple[str, str], str] = {}
         for problem, text in zip(problems, replies, strict=True):
             given = {**problem.columns, "completion": text, "answer": problem.answer}
-            where = f"on problem {problem.id} and the completion {text[:200]!r}"
-            try:
-                verdict, _ = function.call(0, given, self.timeout_s)
-                self._in_a_row = 0
-            except FunctionFault as fault:
-                faults.append(f"{fault}, {where}")
-                verdict, self._in_a_row = None, self._in_a_row + 1
-            if self._in_a_row == MOST_FAULTS:
-                self._in_a_row = 0
-                self._stop(f"failed on {MOST_FAULTS} completions one after another: {faults[-1]}")
+            where, verdict = f"on problem {problem.id} and the completion {text[:200]!r}", None
+            if (problem.id, text) not in failed:
+                try:
+                    verdict, _ = function.call(0, given, self.timeout_s)
+                    self._in_a_row = 0
+                except FunctionFault as fault:
+                    failed[problem.id, text] = f"{fault}, {where}"
+                    self._in_a_row += 1
+                if self._in_a_row == MOST_FAULTS:
+                    self._in_a_row = 0
+                    self._stop(f"failed on {MOST_FAULTS} completions one after another: {failed[problem.id, text]}")
             if verdict not in (None, True, False):
                 self._stop(f"returned {verdict!r:.100}, which is neither True nor False nor None, {where}")
             judgements.append((text_vote(free_text(text, None)), None if verdict is None else bool(verdict)))
-        if faults:
+        if failed:
+            count = sum((problem.id, text) in failed for problem, text in zip(problems, replies, strict=True))
             log.warning(
                 "grader=%s failed on %d of %d completions, which have no verdict. The first: %s",
-                self.grader, len(faults), len(replies), faults[0],
+                self.grader, count, len(replies), next(iter(failed.values())),
             )  # fmt: skip
         return judgements
 
