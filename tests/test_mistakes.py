@@ -43,6 +43,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             "train reward=mine.py",
             "there is no such reward\n  choices: correctness\n  a function of your own: reward=FILE",
         ),
+        ("evaluate samples.every=10", "there is no key 'samples.every'\n  it is of `carerft train`"),
         ("train beta=0.1", "did you mean regularizer.beta?"),
         ("train lr=1e-5", "write learner.learning_rate=...; "),
         ("train output_dir=here", "write hydra.run.dir=...; "),

@@ -1,7 +1,11 @@
 """Questions of a user's own: graders by name and of one's own, conversations, and runs on them."""
 
 import json
+import subprocess
+import sys
+import time
 
+import psutil
 import pytest
 from helpers.questions import lines, task
 from helpers.runs import run
@@ -98,6 +102,21 @@ def test_where_it_fails_there_is_no_verdict_and_the_others_are_graded(tmp_path, 
     assert verdicts(own, "hang") == [None] and "no answer within 0.5 s; the process was ended" in caplog.text
     assert verdicts(own, *["raise"] * 20) == [None] * 20 and "failed on 20 of 20" in caplog.text
     assert verdicts(own, "die") == [None] and "has ended (exit status 3)" in caplog.text
+
+
+def test_a_grader_that_hangs_does_not_outlive_a_run_that_is_killed(tmp_path):
+    own_task(tmp_path)
+    script = (
+        "from carerft.tasks.questions import QuestionsTask\n"
+        f"own = QuestionsTask(path='{tmp_path}/a.jsonl', question='prompt', grader='{tmp_path}/mine.py:grade')\n"
+        "print(own._function._child.process.pid, flush=True)\n"
+        "own.grade(own.problems()[:1], ['hang'])\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as parent:
+        grader = psutil.Process(int(parent.stdout.readline()))
+        time.sleep(0.5)
+        parent.kill()
+    assert psutil.wait_procs([grader], timeout=60)[1] == []
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,8 @@ def _unknown_key(key: str, config: dict[str, Any], listing: str) -> tuple[str, s
     what, (group, _, own) = f"there is no key {key!r}", key.partition(".")
     if group == "task" and "task" not in config:
         return what, f"a model is measured on benchmarks\n  {OWN['benchmark']}"
+    if group == "keep_samples" and group not in config:
+        return "there is no key 'samples.every'", "it is of `carerft train`; an evaluation keeps all that it samples"
     if group == "data":
         return what, f"a task and a benchmark have files of their own; {OWN['task']}\n  {OWN['benchmark']}"
     if group == "task" and own in ("path", "dataset", "question", "answer", "grader"):

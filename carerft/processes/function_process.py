@@ -19,7 +19,7 @@ from carerft.config.functions import Function, accepted, load_function, path, wh
 from carerft.errors import ConfigError
 from carerft.processes.functions import Metrics, Shown
 
-PARENT_CHECK_SECONDS = 20
+PARENT_CHECK_SECONDS = 2
 
 
 def main(file_descriptor: int) -> None:
