@@ -20,6 +20,8 @@ Family = tuple[str, list[tuple[object, Row]]]
 MARKER = 3.5  # half the width of a marker, in points of 1/72 inch
 ANGLES = (45, 0, -45, 90, -90, 135, 180, -135)  # of a label from its point: above and to the right first
 DISTANCES = (7.0, 13.0, 19.0, 26.0, 33.0)
+CLEAR = 14.0  # points between a label and the points of others
+UNCLEAR = 0.5  # what less costs, in square points that are covered
 LINE = 44  # characters of a title on one line
 
 
@@ -114,7 +116,8 @@ def along(rows: Sequence[Row], key: str, column: Column, looks: Mapping[str, Loo
 
 
 def label_points(axes: Axes, labels: Sequence[tuple[str, float, float]], size: float, all_of_them: bool = True) -> None:
-    """Write each (text, x, y) beside (x, y), at the nearest free position, or else where it covers least.
+    """Write each (text, x, y) beside (x, y), at the nearest free position, or else where it covers least. Where another
+    point is near, it stands farther off, and a line leads to its own.
 
     Call it after everything else has been drawn. Without `all_of_them`, only positions close to the points count, and a
     text without a free one is left out.
@@ -122,7 +125,7 @@ def label_points(axes: Axes, labels: Sequence[tuple[str, float, float]], size: f
     axes.autoscale_view()
     places = [axes.transData.transform(place) * 72 / axes.figure.dpi for _, *place in labels]
     occupied = [(*(place - MARKER), *(place + MARKER)) for place in places]  # left, bottom, right, top
-    for (text, x, y), place in zip(labels, places, strict=True):
+    for own, ((text, x, y), place) in enumerate(zip(labels, places, strict=True)):
         half = size * np.array([0.32 * len(text), 0.5])
         offsets = [
             (distance + half) * (np.cos(angle), np.sin(angle))
@@ -131,15 +134,19 @@ def label_points(axes: Axes, labels: Sequence[tuple[str, float, float]], size: f
         boxes = np.array([(*(place + offset - half), *(place + offset + half)) for offset in offsets])[:, None]
         others = np.array(occupied)
         sides = np.minimum(boxes, others)[..., 2:] - np.maximum(boxes, others)[..., :2]  # (offsets, occupied, 2)
-        covered = np.clip(sides, 0, None).prod(-1).cumsum(-1)[:, -1].tolist()
-        best = covered.index(min(covered))
+        covered = np.clip(sides, 0, None).prod(-1).cumsum(-1)[:, -1]
+        strangers = np.array([other for index, other in enumerate(places) if index != own]).reshape(-1, 1, 2)
+        distances = np.hypot(*np.moveaxis(place + np.array(offsets) - strangers, -1, 0))  # (others, offsets)
+        unclear = distances < np.minimum(1.3 * np.hypot(*np.transpose(offsets)), CLEAR)
+        covered += UNCLEAR * unclear.any(0) * all_of_them
+        best = int(covered.argmin())
         if covered[best] and not all_of_them:
             continue
         occupied.append(tuple(boxes[best, 0]))
         style = {"ha": "center", "va": "center", "fontsize": size, "color": INK, "zorder": 6}
         style["path_effects"] = [withStroke(linewidth=2, foreground=PAPER)]
         if best >= len(ANGLES):
-            style["arrowprops"] = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.6, "shrinkA": 1, "shrinkB": MARKER}
+            style["arrowprops"] = {"arrowstyle": "-", "color": INK, "linewidth": 0.7, "shrinkA": 1, "shrinkB": MARKER}
         axes.annotate(text, (x, y), tuple(offsets[best]), textcoords="offset points", **style)
 
 
