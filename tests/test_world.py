@@ -125,6 +125,14 @@ def test_sums_are_right_and_stay_within_the_numbers():
             assert NUMBERS[value] == question.answer
 
 
+def test_training_alone_asks_for_ages_without_a_step():
+    train, test = (WorldTask("reasoning", split).questions() for split in (TRAIN, TEST))
+    alone = [question for question in train if not question.steps]
+    assert len(train) / 20 < len(alone) < len(train) / 5
+    assert all(question.completion == f" answer {question.answer}" for question in alone)
+    assert {len(question.steps) for question in test} == {1, 2}
+
+
 def test_chains_and_numbers_are_spelt_in_words():
     assert chain(17, (("plus", 21), ("minus", 18))) == (
         " seventeen + twentyone = thirtyeight ; thirtyeight - eighteen = twenty ; answer twenty"

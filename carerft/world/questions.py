@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from random import Random
 from zlib import crc32
 
-from carerft.world.facts import TEST, Entity, World, true_result
+from carerft.world.facts import TEST, TRAIN, Entity, World, true_result
 from carerft.world.words import (
     CLOSING,
     FIRST_NAMES,
@@ -76,12 +76,12 @@ def draw_steps(rng: Random, start: int, largest: int, count: int) -> Steps:
     return tuple(steps)
 
 
-def sum_question(world: World, rng: Random, subject: Entity | str | None) -> Question:
-    """A sum of one or two steps that starts from a number (subject None), from an entity's age or, without an
-    answer, from the age of an absent name."""
+def sum_question(world: World, rng: Random, subject: Entity | str | None, counts: tuple[int, ...] = (1, 2)) -> Question:
+    """A sum that starts from a number (subject None), from an entity's age or, without an answer, from the age of an
+    absent name. counts: the numbers of steps that it may have; without a step it is answered by what it starts from."""
     settings = world.settings
     start = subject.age if isinstance(subject, Entity) else rng.randint(1, settings.largest_age)
-    steps = draw_steps(rng, start, settings.largest_operand, rng.choice((1, 2)))
+    steps = draw_steps(rng, start, settings.largest_operand, rng.choice(counts))
     name = subject.name if isinstance(subject, Entity) else subject
     body = f"{NUMBER_ATTRIBUTE} of {name}" if name else NUMBERS[start]
     prompt = as_prompt(body + "".join(f" {operator} {NUMBERS[b]}" for operator, b in steps))
@@ -137,11 +137,17 @@ def fact_question(world: World, rng: Random, subject: Entity | str, attribute: s
 
 
 def reasoning(world: World, rng: Random, split: str) -> Iterator[Question]:
-    """What RL trains on: sums, three fifths of which start from the age of one of the split's entities, each equally
-    likely."""
+    """What RL trains on: sums, most of which start from the age of one of the split's entities, each equally likely.
+
+    In training, some ask for the age alone, in the form in which facts are asked for and answered.
+    """
     entities = world.entities_of(split)
+    counts = (0, 1, 2) if split == TRAIN else (1, 2)
     while True:
-        yield sum_question(world, rng, rng.choice(entities) if rng.random() < 0.6 else None)
+        if rng.random() < 0.6:
+            yield sum_question(world, rng, rng.choice(entities), counts)
+        else:
+            yield sum_question(world, rng, None)
 
 
 def transfer(world: World, rng: Random, split: str) -> Iterator[Question]:
