@@ -195,6 +195,9 @@ def arguments(
 
 
 def _failed(function: str, what: str, where: str) -> UserCodeError:
+    remedy = "correct the function"
+    if what.startswith("returned"):
+        remedy += ": a list of one finite number, or None for no verdict, for each completion"
     return UserCodeError(
-        f"reward {function} {what}, on problem {where}", "correct the function; the same command goes on from here"
+        f"reward {function} {what}, on problem {where}", f"{remedy}; the same command goes on from here"
     )
