@@ -15,6 +15,7 @@ from hydra.utils import instantiate
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from carerft.config.choices import knows_world
 from carerft.config.settings import (
     OWN_SEQUENCES,
     EvaluateSettings,
@@ -109,7 +110,8 @@ class Subject:
         """Whether the model predicts prompts too: one that lives in the built-in world has learnt answers alone."""
         settings = self.settings
         tasks = [*settings.benchmark.values(), *([settings.task] if isinstance(settings, TrainSettings) else [])]
-        return settings.model.path != "world" and not any(task._target_.endswith("WorldTask") for task in tasks)
+        known = knows_world(settings.model.path)
+        return not known and not any(task._target_.endswith("WorldTask") for task in tasks)
 
     def task(self, settings: TaskSettings) -> Task:
         """What a file of `conf/task/` or `conf/benchmark/` names, with prompts in the model's chat template, if any."""

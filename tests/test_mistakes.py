@@ -64,6 +64,14 @@ def test_misspelt_requests_say_what_to_write(words: str, expected: str, capsys: 
     assert expected in capsys.readouterr().err
 
 
+def test_questions_of_ones_own_without_a_benchmark(capsys: pytest.CaptureFixture[str]):
+    Path("mine.csv").write_text("question,answer\nWhat is 1 + 1?,2\n")
+    words = ["model=tiny", "task=questions", "task.path=mine.csv", "task.grader=number"]
+    assert cli.main(["train", *words]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: benchmark=questions has no file") and "or benchmark=none" in said
+
+
 def test_a_directory_of_the_working_directory_is_a_model():
     Path("mymodel").symlink_to(SHIPPED)
     Path("tiny").mkdir()

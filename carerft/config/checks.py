@@ -137,6 +137,13 @@ def _check_shared(settings: schema.TrainSettings | schema.EvaluateSettings, here
             f"evaluation.combine names {min(absent)}, which is not among the benchmarks",
             f"name some of {', '.join(settings.benchmark)}, or write evaluation.combine=null",
         )
+    for name, entry in settings.benchmark.items():
+        sources = getattr(entry, "path", None), getattr(entry, "dataset", None)
+        if entry._target_.endswith("QuestionsTask") and sources == (None, None):
+            raise ConfigError(
+                f"benchmark={name} has no file (left out, the benchmark is the task's)",
+                f"write benchmark.{name}.path=FILE benchmark.{name}.grader=number, or benchmark=none",
+            )
     read = {f"benchmark.{name}.path": getattr(entry, "path", None) for name, entry in settings.benchmark.items()}
     if isinstance(settings, schema.TrainSettings):
         read["task.path"] = getattr(settings.task, "path", None)
