@@ -26,6 +26,7 @@ FLOORS = [
     {"report"},
     {"trackers"},
     {"assembly"},
+    {"integrations"},  # imported by trainers of others
     {"commands", "cli"},  # cli imports a command by its name; torchrun starts `train` as a module of its own
     {"__main__"},
 ]
