@@ -1,10 +1,13 @@
 """A GRPO step of carerft against one of TRL's GRPOTrainer: equal model, prompts, lengths, reward, optimizer, threads.
 
     python benchmarks/speed/against_trl.py --trl-python PATH/bin/python --threads 2 --steps 10
+    python benchmarks/speed/against_trl.py --trl-python PATH/bin/python --threads 2 --steps 3 --model DIR
 
-A step samples 8 completions for each of 8 prompts, each forced to 64 tokens, rewards them, and takes one optimizer
-step on all of them, in float32 on the CPU. The model is a Qwen2 of 3.1 million parameters: at this size the systems
-differ in the overhead around the matrix products. TRL runs in its own environment; `trl_side.py` says how it is tuned.
+A step samples 8 completions for each of 8 prompts, each forced to one length, rewards them, and takes one optimizer
+step on all of them, in float32 on the CPU. The model is a Qwen2 of 3.1 million parameters, prompts have 16 tokens and
+completions 64: at this size the systems differ in the overhead around the matrix products. With --model it is a model
+of yours, prompts are those of task=arithmetic in its chat template, and completions have as many tokens as that task
+allows. TRL runs in its own environment; `trl_side.py` says how it is tuned.
 
 Each round measures every system once, so that a drift of the machine shows as a difference between the rounds.
 Measure on an idle machine: two processes on the same cores slow each other by more than half.
@@ -19,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +31,7 @@ from launch import how_to_get_trl, load_average, make_console, make_table, run
 from measuring import BETA
 from rich.table import Table
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from transformers.utils.logging import disable_progress_bar
 from trl_side import reward
 
@@ -37,6 +40,8 @@ from carerft.objective.algorithms import Algorithm
 from carerft.objective.regularizers import NoRegularizer, Regularizer, SkewReverseKL
 from carerft.rollout import Rollouts, Sampling
 from carerft.rollout.transformers import TransformersWorker
+from carerft.tasks.arithmetic import ArithmeticTask
+from carerft.tasks.encoding import ChatTask
 from carerft.training.learner import Learner
 
 Times = dict[str, list[float]]  # "step_s", "generate_s", "cpu_s" -> a number for each measured step
@@ -60,6 +65,19 @@ class Work:
     groups: int = 2  # key/value heads
     intermediate: int = 704
     vocabulary: int = 512
+    model: str = ""  # a directory; empty: the synthetic model
+
+    @staticmethod
+    def of_model(directory: str, threads: int, steps: int) -> "Work":
+        """The work with a model of the user's own."""
+        config = AutoConfig.from_pretrained(directory).get_text_config()
+        work = Work(
+            threads, steps, warmup=1, tokens=48, model=directory, hidden=config.hidden_size,
+            layers=config.num_hidden_layers, heads=config.num_attention_heads, groups=config.num_key_value_heads,
+            intermediate=config.intermediate_size, vocabulary=config.vocab_size,
+        )  # fmt: skip
+        tokens = PreTrainedTokenizerFast.from_pretrained(directory)(work.texts())["input_ids"]
+        return replace(work, prompt_tokens=max(map(len, tokens)))
 
     @property
     def sequences(self) -> int:
@@ -70,11 +88,20 @@ class Work:
         return self.sequences * self.tokens
 
     def texts(self) -> list[str]:
-        """Prompts of `prompt_tokens` words, which are as many tokens."""
+        """Prompts of `prompt_tokens` words, which are as many tokens; of a model of the user's own, at most as many."""
+        if self.model:
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(self.model)
+            return [p.prompt for p in ChatTask(ArithmeticTask(limit=self.prompts), tokenizer).problems()]
         words = torch.randint(2, self.vocabulary, (self.prompts, self.prompt_tokens), generator=torch.manual_seed(0))
         return [" ".join(f"w{word}" for word in prompt) for prompt in words.tolist()]
 
-    def save_model(self, directory: str) -> None:
+    def saved_model(self, directory: str) -> str:
+        """The directory of the model: the user's own, or this one, into which the synthetic one is written."""
+        if not self.model:
+            self._save_model(directory)
+        return self.model or directory
+
+    def _save_model(self, directory: str) -> None:
         """A random model and a tokenizer of one word per token, in Hugging Face format."""
         torch.manual_seed(0)
         config = Qwen2Config(
@@ -114,13 +141,13 @@ def timed(work: Work, generate: Callable[[int], Any], learn: Callable[[Any], obj
 
 def ours(work: Work, directory: str, regularizer: Regularizer) -> Times:
     """Steps of `TransformersWorker`, which samples from the learner's own policy, and of `Learner`."""
-    policy = Qwen2ForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    policy = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
     algorithm = Algorithm("grpo", work.samples)
     # TRL without KL holds no reference model, so ours holds none either.
     settings = LearnerSettings(work.learning_rate, monitor_reference=False)
     learner = Learner(policy, algorithm, regularizer, settings, work.warmup + work.steps)
-    worker = TransformersWorker(policy, eos_token_ids=[1], pad_token_id=0)
+    worker = TransformersWorker(policy, eos_token_ids=[tokenizer.eos_token_id], pad_token_id=tokenizer.pad_token_id)
     sampling = Sampling(work.tokens, ignore_eos=True)
 
     def generate(step: int) -> Rollouts:
@@ -150,15 +177,15 @@ def matmul_floor(work: Work) -> Times:
     """Times of the matrix products that a step without a reference cannot avoid.
 
     Each product is computed at its real size, as often as it occurs, and each layer has its own operands:
-    - generation: the P prompts once, (P * 16, hidden) times each weight; then 63 steps of (S, hidden) times each
-      weight, and for each sequence and key/value head its (heads / groups) queries times the t keys so far, and these
-      scores times the values, with t from 17 to 79; the head for S rows, 64 times.
-    - learning: the forward products over all S * 80 positions, S * heads attention products of 80 x 80 (a dense
-      product cannot leave out the half that is not causal), the head for the S * 64 completion tokens; each has two
-      more products in the backward pass, the gradients of its two operands.
+    - generation: the P prompts of p tokens once, (P * p, hidden) times each weight; then T - 1 steps of (S, hidden)
+      times each weight, and for each sequence and key/value head its (heads / groups) queries times the t keys so far,
+      and these scores times the values, with t from p + 1 to p + T - 1; the head for S rows, T times.
+    - learning: the forward products over P * p + S * T positions (each prompt is read once for its group), S * heads
+      attention products of p + T squared (a dense product cannot leave out the half that is not causal), the head for
+      the S * T completion tokens; each has two more products in the backward pass, the gradients of its two operands.
     """
     w, d = work, work.hidden // work.heads
-    length = w.prompt_tokens + w.tokens
+    length, positions = w.prompt_tokens + w.tokens, w.prompts * w.prompt_tokens + w.completion_tokens
     shapes = [(w.hidden, (w.heads + 2 * w.groups) * d), (w.heads * d, w.hidden)]
     shapes += [(w.hidden, 2 * w.intermediate), (w.intermediate, w.hidden)]
     layers = [[torch.randn(shape) for shape in shapes] for _ in range(w.layers)]
@@ -176,8 +203,8 @@ def matmul_floor(work: Work) -> Times:
             outputs[shape] = torch.empty(shape)
         return torch.matmul(a, b, out=outputs[shape])
 
-    prompt, step, learning = inputs(w.prompts * w.prompt_tokens), inputs(w.sequences), inputs(w.sequences * length)
-    grads = [torch.randn(w.sequences * length, shape[1]) for shape in shapes]
+    prompt, step, learning = inputs(w.prompts * w.prompt_tokens), inputs(w.sequences), inputs(positions)
+    grads = [torch.randn(positions, shape[1]) for shape in shapes]
     q, scores = torch.randn(w.sequences * w.heads, length, d), torch.randn(w.sequences * w.heads, length, length)
     hidden, grad_logits = torch.randn(w.completion_tokens, w.hidden), torch.randn(w.completion_tokens, w.vocabulary)
 
@@ -224,11 +251,13 @@ def summary(work: Work, rounds: list[Times]) -> dict[str, float]:
     }
 
 
-def show(summaries: dict[str, dict[str, float]], base: str | None) -> Table:
+def show(work: Work, summaries: dict[str, dict[str, float]], base: str | None) -> Table:
     """One row per system. generated/s, learned/s: tokens; "of floor": the floor's seconds over this system's."""
     ratios = ["step", "generate", "learn"] if base else []
     columns = ["", "s/step", "generated/s", "learned/s", *ratios, "of floor", "CPU", "rounds differ"]
-    table = make_table("One GRPO step: 64 completions of 64 tokens, Qwen2 3.1M, float32, CPU", columns)
+    name = Path(work.model).name if work.model else "Qwen2 3.1M"
+    title = f"One GRPO step: {work.sequences} completions of {work.tokens} tokens, {name}, float32, CPU"
+    table = make_table(title, columns)
     if base:
         table.caption = f"step, generate, learn: times as fast as {base}. s/step, CPU: medians, in seconds."
     floor = summaries["matmul floor"]["step_s"]
@@ -248,14 +277,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="measured steps of each system in each round")
     parser.add_argument("--rounds", type=int, default=2, help="how often every system is measured")
     parser.add_argument("--output", type=Path, help="also write the numbers of every step to this JSON file")
+    parser.add_argument("--model", help="the directory of a model; without it, the synthetic one")
     options = parser.parse_args()
     console = make_console(120)
     disable_progress_bar()
     torch.set_num_threads(options.threads)
-    work = Work(threads=options.threads, steps=options.steps)
+    given = (options.threads, options.steps)
+    work = Work.of_model(options.model, *given) if options.model else Work(*given)
     load = load_average(console)
-    with tempfile.TemporaryDirectory() as directory:
-        work.save_model(directory)
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = work.saved_model(temporary)
         systems: dict[str, Callable[[], Times]] = {"matmul floor": lambda: matmul_floor(work)}
         if options.trl_python:
             systems["TRL, no KL"] = lambda: trl(work, directory, 0.0, options.trl_python)
@@ -270,7 +301,7 @@ def main() -> None:
 
     summaries = {name: summary(work, times) for name, times in rounds.items()}
     base = "TRL, no KL" if options.trl_python else None
-    console.print(show(summaries, base))
+    console.print(show(work, summaries, base))
     if options.output:
         machine = {"threads": options.threads, "cores": os.cpu_count(), "load_before": load, "torch": torch.__version__}
         report = {"work": asdict(work), "machine": machine, "summary": summaries, "rounds": rounds}
