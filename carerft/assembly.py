@@ -20,14 +20,20 @@ from carerft.config.settings import (
     OWN_SEQUENCES,
     EvaluateSettings,
     EvaluationSettings,
+    OpenaiSettings,
+    RecordedSettings,
     TaskSettings,
     TrainSettings,
     VllmSettings,
 )
 from carerft.errors import ConfigError
 from carerft.evaluation import QUESTIONS_AT_ONCE
-from carerft.evaluation.evaluate import Benchmark, Evaluator, context_needed
+from carerft.evaluation.answers import Source
+from carerft.evaluation.evaluate import Evaluator, context_needed
+from carerft.evaluation.measurement import Benchmark
+from carerft.evaluation.recorded import Recorded
 from carerft.evaluation.table import table
+from carerft.evaluation.texts import TextMeasurement
 from carerft.metrics.names import METRICS
 from carerft.model.chat import eos_token_ids, uses_chat
 from carerft.model.loading import choose_device, context_length, decoder, load_model, model_path
@@ -115,7 +121,7 @@ class Subject:
 
     def task(self, settings: TaskSettings) -> Task:
         """What a file of `conf/task/` or `conf/benchmark/` names, with prompts in the model's chat template, if any."""
-        task = instantiate({key: value for key, value in vars(settings).items() if key not in ("name", "max_tokens")})
+        task = instantiate(_arguments(settings))
         if self.chat:
             return ChatTask(task, self.tokenizer)
         if isinstance(task, QuestionsTask) and task.problems()[0].messages:
@@ -248,6 +254,38 @@ class Subject:
         where = (place, place) if place else (run.path, None)
         console = open_console(stderr=True, quiet=place is not None)  # a training has a bar of its own
         return evaluator.evaluate(benchmarks, where[0], {**header, "prompts": prompts}, console, where[1])
+
+
+def measure_texts(settings: EvaluateSettings, run: RunDirectory, server: Source | None, trackers: Trackers) -> None:
+    """Measure answers that a server gives or, without one, that the file of `rollout` holds, into the run's directory;
+    print the result and hand it to the trackers. Raises CareError."""
+    chat = isinstance(settings.rollout, OpenaiSettings) and settings.rollout.chat
+    benchmarks = {}
+    for name, entry in settings.benchmark.items():
+        task: Any = instantiate(_arguments(entry))
+        if chat and hasattr(task, "use_chat_prompt"):
+            task.use_chat_prompt()
+        until = getattr(task, "until", None)
+        benchmarks[name] = Benchmark(task, entry.max_tokens, stop=(until,) if until else ())
+    questions = {name: measured.task.problems()[: settings.evaluation.limit] for name, measured in benchmarks.items()}
+    samples = settings.samples
+    if isinstance(settings.rollout, RecordedSettings):
+        (name,) = questions
+        recorded = Recorded.read(Path(settings.rollout.path).expanduser(), questions[name])
+        server, samples, questions[name] = recorded, recorded.k, recorded.questions
+    assert server is not None, "answers come from a server or from a file"
+    how = settings.evaluation
+    measurement = TextMeasurement(server, questions, how, samples, settings.seed)
+    header = {"command": run.manifest["command"], "model": settings.model.name, "chat": chat}
+    header["prompts"] = {name: getattr(measured.task, "prompt", None) for name, measured in benchmarks.items()}
+    evaluation = measurement.evaluate(benchmarks, run.path, header, open_console(stderr=True))
+    open_console().print(table(evaluation))
+    trackers.show(EvaluationOutcome(run.path))
+
+
+def _arguments(settings: TaskSettings) -> dict[str, Any]:
+    """What a task's class takes."""
+    return {key: value for key, value in vars(settings).items() if key not in ("name", "max_tokens")}
 
 
 @dataclass

@@ -30,6 +30,7 @@ COMMANDS = {
     "report": "tables, figures and one HTML page from run directories",
     "show": "read what a model wrote while it learned",
     "export": "write a run's policy as a model directory, to be served",
+    "score": "score answers that another program wrote",
     "grade": "grade mathematical answers from any source",
     "base": "build a base model of the built-in world",
     "dashboard": "save the layout of a W&B workspace to a project",
@@ -51,7 +52,7 @@ examples:
   carerft report outputs/demo
   eval "$(carerft train -sc install=bash)"                     tab completion (bash; also zsh, fish)
 """
-COMPOSED = ("train", "evaluate", "sweep", "plan", "doctor")  # their words are Hydra's overrides
+COMPOSED = ("train", "evaluate", "score", "sweep", "plan", "doctor")  # their words are Hydra's overrides
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -74,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(command: str, words: list[str]) -> int:
     """Run a command with these words. What a user can mend is printed without a traceback."""
-    if command in ("train", "evaluate") and "--all" in words:
+    if command in ("train", "evaluate", "score") and "--all" in words:
         words = [word for word in words if word != "--all"]
         os.environ[ALL] = "1"
     if foreign := [word for word in words if not _is_unicode(word)]:

@@ -34,7 +34,7 @@ GROUPS: dict[str, tuple[type, ...]] = {
     "regularizer": (objective.SkewSettings,),
     "reward": (settings.RewardSettings,),
     "keep_samples": (settings.KeepSettings,),
-    "rollout": (settings.RolloutSettings, settings.VllmSettings),
+    "rollout": settings.ROLLOUTS,
     "learner": (settings.LearnerSettings,),
     "evaluation": (settings.EvaluationSettings,),
     "evaluation.during": (settings.DuringSettings,),
@@ -85,7 +85,12 @@ def _settings() -> str:
 
 
 def _only(kind: type) -> str:
-    return {settings.VllmSettings: "`rollout=vllm`: ", settings.EvaluateSettings: "evaluate: "}.get(kind, "")
+    return {
+        settings.VllmSettings: "`rollout=vllm`: ",
+        settings.OpenaiSettings: "`rollout=openai`: ",
+        settings.RecordedSettings: "`carerft score`: ",
+        settings.EvaluateSettings: "evaluate: ",
+    }.get(kind, "")
 
 
 def _is_group(entry: Field[Any]) -> bool:

@@ -243,10 +243,11 @@ def test_every_yaml_file_can_be_chosen():
     own = ["model.path=org/name"]  # of a model that is not on this disk
     elsewhere = dict.fromkeys(("path", "smollm2-135m", "demo_real", "demo_real_base"), own)
     needs = elsewhere | {"questions": [f"benchmark.questions.path={__file__}"]}
+    needs |= {"recorded": [f"rollout.path={__file__}", "benchmark=world_truth"]}
     for file in sorted(CONF.glob("*/*.yaml")):
         group, name = file.parent.name, file.stem
         overrides = [f"{group}={name}", *needs.get(name, [])]
-        verb = "evaluate" if name.endswith("_base") else "train"
+        verb = "evaluate" if name.endswith("_base") or name in ("openai", "recorded") else "train"
         config = settings(*overrides, verb=verb)
         needed = config.rollout.name, config.tracker.name
         if any(importlib.util.find_spec(one) is None for one in ("vllm", "tensorboard") if one in needed):

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -9,7 +10,8 @@ from omegaconf import DictConfig
 from carerft.commands.application import application, compared, save_composition, show_next
 from carerft.config.checks import check_choice, check_evaluate
 from carerft.config.composition import evaluate_settings, plain
-from carerft.config.settings import EvaluateSettings, VllmSettings
+from carerft.config.settings import EvaluateSettings, OpenaiSettings, RecordedSettings, VllmSettings
+from carerft.evaluation.answers import Source
 from carerft.runs.directory import RunDirectory, open_run
 from carerft.sweeps.sharing import job_directory
 from carerft.tasks.templates import check_templates
@@ -27,6 +29,16 @@ def main(config: DictConfig) -> None:
     check_templates(settings.benchmark.values())
     check_evaluate(settings)
     check_choice(settings, HydraConfig.get().overrides.task)
+    source = None
+    if isinstance(settings.rollout, OpenaiSettings):
+        from carerft.evaluation.served import Server
+
+        source = Server.connect(settings.rollout)
+        record["model"] |= {"name": source.model, "path": settings.rollout.url}
+    elif isinstance(settings.rollout, RecordedSettings):
+        path = Path(settings.rollout.path).expanduser()
+        record["model"] |= {"name": path.name, "path": str(path)}
+    settings = evaluate_settings(record)
     directory = job_directory("evaluate", record)
     if directory is None:
         return
@@ -40,7 +52,10 @@ def main(config: DictConfig) -> None:
         check_online(settings.tracker)
         save_composition(run.path, config)
         with run.recording():
-            evaluate_model(settings, run)
+            if isinstance(settings.rollout, OpenaiSettings | RecordedSettings):
+                evaluate_texts(settings, run, source)
+            else:
+                evaluate_model(settings, run)
         log.info("done: %s", run.path)
         show_next(compared(run.path))
 
@@ -61,3 +76,11 @@ def evaluate_model(settings: EvaluateSettings, run: RunDirectory) -> None:
         policy_device = choose_device(settings.device)
         open_console().print(chosen(subject, worker, policy_device, HydraConfig.get().overrides.task))
         subject.measure(run, worker, subject.benchmarks, trackers)
+
+
+def evaluate_texts(settings: EvaluateSettings, run: RunDirectory, server: Source | None) -> None:
+    """The evaluation of answers that a server gives or, without one, that a file holds. settings: checked."""
+    from carerft import assembly
+
+    with assembly.trackers(settings, run) as trackers:
+        assembly.measure_texts(settings, run, server, trackers)

@@ -29,6 +29,11 @@ def check_train(settings: schema.TrainSettings, here: bool = True) -> None:
 
     here: whether the run is to start on this machine, so that what it needs must be installed.
     """
+    if isinstance(settings.rollout, schema.OpenaiSettings | schema.RecordedSettings):
+        raise ConfigError(
+            f"rollout={settings.rollout.name}: these answers are not of the policy that learns",
+            "write rollout=transformers or rollout=vllm; carerft evaluate measures a served model",
+        )
     check_constraints(settings)
     _check_algorithm(settings.algorithm)
     _check_regularizer(settings.regularizer)
@@ -106,6 +111,8 @@ def check_choice(settings: schema.TrainSettings | schema.EvaluateSettings, words
 def check_evaluate(settings: schema.EvaluateSettings, here: bool = True) -> None:
     """As check_train, for `carerft evaluate`."""
     check_constraints(settings)
+    if isinstance(settings.rollout, schema.OpenaiSettings | schema.RecordedSettings):
+        _check_texts(settings)
     _check_shared(settings, here)
     if settings.model.adapter is not None:
         raise ConfigError(
@@ -118,6 +125,23 @@ def check_evaluate(settings: schema.EvaluateSettings, here: bool = True) -> None
         )
     if not settings.benchmark:
         raise ConfigError("benchmark is empty", "name one, as in benchmark=world or benchmark=[math,gsm8k]")
+
+
+def _check_texts(settings: schema.EvaluateSettings) -> None:
+    """Of answers that no worker of ours samples."""
+    if settings.evaluation.self_report:
+        raise ConfigError(
+            "evaluation.self_report=true asks the model for probabilities of given texts, and here is no model to ask",
+            "leave it out, or measure the model itself: carerft evaluate model=DIR",
+        )
+    if isinstance(settings.rollout, schema.RecordedSettings):
+        if len(settings.benchmark) > 1:
+            raise ConfigError(
+                f"benchmark names {len(settings.benchmark)} benchmarks, and the file holds answers to one",
+                f"score one at a time: benchmark={next(iter(settings.benchmark))}",
+            )
+        if not Path(settings.rollout.path).expanduser().is_file():
+            raise ConfigError(f"samples={settings.rollout.path}: there is no such file", "give a file of JSON lines")
 
 
 def _check_shared(settings: schema.TrainSettings | schema.EvaluateSettings, here: bool) -> None:

@@ -61,7 +61,7 @@ def _known(record: Mapping[str, Any]) -> dict[str, Any]:
 def _shared(record: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "model": schema.ModelSettings(**record["model"]),
-        "rollout": _of_a_class(record["rollout"], schema.RolloutSettings, schema.VllmSettings),
+        "rollout": _of_a_class(record["rollout"], *schema.ROLLOUTS),
         "benchmark": {name: _of_a_class(entry, schema.TaskSettings) for name, entry in record["benchmark"].items()},
         "evaluation": schema.EvaluationSettings(
             **{**record["evaluation"], "during": schema.DuringSettings(**record["evaluation"].get("during", {}))}

@@ -183,6 +183,28 @@ class VllmSettings(RolloutSettings):
 
 
 @dataclass
+class OpenaiSettings(RolloutSettings):
+    """`carerft evaluate`: a server with OpenAI's API answers; no model is loaded."""
+
+    # The server's address, up to and including its /v1.
+    url: str = "http://localhost:8000/v1"
+    # What the server calls the model; null: the only one that it serves.
+    model: str | None = None
+    # Ask in a chat; false: complete the prompt's text, for base models.
+    chat: bool = True
+    # A request that takes longer has failed.
+    timeout_s: float = field(default=600.0, metadata={"above": 0})
+
+
+@dataclass
+class RecordedSettings(RolloutSettings):
+    """`carerft score`: the answers stand in a file already."""
+
+    # Samples of lm-evaluation-harness, of a batch of OpenAI's API, or plain JSON lines.
+    path: str = MISSING
+
+
+@dataclass
 class LearnerSettings:
     """How the weights are updated."""
 
@@ -308,6 +330,8 @@ class EvaluationSettings:
     self_report: bool = False
 
 
+ROLLOUTS = (RolloutSettings, VllmSettings, OpenaiSettings, RecordedSettings)
+
 if TYPE_CHECKING:
     AnyAlgorithm: TypeAlias = AlgorithmSettings
     AnyRegularizer: TypeAlias = RegularizerSettings | SkewRegularizerSettings
@@ -423,6 +447,8 @@ def register() -> None:
         "skew_regularizer": _changeable(SkewRegularizerSettings),
         "rollout": RolloutSettings,
         "vllm_rollout": VllmSettings,
+        "openai_rollout": OpenaiSettings,
+        "recorded_rollout": RecordedSettings,
     }
     for name, schema in schemas.items():
         store.store(group="schema", name=name, node=schema)

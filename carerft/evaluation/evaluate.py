@@ -1,8 +1,4 @@
-"""Evaluation: k samples of each question of each benchmark, graded, written down, and summed up.
-
-The files are enough to compute every metric again without the model. An evaluation that was interrupted continues:
-each question's samples depend on the seed and the question alone.
-"""
+"""The measurement of a model of ours: a worker samples k answers to each question and scores given choices."""
 
 import hashlib
 import json
@@ -12,59 +8,23 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, islice, pairwise
 from pathlib import Path
-from typing import Any, TextIO
 
-from rich.console import Console
 from rich.progress import Progress
 from transformers import PreTrainedTokenizerBase
 
 from carerft.config.settings import EvaluationSettings
 from carerft.errors import DataError
 from carerft.evaluation import QUESTIONS_AT_ONCE
-from carerft.evaluation.self_report import LONGEST_ANSWER, QUESTION, self_reports
-from carerft.metrics.scores import score, score_together
+from carerft.evaluation.answers import Answer
+from carerft.evaluation.measurement import Benchmark, Measurement, Record, json_lines, problem_record
+from carerft.evaluation.self_report import LONGEST_ANSWER, self_reports
 from carerft.metrics.votes import answered, collect_votes
 from carerft.rollout import RolloutWorker, Sampling, completion_texts
 from carerft.rollout.prompt_check import PROMPTS, warn_of_absurd_loss
 from carerft.runs.directory import write_atomically
 from carerft.runs.reading import read_lines
-from carerft.tasks import Problem, Task
+from carerft.tasks import Problem
 from carerft.tasks.encoding import Prompts, encode, prompt_tokens, show_prompt
-from carerft.tasks.replies import grade_completions
-from carerft.terminal import progress_bar
-
-COMBINED = "combined"
-"""The name under which evaluation.json holds the calibration of `evaluation.combine`'s benchmarks together."""
-Record = dict[str, Any]
-"""One line of a file of the evaluation."""
-
-
-@dataclass
-class Benchmark:
-    """A task that a model is measured on. max_tokens: where a completion is cut. stop: strings that end one, as an
-    end-of-sequence token does."""
-
-    task: Task
-    max_tokens: int
-    stop: tuple[str, ...] = ()
-    _prompts: Prompts | None = None
-
-    def prompts(
-        self, tokenizer: PreTrainedTokenizerBase, settings: EvaluationSettings, context: int
-    ) -> tuple[Sequence[Problem], Prompts]:
-        """The problems that are asked, the first `limit`, and prompts, of which theirs are tokenised. They are kept: an
-        evaluation during the training asks them again.
-
-        context: tokens that the model can hold. Raises DataError.
-        """
-        if self._prompts is None or self._prompts.longest + self._prompts.max_tokens > context:
-            reserved = self.max_tokens
-            if settings.self_report:
-                reserved += len(tokenizer(QUESTION, add_special_tokens=False)["input_ids"])
-            self._prompts = Prompts(self.task.problems(), tokenizer, reserved, context)
-        problems = self._prompts.problems[: settings.limit]
-        self._prompts.prepare(range(len(problems)))
-        return problems, self._prompts
 
 
 def context_needed(
@@ -85,7 +45,7 @@ def context_needed(
 
 
 @dataclass(frozen=True)
-class Evaluator:
+class Evaluator(Measurement):
     """Measures the worker's model. samples: k, completions per question. context: tokens that the model can hold.
 
     check_prompts: warn if the model's loss on the first prompts is absurd. show_prompts: log the first of each
@@ -102,96 +62,42 @@ class Evaluator:
     check_prompts: bool = True
     show_prompts: bool = True
 
-    def evaluate(
-        self,
-        benchmarks: dict[str, Benchmark],
-        directory: Path,
-        header: dict[str, Any],
-        console: Console,
-        place: Path | None = None,
-    ) -> dict[str, Any]:
-        """Measure the model on every benchmark; returns what evaluation.json holds.
-
-        Writes `<benchmark>.problems.jsonl` and `<benchmark>.jsonl` in `place` (None: `directory/evaluation`), and
-        `directory/evaluation.json`. header: what evaluation.json says of the model. Raises DataError where a benchmark
-        is empty, or a prompt is too long, before anything is sampled.
-        """
-        settings, place = self.settings, place or directory / "evaluation"
-        statistics = settings.bootstrap, settings.level, self.seed
-        place.mkdir(parents=True, exist_ok=True)
-        questions = {
-            name: benchmark.prompts(self.tokenizer, settings, self.context) for name, benchmark in benchmarks.items()
-        }
+    def _questions(self, benchmarks: dict[str, Benchmark], place: Path) -> dict[str, Sequence[Problem]]:
+        """As of `Measurement`: each question fits the model. The first ones are logged, and tried."""
+        questions = {name: self._asked(benchmark) for name, benchmark in benchmarks.items()}
         for name, (problems, prompts) in questions.items() if self.show_prompts else ():
             show_prompt(name, problems[0], prompts[0], self.tokenizer)
         for name, (_, prompts) in list(questions.items())[:1]:
             if self.check_prompts and not (place / f"{name}.problems.jsonl").exists():  # not when it is continued
                 warn_of_absurd_loss(self.worker, list(islice(prompts, PROMPTS)), self.tokenizer)
-        result = {**header, "samples": self.samples, "seed": self.seed, "temperature": settings.temperature}
-        result |= {"top_p": settings.top_p, "bootstrap": {"resamples": settings.bootstrap, "level": settings.level}}
-        result["benchmarks"] = {}
-        recorded: dict[str, tuple[Sequence[Record], Sequence[Record]]] = {}
-        with progress_bar(console, "questions") as bar:
-            for name, (problems, prompts) in questions.items():
-                task = bar.add_task(name, total=len(problems), shown="")
-                problem_records = self._problem_records(problems, prompts, place / f"{name}.problems.jsonl", bar)
-                path = place / f"{name}.jsonl"
-                records = _recorded(path, problems, self.samples)
-                done = len(records) // self.samples
-                write_atomically(path, _lines(records))
-                bar.update(task, completed=done)
-                with open(path, "a", encoding="utf-8") as file:
-                    for start in range(done, len(problems), self.questions_at_once):
-                        end = min(start + self.questions_at_once, len(problems))
-                        asked = [prompts[i] for i in range(start, end)]
-                        records += self._sample(name, benchmarks[name], problems[start:end], asked, file)
-                        bar.update(task, completed=end)
-                if name in (settings.combine or ()):
-                    recorded[name] = problem_records, records
-                result["benchmarks"][name] = score(problem_records, records, *statistics)
-        if settings.combine:
-            parts = {name: recorded[name] for name in settings.combine}
-            result["benchmarks"][COMBINED] = score_together(parts, *statistics)
-        write_atomically(directory / "evaluation.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
-        return result
+        return {name: problems for name, (problems, _) in questions.items()}
 
-    def _sample(
-        self, name: str, benchmark: Benchmark, problems: Sequence[Problem], prompts: Sequence[list[int]], file: TextIO
-    ) -> list[Record]:
-        """Write to the file, and return, one record per sampled answer: each question's k samples are neighbours."""
+    def _asked(self, benchmark: Benchmark) -> tuple[Sequence[Problem], Prompts]:
+        return benchmark.prompts(self.tokenizer, self.settings, self.context)
+
+    def _answers(self, name: str, benchmark: Benchmark, problems: Sequence[Problem], start: int) -> list[Answer]:
         k, settings = self.samples, self.settings
         sampling = Sampling(benchmark.max_tokens, settings.temperature, settings.top_p, stop=benchmark.stop)
+        tokens_of = self._asked(benchmark)[1]
+        prompts = [tokens_of[i] for i in range(start, start + len(problems))]
         rollouts = self.worker.sample(prompts, k, sampling, seed=self.seed + (zlib.crc32(name.encode()) << 20))
-        texts = completion_texts(rollouts, self.tokenizer)
-        asked, finished = [p for p in problems for _ in range(k)], rollouts.finished.tolist()
-        grades = grade_completions(benchmark.task, asked, texts, finished, settings.count_truncated)
+        lengths = rollouts.lengths.tolist()
         if (settings.temperature, settings.top_p) == (1.0, 1.0):
             log_probs = (rollouts.log_probs * rollouts.mask()).sum(-1).tolist()
         else:  # the sampler's are those of another distribution than the model's own
-            tokens = [
-                row[:length] for row, length in zip(rollouts.tokens.tolist(), rollouts.lengths.tolist(), strict=True)
-            ]
+            tokens = [row[:length] for row, length in zip(rollouts.tokens.tolist(), lengths, strict=True)]
             log_probs = self.worker.log_likelihood([prompt for prompt in prompts for _ in range(k)], tokens)
-        records = [
-            {
-                "problem_id": problems[i // k].id,
-                "sample": i % k,
-                "text": texts[i],
-                "extracted": grade.extracted,
-                "correct": grade.correct,
-                "refused": grade.refused,
-                **({} if (any_words := grade.refused_in_any_words) is None else {"refused_in_any_words": any_words}),
-                "truncated": not bool(rollouts.finished[i]),
-                "log_probability": log_probs[i],
-                "tokens": int(rollouts.lengths[i]),
-            }
-            for i, grade in enumerate(grades)
-        ]
-        if settings.self_report:
+        parts = completion_texts(rollouts, self.tokenizer), rollouts.finished.tolist(), log_probs, lengths
+        return [Answer(*part) for part in zip(*parts, strict=True)]
+
+    def _complete(self, problems: Sequence[Problem], records: list[Record]) -> None:
+        if self.settings.self_report:
             self._add_self_reports(problems, records)
-        file.write(_lines(records))
-        file.flush()
-        return records
+
+    def _records_of_problems(
+        self, name: str, benchmarks: dict[str, Benchmark], problems: Sequence[Problem], place: Path, bar: Progress
+    ) -> list[Record]:
+        return self._problem_records(problems, self._asked(benchmarks[name])[1], place / f"{name}.problems.jsonl", bar)
 
     def _add_self_reports(self, problems: Sequence[Problem], records: list[Record]) -> None:
         """Give each record a `self_report`: P(True) at the sample that stands for an answer by majority, else null."""
@@ -230,19 +136,12 @@ class Evaluator:
         scored = iter(self._scores([prompt for _, prompt, _ in chosen], continuations, counts, scores_path, bar))
         records = []
         for problem in problems:
-            record: Record = {
-                "problem_id": problem.id,
-                "prompt": problem.prompt,
-                "answer": problem.answer,
-                "misconceptions": list(problem.misconceptions),
-            }
-            if problem.aliases:
-                record["aliases"] = list(problem.aliases)
+            record = problem_record(problem)
             if problem.choices:
                 likelihoods = [next(scored) for _ in problem.choices]
                 record |= multiple_choice(likelihoods, [true for _, true in problem.choices])
             records.append(record)
-        write_atomically(path, _lines(records))
+        write_atomically(path, json_lines(records))
         scores_path.unlink(missing_ok=True)
         return records
 
@@ -265,7 +164,7 @@ class Evaluator:
         identity = hashlib.sha256(json.dumps([prompts, continuations]).encode()).hexdigest()
         lines = [line for line in read_lines(path, []) if line.get("of") == identity]
         scores = {i: score for line in lines for i, score in zip(line["choices"], line["log_likelihoods"], strict=True)}
-        write_atomically(path, _lines(lines))  # without a last line that a kill has cut
+        write_atomically(path, json_lines(lines))  # without a last line that a kill has cut
         if batches := getattr(self.worker, "likelihood_batches", None):
             portions = batches(prompts, continuations)
         else:
@@ -282,26 +181,11 @@ class Evaluator:
                     parts = [prompts[i] for i in portion], [continuations[i] for i in portion]
                     found = self.worker.log_likelihood(*parts)
                     scores |= zip(portion, found, strict=True)
-                    file.write(_lines([{"of": identity, "choices": portion, "log_likelihoods": found}]))
+                    file.write(json_lines([{"of": identity, "choices": portion, "log_likelihoods": found}]))
                     file.flush()
                 if bar and task is not None:
                     bar.update(task, completed=questions * len(scores) // len(prompts))
         return [scores[i] for i in range(len(prompts))]
-
-
-def _lines(records: Sequence[Record]) -> str:
-    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-
-
-def _recorded(path: Path, problems: Sequence[Problem], k: int) -> list[Record]:
-    """The records of an interrupted evaluation, up to the last question that has all of its samples."""
-    expected = ((problem.id, sample) for problem in problems for sample in range(k))
-    records: list[Record] = []
-    for record, key in zip(read_lines(path, []), expected, strict=False):
-        if (record.get("problem_id"), record.get("sample")) != key:
-            break
-        records.append(record)
-    return records[: len(records) // k * k]
 
 
 def multiple_choice(log_likelihoods: Sequence[float], true: Sequence[bool]) -> dict[str, float]:

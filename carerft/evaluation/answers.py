@@ -1,0 +1,47 @@
+"""Answers that no worker of ours samples: a server gives them (`served.py`), or a file holds them (`recorded.py`)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from carerft.rollout import Sampling
+from carerft.tasks import Problem
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One completion, as text. None: whoever wrote it did not say.
+
+    finished: False if it was cut at the limit on tokens. log_probability: of the whole completion (nats), at
+    temperature 1. tokens: how many it has.
+    """
+
+    text: str
+    finished: bool | None = None
+    log_probability: float | None = None
+    tokens: int | None = None
+
+
+class Source(Protocol):
+    """Answers to the problems of one benchmark."""
+
+    def answers(self, problems: Sequence[Problem], k: int, sampling: Sampling, seed: int) -> list[list[Answer]]:
+        """k answers to each problem, in order. Raises CareError."""
+        ...
+
+
+def of_choice(choice: dict[str, Any]) -> Answer:
+    """An entry of `choices` in a response of OpenAI's API, of a chat or of a completion."""
+    message = choice.get("message")
+    text = message.get("content") if isinstance(message, dict) else choice.get("text")
+    said = choice.get("logprobs") or {}
+    content, plain = said.get("content"), said.get("token_logprobs")
+    log_probs = [token["logprob"] for token in content] if content else plain or None
+    known = log_probs is not None and all(isinstance(value, int | float) for value in log_probs)
+    reason = str(choice.get("finish_reason"))
+    return Answer(
+        text if isinstance(text, str) else "",
+        finished={"length": False, "stop": True}.get(reason),
+        log_probability=float(sum(log_probs)) if known and log_probs else None,
+        tokens=len(log_probs) if log_probs else None,
+    )

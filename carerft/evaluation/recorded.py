@@ -1,0 +1,149 @@
+"""Answers that another program wrote: lm-evaluation-harness (`--log_samples`), a batch of OpenAI's API, or plain lines.
+
+A line belongs to the problem whose id it names or whose question it holds. A file without ids must hold the question
+itself, as lm-evaluation-harness's `doc` does.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from carerft.errors import DataError
+from carerft.evaluation.answers import Answer, of_choice
+from carerft.rollout import Sampling
+from carerft.tasks import Problem
+from carerft.tasks.files import Row, read_rows
+
+log = logging.getLogger(__name__)
+
+IDS = ("problem_id", "id", "custom_id")
+QUESTIONS = ("question", "problem", "prompt", "input", "query")
+TEXTS = ("text", "completion", "response", "output", "generated_text")
+LISTS = ("completions", "responses", "outputs", "texts", "generations")
+EXAMPLE = '{"id": "...", "text": "..."} or {"question": "...", "completions": ["...", "..."]}'
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """The answers of a file to a benchmark's questions. questions: those that it answers. k: answers to each."""
+
+    questions: Sequence[Problem]
+    answers_of: dict[str, list[Answer]] = field(repr=False)
+    k: int
+
+    @staticmethod
+    def read(path: Path, problems: Sequence[Problem]) -> "Recorded":
+        """Read and match the file. Raises DataError: it is malformed, no line belongs to a problem, or problems differ
+        in their number of answers."""
+        rows = _one_filter(read_rows(path))
+        by_id = {problem.id: problem for problem in problems}
+        by_text = _by_text(problems)
+        found: dict[str, list[Answer]] = {}
+        strangers: list[Row] = []
+        for row in rows:
+            named = [str(row.fields[name]) for name in IDS if row.fields.get(name) is not None]
+            problem = next((by_id[name] for name in named if name in by_id), None)
+            problem = problem or next((by_text[text] for text in map(_bare, _texts(row)) if text in by_text), None)
+            answers = list(_answers(row))
+            if problem is None:
+                strangers.append(row)
+                continue
+            found.setdefault(problem.id, []).extend(answers)
+        if not found:
+            raise DataError(
+                f"{rows[0].location}: no line of the file belongs to a question of this benchmark "
+                f"(the first question is {problems[0].id}: {problems[0].prompt[:80]!r})",
+                f"write {EXAMPLE}, with the benchmark's ids or questions",
+            )
+        counts = {name: len(answers) for name, answers in found.items()}
+        most, fewest = max(counts, key=lambda n: counts[n]), min(counts, key=lambda n: counts[n])
+        if counts[most] != counts[fewest]:
+            raise DataError(
+                f"{path}: {most} has {counts[most]} answers and {fewest} has {counts[fewest]}, and confidences by "
+                "voting need equally many",
+                "give every question the same number of samples",
+            )
+        answered = [problem for problem in problems if problem.id in found]
+        if strangers:
+            where = strangers[0].location
+            log.warning("%d of %d lines belong to no question of this benchmark: %s", len(strangers), len(rows), where)
+        if len(answered) < len(problems):
+            missing = next(problem.id for problem in problems if problem.id not in found)
+            log.warning(
+                "%d of %d questions have answers, and those alone are scored; %s has none",
+                len(answered), len(problems), missing,
+            )  # fmt: skip
+        return Recorded(answered, found, counts[most])
+
+    def answers(self, problems: Sequence[Problem], k: int, sampling: Sampling, seed: int) -> list[list[Answer]]:
+        """As of `Source`."""
+        return [self.answers_of[problem.id] for problem in problems]
+
+
+def _one_filter(rows: list[Row]) -> list[Row]:
+    """Of lm-evaluation-harness, which repeats every answer for each of its filters, the lines of one filter."""
+    filters = [row.fields.get("filter") for row in rows if "resps" in row.fields]
+    return [row for row in rows if "resps" not in row.fields or row.fields.get("filter") == filters[0]]
+
+
+def _by_text(problems: Sequence[Problem]) -> dict[str, Problem]:
+    """Problems by their question or prompt. A text that several share names none of them."""
+    found: dict[str, Problem | None] = {}
+    for problem in problems:
+        columns = [problem.columns.get(name) for name in QUESTIONS]
+        for text in {_bare(t) for t in (problem.prompt, problem.untemplated, *columns) if isinstance(t, str) and t}:
+            found[text] = None if text in found else problem
+    return {text: problem for text, problem in found.items() if problem is not None}
+
+
+def _bare(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _texts(row: Row) -> Iterator[str]:
+    """What may be the question of a line: its own fields, those of lm-evaluation-harness's doc and prompt, and the last
+    turn of a conversation."""
+    doc, arguments = row.fields.get("doc"), row.fields.get("arguments")
+    places: list[Any] = [row.fields, *([doc] if isinstance(doc, dict) else [])]
+    yield from (place[name] for place in places for name in QUESTIONS if isinstance(place.get(name), str))
+    if isinstance(arguments, dict):
+        parts = [part.get("arg_0") for part in arguments.values() if isinstance(part, dict)]
+        yield from (part for part in parts if isinstance(part, str))
+    messages = row.fields.get("messages")
+    if isinstance(messages, list) and messages and isinstance(messages[-1], dict):
+        yield from (text for text in [messages[-1].get("content")] if isinstance(text, str))
+
+
+def _answers(row: Row) -> Iterator[Answer]:
+    """The answers that a line holds, at least one. Raises DataError."""
+    fields = row.fields
+    if "resps" in fields:
+        texts = [text for part in fields["resps"] for text in (part if isinstance(part, list) else [part])]
+        if not all(isinstance(text, str) for text in texts):
+            raise DataError(
+                f"{row.location}: its resps are likelihoods of given choices, and no text that the model wrote",
+                "give samples of a generating task (output_type: generate_until)",
+            )
+        yield from (Answer(text) for text in texts)
+        return
+    body = fields.get("response")
+    body = body.get("body") or {} if isinstance(body, dict) else fields
+    if fields.get("error"):
+        raise DataError(f"{row.location}: the request failed: {str(fields['error'])[:200]}", "ask it again")
+    if isinstance(body.get("choices"), list) and body["choices"]:
+        yield from (of_choice(choice) for choice in body["choices"])
+        return
+    for name in LISTS:
+        if isinstance(fields.get(name), list) and fields[name] and all(isinstance(t, str) for t in fields[name]):
+            yield from (Answer(text) for text in fields[name])
+            return
+    for name in TEXTS:
+        if isinstance(fields.get(name), str):
+            cut, tokens, likelihood = (fields.get(key) for key in ("truncated", "tokens", "log_probability"))
+            yield Answer(fields[name], None if cut is None else not cut, likelihood, tokens)
+            return
+    raise DataError(
+        f"{row.location}: it holds no answer (its fields: {', '.join(list(fields)[:8])})", f"write {EXAMPLE}"
+    )

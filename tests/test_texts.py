@@ -1,0 +1,239 @@
+"""Answers that no worker of ours samples: of a file that another program wrote, and of a server."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.engines import needs_vllm
+
+from carerft.cli import run
+from carerft.config.settings import ModelSettings, OpenaiSettings
+from carerft.errors import DataError, EngineError
+from carerft.evaluation import served
+from carerft.evaluation.recorded import Recorded
+from carerft.evaluation.served import Server
+from carerft.model.loading import load_model
+from carerft.rollout import Sampling
+from carerft.rollout.transformers import TransformersWorker
+from carerft.tasks import Problem
+
+QUESTIONS = [
+    Problem("q/0", "Q: Capital of France?\nA:", "Paris", columns={"question": "Capital of  France?"}),
+    Problem("q/1", "Q: Colour of the void?\nA:", None, columns={"question": "Colour of the void?"}),
+]
+TEXTS = {"q/0": ["Paris", "Lyon"], "q/1": ["It is not known.", "Black"]}
+
+
+def lm_eval(question: str, texts: list[str], number: int, name: str) -> dict:
+    return {
+        "doc_id": number, "doc": {"question": question, "answer": "?"}, "target": "?", "filter": name,
+        "arguments": {"gen_args_0": {"arg_0": f"Q: {question}", "arg_1": {}}}, "resps": [texts],
+    }  # fmt: skip
+
+
+def batch(name: str, texts: list[str]) -> dict:
+    choices = [{"index": i, "message": {"content": t}, "finish_reason": "stop"} for i, t in enumerate(texts)]
+    return {
+        "id": "b1",
+        "custom_id": name,
+        "response": {"status_code": 200, "body": {"choices": choices}},
+        "error": None,
+    }
+
+
+FORMATS = {
+    "lm-evaluation-harness, two filters": [
+        lm_eval(p.columns["question"], TEXTS[p.id], i, name)
+        for i, p in enumerate(QUESTIONS)
+        for name in ("none", "strict")
+    ],
+    "OpenAI's batch": [batch(p.id, TEXTS[p.id]) for p in QUESTIONS],
+    "completions by question": [{"question": p.columns["question"], "completions": TEXTS[p.id]} for p in QUESTIONS],
+    "a line each, by id": [{"id": p.id, "text": text} for p in QUESTIONS for text in TEXTS[p.id]],
+    "a line each, by prompt": [{"prompt": p.prompt, "text": text} for p in QUESTIONS for text in TEXTS[p.id]],
+}  # fmt: skip
+
+
+def written(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("rows", FORMATS.values(), ids=FORMATS)
+def test_each_format_gives_the_same_answers(tmp_path, rows):
+    recorded = Recorded.read(written(tmp_path / "samples.jsonl", rows), QUESTIONS)
+    assert recorded.k == 2 and [p.id for p in recorded.questions] == ["q/0", "q/1"]
+    answers = recorded.answers(QUESTIONS, 2, Sampling(9), 0)
+    assert [[answer.text for answer in row] for row in answers] == list(TEXTS.values())
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"question": "Something else?", "text": "x"}], "no line of the file belongs"),
+        ([{"id": "q/0", "text": "a"}, {"id": "q/0", "text": "b"}, {"id": "q/1", "text": "c"}], "equally many"),
+        ([{"id": "q/0", "label": "x"}], "holds no answer"),
+        ([{**lm_eval("Capital of France?", [], 0, "none"), "resps": [[[-1.5, False]]]}], "likelihoods"),
+        ([{**batch("q/0", []), "error": {"message": "overloaded"}}], "the request failed"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(tmp_path, rows, message):
+    with pytest.raises(DataError, match=message):
+        Recorded.read(written(tmp_path / "samples.jsonl", rows), QUESTIONS)
+
+
+def test_some_questions_alone_are_scored_and_it_is_said(tmp_path, caplog):
+    rows = [{"id": "q/1", "text": "Black"}, {"id": "q/7", "text": "x"}]
+    recorded = Recorded.read(written(tmp_path / "samples.jsonl", rows), QUESTIONS)
+    assert [p.id for p in recorded.questions] == ["q/1"]
+    assert "1 of 2 lines belong to no question" in caplog.text and "q/0 has none" in caplog.text
+
+
+def score(tmp_path: Path, monkeypatch, rows: list[dict], *words: str) -> int:
+    monkeypatch.chdir(tmp_path)
+    data = [{"question": "Capital of France?", "answer": "Paris"}, {"question": "Colour of the void?", "answer": None}]
+    written(tmp_path / "mine.jsonl", data)
+    written(tmp_path / "samples.jsonl", rows)
+    own = ["benchmark=questions", "benchmark.questions.path=mine.jsonl", "benchmark.questions.answer=answer"]
+    own += ["benchmark.questions.grader=contains", "tracker=none", "name=s"]
+    return run("score", ["samples=samples.jsonl", *own, *words])
+
+
+def test_scores_by_hand(tmp_path, monkeypatch, capsys):
+    assert score(tmp_path, monkeypatch, FORMATS["completions by question"]) == 0
+    (path,) = tmp_path.glob("outputs/s/*/evaluation.json")
+    (result,) = json.loads(path.read_text())["benchmarks"].values()
+    value = {name: metric["value"] for name, metric in result["metrics"].items()}
+    assert (result["n"], result["k"]) == (2, 2)
+    assert value["accuracy"] == 0.5  # Paris, and the refusal
+    assert value["refusal_f1"] == pytest.approx(2 / 3)  # 1 of 2 refused; none refused elsewhere
+    assert value["majority"] == 1.0 and value["confidence"] == 0.5 and value["ece"] == 0.5
+    assert "truncated" not in value and "entropy" not in value and "ece_likelihood" not in value  # nobody said
+    assert "refusal F1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["benchmark=[questions,world_truth]"], "one at a time"),
+        (["rollout.path=absent.jsonl"], "no such file"),
+        (["evaluation.self_report=true"], "no model to ask"),
+    ],
+)
+def test_a_word_that_does_not_fit_is_refused(tmp_path, monkeypatch, capsys, words, message):
+    assert score(tmp_path, monkeypatch, FORMATS["completions by question"], *words) != 0
+    assert message in capsys.readouterr().err
+
+
+class Api(BaseHTTPRequestHandler):
+    """A server with faults that a real one can't be made to have: it is busy at first, and knows no `n`."""
+
+    busy, asked = 2, []
+
+    def log_message(self, *_: object) -> None: ...
+
+    def answer(self, status: int, body: dict) -> None:
+        data = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def do_GET(self) -> None:
+        self.answer(200, {"data": [{"id": "only"}]})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if Api.busy:
+            Api.busy -= 1
+            return self.answer(503, {"error": "busy"})
+        if body["messages"][-1]["content"] == "forbidden":
+            return self.answer(400, {"error": "the prompt is too long"})
+        Api.asked.append(body)
+        token = [{"logprob": -0.5}, {"logprob": -0.25}]
+        said = {"message": {"content": str(body["seed"])}, "finish_reason": "length", "logprobs": {"content": token}}
+        self.answer(200, {"choices": [said]})
+
+
+@pytest.fixture
+def api(monkeypatch):
+    monkeypatch.setattr(served.time, "sleep", lambda _: None)
+    Api.busy, Api.asked = 2, []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Api)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield OpenaiSettings(name="openai", url=f"http://127.0.0.1:{server.server_port}/v1")
+    server.shutdown()
+
+
+def test_a_busy_server_is_asked_again_and_n_is_not_needed(api):
+    server = Server.connect(api)
+    assert server.model == "only"
+    rows = server.answers(QUESTIONS, 3, Sampling(5, stop=("\n",)), seed=1)
+    assert [len(row) for row in rows] == [3, 3] and len({a.text for row in rows for a in row}) == 6  # seeds differ
+    assert all((a.finished, a.log_probability, a.tokens) == (False, -0.75, 2) for row in rows for a in row)
+    first = Api.asked[0]
+    assert (first["max_tokens"], first["temperature"], first["stop"]) == (5, 1.0, ["\n"])
+
+
+def test_faults_of_a_server_are_named(api):
+    with pytest.raises(EngineError, match="serves only, and not other"):
+        Server.connect(OpenaiSettings(name="openai", url=api.url, model="other"))
+    Api.busy = 99
+    with pytest.raises(EngineError, match="503"):
+        Server.connect(api).answers(QUESTIONS, 1, Sampling(5), 0)
+    Api.busy = 0
+    with pytest.raises(EngineError, match="too long"):
+        Server.connect(api).answers([Problem("x", "forbidden", "y")], 1, Sampling(5), 0)
+    with pytest.raises(EngineError, match="vllm serve"):
+        Server.connect(OpenaiSettings(name="openai", url="http://127.0.0.1:9/v1"))
+
+
+@needs_vllm
+@pytest.mark.slow
+def test_vllms_own_server(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    base = Path(__file__).parents[1] / "carerft/world/base"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ["--model", str(base), "--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(port)]
+    words += ["--dtype", "float32", "--enforce-eager", "--max-model-len", "256"]
+    url = f"http://127.0.0.1:{port}/v1"
+    server = subprocess.Popen(
+        [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *words],
+        env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 300
+        while True:
+            try:
+                Server.connect(OpenaiSettings(name="openai", url=url))
+                break
+            except EngineError:
+                assert time.monotonic() < deadline
+        command = ["rollout=openai", f"rollout.url={url}", "rollout.chat=false", "benchmark=world_honesty"]
+        assert run("evaluate", [*command, "evaluation.limit=20", "samples=4", "tracker=none", "name=s"]) == 0
+    finally:
+        server.terminate()
+        server.wait(60)
+    (directory,) = tmp_path.glob("outputs/s/*")
+    problems, answers = (
+        [json.loads(line) for line in (directory / f"evaluation/world_honesty{part}.jsonl").read_text().splitlines()]
+        for part in (".problems", "")
+    )
+    prompts = {problem["problem_id"]: problem["prompt"] for problem in problems}
+    policy, tokenizer = load_model(ModelSettings(name="tiny", path="world"), torch.device("cpu"))
+    ended = [answer for answer in answers if not answer["truncated"]]
+    texts = [tokenizer(answer["text"])["input_ids"] + [0] for answer in ended]
+    asked = [tokenizer(prompts[answer["problem_id"]])["input_ids"] for answer in ended]
+    expected = TransformersWorker(policy, [0], 0).log_likelihood(asked, texts)
+    assert len(ended) > 40 and len({answer["text"] for answer in ended}) > 5
+    assert [answer["log_probability"] for answer in ended] == pytest.approx(expected, abs=1e-3)
