@@ -103,7 +103,7 @@ def test_a_bad_row_is_named(tmp_path, content, settings, message):
         ("a.csv", b"prompt,answer\n", r"a.csv is empty"),
         ("a.csv", "prompt,answer\nx,1\n".encode("utf-16"), r"a.csv is text in UTF-16\n.*iconv -f UTF-16"),
         ("a.csv", "prompt,answer\nx,1\n".encode("utf-16-le"), r"a.csv is no text in UTF-8: it holds zero bytes"),
-        ("a.csv", gzip.compress(b"prompt,answer\n")[:20], r"a.csv is compressed by gzip\n.*gunzip .*a.csv"),
+        ("a.csv", gzip.compress(b"prompt,answer\n", mtime=0)[:20], r"a.csv is compressed by gzip\n.*gunzip .*a.csv"),
         ("a.xlsx", b"PK\x03\x04rest", r"a.xlsx is a zip archive, as Excel's.*\n.*as CSV in UTF-8"),
         ("a.jsonl", b"PAR1rest", r"a.jsonl is a Parquet file\n.*end in .parquet"),
         ("a.jsonl", b"prompt,answer\nx,1\n", r"a.jsonl:1: not JSON.*\n.*name of a table ends in .csv"),
