@@ -3,7 +3,7 @@
 import logging
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from carerft.config.settings import EvaluationSettings
@@ -38,4 +38,7 @@ class TextMeasurement(Measurement):
     def _answers(self, name: str, benchmark: Benchmark, problems: Sequence[Problem], start: int) -> list[Answer]:
         sampling = Sampling(benchmark.max_tokens, self.settings.temperature, self.settings.top_p, stop=benchmark.stop)
         seed = self.seed + (zlib.crc32(name.encode()) << 20) + (start << 40)
-        return [answer for row in self.source.answers(problems, self.samples, sampling, seed) for answer in row]
+        answers = [answer for row in self.source.answers(problems, self.samples, sampling, seed) for answer in row]
+        if (self.settings.temperature, self.settings.top_p) != (1.0, 1.0):  # servers differ in what they then report
+            answers = [replace(answer, log_probability=None) for answer in answers]
+        return answers
