@@ -157,6 +157,18 @@ def test_a_run_that_has_written_nothing_takes_mended_data(tmp_path: Path):
         assert opened.done and [entry["bytes"] for entry in opened.manifest["inputs"]] == [6]
 
 
+def test_a_run_that_has_written_nothing_takes_other_settings(tmp_path: Path):
+    other = {**CONFIG, "steps": 77}
+    finish(tmp_path / "run", CONFIG, "failed")
+    finish(tmp_path / "run", other, "failed")
+    write(tmp_path / "run" / "metrics.jsonl", "{}")
+    with pytest.raises(RunDirectoryError, match="another configuration"):
+        finish(tmp_path / "run", CONFIG)
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    with open_run(tmp_path / "run", "train", CONFIG) as opened:
+        assert opened.manifest["status"] == "new" and opened.manifest["config"] == CONFIG
+
+
 def test_a_run_goes_on_with_a_corrected_grader_after_it_has_failed(tmp_path: Path):
     code, data = (write(tmp_path / name, "one") for name in ("mine.py", "x.jsonl"))
     config = {**CONFIG, "task": {"grader": f"{code}:f", "path": data}}

@@ -16,7 +16,7 @@ from typing import Any
 
 from carerft.config.identity import config_hash, differences, extends
 from carerft.errors import RunDirectoryError
-from carerft.runs.inputs import changed_since, inputs
+from carerft.runs.inputs import changed_since, has_results, inputs
 
 PACKAGES = (
     *("carerft", "torch", "transformers", "hydra-core", "omegaconf", "datasets", "math-verify", "wandb", "numpy"),
@@ -161,8 +161,8 @@ def open_run(path: Path, command: str, config: Mapping[str, Any]) -> Iterator[Ru
     """Open the directory of a new or continued run, locked against other processes.
 
     config: resolved, with `name` and `seed`. Raises RunDirectoryError if the directory can't be written, holds a run
-    of another configuration (naming the keys) or of other inputs (naming the files), or is being written by another
-    process.
+    of another configuration (naming the keys) or of other inputs (naming the files) that has results, or is being
+    written by another process.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -179,12 +179,14 @@ def open_run(path: Path, command: str, config: Mapping[str, Any]) -> Iterator[Ru
                 f"another process is running in {path}", "wait for it or stop it, or choose another hydra.run.dir"
             ) from error
         manifest = read_manifest(path)
-        if manifest is None:
+        changed = differences(manifest["config"], config) if manifest else []
+        corrected = changed and manifest and manifest["status"] in ("failed", "interrupted") and not has_results(path)
+        if manifest is None or corrected:  # a run that ended before its first result takes other settings
             manifest = {"status": "new", "command": command, "name": config["name"], "seed": config["seed"]}
             manifest |= {"config": config, "config_hash": config_hash(config), "started": _now(), "ended": None}
             manifest |= {"git": _git_revision(), "versions": _versions(), "hardware": _hardware(), "error": None}
             manifest |= {"inputs": inputs(config)}
-        elif (changed := differences(manifest["config"], config)) and not extends(manifest["config"], config):
+        elif changed and not extends(manifest["config"], config):
             longer = "; more steps continue a training without a schedule, which would end with the last of them"
             raise RunDirectoryError(
                 f"{path} holds a run of another configuration:\n    " + "\n    ".join(changed),

@@ -73,7 +73,7 @@ def changed_since(directory: Path, manifest: Mapping[str, Any], now: Sequence[En
     its file may have been corrected: the run goes on with it.
     """
     then = manifest.get("inputs")
-    if then is None or (manifest["status"] != "done" and not _has_results(directory)):
+    if then is None or (manifest["status"] != "done" and not has_results(directory)):
         return []
     now = inputs(manifest["config"]) if now is None else now
     if str(manifest.get("error")).startswith(UserCodeError.__name__):
@@ -82,7 +82,8 @@ def changed_since(directory: Path, manifest: Mapping[str, Any], now: Sequence[En
     return changes(then, now)
 
 
-def _has_results(directory: Path) -> bool:
+def has_results(directory: Path) -> bool:
+    """Whether a run has written anything that depends on its settings and inputs."""
     files = [directory / "metrics.jsonl", *directory.glob("evaluation/*")]
     return any(directory.glob("checkpoints/*")) or any(file.is_file() and file.stat().st_size for file in files)
 
