@@ -45,6 +45,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         ),
         ("evaluate samples.every=10", "there is no key 'samples.every'\n  it is of `carerft train`"),
         ("train beta=0.1", "did you mean regularizer.beta?"),
+        ("train rollout.prompts=4", "did you mean rollout.prompts_per_batch?"),
         ("train lr=1e-5", "write learner.learning_rate=...; "),
         ("train output_dir=here", "write hydra.run.dir=...; "),
         ("evaluate lr=1e-5", "there is no key 'lr'\n  `carerft evaluate --cfg job` lists every key"),

@@ -67,7 +67,10 @@ def test_a_misspelt_prompt_is_refused_with_the_choices_before_a_model_is_loaded(
     overrides = ["model.path=/nowhere/at/all", "benchmark=gsm8k", "benchmark.gsm8k.prompt=fewshot"]
     assert run(tmp_path / "run", *overrides, verb="evaluate") == 2
     errors = capsys.readouterr().err
-    assert "prompt='fewshot' is no prompt of gsm8k" in errors and "few_shot, instruction, zero_shot" in errors
+    assert (
+        "prompt='fewshot' is no prompt of gsm8k" in errors
+        and "few_shot, instruction, zero_shot, or a YAML file such as: prompt: " in errors
+    )
 
 
 # GSM8K

@@ -80,12 +80,14 @@ def test_each_format_gives_the_same_answers(tmp_path, rows):
     [
         ([{"question": "Something else?", "text": "x"}], "no line of the file belongs"),
         ([{"id": "q/0", "text": "a"}, {"id": "q/0", "text": "b"}, {"id": "q/1", "text": "c"}], "equally many"),
-        ([{"id": "q/0", "label": "x"}], "holds no answer"),
+        ([{"id": "q/0", "label": "x"}], "no field holds what a model wrote"),
         ([{**lm_eval("Capital of France?", [], 0, "none"), "resps": [[[-1.5, False]]]}], "likelihoods"),
         ([{**batch("q/0", []), "error": {"message": "overloaded"}}], "the request failed"),
     ],
 )
 def test_what_cannot_be_scored_is_refused(tmp_path, rows, message):
+    with pytest.raises(DataError, match="is a table, and samples are JSON lines"):
+        Recorded.read(written(tmp_path / "samples.csv", rows), QUESTIONS)
     with pytest.raises(DataError, match=message):
         Recorded.read(written(tmp_path / "samples.jsonl", rows), QUESTIONS)
 

@@ -156,12 +156,13 @@ def test_absent_data_says_how_to_get_it(capsys, tmp_path: Path, monkeypatch):
     assert "task.path=FILE" in said and "CARERFT_DATA" in said
 
 
-def test_a_prompt_longer_than_the_context_names_its_problem(capsys, tmp_path: Path):
+@pytest.mark.parametrize(("words", "fits_alone"), [(1950, True), (4000, False)])  # of four tokens each
+def test_a_prompt_longer_than_the_context_names_its_problem(words: int, fits_alone: bool, capsys, tmp_path: Path):
     file = tmp_path / "rows.jsonl"
-    long = {"question": "Why? " * 4000, "answer": "#### 1"}
+    long = {"question": "Why? " * words, "answer": "#### 1"}
     file.write_text("".join(json.dumps(row) + "\n" for row in [*GSM8K[:3], long]))
     said = refused(capsys, tmp_path / "a", "task=gsm8k", f"task.path={file}", "benchmark=none")
-    assert "context of 8192" in said and "problem" in said and "rollout.max_tokens" in said
+    assert "context of 8192" in said and "problem" in said and ("rollout.max_tokens" in said) == fits_alone
 
 
 def test_a_model_directory_without_tokenizer_or_with_code_is_refused(capsys, tmp_path: Path):

@@ -103,6 +103,7 @@ def test_a_run_that_is_killed_while_it_measures_goes_on_there(measured: Path, tm
     half = (directory / "evaluation/step_2/world_honesty.jsonl").stat().st_mtime_ns
     monkeypatch.undo()
     assert run(directory, *WORDS, *EVERY) == 0
+    assert f"continuing {directory} after 2 steps" in (directory / "train.log").read_text()
     assert without_times(directory) == without_times(measured)
     assert final(directory) == final(measured)
     names = "evaluation/step_2/evaluation.json", "evaluation/step_2/world_honesty.jsonl"

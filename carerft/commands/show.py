@@ -58,8 +58,12 @@ def main() -> None:
             steps = ", ".join(str(_step(file)) for file in files)
             raise ConfigError(f"step={settings.step}: no samples of that step", f"there are those of {steps}")
         chosen = at[0]
-    records = selected(list(read_lines(chosen, [])), which[0] if which else None)
-    console.print(f"step {_step(chosen)}: {min(settings.count, len(records))} of {len(records)} completions")
+    kept = list(read_lines(chosen, []))
+    records = selected(kept, which[0] if which else None)
+    told = f"{min(settings.count, len(records))} of {len(records)} completions"
+    if {"refused", "truncated"} & set(which):
+        told = f"{len(records)} of {len(kept)} completions {which[0]}"
+    console.print(f"step {_step(chosen)}: {told}")
     prompt = None
     for record in records[: settings.count]:
         if record.get("problem_id") != prompt:
@@ -90,7 +94,7 @@ def selected(records: list[dict[str, Any]], which: str | None) -> list[dict[str,
 def described(record: dict[str, Any]) -> Text:
     """A line about a completion: its verdict, its rewards, its advantage."""
     verdict, style = VERDICTS.get(str(record.get("correct")), ("no verdict", "bold yellow"))
-    words = [f"answer {line(record['extracted'])}" if record.get("extracted") is not None else "no answer"]
+    words = [f'answer "{line(record["extracted"])}"' if record.get("extracted") is not None else "no answer"]
     words += [word for key, word in (("refused", "refuses"), ("truncated", "cut")) if record.get(key)]
     words += [f"{line(name)} {value:.3g}" for name, value in (record.get("rewards") or {}).items() if value is not None]
     if record.get("advantage") is not None:

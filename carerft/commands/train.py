@@ -185,7 +185,7 @@ def train(settings: TrainSettings, run: RunDirectory, leader: "Leader | None" = 
         show_prompt(settings.task.name, collector.problems[0], tokens, tokenizer)
         step = trainer.resume()
         if step:
-            log.info("continuing %s at step %d", run.path, step)
+            log.info("continuing %s after %d steps", run.path, trainer.progress.step)
         with assembly.trackers(settings, run, step) as trackers:
             trainer.on_samples = lambda step, file: trackers.table("samples", step, *samples_table(file))
             with interruption(lambda: trainer.progress.step > step) as stop_requested:

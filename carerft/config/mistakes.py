@@ -110,4 +110,6 @@ def _unknown_key(key: str, config: dict[str, Any], listing: str) -> tuple[str, s
     if group != "hydra":
         keys = [each for each in keys if not each.startswith("hydra.") or each in NAMES.values()]
     usual = NAMES.get(key.rpartition(".")[2])
-    return what, (f"write {usual}=...; " if usual in keys else did_you_mean(key, keys)) + listing
+    siblings = [each for each in keys if own and each.startswith(f"{group}.")]
+    near = f"write {usual}=...; " if usual in keys else did_you_mean(key, siblings) or did_you_mean(key, keys)
+    return what, near + listing

@@ -95,7 +95,8 @@ class KeepSettings:
     """What is kept of the completions that a training samples: samples/step_<n>.jsonl. The group is also called
     `samples`: samples.every=10, or in a file `samples: {every: 10}`."""
 
-    # Steps between the batches of which some are kept; null: none. Also written samples.every=10.
+    # Steps between the batches of which some are kept; null: none. Also written samples.every=10. A batch that several
+    # steps learn from has the number of the first of them: samples.every=10 may leave step_9.jsonl.
     every: int | None = field(default=None, metadata={"least": 1})
     # Prompts of such a batch, each with all of its completions.
     prompts: int = field(default=8, metadata={"least": 1})

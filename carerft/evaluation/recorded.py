@@ -15,6 +15,7 @@ from carerft.evaluation.answers import Answer, of_choice
 from carerft.rollout import Sampling
 from carerft.tasks import Problem
 from carerft.tasks.files import Row, read_rows
+from carerft.tasks.tables import is_separated
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,8 @@ class Recorded:
     def read(path: Path, problems: Sequence[Problem]) -> "Recorded":
         """Read and match the file. Raises DataError: it is malformed, no line belongs to a problem, or problems differ
         in their number of answers."""
+        if is_separated(str(path)):
+            raise DataError(f"{path} is a table, and samples are JSON lines", f"write {EXAMPLE}")
         rows = _one_filter(read_rows(path))
         by_id = {problem.id: problem for problem in problems}
         by_text = _by_text(problems)
@@ -145,5 +148,6 @@ def _answers(row: Row) -> Iterator[Answer]:
             yield Answer(fields[name], None if cut is None else not cut, likelihood, tokens)
             return
     raise DataError(
-        f"{row.location}: it holds no answer (its fields: {', '.join(list(fields)[:8])})", f"write {EXAMPLE}"
+        f"{row.location}: no field holds what a model wrote (its fields: {', '.join(list(fields)[:8])})",
+        f"write {EXAMPLE}",
     )

@@ -134,11 +134,12 @@ class Prompts:
 
     def _check(self, problem: Problem, length: int) -> None:
         if length + self.max_tokens > self.context:
+            lower = "lower rollout.max_tokens (or the benchmark's max_tokens), or " if length < self.context else ""
             raise DataError(
                 f"the prompt of problem {problem.id} has {length} tokens, which with {self.max_tokens} tokens of "
                 f"completion exceeds the context of {self.context}",
-                "lower rollout.max_tokens (or the benchmark's max_tokens), or leave the problem out of the data; if "
-                "the model has a longer context, write rollout.max_model_len",
+                f"{lower}leave the problem out of the data; if the model has a longer context, write "
+                "rollout.max_model_len",
             )
         if not length:
             raise DataError(f"the prompt of problem {problem.id} is empty", "leave the problem out of the data")

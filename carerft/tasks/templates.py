@@ -47,7 +47,7 @@ def load_template(dataset: str, name: str) -> Template:
         choices = ", ".join(sorted(path.stem for path in (PROMPTS / dataset).glob("*.yaml")))
         raise ConfigError(
             f"prompt={name!r} is no prompt of {dataset} ({file}: {error.strerror})",
-            f"write one of {choices}, or the path of a YAML file",
+            f"write one of {choices}, or {REMEDY.removeprefix('write ')}",
         ) from error
     except (UnicodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{file}: {' '.join(str(error).split())}", REMEDY) from error
