@@ -187,7 +187,7 @@ DEDICATED = [
 
 def wait_for_steps(directory: Path, count: int, going: Callable[[], bool]) -> int:
     """Returns the number of steps done, which is more than count."""
-    path, deadline = directory / "metrics.jsonl", time.monotonic() + 120
+    path, deadline = directory / "metrics.jsonl", time.monotonic() + 600
     while (done := path.read_text().count("\n") if path.exists() else 0) <= count:
         assert going() and time.monotonic() < deadline, f"{done} steps"
         time.sleep(0.1)
@@ -200,10 +200,11 @@ def test_a_lost_engine_ends_a_run_with_a_checkpoint_and_an_interrupt_leaves_no_p
     strangers = set(psutil.Process().children(recursive=True))  # which other tests have left to this process
 
     def kill_engine() -> int:
-        done = wait_for_steps(directory, 1, lambda: not over.is_set())
-        family.extend(set(psutil.Process().children(recursive=True)) - strangers)
-        next(p for p in family if "EngineProcess" in "".join(p.cmdline())).send_signal(signal.SIGKILL)
-        return done
+        try:
+            return wait_for_steps(directory, 1, lambda: not over.is_set())
+        finally:  # also where no step came in time, for else the run would go on
+            family.extend(set(psutil.Process().children(recursive=True)) - strangers)
+            next(p for p in family if "EngineProcess" in "".join(p.cmdline())).send_signal(signal.SIGKILL)
 
     with ThreadPoolExecutor(1) as thread:
         done = thread.submit(kill_engine)
