@@ -38,6 +38,11 @@ class PromptedTask:
         """A reply ends where the model writes this."""
         return self.template.until
 
+    @property
+    def confidence(self) -> bool:
+        """Whether the prompt asks for a confidence."""
+        return self.template.confidence
+
     def problems(self) -> list[Problem]:
         """The first `limit` problems, in a fixed order; <name>/.../17 is row 17, counted from 0. Raises DataError."""
         return self.all_problems()[: self.limit]

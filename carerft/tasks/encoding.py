@@ -46,6 +46,10 @@ class ChatTask:
         return getattr(self.task, "until", None)
 
     @property
+    def confidence(self) -> bool:
+        return getattr(self.task, "confidence", False)
+
+    @property
     def prompt(self) -> str | None:
         return getattr(self.task, "prompt", None)
 

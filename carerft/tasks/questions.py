@@ -126,6 +126,11 @@ class QuestionsTask:
         """A reply ends where the model writes this."""
         return self.template.until
 
+    @property
+    def confidence(self) -> bool:
+        """Whether the prompt asks for a confidence."""
+        return self.template.confidence
+
     def problems(self) -> "Problems":
         """In the order of the rows; <name>/17 is row 17 of the data, counted from 0. Raises DataError."""
         if self._rows is None:
