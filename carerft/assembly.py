@@ -55,7 +55,7 @@ from carerft.trackers import MetricsFile, ProgressTracker, Trackers, named_track
 from carerft.trackers.weights_and_biases import description
 from carerft.training.collector import Collector, planned_prompts
 from carerft.training.learner import Learner, agreed
-from carerft.training.rewards import Rewards
+from carerft.training.rewards import Rewards, check_asked
 
 CONTEXT_STEP = 256
 """An engine's context is a multiple of this, so that runs whose longest prompts differ a little have equal engines."""
@@ -343,6 +343,7 @@ def training(settings: TrainSettings, mesh: DeviceMesh | None, tokens: int | Non
         if follows:
             return 0
         task = subject.task(settings.task)
+        check_asked(settings.reward, task)
         prompts = subject.training_prompts(task)
         return subject.engine_context(prompts)
 
