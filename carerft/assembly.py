@@ -122,6 +122,8 @@ class Subject:
     def task(self, settings: TaskSettings) -> Task:
         """What a file of `conf/task/` or `conf/benchmark/` names, with prompts in the model's chat template, if any."""
         task = instantiate(_arguments(settings))
+        if self.settings.model.confidence and hasattr(task, "ask_confidence"):
+            task.ask_confidence()
         if self.chat:
             return ChatTask(task, self.tokenizer)
         if isinstance(task, QuestionsTask) and task.problems()[0].messages:

@@ -41,6 +41,9 @@ class ModelSettings:
     # Put prompts into the model's chat template. null: if the model's own configuration ends a generation with the
     # token with which the template ends a turn (a base model's doesn't, though it has a template).
     chat: bool | None = None
+    # Ask for a confidence after each answer: take the prompt `confidence` of tasks that have it, unless another was
+    # chosen, and of the built-in model the base that states confidences.
+    confidence: bool = False
     # A learning rate that suits a model of this size.
     learning_rate: float = MISSING
     # train: "lora" trains a low-rank adapter beside frozen weights, by peft. The base model is then the policy without

@@ -142,7 +142,7 @@ class Measurement:
         asked, finished = [p for p in problems for _ in range(k)], [answer.finished is not False for answer in answers]
         texts = [answer.text for answer in answers]
         grades = grade_completions(benchmark.task, asked, texts, finished, self.settings.count_truncated)
-        asks = getattr(benchmark.task, "confidence", False)
+        asks = getattr(benchmark.task, "without_confidence", None) is not None
         records = [
             {
                 "problem_id": problems[i // k].id,

@@ -142,7 +142,8 @@ def _newest(group: list[Run]) -> tuple[tuple[Run, ...], tuple[Run, ...]]:
 
 def _model(run: Run) -> str:
     model = section(run.config, "model")
-    return f"{model.get('path', model.get('name'))}@{model.get('revision')}"
+    asked = "@confidence" if model.get("confidence") else ""  # the built-in one is then another model
+    return f"{model.get('path', model.get('name'))}@{model.get('revision')}{asked}"
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:

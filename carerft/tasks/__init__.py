@@ -61,7 +61,8 @@ class Task(Protocol):
     """A dataset and its grader.
 
     A task that ignores everything after some text (such as the beginning of another question) has that text in an
-    attribute `until`; evaluation stops sampling there. One whose prompt asks for a confidence has `confidence=True`.
+    attribute `until`; evaluation stops sampling there. One that asks for a confidence after the answer has a
+    function in `without_confidence` which takes its statements out of a reply, as that of `carerft.tasks.confidence`.
     """
 
     @property

@@ -14,7 +14,10 @@ The text is hostile input: it is read in linear time, and of a statement at most
 
 import re
 from collections import deque
+from collections.abc import Callable
 
+Reader = Callable[[str], tuple[str, float | None]]
+"""From a reply to the reply without its statements of confidence, and the confidence that counts."""
 _LONGEST = 60
 _STATEMENT = re.compile(
     r"<confidence>(?P<tagged>[^<\n]*)(?:</confidence>)?"

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from carerft.errors import DataError, reason
 from carerft.tasks import Grade, Problem, Task
+from carerft.tasks.confidence import Reader
 from carerft.tasks.dataset import PromptedTask
 
 log = logging.getLogger(__name__)
@@ -46,8 +47,8 @@ class ChatTask:
         return getattr(self.task, "until", None)
 
     @property
-    def confidence(self) -> bool:
-        return getattr(self.task, "confidence", False)
+    def without_confidence(self) -> Reader | None:
+        return getattr(self.task, "without_confidence", None)
 
     @property
     def prompt(self) -> str | None:

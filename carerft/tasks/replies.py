@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from carerft.tasks import Grade, Problem, Task
-from carerft.tasks.confidence import without_confidence
 
 LONGEST = 20_000
 LONGEST_VOTE = 200
@@ -45,7 +44,7 @@ def grade_completions(
     until = getattr(task, "until", None)
     opened = [_open_tag(problem.prompt) + text for problem, text in zip(problems, texts, strict=True)]
     stated: Sequence[tuple[str, float | None]] = [(text, None) for text in opened]
-    if getattr(task, "confidence", False):
+    if without_confidence := getattr(task, "without_confidence", None):
         stated = [without_confidence(reply(text, until)) for text in opened]
     grades = [
         grade if count_truncated or done or (until and until in after_thinking(text)) else Grade(None, correct=False)

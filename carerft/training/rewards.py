@@ -87,11 +87,11 @@ def check_rewards(settings: RewardSettings) -> None:
 
 def check_asked(settings: RewardSettings, task: Task) -> None:
     """Raises ConfigError where a reward needs what the task's prompt doesn't ask for."""
-    if "calibrated" in settings.functions and not getattr(task, "confidence", False):
+    if "calibrated" in settings.functions and getattr(task, "without_confidence", None) is None:
         raise ConfigError(
             f"reward=calibrated with task={task.name}: its prompt asks for no confidence, and every completion would "
             "get the worst score",
-            "write task.prompt=confidence, or a template of your own with confidence: true",
+            "write model.confidence=true or task.prompt=confidence, or a template of your own with confidence: true",
         )
 
 
