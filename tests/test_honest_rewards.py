@@ -1,18 +1,22 @@
 """Rewards for honesty: `ternary` (TruthRL) and `calibrated` (RLCR), by hand and by what they make best."""
 
+import json
 import math
 import re
 from itertools import pairwise
 
 import pytest
 from helpers.configurations import settings as composed_settings
+from helpers.runs import read_lines, run
 
 from carerft.config.checks import check_train
 from carerft.config.settings import RewardSettings
 from carerft.errors import ConfigError
 from carerft.tasks import Grade, Problem
 from carerft.tasks.gsm8k import Gsm8kTask
+from carerft.tasks.math import MathTask
 from carerft.training.rewards import Rewards, check_asked
+from carerft.world.pretraining import build_base
 
 RIGHT, WRONG, REFUSED = Grade("4", True), Grade("5", False), Grade(None, False, refused=True)
 REFUSED_RIGHTLY = Grade(None, True, refused=True)
@@ -137,3 +141,33 @@ def test_a_prompt_that_asks_for_no_confidence_is_refused():
     assert "task.prompt=confidence" in (caught.value.remedy or "")
     check_asked(calibrated(), Gsm8kTask(prompt="confidence"))
     check_asked(ternary(), Gsm8kTask())
+
+
+def test_a_training_asks_for_confidences_rewards_and_records_them(tmp_path, monkeypatch):
+    """A base of two steps states none that can be read: each completion earns what wrong with confidence 1 does."""
+    build_base(3, tmp_path / "base", steps=2, confidence=True)
+    monkeypatch.chdir(tmp_path)
+    words = ["benchmark=[world_truth,world_honesty]", "keep_samples.every=1"]
+    assert run(tmp_path / "plain", "reward=calibrated", "model=./base", "task=world", *words) == 1
+    assert not (tmp_path / "plain" / "metrics.jsonl").exists()
+    asked = ["reward=calibrated", "model=./base", "task=world", "model.confidence=true", *words]
+    assert run(tmp_path / "run", *asked) == 0
+    records = read_lines(tmp_path / "run" / "evaluation" / "world_truth.jsonl")
+    assert records and all(record["stated_confidence"] is None for record in records)
+    metrics = json.loads((tmp_path / "run" / "evaluation.json").read_text())["benchmarks"]["world_truth"]["metrics"]
+    assert metrics["unstated"]["value"] == 1 and metrics["ece_stated"]["value"] is None
+    kept = read_lines(next((tmp_path / "run" / "samples").glob("*.jsonl")))
+    assert {record["rewards"]["calibrated"] for record in kept} == {-1.0}
+    assert read_lines(tmp_path / "run" / "metrics.jsonl")[0]["reward/calibrated/mean"] == -1
+
+
+def test_one_switch_asks_every_task_that_can():
+    """Another prompt that was chosen stays; a task without such a prompt is asked as ever."""
+    for task in (Gsm8kTask(), MathTask()):
+        task.ask_confidence()
+        assert task.prompt == "confidence" and task.without_confidence is not None
+        task.use_chat_prompt()
+        assert task.prompt == "confidence"
+    chosen = Gsm8kTask(prompt="few_shot")
+    chosen.ask_confidence()
+    assert chosen.prompt == "few_shot" and chosen.without_confidence is None
