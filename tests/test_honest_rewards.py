@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from functools import cache
 from itertools import pairwise
 
 import pytest
@@ -38,11 +39,14 @@ def calibrated(score: str = "brier", **values: float) -> RewardSettings:
     return RewardSettings(["calibrated"], score=score, **values)
 
 
-def expected(settings: RewardSettings, chance: float, confidence: float | None) -> float:
+@cache
+def right_and_wrong(score: str, confidence: float | None) -> list[float | None]:
+    return rewards(calibrated(score), [Grade("4", verdict, confidence=confidence) for verdict in (True, False)])
+
+
+def expected(score: str, chance: float, confidence: float | None) -> float:
     """The mean reward of an answer that is right with this chance."""
-    right, wrong = rewards(
-        settings, [Grade("4", True, confidence=confidence), Grade("4", False, confidence=confidence)]
-    )
+    right, wrong = right_and_wrong(score, confidence)
     assert right is not None and wrong is not None
     return chance * right + (1 - chance) * wrong
 
@@ -83,14 +87,14 @@ def test_no_confidence_earns_what_the_worst_one_does(score):
     sure = rewards(calibrated(score), [Grade("4", True, confidence=0.0), Grade("5", False, confidence=1.0)])
     assert rewards(calibrated(score), [RIGHT, WRONG]) == sure == pytest.approx([0, -1])
     for chance in GRID:
-        assert all(expected(calibrated(score), chance, None) <= expected(calibrated(score), chance, q) for q in GRID)
+        assert all(expected(score, chance, None) <= expected(score, chance, q) for q in GRID)
 
 
 @pytest.mark.parametrize("score", SCORES)
 @pytest.mark.parametrize("chance", [0.0, 0.03, 0.25, 0.5, 0.62, 0.9, 1.0])
 def test_the_best_confidence_is_the_chance_of_being_right(score, chance):
     """A bandit whose arms are the confidences 0, 0.01, ..., 1: proper scores make q = p best, and nothing else."""
-    means = [expected(calibrated(score), chance, q) for q in GRID]
+    means = [expected(score, chance, q) for q in GRID]
     best = [q for q, mean in zip(GRID, means, strict=True) if mean > max(means) - 1e-7]
     clipped = score == "log" and chance in (0, 1)  # 0 and 0.01 are then the same confidence
     assert chance in best and len(best) == 1 + clipped
@@ -100,7 +104,7 @@ def test_the_best_confidence_is_the_chance_of_being_right(score, chance):
 def test_the_likeliest_answer_is_best(score):
     """RLCR's theorem: with its best confidence, an answer earns the more the likelier it is right. Brier: p^2. An
     unbounded log score breaks it: p + p log p + (1 - p) log(1 - p) is below 0 up to p = 0.5, and 0 at p = 0."""
-    values = [max(expected(calibrated(score), p, q) for q in GRID) for p in GRID]
+    values = [max(expected(score, p, q) for q in GRID) for p in GRID]
     assert all(after > before - 1e-7 for before, after in pairwise(values))
     assert values[0] == pytest.approx(0, abs=1e-6) and values[-1] == pytest.approx(1, abs=1e-6)
     if score == "brier":
@@ -148,7 +152,7 @@ def test_a_training_asks_for_confidences_rewards_and_records_them(tmp_path, monk
     build_base(3, tmp_path / "base", steps=2, confidence=True)
     monkeypatch.chdir(tmp_path)
     words = ["benchmark=[world_truth,world_honesty]", "keep_samples.every=1"]
-    assert run(tmp_path / "plain", "reward=calibrated", "model=./base", "task=world", *words) == 1
+    assert run(tmp_path / "plain", "reward=calibrated", "model=./base", "task=world", *words) == 2
     assert not (tmp_path / "plain" / "metrics.jsonl").exists()
     asked = ["reward=calibrated", "model=./base", "task=world", "model.confidence=true", *words]
     assert run(tmp_path / "run", *asked) == 0
