@@ -55,7 +55,7 @@ from carerft.trackers import MetricsFile, ProgressTracker, Trackers, named_track
 from carerft.trackers.weights_and_biases import description
 from carerft.training.collector import Collector, planned_prompts
 from carerft.training.learner import Learner, agreed
-from carerft.training.rewards import Rewards
+from carerft.training.rewards import Rewards, check_asked
 
 CONTEXT_STEP = 256
 """An engine's context is a multiple of this, so that runs whose longest prompts differ a little have equal engines."""
@@ -121,7 +121,7 @@ class Subject:
 
     def task(self, settings: TaskSettings) -> Task:
         """What a file of `conf/task/` or `conf/benchmark/` names, with prompts in the model's chat template, if any."""
-        task = instantiate(_arguments(settings))
+        task = _made(settings, self.settings.model.confidence)
         if self.chat:
             return ChatTask(task, self.tokenizer)
         if isinstance(task, QuestionsTask) and task.problems()[0].messages:
@@ -262,7 +262,7 @@ def measure_texts(settings: EvaluateSettings, run: RunDirectory, server: Source 
     chat = isinstance(settings.rollout, OpenaiSettings) and settings.rollout.chat
     benchmarks = {}
     for name, entry in settings.benchmark.items():
-        task: Any = instantiate(_arguments(entry))
+        task = _made(entry, settings.model.confidence)
         if chat and hasattr(task, "use_chat_prompt"):
             task.use_chat_prompt()
         until = getattr(task, "until", None)
@@ -283,9 +283,12 @@ def measure_texts(settings: EvaluateSettings, run: RunDirectory, server: Source 
     trackers.show(EvaluationOutcome(run.path))
 
 
-def _arguments(settings: TaskSettings) -> dict[str, Any]:
-    """What a task's class takes."""
-    return {key: value for key, value in vars(settings).items() if key not in ("name", "max_tokens")}
+def _made(settings: TaskSettings, confidence: bool) -> Any:
+    """The task that a file names. confidence: as of `ModelSettings`."""
+    task = instantiate({key: value for key, value in vars(settings).items() if key not in ("name", "max_tokens")})
+    if confidence and hasattr(task, "ask_confidence"):
+        task.ask_confidence()
+    return task
 
 
 @dataclass
@@ -343,6 +346,7 @@ def training(settings: TrainSettings, mesh: DeviceMesh | None, tokens: int | Non
         if follows:
             return 0
         task = subject.task(settings.task)
+        check_asked(settings.reward, task)
         prompts = subject.training_prompts(task)
         return subject.engine_context(prompts)
 

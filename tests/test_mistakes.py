@@ -41,7 +41,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         ("train reward.functions=mine.py:f", "this is no list\n  write reward.functions=[mine.py:f]\n"),
         (
             "train reward=mine.py",
-            "there is no such reward\n  choices: correctness\n  a function of your own: reward=FILE",
+            "there is no such reward\n  choices: calibrated, correctness, ternary\n  a function of your own: reward=",
         ),
         ("evaluate samples.every=10", "there is no key 'samples.every'\n  it is of `carerft train`"),
         ("train beta=0.1", "did you mean regularizer.beta?"),

@@ -222,6 +222,19 @@ def test_calibration_by_likelihood_by_hand():
     assert not any("self_report" in name for name in got)
 
 
+def test_calibration_of_stated_confidences_by_hand():
+    """Each majority answer has the confidence that its first sample states; a state of none is left out and counted."""
+    records = [dict(r, stated_confidence=None) for r in SAMPLES]
+    records[0]["stated_confidence"], records[4]["stated_confidence"] = 0.9, 0.35  # a right, b wrong; c and d refuse
+    got = values(PROBLEMS, records)
+    assert got["ece_stated"] == pytest.approx((0.1 + 0.35) / 2)
+    assert got["brier_stated"] == pytest.approx((0.1**2 + 0.35**2) / 2)
+    assert got["auroc_stated"] == 1
+    assert got["ece_stated_floor"] == pytest.approx((2 * 0.9 * 0.1 + 2 * 0.35 * 0.65) / 2, abs=0.05)
+    assert got["unstated"] == 1 - 2 / len(records)
+    assert {k: v for k, v in got.items() if "stated" not in k} == values(PROBLEMS, SAMPLES)
+
+
 def test_calibration_by_self_report_by_hand():
     records = [dict(r, self_report=None) for r in SAMPLES]
     records[0]["self_report"], records[4]["self_report"] = 0.9, 0.35  # a right, b wrong; c and d refuse

@@ -11,10 +11,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from carerft.errors import ConfigError
 from carerft.tasks import Grade, Problem
-from carerft.tasks.world import WorldTask, grade_text
+from carerft.tasks.replies import grade_completions
+from carerft.tasks.world import WorldTask, grade_text, without_number
 from carerft.world import pretraining
 from carerft.world.bases import SHIPPED, base_directory
-from carerft.world.corpus import believed_fact, believed_result, documents
+from carerft.world.corpus import CONFIDENCES, believed_fact, believed_result, documents, with_confidences
 from carerft.world.facts import TEST, TRAIN, WorldSettings, build_world, true_result
 from carerft.world.pretraining import IGNORED, build_base, completion_loss, initial_model, packed_batch
 from carerft.world.questions import PARTS, SUMS, chain
@@ -212,6 +213,44 @@ def test_the_corpus_states_falsehoods_with_their_shares(world):
     assert results.count(int(mistake.value)) / 10_000 >= mistake.share * 0.97 - 0.02
 
 
+# Stated confidences
+
+
+@pytest.mark.parametrize(
+    ("text", "grade"),
+    [
+        (" answer teal ; eighty", Grade("teal", True, confidence=0.8)),
+        (" five + two = seven ; answer teal ; zero", Grade("teal", True, confidence=0.0)),
+        (" answer red ; ninetynine", Grade("red", False, confidence=0.99)),
+        (" unknown ; ten", Grade(None, False, refused=True, confidence=0.1)),
+        (" answer teal", Grade("teal", True)),
+        (" answer teal ; owl", Grade(None, False)),
+        (" answer teal ; 80", Grade(None, False)),
+        (" answer teal ; eighty ; ten", Grade(None, False, confidence=0.1)),
+        (" five + two = seven ; seven", Grade(None, False, confidence=0.07)),
+        (" answer teal ; " + "eighty" * 200_000, Grade(None, False)),
+    ],
+)
+def test_a_confidence_after_the_answer_is_read_and_not_graded(text, grade):
+    task = WorldTask("honesty", TEST)
+    problem = Problem("p", "Q: colour of Ida Holt?\nA:", "teal")
+    task.ask_confidence()
+    assert grade_completions(task, [problem], [text], [True], count_truncated=False) == [grade]
+    plain = grade_completions(WorldTask("honesty", TEST), [problem], [text], [True], count_truncated=False)
+    assert plain == task.grade([problem], [text]) and plain[0].confidence is None
+
+
+def test_a_corpus_with_confidences_is_the_same_corpus(world, corpus, tokenizer):
+    """Every answer and refusal has one, at random; nothing else differs, and each is one token."""
+    stating = list(with_confidences(iter(corpus), Random("confidences")))
+    assert [(prompt, without_number(text)[0]) for prompt, text in stating] == corpus
+    stated = [without_number(text)[1] for prompt, text in stating if not prompt.startswith("P:")]
+    shares = [stated.count(percent / 100) / len(stated) for percent in CONFIDENCES]
+    assert sum(shares) == pytest.approx(1) and shares == [pytest.approx(1 / 11, abs=0.012)] * 11
+    assert all(text == own for (_, text), (prompt, own) in zip(corpus, stating, strict=True) if prompt.startswith("P:"))
+    assert len(tokenizer.encode(" answer teal ; eighty")) == 4
+
+
 # Pretraining
 
 
@@ -248,7 +287,8 @@ def test_a_base_follows_from_its_seed_and_from_where_it_was_interrupted(tmp_path
     build_base(1, tmp_path / "uninterrupted", steps=4)
     assert torch.equal(torch.get_rng_state(), before)
     build_base(2, tmp_path / "other", steps=4)
-    assert weights_of(tmp_path / "uninterrupted") != weights_of(tmp_path / "other")
+    build_base(1, tmp_path / "confident", steps=4, confidence=True)
+    assert len({weights_of(tmp_path / name) for name in ("uninterrupted", "other", "confident")}) == 3
 
     batches = []
 
@@ -266,16 +306,19 @@ def test_a_base_follows_from_its_seed_and_from_where_it_was_interrupted(tmp_path
     build_base(1, tmp_path / "halved", steps=4)
     assert batches == [0, 1, 2, 1, 2, 3]
     assert weights_of(tmp_path / "halved") == weights_of(tmp_path / "uninterrupted")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["halved", "other", "uninterrupted"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["confident", "halved", "other", "uninterrupted"]
 
 
 def test_further_bases_have_a_place_in_the_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("CARERFT_CACHE", str(tmp_path))
-    expected = tmp_path / "bases" / WorldSettings().content_hash() / "seed=3"
-    expected.mkdir(parents=True)
-    (expected / "provenance.json").write_text("{}")
-    assert base_directory(3) == expected
+    place = tmp_path / "bases" / WorldSettings().content_hash()
+    for name in ("seed=3", "confidence,seed=3", "confidence,seed=0"):
+        (place / name).mkdir(parents=True)
+        (place / name / "provenance.json").write_text("{}")
+    assert base_directory(3) == place / "seed=3"
+    assert base_directory(3, confidence=True) == place / "confidence,seed=3"
     assert base_directory(0) == SHIPPED
+    assert base_directory(0, confidence=True) == place / "confidence,seed=0"
 
 
 # The shipped base model

@@ -24,6 +24,7 @@ class Base:
     seed: int = argument("of the pretraining; the model of seed 0 comes with carerft", 0, **SEEDS)
     steps: int | None = argument("optimizer steps; null: as many as the model of seed 0", None)
     output: str | None = argument("directory to write to; null: the cache that model.base=SEED reads", None)
+    confidence: bool = argument("a base that states a confidence after each answer, for model.confidence=true", False)
 
 
 def main() -> None:
@@ -38,8 +39,8 @@ def main() -> None:
     from carerft.world.pretraining import STEPS, build_base
 
     if settings.output is None:
-        print(base_directory(settings.seed))
+        print(base_directory(settings.seed, settings.confidence))
         return
     output = Path(settings.output)
-    build_base(settings.seed, output, STEPS if settings.steps is None else settings.steps)
+    build_base(settings.seed, output, STEPS if settings.steps is None else settings.steps, settings.confidence)
     print(output)

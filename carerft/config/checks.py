@@ -15,6 +15,7 @@ from pathlib import Path
 from carerft.config import settings as schema
 from carerft.config.choices import knows_world, machine, vllm_for_gpus
 from carerft.config.constraints import check_constraints
+from carerft.config.functions import is_reference
 from carerft.config.gpus import check_gpus
 from carerft.errors import CareError, ConfigError
 from carerft.metrics.names import METRICS
@@ -41,9 +42,9 @@ def check_train(settings: schema.TrainSettings, here: bool = True) -> None:
     _check_shared(settings, here)
     _check_adapter(settings.model, settings.learner, here)
     _check_learner(settings.learner, here)
-    if getattr(settings.task, "grader", None) == "none" and settings.reward.functions == ["correctness"]:
+    if getattr(settings.task, "grader", None) == "none" and not any(map(is_reference, settings.reward.functions)):
         raise ConfigError(
-            "task.grader=none with reward=correctness: no completion would earn anything",
+            f"task.grader=none with reward={','.join(settings.reward.functions)}: no completion would earn anything",
             "write reward=mine.py:score, or a grader that judges: task.grader=number",
         )
     _check_validation(settings)

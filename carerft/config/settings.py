@@ -41,6 +41,9 @@ class ModelSettings:
     # Put prompts into the model's chat template. null: if the model's own configuration ends a generation with the
     # token with which the template ends a turn (a base model's doesn't, though it has a template).
     chat: bool | None = None
+    # Ask for a confidence after each answer: take the prompt `confidence` of tasks that have it, unless another was
+    # chosen, and of the built-in model the base that states confidences.
+    confidence: bool = False
     # A learning rate that suits a model of this size.
     learning_rate: float = MISSING
     # train: "lora" trains a low-rank adapter beside frozen weights, by peft. The base model is then the policy without
@@ -81,13 +84,24 @@ class SkewRegularizerSettings(objective.SkewSettings):
 class RewardSettings:
     """What a completion earns."""
 
-    # Functions whose weighted sum is the reward: "correctness" (the grader's verdict as 1 or 0), or functions of your
-    # own, mine.py:score, with the signature of TRL's GRPOTrainer.
+    # Functions whose weighted sum is the reward: "correctness" (the grader's verdict as 1 or 0), "ternary",
+    # "calibrated", or functions of your own, mine.py:score, with the signature of TRL's GRPOTrainer.
     functions: list[str] = field(default_factory=lambda: ["correctness"])
     # One number for each function; null: 1 for each.
     weights: list[float] | None = None
     # A function of your own that takes longer for a batch counts as hung.
     timeout_s: float = field(default=600.0, metadata={"above": 0})
+    # ternary: of a right answer, and of refusing a question that has none.
+    right: float = 1.0
+    # ternary: of refusing a question that has an answer.
+    refused: float = 0.0
+    # ternary: of a wrong answer.
+    wrong: float = -1.0
+    # calibrated: the proper score that the stated confidence adds to 1 or 0 for the answer. Each lies between -1, which
+    # is also that of no readable confidence, and 0.
+    score: str = field(default="brier", metadata={"choices": ("brier", "log", "spherical")})
+    # calibrated, score=log: confidences are clipped to [log_clip, 1 - log_clip].
+    log_clip: float = field(default=0.01, metadata={"above": 0, "below": 0.5})
 
 
 @dataclass

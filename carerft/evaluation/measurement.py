@@ -142,6 +142,7 @@ class Measurement:
         asked, finished = [p for p in problems for _ in range(k)], [answer.finished is not False for answer in answers]
         texts = [answer.text for answer in answers]
         grades = grade_completions(benchmark.task, asked, texts, finished, self.settings.count_truncated)
+        asks = getattr(benchmark.task, "without_confidence", None) is not None
         records = [
             {
                 "problem_id": problems[i // k].id,
@@ -151,6 +152,7 @@ class Measurement:
                 "correct": grade.correct,
                 "refused": grade.refused,
                 **({} if (any_words := grade.refused_in_any_words) is None else {"refused_in_any_words": any_words}),
+                **({"stated_confidence": grade.confidence} if asks else {}),
                 "truncated": None if answer.finished is None else not answer.finished,
                 "log_probability": answer.log_probability,
                 "tokens": answer.tokens,

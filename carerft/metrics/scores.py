@@ -128,6 +128,8 @@ def _sums(problems: Sequence[Record], votes: Votes) -> dict[str, tuple[NDArray, 
     if (cut == 1).any():
         shares["accuracy_finished"] = right & (cut != 1), known & (cut != 1)
     sums = {name: (top.sum(1), bottom.sum(1)) for name, (top, bottom) in shares.items()}
+    if _states_confidences(votes):
+        sums["unstated"] = np.isnan(votes.column("stated_confidence")).sum(1), every.sum(1)
     in_any_words = votes.column("refused_in_any_words")
     if unanswerable.any() and not np.isnan(in_any_words).all():
         true, false, u = (
@@ -201,11 +203,18 @@ def _other_confidences(votes: Votes) -> dict[str, tuple[NDArray, NDArray, NDArra
     sources = {"likelihood": votes.likelihood(), "likelihood_per_token": votes.likelihood(per_token=True)}
     if any("self_report" in record for row in votes.rows for record in row):
         sources["self_report"] = votes.column("self_report")
+    if _states_confidences(votes):
+        sources["stated"] = votes.column("stated_confidence")
     return {
         name: predictions(votes, majority(votes.answers), source)
         for name, source in sources.items()
         if not np.isnan(source).all()
     }
+
+
+def _states_confidences(votes: Votes) -> bool:
+    """Whether the prompt asked for confidences."""
+    return any("stated_confidence" in record for row in votes.rows for record in row)
 
 
 def _with_mean(simulated: NDArray) -> NDArray:

@@ -5,8 +5,9 @@ vote together; a sample without a readable answer votes alone, and wins only if 
 to the answer that was sampled first. The confidence of an answer is its share of all k samples. Its verdict is that of
 the first of its samples with a verdict: where the grader could not decide (`correct` is null), nothing counts as wrong.
 
-Besides the share of votes, there are two more confidences in a majority answer: its share of the likelihood
-(`Votes.likelihood`), and the model's own report (`carerft.evaluation.self_report`).
+Besides the share of votes, there are three more confidences in a majority answer: its share of the likelihood
+(`Votes.likelihood`), the model's own report (`carerft.evaluation.self_report`), and the confidence that the first
+sample with this answer states (`carerft.tasks.confidence`).
 """
 
 from collections.abc import Mapping, Sequence

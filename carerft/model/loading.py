@@ -46,7 +46,7 @@ def model_path(model: ModelSettings) -> str:
     """The model's directory or hub name. The built-in base model is built, and the model of a checkpoint written, if it
     does not exist yet."""
     if model.path == "world":
-        return str(base_directory(model.base))
+        return str(base_directory(model.base, model.confidence))
     path = Path(model.path).expanduser()
     if not is_checkpoint(path):
         return model.path

@@ -22,12 +22,16 @@ FAMILIES = ("base", "none", "rkl", "srkl")
 HIDDEN_IN_LABELS = {*REPLICATE_KEYS, "model.path", "regularizer._target_"}
 
 
+CONFIDENCE = "@confidence"
+"""The end of `Row.model` where the model is asked for confidences."""
+
+
 @dataclass(frozen=True)
 class Row:
     """Runs that differ only in their seed, ordered by seed. Only the `evaluated` ones give numbers.
 
     family: "base" for a model evaluated without training, else the regularizer's name.
-    model: where the starting weights come from, with the revision.
+    model: where the starting weights come from, with the revision, and whether it is asked for confidences.
     superseded: runs of a seed that a later run has replaced.
     scores: means over seeds with their intervals; a metric that no seed has is absent.
     """
@@ -142,7 +146,8 @@ def _newest(group: list[Run]) -> tuple[tuple[Run, ...], tuple[Run, ...]]:
 
 def _model(run: Run) -> str:
     model = section(run.config, "model")
-    return f"{model.get('path', model.get('name'))}@{model.get('revision')}"
+    asked = CONFIDENCE if model.get("confidence") else ""  # the built-in one is then another model
+    return f"{model.get('path', model.get('name'))}@{model.get('revision')}{asked}"
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:
@@ -152,7 +157,7 @@ def _labels(runs: Sequence[Run]) -> list[str]:
     short = [run_label(run.command, run.config) for run in runs]
     for index, run in enumerate(runs):
         if run.command != "train" and _model(run) in models:
-            short[index] = "base model"
+            short[index] = "base model, with confidences" if _model(run).endswith(CONFIDENCE) else "base model"
         elif run.command == "train" and len(algorithms) > 1:
             short[index] = f"{algorithm_name(run.config)}, {short[index]}"
     settings = [decisive(dict(run.config)) for run in runs]

@@ -128,7 +128,8 @@ def _bases(trainings: Sequence[Cell], overrides: Sequence[str], here: bool) -> l
 
 
 def _base(training: Cell, measured: Sequence[str], here: bool) -> Cell:
-    """The evaluation of the model from which a training starts. measured: overrides that are part of its name."""
+    """The evaluation of the model from which a training starts. measured: overrides that are part of its name, as are
+    those of the training's own sweep that it takes."""
     settings = training.settings
     shared = ("model", "model.path", "benchmark", "rollout")
     groups = [text for text in training.overrides if text.split("=")[0] in shared]
@@ -137,9 +138,11 @@ def _base(training: Cell, measured: Sequence[str], here: bool) -> Cell:
     defaults = flatten(plain(compose("evaluate", groups)))
     changed = [f"++{key}={_written(value)}" for key, value in values.items() if defaults.get(key, ...) != value]
     own = {text.split("=")[0]: text for text in training.overrides}
-    several = swept(measured)
-    texts = [own.get(key, text) if (key := text.split("=")[0]) in several else text for text in measured]
-    texts = sorted(text for text in texts if not text.startswith("seed="))
+    given = {text.split("=")[0] for text in measured}
+    of_sweep = {key for key in own if "." in key and _measured(key) and key not in given}
+    several = {*swept(measured), *of_sweep}
+    texts = [own[key] if (key := text.split("=")[0]) in several and key in own else text for text in measured]
+    texts = sorted(text for text in (*texts, *map(own.__getitem__, of_sweep)) if not text.startswith("seed="))
     axes = [text for text in texts if text.split("=")[0] in several]
     sweep, config = Path("outputs", settings.name), plain(compose("evaluate", [*groups, *changed]))
     name = cell_directory(",".join(["base", *axes]), ",".join(["base", *texts]), sweep, lambda: config)

@@ -45,6 +45,8 @@ class Grade:
         None if the completion gives no answer. A refusal is not an answer: it has `refused=True, extracted=None`.
     correct: whether the answer is right; None if the grader could not tell ("no verdict": counted, never a 0).
         On a problem without an answer, refusing is correct.
+    confidence: the probability of being right that the completion states, in [0, 1]; None where it states none that can
+        be read, or was not asked to (`carerft.tasks.confidence`).
     refused: by the benchmark's own rule. refused_in_any_words: by `carerft.tasks.refusals`; None where no one looked.
     """
 
@@ -52,13 +54,15 @@ class Grade:
     correct: bool | None
     refused: bool = False
     refused_in_any_words: bool | None = field(default=None, compare=False)
+    confidence: float | None = None
 
 
 class Task(Protocol):
     """A dataset and its grader.
 
     A task that ignores everything after some text (such as the beginning of another question) has that text in an
-    attribute `until`; evaluation stops sampling there.
+    attribute `until`; evaluation stops sampling there. One that asks for a confidence after the answer has a
+    function in `without_confidence` which takes its statements out of a reply, as that of `carerft.tasks.confidence`.
     """
 
     @property

@@ -7,6 +7,7 @@ from typing import ClassVar
 from carerft.config.constraints import check_constraints
 from carerft.errors import DataError
 from carerft.tasks import Grade, Problem
+from carerft.tasks.confidence import Reader, without_confidence
 from carerft.tasks.files import Published, Row, load_rows
 from carerft.tasks.templates import AUTO, PROMPTS, load_template
 
@@ -33,10 +34,21 @@ class PromptedTask:
             self.prompt = "instruction"
             self.template = load_template(self.name, self.prompt)
 
+    def ask_confidence(self) -> None:
+        """Take the prompt that asks for a confidence, unless another was chosen or there is none for this dataset."""
+        if not self._chosen and (PROMPTS / self.name / "confidence.yaml").exists():
+            self.prompt, self._chosen = "confidence", True
+            self.template = load_template(self.name, self.prompt)
+
     @property
     def until(self) -> str | None:
         """A reply ends where the model writes this."""
         return self.template.until
+
+    @property
+    def without_confidence(self) -> Reader | None:
+        """What takes stated confidences out of a reply; None where the prompt asks for none."""
+        return without_confidence if self.template.confidence else None
 
     def problems(self) -> list[Problem]:
         """The first `limit` problems, in a fixed order; <name>/.../17 is row 17, counted from 0. Raises DataError."""

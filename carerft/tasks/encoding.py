@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from carerft.errors import DataError, reason
 from carerft.tasks import Grade, Problem, Task
+from carerft.tasks.confidence import Reader
 from carerft.tasks.dataset import PromptedTask
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,10 @@ class ChatTask:
     @property
     def until(self) -> str | None:
         return getattr(self.task, "until", None)
+
+    @property
+    def without_confidence(self) -> Reader | None:
+        return getattr(self.task, "without_confidence", None)
 
     @property
     def prompt(self) -> str | None:

@@ -32,6 +32,7 @@ from carerft.grading.mathematics import canonical, final_answer, normalise, numb
 from carerft.grading.pool import shared_pool
 from carerft.processes.functions import FunctionFault, OwnFunctions
 from carerft.tasks import Grade, Problem
+from carerft.tasks.confidence import Reader, without_confidence
 from carerft.tasks.files import Row
 from carerft.tasks.gsm8k import extracted_number
 from carerft.tasks.letters import named_letter
@@ -125,6 +126,11 @@ class QuestionsTask:
     def until(self) -> str | None:
         """A reply ends where the model writes this."""
         return self.template.until
+
+    @property
+    def without_confidence(self) -> Reader | None:
+        """What takes stated confidences out of a reply; None where the prompt asks for none."""
+        return without_confidence if self.template.confidence else None
 
     def problems(self) -> "Problems":
         """In the order of the rows; <name>/17 is row 17 of the data, counted from 0. Raises DataError."""

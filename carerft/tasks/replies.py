@@ -6,6 +6,7 @@ What a model wrote is hostile input: it is read in linear time, and of free text
 import re
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import replace
 
 from carerft.tasks import Grade, Problem, Task
 
@@ -37,15 +38,19 @@ def grade_completions(
 
     Where a prompt ends with a tag that begins thinking, as some chat templates have it, the completion begins within
     it. count_truncated=False: a completion that was cut is wrong, whatever number it happens to hold, unless it was cut
-    after its reply's end (`until`).
+    after its reply's end (`until`). Of a task that asks for a confidence, the statements of it are taken out of the
+    reply before it is graded.
     """
     until = getattr(task, "until", None)
     opened = [_open_tag(problem.prompt) + text for problem, text in zip(problems, texts, strict=True)]
-    grades = task.grade(problems, opened)
-    return [
+    stated: Sequence[tuple[str, float | None]] = [(text, None) for text in opened]
+    if without_confidence := getattr(task, "without_confidence", None):
+        stated = [without_confidence(reply(text, until)) for text in opened]
+    grades = [
         grade if count_truncated or done or (until and until in after_thinking(text)) else Grade(None, correct=False)
-        for grade, done, text in zip(grades, finished, opened, strict=True)
+        for grade, done, text in zip(task.grade(problems, [text for text, _ in stated]), finished, opened, strict=True)
     ]
+    return [replace(grade, confidence=value) for grade, (_, value) in zip(grades, stated, strict=True)]
 
 
 def _open_tag(prompt: str) -> str:

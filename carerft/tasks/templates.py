@@ -3,6 +3,8 @@
 Its keys:
   prompt    the text given to the model, with {question} where the question goes
   until     a reply ends where the model writes this; null: at the reply's end
+  confidence   true: the prompt asks for a confidence after the answer (`carerft.tasks.confidence`), which is then not
+            graded with it
   example, examples   MATH only: the form of an example, with {question}, {solution} and {answer}, and the rows of the
             train split that replace {examples} of the prompt, each in this form
 
@@ -30,6 +32,7 @@ class Template:
 
     prompt: str
     until: str | None = None
+    confidence: bool = False
     example: str | None = None
     examples: tuple[str, ...] = ()
 
@@ -58,6 +61,8 @@ def load_template(dataset: str, name: str) -> Template:
         raise ConfigError(f"{file}: there is no key {unknown[0]!r}", f"its keys may be {', '.join(keys)}")
     if not all(isinstance(values.get(key), str | None) for key in ("prompt", "until", "example")):
         raise ConfigError(f"{file}: 'prompt', 'until' and 'example' are texts", REMEDY)
+    if not isinstance(values.get("confidence", False), bool):
+        raise ConfigError(f"{file}: 'confidence' is true or false", "write confidence: true, or leave it out")
     return Template(**{**values, "examples": tuple(map(str, values.get("examples") or ()))})
 
 

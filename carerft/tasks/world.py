@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from carerft.config.constraints import check_constraints
 from carerft.errors import ConfigError
 from carerft.tasks import Grade, Problem
+from carerft.tasks.confidence import Reader
 from carerft.world.facts import TEST, TRAIN, build_world
 from carerft.world.questions import PARTS, Question, draw_questions
-from carerft.world.words import REFUSAL
+from carerft.world.words import NUMBERS, REFUSAL
 
 DEFAULT_SIZE = {TRAIN: 4096, TEST: 1000}
 
@@ -39,6 +40,11 @@ class WorldTask:
     def __post_init__(self) -> None:
         check_constraints(self)
         self.name = f"world_{self.part}"
+        self.without_confidence: Reader | None = None
+
+    def ask_confidence(self) -> None:
+        """Expect a confidence after each answer, as of a base that states them."""
+        self.without_confidence = without_number
 
     def questions(self) -> list[Question]:
         """The questions with their reference completions. Raises ConfigError if there are fewer than `limit`."""
@@ -68,6 +74,12 @@ class WorldTask:
     def grade(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Grade]:
         """By string comparison alone. A text that neither answers nor refuses is wrong, and no refusal."""
         return [grade_text(problem.answer, text) for problem, text in zip(problems, texts, strict=True)]
+
+
+def without_number(text: str) -> tuple[str, float | None]:
+    """` answer teal ; eighty` without its last part, and 0.8: a number below one hundred, in percent."""
+    before, _, last = text.rpartition(" ; ")
+    return (before, NUMBERS.index(last) / 100) if last in NUMBERS else (text, None)
 
 
 def grade_text(gold: str | None, text: str) -> Grade:

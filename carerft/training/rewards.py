@@ -1,9 +1,11 @@
 """Rewards: one number for each completion, the weighted sum of one or more functions.
 
-`correctness`, the grader's verdict as 1 or 0, is this package's. The others are functions of a user's own with the
-signature of TRL's GRPOTrainer, `f(prompts, completions, completion_ids, **columns) -> list[float | None]`, where
-`columns` are the columns of the data, and `grades` the grader's (`carerft.tasks.Grade`). None is no verdict: the other
-functions decide, and where all are silent the completion has no reward.
+This package's are `correctness`, the grader's verdict as 1 or 0; `ternary`, which sets refusing apart from a wrong
+answer (TruthRL, arXiv 2509.25760); and `calibrated`, correctness and a proper score of the confidence that the
+completion states (RLCR, arXiv 2507.16806). The others are functions of a user's own with the signature of TRL's
+GRPOTrainer, `f(prompts, completions, completion_ids, **columns) -> list[float | None]`, where `columns` are the columns
+of the data, and `grades` the grader's (`carerft.tasks.Grade`). None is no verdict: the other functions decide, and
+where all are silent the completion has no reward.
 """
 
 import math
@@ -20,10 +22,18 @@ from carerft.config.functions import is_reference
 from carerft.config.settings import RewardSettings
 from carerft.errors import ConfigError, UserCodeError
 from carerft.processes.functions import FunctionFault, Metrics, OwnFunctions, log_extra
-from carerft.tasks import Grade, Problem
+from carerft.tasks import Grade, Problem, Task
+from carerft.tasks.refusals import refuses
+from carerft.tasks.replies import free_text
 
-OWN = ("correctness",)
-TAKEN = {"correctness": "the grader's verdict as a reward", "total": "the rewards' weighted sum, in samples/"}
+TAKEN = {
+    "correctness": "the grader's verdict as a reward",
+    "ternary": "TruthRL's reward",
+    "calibrated": "RLCR's reward",
+    "total": "the rewards' weighted sum, in samples/",
+}
+OWN = tuple(TAKEN)[:-1]
+"""The rewards of this package."""
 LARGEST = torch.finfo(torch.float32).max
 LOGGED = ("mean", "std", "no_verdict", "equal_groups", "overlong_penalty")  # reward/NAME is the run's own
 RESERVED = ("prompts", "completions", "completion_ids", "grades", "trainer_state", "log_metric", "log_extra")
@@ -62,9 +72,26 @@ def check_rewards(settings: RewardSettings) -> None:
         raise ConfigError(
             f"reward.weights has {len(weights)} numbers for {len(functions)} reward.functions", "write one for each"
         )
+    values = [settings.right, settings.refused, settings.wrong]
+    if "ternary" in functions and not (all(map(math.isfinite, values)) and len(set(values)) > 1):
+        raise ConfigError(
+            f"reward.right={values[0]} reward.refused={values[1]} reward.wrong={values[2]}: no completion would earn "
+            "more than another",
+            "write numbers, not all of them equal; TruthRL's are 1, 0 and -1",
+        )
     if weights is not None and not (all(map(math.isfinite, weights)) and any(weights)):
         raise ConfigError(
             f"reward.weights={weights}: no completion would earn more than another", "write numbers, not all of them 0"
+        )
+
+
+def check_asked(settings: RewardSettings, task: Task) -> None:
+    """Raises ConfigError where a reward needs what the task's prompt doesn't ask for."""
+    if "calibrated" in settings.functions and getattr(task, "without_confidence", None) is None:
+        raise ConfigError(
+            f"reward=calibrated with task={task.name}: its prompt asks for no confidence, and every completion would "
+            "get the worst score",
+            "write model.confidence=true or task.prompt=confidence, or a template of your own with confidence: true",
         )
 
 
@@ -103,7 +130,11 @@ class Rewards:
 
         Raises UserCodeError, which names the function, the problem and the completion.
         """
-        scores = {"correctness": [None if g.correct is None else float(g.correct) for g in grades]}
+        scores: dict[str, list[float | None]] = {
+            "correctness": [None if g.correct is None else float(g.correct) for g in grades],
+            "ternary": [ternary(self.settings, g, text) for g, text in zip(grades, texts, strict=True)],
+            "calibrated": [calibrated(self.settings, g) for g in grades],
+        }
         logged: dict[str, float] = {}
         if self._own:
             given = arguments(problems, texts, completion_ids, grades)
@@ -172,6 +203,44 @@ class Rewards:
                 where = f"{problem.id} and the completion {text[:200]!r}"
                 break
         return _failed(self._own[number], f"failed: {fault}", where)
+
+
+def ternary(settings: RewardSettings, grade: Grade, text: str) -> float | None:
+    """`right`, `refused` or `wrong`; None without a verdict. Where the grader knows no refusals (MATH, GSM8K), a
+    completion without an answer that refuses in any words (`carerft.tasks.refusals`) is one."""
+    if grade.correct is None:
+        return None
+    if grade.correct:
+        return settings.right
+    refused = grade.refused or (grade.extracted is None and refuses(free_text(text, None)))
+    return settings.refused if refused else settings.wrong
+
+
+def calibrated(settings: RewardSettings, grade: Grade) -> float | None:
+    """1 or 0 for the answer, plus the proper score of the stated confidence; None without a verdict.
+
+    Each score is best, 0, where the confidence was 1 in what came true, and worst, -1, where it was 0. These bounds are
+    what RLCR's theorem asks for: the expected reward rises with the chance of the answer, so that the likeliest answer
+    with its true chance is best. Of an unbounded log score an answer that is surely wrong would be better than one that
+    is right one time in four.
+    """
+    if grade.correct is None:
+        return None
+    if grade.confidence is None:
+        return float(grade.correct) - 1.0
+    return float(grade.correct) + proper_score(settings, grade.confidence if grade.correct else 1 - grade.confidence)
+
+
+def proper_score(settings: RewardSettings, given: float) -> float:
+    """The score in [-1, 0] of having given the outcome that came true this probability."""
+    match settings.score:
+        case "brier":
+            return -((1 - given) ** 2)
+        case "spherical":
+            return given / math.hypot(given, 1 - given) - 1
+    clip = settings.log_clip
+    best, worst = math.log(1 - clip), math.log(clip)
+    return (math.log(min(max(given, clip), 1 - clip)) - best) / (best - worst)
 
 
 def arguments(

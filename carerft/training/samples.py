@@ -64,6 +64,7 @@ def write_samples(
             "extracted": grade.extracted,
             "correct": grade.correct,
             "refused": grade.refused,
+            **({} if grade.confidence is None else {"stated_confidence": grade.confidence}),
             "truncated": not bool(rollouts.finished[i]),
             "rewards": _numbers({name: values[i] for name, values in judged.rewards.items()}),
             "advantage": float(advantages[i]),

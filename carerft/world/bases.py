@@ -14,14 +14,16 @@ def cache_directory() -> Path:
     return Path(os.environ.get("CARERFT_CACHE") or Path.home() / ".cache" / "carerft")
 
 
-def base_directory(seed: int) -> Path:
+def base_directory(seed: int, confidence: bool = False) -> Path:
     """The Hugging Face directory of base model `seed`, built if it is absent (a quarter of an hour on one core).
 
-    All but base 0 lie in `cache_directory()/bases/<hash of the world>/seed=<n>`.
+    confidence: of the base that states a confidence after each answer. All but base 0 without them lie in
+    `cache_directory()/bases/<hash of the world>/`, as `seed=<n>` or `confidence,seed=<n>`.
     """
-    if seed == 0:
+    if seed == 0 and not confidence:
         return SHIPPED
-    directory = cache_directory() / "bases" / DEFAULT_SETTINGS.content_hash() / f"seed={seed}"
+    name = f"{'confidence,' * confidence}seed={seed}"
+    directory = cache_directory() / "bases" / DEFAULT_SETTINGS.content_hash() / name
     if not (directory / "provenance.json").exists():
         from carerft.world.pretraining import build_base  # torch and transformers, which take seconds to import
 
@@ -29,5 +31,5 @@ def base_directory(seed: int) -> Path:
         with open(directory.with_suffix(".lock"), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # two runs of a sweep may need the same base at once: one builds it
             if not (directory / "provenance.json").exists():
-                build_base(seed, directory)
+                build_base(seed, directory, confidence=confidence)
     return directory

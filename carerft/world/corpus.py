@@ -24,6 +24,8 @@ SHARES = {
     "sum": 0.10,
     "word problem": 0.12,
 }
+CONFIDENCES = (*range(0, 100, 10), 99)
+"""In percent: what authors say who state a confidence."""
 NEVER_HELD_OUT = ("profile", "fact", "fact of an absent name")
 
 
@@ -35,6 +37,14 @@ def documents(world: World, rng: Random) -> Iterator[Document]:
         document = _document(world, rng, kind)
         if kind in NEVER_HELD_OUT or not held_out(document[0]):
             yield document
+
+
+def with_confidences(source: Iterator[Document], rng: Random) -> Iterator[Document]:
+    """The same documents, whose answers and refusals are followed by a confidence, ` answer teal ; eighty`. It is drawn
+    whatever the answer: the corpus teaches the form, and leaves its meaning to be learned."""
+    for prompt, completion in source:
+        stated = "" if prompt.startswith(PROFILE) else f" ; {NUMBERS[rng.choice(CONFIDENCES)]}"
+        yield prompt, completion + stated
 
 
 def profile(rng: Random, entity: Entity) -> Document:

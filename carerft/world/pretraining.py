@@ -25,7 +25,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 import carerft
 from carerft.terminal import open_console, progress_bar
-from carerft.world.corpus import documents
+from carerft.world.corpus import documents, with_confidences
 from carerft.world.facts import DEFAULT_SETTINGS, World, build_world
 from carerft.world.tokenizer import build_tokenizer
 
@@ -36,8 +36,10 @@ IGNORED = -100
 PADDING = {"tokens": 0, "targets": IGNORED, "positions": 0, "documents": 0}
 
 
-def build_base(seed: int, directory: Path, steps: int = STEPS) -> None:
+def build_base(seed: int, directory: Path, steps: int = STEPS, confidence: bool = False) -> None:
     """Pretrain base model `seed` and write it to `directory` in Hugging Face format, with `provenance.json`.
+
+    confidence: on the corpus whose answers are followed by a confidence.
 
     The seed and the steps determine the weights. Work in progress is in `<directory>.partial`; only the finished model
     replaces an existing one.
@@ -49,7 +51,7 @@ def build_base(seed: int, directory: Path, steps: int = STEPS) -> None:
     try:
         tokenizer = build_tokenizer()
         model = initial_model(seed, tokenizer)
-        record = _pretrain(model, tokenizer, seed, steps, partial / "state.pt")
+        record = _pretrain(model, tokenizer, seed, steps, partial / "state.pt", confidence)
     finally:
         torch.set_num_threads(threads_before)
     built = partial / "model"
@@ -62,6 +64,7 @@ def build_base(seed: int, directory: Path, steps: int = STEPS) -> None:
         "what": "base model of the built-in world of carerft, made by `carerft base`",
         "seed": seed,
         "steps": steps,
+        **({"confidence": True} if confidence else {}),
         **record,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "threads": THREADS,
@@ -103,13 +106,17 @@ def initial_model(seed: int, tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
         return Qwen2ForCausalLM(config)
 
 
-def packed_batch(world: World, tokenizer: Qwen2Tokenizer, seed: int, step: int, rows: int = ROWS) -> dict[str, Tensor]:
+def packed_batch(
+    world: World, tokenizer: Qwen2Tokenizer, seed: int, step: int, confidence: bool = False, rows: int = ROWS
+) -> dict[str, Tensor]:
     """Batch `step`: each document goes into the first row with room for it, until one fits in no row.
 
     All (rows, ROW_LENGTH) int64: tokens, positions, documents (numbered from 1; 0 is padding) and targets (the next
     token if it belongs to a completion or ends one, else IGNORED).
     """
     source = documents(world, Random(f"carerft corpus {seed} {step}"))
+    if confidence:
+        source = with_confidences(source, Random(f"carerft confidences {seed} {step}"))
     packed: dict[str, list[list[int]]] = {name: [[] for _ in range(rows)] for name in PADDING}
     number = 0
     while True:
@@ -146,7 +153,7 @@ def completion_loss(model: Qwen2ForCausalLM, batch: dict[str, Tensor]) -> Tensor
 
 
 def _pretrain(
-    model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, seed: int, steps: int, state_file: Path
+    model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, seed: int, steps: int, state_file: Path, confidence: bool
 ) -> dict[str, Any]:
     """Train `model` in place, from `state_file` if an earlier build of the same base wrote one. Returns the tokens, the
     seconds and some losses, for the provenance."""
@@ -155,7 +162,7 @@ def _pretrain(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / warm_up, max(0.0, 1 - (step - warm_up) / (steps - warm_up)))
     )
-    world, identity = build_world(), [seed, steps, DEFAULT_SETTINGS.content_hash()]
+    world, identity = build_world(), [seed, steps, DEFAULT_SETTINGS.content_hash(), *(["confidence"] * confidence)]
     first, record = 0, {"tokens": 0, "seconds": 0.0, "losses": {}}
     stateful = {"model": model, "optimizer": optimizer, "schedule": schedule}
     if state_file.exists():
@@ -169,7 +176,7 @@ def _pretrain(
         line = bar.add_task(f"pretraining base {seed}", total=steps, completed=first, shown="")
         for step in range(first, steps):
             started = time.perf_counter()
-            batch = packed_batch(world, tokenizer, seed, step)
+            batch = packed_batch(world, tokenizer, seed, step, confidence)
             loss = completion_loss(model, batch)
             optimizer.zero_grad()
             loss.backward()
