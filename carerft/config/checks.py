@@ -164,7 +164,7 @@ def _check_shared(settings: schema.TrainSettings | schema.EvaluateSettings, here
         )
     for name, entry in settings.benchmark.items():
         sources = getattr(entry, "path", None), getattr(entry, "dataset", None)
-        if entry._target_.endswith("QuestionsTask") and sources == (None, None):
+        if here and entry._target_.endswith("QuestionsTask") and sources == (None, None):
             raise ConfigError(
                 f"benchmark={name} has no file (left out, the benchmark is the task's)",
                 f"write benchmark.{name}.path=FILE benchmark.{name}.grader=number, or benchmark=none",
