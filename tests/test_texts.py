@@ -234,7 +234,7 @@ def test_vllms_own_server(tmp_path, monkeypatch):
     prompts = {problem["problem_id"]: problem["prompt"] for problem in problems}
     policy, tokenizer = load_model(ModelSettings(name="tiny", path="world"), torch.device("cpu"))
     ended = [answer for answer in answers if not answer["truncated"]]
-    texts = [tokenizer(answer["text"])["input_ids"] + [0] for answer in ended]
+    texts = [[*tokenizer(answer["text"])["input_ids"], tokenizer.eos_token_id] for answer in ended]
     asked = [tokenizer(prompts[answer["problem_id"]])["input_ids"] for answer in ended]
     expected = TransformersWorker(policy, [0], 0).log_likelihood(asked, texts)
     assert len(ended) > 40 and len({answer["text"] for answer in ended}) > 5

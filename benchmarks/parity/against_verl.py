@@ -26,7 +26,7 @@ from carerft.integrations.penalty import srkl_penalty
 ALPHA, BETA, SHAPE = 0.8, 0.5, (6, 11)
 
 
-def kl_loss_and_gradient(penalty, log_pi, data, on_policy: bool) -> tuple[float, torch.Tensor]:
+def kl_loss_and_gradient(penalty, log_pi, data) -> tuple[float, torch.Tensor]:
     """verl's logged KL loss, and the gradient of its whole loss less that of the loss without penalty. (B, T)."""
     gradients, value = [], 0.0
     for use in (True, False):
@@ -34,8 +34,7 @@ def kl_loss_and_gradient(penalty, log_pi, data, on_policy: bool) -> tuple[float,
         config = FSDPActorConfig(
             strategy="fsdp", rollout_n=1, ppo_micro_batch_size_per_gpu=1, use_kl_loss=use, kl_loss_coef=BETA
         )
-        fields = {**data, "old_log_probs": log_pi.clone() if on_policy else data["old_log_probs"]}
-        batch = TensorDict(fields, batch_size=SHAPE[0])
+        batch = TensorDict({**data, "old_log_probs": log_pi.clone()}, batch_size=SHAPE[0])  # a batch's first step
         for name, given in {"dp_size": 1, "batch_num_tokens": None, "global_batch_size": None}.items():
             batch.set_non_tensor(name, given)
         with (
@@ -55,9 +54,10 @@ def main() -> None:
     log_pi, log_ref = (-3 + 0.5 * torch.randn(SHAPE) for _ in range(2))
     mask = torch.arange(SHAPE[1])[None, :] < torch.randint(3, SHAPE[1] + 1, (SHAPE[0], 1))
     data = {
-        "response_mask": mask.long(), "old_log_probs": -3 + 0.5 * torch.randn(SHAPE), "ref_log_prob": log_ref,
+        "response_mask": mask.long(),
+        "ref_log_prob": log_ref,
         "advantages": torch.randn(SHAPE[0], 1).expand(SHAPE).clone(),
-    }  # fmt: skip
+    }
 
     def written_out(alpha: float) -> tuple[float, torch.Tensor]:
         leaf = log_pi.double().requires_grad_()
@@ -74,12 +74,12 @@ def main() -> None:
         def care(logprob, ref_logprob, kl_penalty, alpha=alpha):
             return srkl_penalty(logprob, ref_logprob, alpha)
 
-        value, gradient = kl_loss_and_gradient(care, log_pi, data, on_policy=True)
+        value, gradient = kl_loss_and_gradient(care, log_pi, data)
         expected, slope = written_out(alpha)
         difference, steepest = abs(value - expected), float((gradient - slope).abs().max())
         failed |= not max(difference, steepest) < 1e-6
         print(f"  alpha {alpha}: KL loss {value:.6f}, off by {difference:.1e}; gradient off by {steepest:.1e}")
-    own, _ = kl_loss_and_gradient(verls_own, log_pi, data, on_policy=True)
+    own, _ = kl_loss_and_gradient(verls_own, log_pi, data)
     print(f"  verl's own penalty (kl_loss_type=low_var_kl): {own:.6f}")
     sys.exit(failed)
 
