@@ -140,8 +140,7 @@ class Subject:
         for name, settings in self.settings.benchmark.items():
             measured = self.task(settings)
             # A slow tokenizer's text can't be followed while it is made.
-            until = getattr(measured, "until", None) if self.tokenizer.is_fast else None
-            benchmarks[name] = Benchmark(measured, settings.max_tokens, stop=(until,) if until else ())
+            benchmarks[name] = _benchmark(measured, settings, stops=bool(self.tokenizer.is_fast))
         return benchmarks
 
     def rollout_worker(self, context: int, mesh: DeviceMesh | None = None) -> AbstractContextManager[RolloutWorker]:
@@ -265,8 +264,7 @@ def measure_texts(settings: EvaluateSettings, run: RunDirectory, server: Source 
         task = _made(entry, settings.model.confidence)
         if chat and hasattr(task, "use_chat_prompt"):
             task.use_chat_prompt()
-        until = getattr(task, "until", None)
-        benchmarks[name] = Benchmark(task, entry.max_tokens, stop=(until,) if until else ())
+        benchmarks[name] = _benchmark(task, entry)
     questions = {name: measured.task.problems()[: settings.evaluation.limit] for name, measured in benchmarks.items()}
     samples = settings.samples
     if isinstance(settings.rollout, RecordedSettings):
@@ -289,6 +287,12 @@ def _made(settings: TaskSettings, confidence: bool) -> Any:
     if confidence and hasattr(task, "ask_confidence"):
         task.ask_confidence()
     return task
+
+
+def _benchmark(task: Task, settings: TaskSettings, stops: bool = True) -> Benchmark:
+    """stops: whether sampling can end where the task's replies do."""
+    until = getattr(task, "until", None) if stops else None
+    return Benchmark(task, settings.max_tokens, stop=(until,) if until else ())
 
 
 @dataclass
