@@ -201,15 +201,13 @@ def _calibration(k: int, made: Mapping[str, NDArray], names: Container[str] | No
 def _other_confidences(votes: Votes) -> dict[str, tuple[NDArray, NDArray, NDArray]]:
     """`predictions` of the majorities under confidences other than votes."""
     sources = {"likelihood": votes.likelihood(), "likelihood_per_token": votes.likelihood(per_token=True)}
+    if np.isnan(sources["likelihood"]).all():  # of answers whose author wrote no probabilities down
+        sources.clear()
     if any("self_report" in record for row in votes.rows for record in row):
         sources["self_report"] = votes.column("self_report")
-    if _states_confidences(votes):
-        sources["stated"] = votes.column("stated_confidence")
-    return {
-        name: predictions(votes, majority(votes.answers), source)
-        for name, source in sources.items()
-        if not np.isnan(source).all()
-    }
+    if not np.isnan(stated := votes.column("stated_confidence")).all():
+        sources["stated"] = stated
+    return {name: predictions(votes, majority(votes.answers), source) for name, source in sources.items()}
 
 
 def _states_confidences(votes: Votes) -> bool:
