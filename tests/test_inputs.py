@@ -15,7 +15,7 @@ from carerft.runs.inputs import changed_since, changes, inputs
 from carerft.sweeps.cells import Cell, check_inputs
 from carerft.sweeps.composition import _run_name
 from carerft.sweeps.sharing import link_finished_run
-from carerft.world.bases import SHIPPED
+from carerft.world.bases import SHIPPED, base_place
 
 CONFIG = {"name": "a", "seed": 0}
 
@@ -92,7 +92,7 @@ def test_words_that_happen_to_be_names_of_files_do_not(tmp_path: Path, monkeypat
         "task": {"prompt": "zero_shot"},
     }
     config["tracker"] = {"name": "wandb", "path": "wandb"}
-    assert inputs(config) == []
+    assert [entry["path"] for entry in inputs(config)] == [recorded.WEIGHTS]
 
 
 def test_a_models_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -128,6 +128,24 @@ def test_copies_of_published_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert line == f"benchmark.gsm8k, $CARERFT_DATA: {file}: 3 bytes then, 5 now"
     config["benchmark"]["gsm8k"]["path"] = str(write(tmp_path / "own.jsonl", "mine"))
     assert the_changes(config, lambda: file.write_text("unused")) == []
+
+
+def test_the_questions_of_the_built_in_world(monkeypatch: pytest.MonkeyPatch):
+    config = {"task": {"_target_": "carerft.tasks.world.WorldTask"}, "model": {"path": "mine"}}
+    before = inputs(config)
+    (line,) = the_changes(config, lambda: monkeypatch.setattr(recorded, "VERSION", 5))
+    assert line == "task: questions of the built-in world: version 4 then, 5 now"
+    assert changes([], before) == ["task: questions of the built-in world: version unknown then, 4 now"]
+
+
+def test_weights_of_the_built_in_model_that_were_built_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CARERFT_CACHE", str(tmp_path))
+    config = {"model": {"path": "world", "base": 3, "confidence": False}}
+    weights = base_place(3) / "model.safetensors"
+    assert the_changes(config, lambda: write(weights, "one")) == []  # a run builds what is absent
+    (line,) = the_changes(config, lambda: weights.write_text("two"))
+    assert line.startswith("model.base: weights of the built-in model: another content of as many bytes")
+    assert inputs(config)[0]["path"] == inputs({"model": {"path": "world", "base": 0}})[0]["path"]
 
 
 @pytest.mark.parametrize("status", ["done", "interrupted"])

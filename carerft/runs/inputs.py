@@ -2,7 +2,8 @@
 
 A configuration names files by their paths, and another file at the same path would give other numbers. So a manifest
 holds of each input its size and the SHA-256 of its content or, of a file too large to be read for this, the time of
-its last change.
+its last change. Of the built-in world it holds the version of the questions and the content of the model's weights,
+which two builds of the same seed need not share.
 """
 
 import hashlib
@@ -16,6 +17,8 @@ from typing import Any
 from carerft.config.functions import is_reference
 from carerft.config.identity import INCIDENTAL, flatten
 from carerft.errors import UserCodeError
+from carerft.world.bases import base_place
+from carerft.world.questions import VERSION
 
 LARGE = 64 * 2**20
 """Bytes from which on a file of a directory, such as a model's weights, is known by its size and time alone."""
@@ -27,7 +30,8 @@ SUFFIXES = {".json", ".jsonl", ".safetensors", ".bin", ".pt", ".txt", ".model", 
 MOST_FILES = 1000  # of a directory
 
 Entry = dict[str, Any]
-"""One file: key, path, bytes, and sha256 or modified (nanoseconds since 1970)."""
+"""One file: key, path, bytes, and sha256 or modified (nanoseconds since 1970). The world's questions: version."""
+QUESTIONS, WEIGHTS = "questions of the built-in world", "weights of the built-in model"  # in the place of paths
 
 
 def inputs(config: Mapping[str, Any]) -> list[Entry]:
@@ -43,7 +47,7 @@ def inputs(config: Mapping[str, Any]) -> list[Entry]:
                 content = _content(file, LARGE if directory and not published else None)
                 entries[str(file)] = {"key": key, "path": str(file), **({"published": True} if published else {})}
                 entries[str(file)] |= content
-    return list(entries.values())
+    return [*entries.values(), *_built_in(config)]
 
 
 def changes(then: Sequence[Entry] | None, now: Sequence[Entry]) -> list[str]:
@@ -108,6 +112,18 @@ def _named(config: Mapping[str, Any]) -> Iterator[tuple[str, Path, bool]]:
                     yield f"{group}, ${PUBLISHED}", path, True
 
 
+def _built_in(config: Mapping[str, Any]) -> Iterator[Entry]:
+    """What a run reads of the built-in world. Weights that are not built yet count as a published dataset's copy."""
+    flat = flatten(config)
+    asked = [key for key, value in flat.items() if key.endswith("_target_") and str(value).endswith(".WorldTask")]
+    if asked:
+        yield {"key": asked[0].removesuffix("._target_"), "path": QUESTIONS, "version": VERSION}
+    if flat.get("model.path") == "world":
+        weights = base_place(flat.get("model.base", 0), flat.get("model.confidence", False)) / "model.safetensors"
+        if weights.is_file():
+            yield {"key": "model.base", "path": WEIGHTS, "published": True, **_content(weights, None)}
+
+
 def _existing(key: str, last: str, text: str) -> Path | None:
     """The file or directory that a value names; None if it names none, or is a word that happens to be its name."""
     if (key, text) == ("model.path", "world"):  # the built-in model
@@ -157,6 +173,10 @@ def _digest(file: str, size: int, modified: int, inode: int) -> str:
 
 def _difference(old: Entry | None, new: Entry | None) -> str:
     """What has changed, in words; empty if nothing has."""
+    known = old or new or {}
+    if "version" in known:  # of the questions of the built-in world; earlier versions recorded none
+        before, now = (entry.get("version", "unknown") if entry else "unknown" for entry in (old, new))
+        return f"version {before} then, {now} now" if before != now else ""
     if new is None:
         return "was there then, and is not now"
     if old is None:

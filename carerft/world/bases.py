@@ -14,8 +14,8 @@ def cache_directory() -> Path:
     return Path(os.environ.get("CARERFT_CACHE") or Path.home() / ".cache" / "carerft")
 
 
-def base_directory(seed: int, confidence: bool = False) -> Path:
-    """The Hugging Face directory of base model `seed`, built if it is absent (a quarter of an hour on one core).
+def base_place(seed: int, confidence: bool = False) -> Path:
+    """Where base model `seed` lies, or would.
 
     confidence: of the base that states a confidence after each answer. All but base 0 without them lie in
     `cache_directory()/bases/<hash of the world>/`, as `seed=<n>` or `confidence,seed=<n>`.
@@ -23,7 +23,12 @@ def base_directory(seed: int, confidence: bool = False) -> Path:
     if seed == 0 and not confidence:
         return SHIPPED
     name = f"{'confidence,' * confidence}seed={seed}"
-    directory = cache_directory() / "bases" / DEFAULT_SETTINGS.content_hash() / name
+    return cache_directory() / "bases" / DEFAULT_SETTINGS.content_hash() / name
+
+
+def base_directory(seed: int, confidence: bool = False) -> Path:
+    """The Hugging Face directory of base model `seed`, built if it is absent (a quarter of an hour on one core)."""
+    directory = base_place(seed, confidence)
     if not (directory / "provenance.json").exists():
         from carerft.world.pretraining import build_base  # torch and transformers, which take seconds to import
 

@@ -24,6 +24,9 @@ from carerft.world.words import (
     VALUES,
 )
 
+VERSION = 4
+"""Of what is asked. Increase it when a question changes: runs of an earlier version are then other runs."""
+
 Steps = tuple[tuple[str, int], ...]
 Result = Callable[[int, str, int], int]
 
