@@ -166,7 +166,7 @@ def test_a_legend_is_no_longer_than_its_figure_and_the_page_has_it_once(count: i
     rows = make_rows(load_runs([tmp_path]))
     x, y, *_ = main_table(rows).columns
     with styled():
-        figure = tradeoff(rows, x, y, make_looks(rows))
+        figure = tradeoff(rows, x, [y], make_looks(rows))
         arrange(figure)
         text = svg(figure)
         plot = figure.axes[0].get_window_extent()
@@ -178,6 +178,20 @@ def test_a_legend_is_no_longer_than_its_figure_and_the_page_has_it_once(count: i
     page = without_legend(text, figure)
     ElementTree.fromstring(page)
     assert "β=0.01<" not in page and (count > 12 or "β=0.01<" in text)
+
+
+def test_panels_stand_side_by_side_and_a_row_without_a_metric_is_in_the_others_alone(demo):
+    rows = make_rows(load_runs([demo]))
+    x, y, z, *_ = main_table(rows).columns
+    missing, *others = [row for row in rows if row.family != "base"]
+    del missing.scores[z.quantity]
+    with styled():
+        figure = tradeoff(rows, x, [y, z], make_looks(rows))
+    left, right = figure.axes
+    numbers = [{text.get_text() for text in axes.texts if text.get_text().isdigit()} for axes in (left, right)]
+    assert numbers[0] - numbers[1] == {str(rows.index(missing) + 1)} and len(numbers[1]) == len(others) + 1
+    (legend,) = figure.legends
+    assert len(legend.get_texts()) == len(rows)
 
 
 def test_the_same_runs_give_the_same_bytes_and_leave_matplotlib_alone(demo, page, tmp_path):

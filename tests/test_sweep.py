@@ -254,6 +254,7 @@ def test_a_launcher_whose_plugin_is_not_installed_is_said_before_anything_starts
     [
         ("asks: a\nsource: b\ncolumns: [Mth]\n", "'Mth' is not known"),
         ("asks: a\nsource: b\ncolumns: [MATH]\nclaim: []\n", "'claim' is not known"),
+        ("asks: a\nsource: b\ncolumns: [MATH]\npanels: [MATH, Mth]\n", "'Mth' is not known"),
         ("asks: a\ncolumns: [MATH]\n", "'source'"),
         ("- a\n", "holds no mapping"),
         ("asks: [a\n", "not valid YAML"),

@@ -8,6 +8,7 @@
     compare: [{rows: SELECTOR, against: SELECTOR}]   differences to show; default: from no penalty and from reverse KL
     along: regularizer.alpha                a setting to draw the columns over
     frontiers: [[MATH, ECE], ..]            columns to draw against each other, a line for each family of rows
+    panels: [MATH, ECE, ..]                 one figure: the first column against each other one, a point for each row
     figures: [along-MATH, ..]               the figures of the Markdown page, by file name; default: the first two
 
 A SELECTOR is {base: true}, or keys of the configuration with the values that a row must have.
@@ -70,6 +71,7 @@ class Paper:
     compare: tuple[Comparison, ...] = tuple(Comparison({}, {"regularizer.name": name}) for name in ("none", "rkl"))
     along: str | None = None
     frontiers: tuple[tuple[str, str], ...] = ()
+    panels: tuple[str, ...] = ()
     figures: tuple[str, ...] = ()
 
 
@@ -84,14 +86,14 @@ def read_paper(experiment: Experiment) -> Paper:
     if unknown := sorted({*raw} - {entry.name for entry in fields(Paper)} | {*raw} & {"candidates"}):
         raise DataError(f"{file}: {unknown[0]!r} is not known", HELP)
     kinds = {"columns": str, "numbers": _numbers, "claims": _claim, "compare": lambda entry: Comparison(**entry)}
-    kinds |= {"frontiers": tuple, "figures": str}
+    kinds |= {"frontiers": tuple, "panels": str, "figures": str}
     try:
         values: dict[str, Any] = {key: tuple(map(kind, raw[key])) for key, kind in kinds.items() if key in raw}
         paper = Paper(candidates=candidates, **(raw | values))
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{file}: {type(error).__name__}: {error}", HELP) from error
     names = [*paper.columns, *(c for claim in paper.claims for c in claim.columns), *sum(paper.frontiers, ())]
-    names += [*paper.best, *(name for _, values in paper.numbers for name in values)]
+    names += [*paper.panels, *paper.best, *(name for _, values in paper.numbers for name in values)]
     unknown = sorted({name for name in names if name not in candidates})
     if unknown:
         raise DataError(f"{file}: {unknown[0]!r} is not known", f"columns: {', '.join(candidates)}")

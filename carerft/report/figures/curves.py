@@ -49,7 +49,7 @@ def curves(rows: Sequence[Row], metric: str, looks: Mapping[str, Look]) -> Figur
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 2.5, 5, 10]))
     axes.margins(x=0.05)
     label_points(axes, ends, size=8.5)
-    legend(figure, axes)
+    legend(figure)
     return figure
 
 

@@ -65,6 +65,11 @@ def draw(
                 if x and y:
                     label = _in_words(f"{x.group} against {y.group}", rows, [x, y])
                     add("experiment", f"frontier-{x.group}-{y.group}", frontier(rows, key, x, y, looks), label)
+            panels = [column for name in paper.panels if (column := findings.columns[name])]
+            if len(panels) > 1:
+                x, *ys = panels
+                label = " ".join(_in_words(f"{x.group} against {y.group}", rows, [x, y]) for y in ys)
+                add("experiment", f"panels-{x.group}", tradeoff(rows, x, ys, looks), label)
             for column in findings.shown if paper.along else ():
                 label = _in_words(f"Over {key}: {column.group}", rows, [column])
                 add("experiment", f"along-{column.group}", along(rows, key, column, looks), label)
@@ -72,7 +77,7 @@ def draw(
         for y in columns[1:] if columns and columns[0].metric == "accuracy" else ():
             x = columns[0]
             label = _in_words(f"{x.title} accuracy against {y.caption}", rows, [x, y])
-            add("tradeoff", f"tradeoff-{y.benchmark}-{y.metric}", tradeoff(rows, x, y, looks), label)
+            add("tradeoff", f"tradeoff-{y.benchmark}-{y.metric}", tradeoff(rows, x, [y], looks), label)
         for y in columns[1:] if columns and columns[0].metric == "accuracy" else ():
             if has_paths(rows, (x := columns[0], y)):
                 label = f"The path through {x.title} accuracy and {y.caption}, step by step, from the base"

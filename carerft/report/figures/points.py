@@ -11,7 +11,7 @@ from matplotlib.patheffects import withStroke
 
 from carerft.metrics.statistics import Interval
 from carerft.report.columns import Column, benchmark_title
-from carerft.report.figures.style import INK, MUTED, PAPER, Look, legend, new_axes
+from carerft.report.figures.style import INK, MUTED, PAPER, Look, legend, new_axes, new_panels
 from carerft.report.rows import Row, base_of, run_value
 from carerft.runs.labels import family_title
 from carerft.text import greek, line
@@ -25,12 +25,20 @@ UNCLEAR = 0.5  # what less costs, in square points that are covered
 LINE = 44  # characters of a title on one line
 
 
-def tradeoff(rows: Sequence[Row], x: Column, y: Column, looks: Mapping[str, Look]) -> Figure:
-    """Accuracy against another metric: means with intervals, single seeds as faint points, arrows from the base.
+def tradeoff(rows: Sequence[Row], x: Column, ys: Sequence[Column], looks: Mapping[str, Look]) -> Figure:
+    """Accuracy against other metrics, a panel each: means with intervals, single seeds as faint points, arrows from
+    the base.
 
     Points carry their row's number in the table.
     """
-    figure, axes = new_axes(4.1, 3.9)
+    figure, panels = new_panels(4.1 if len(ys) == 1 else 3.6 * len(ys), 3.9, len(ys))
+    for axes, y in zip(panels, ys, strict=True):
+        _tradeoff(axes, rows, x, y, looks)
+    legend(figure)
+    return figure
+
+
+def _tradeoff(axes: Axes, rows: Sequence[Row], x: Column, y: Column, looks: Mapping[str, Look]) -> None:
     numbers: list[tuple[str, float, float]] = []
     for row in rows:
         if not (point := _point(row, x, y)):
@@ -53,8 +61,6 @@ def tradeoff(rows: Sequence[Row], x: Column, y: Column, looks: Mapping[str, Look
     name_axes(axes, x, y, f"{benchmark_title(x.benchmark)} accuracy", y.caption)
     mark_better(axes)
     label_points(axes, numbers, size=9)
-    legend(figure, axes)
-    return figure
 
 
 def mark_better(axes: Axes) -> None:
@@ -83,7 +89,7 @@ def frontier(rows: Sequence[Row], key: str, x: Column, y: Column, looks: Mapping
     axes.margins(0.12)
     name_axes(axes, x, y, _quality(x.group, x), y.group)
     label_points(axes, labels, size=7, all_of_them=False)
-    legend(figure, axes)
+    legend(figure)
     return figure
 
 
@@ -111,7 +117,7 @@ def along(rows: Sequence[Row], key: str, column: Column, looks: Mapping[str, Loo
             axes.axhline(value.value, label=greek(row.label), **style)
     axes.set_xticks(range(len(ticks)), [_text(tick) for tick in ticks])
     axes.set(xlabel=key.removeprefix("regularizer."), title=_quality(column.group, column))
-    legend(figure, axes)
+    legend(figure)
     return figure
 
 

@@ -28,8 +28,8 @@ from carerft.text import greek
 PAPER, INK, MUTED, RULE = "#fffffe", "#1d2126", "#5c6571", "#d9dde2"
 FAMILIES = {"base": (INK, "o"), "none": ("#d55e00", "s"), "rkl": ("#0072b2", "^"), "srkl": ("#009e73", "D")}
 OTHERS = (("#cc79a7", "v"), ("#e69f00", "P"), ("#56b4e9", "X"), ("#8c6d31", "h"))
-MOST_NAMES = 12
-"""Lines of a legend: a longer one would be as high as its figure."""
+MOST_NAMES, MOST_LINES = 12, 4
+"""Of a legend: one with more of both would be as high as its figure."""
 DASHES: tuple[str | tuple[int, tuple[float, ...]], ...] = ("-", (0, (5, 1.6)), (0, (1.2, 1.2)), (0, (6, 1.4, 1.2, 1.4)))
 # On the page these colours become CSS variables, which the dark theme brightens.
 VARIABLES = {
@@ -80,12 +80,19 @@ def styled() -> AbstractContextManager[None]:
 
 def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
     """A figure, in inches, with one pair of axes, without tick marks: the grid shows where the labels belong."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.add_subplot()
-    axes.tick_params(length=0)
-    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+    figure, (axes,) = new_panels(width, height, 1)
     return figure, axes
+
+
+def new_panels(width: float, height: float, count: int) -> tuple[Figure, list[Axes]]:
+    """As `new_axes`, with several pairs of axes side by side."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    panels = [figure.add_subplot(1, count, number) for number in range(1, count + 1)]
+    for axes in panels:
+        axes.tick_params(length=0)
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+        axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+    return figure, panels
 
 
 def arrange(figure: Figure) -> None:
@@ -95,16 +102,20 @@ def arrange(figure: Figure) -> None:
         figure.set_layout_engine("none")
 
 
-def legend(figure: Figure, axes: Axes) -> None:
+def legend(figure: Figure) -> None:
     """Names beneath the axes, in as many columns as fit; a list makes the figure taller, and a long one is left out."""
-    handles, labels = axes.get_legend_handles_labels()
-    if len(handles) > MOST_NAMES:
+    pairs = [zip(*axes.get_legend_handles_labels(), strict=True) for axes in figure.axes]
+    handles = {label: handle for panel in reversed(pairs) for handle, label in panel}  # of the first panel that has it
+    if not handles:
+        return
+    characters = 13.3 * figure.get_figwidth()  # of the legend's size, on one line
+    columns = min(max(int(characters // (max(map(len, handles)) + 6)), 1), len(handles))
+    lines = -(-len(handles) // columns)
+    if len(handles) > MOST_NAMES and lines > MOST_LINES:
         figure.supxlabel("numbers: rows of the table, from its top", x=0, ha="left", fontsize=8, color=MUTED)
-    elif handles:
-        characters = 13.3 * figure.get_figwidth()  # of the legend's size, on one line
-        columns = min(max(int(characters // (max(map(len, labels)) + 6)), 1), len(handles))
-        figure.set_figheight(figure.get_figheight() + 0.165 * max(0, -(-len(handles) // columns) - 2))
-        figure.legend(handles, labels, loc="outside lower left", ncols=columns, handletextpad=0.5, columnspacing=1.6)
+    else:
+        figure.set_figheight(figure.get_figheight() + 0.165 * max(0, lines - 2))
+        figure.legend(handles.values(), handles, loc="outside lower left", ncols=columns, handletextpad=0.5, columnspacing=1.6)
 
 
 def without_legend(text: str, figure: Figure) -> str:
