@@ -115,7 +115,8 @@ def legend(figure: Figure) -> None:
         figure.supxlabel("numbers: rows of the table, from its top", x=0, ha="left", fontsize=8, color=MUTED)
     else:
         figure.set_figheight(figure.get_figheight() + 0.165 * max(0, lines - 2))
-        figure.legend(handles.values(), handles, loc="outside lower left", ncols=columns, handletextpad=0.5, columnspacing=1.6)
+        place = {"loc": "outside lower left", "ncols": columns, "handletextpad": 0.5, "columnspacing": 1.6}
+        figure.legend(handles.values(), handles, **place)
 
 
 def without_legend(text: str, figure: Figure) -> str:
