@@ -166,6 +166,9 @@ def test_without_a_penalty_there_is_no_reference(tmp_path):
     [
         ({"regularizer": "kl"}, "srkl, rkl, none"),
         ({"alpha": 1.0}, "below 1"),
+        ({"alpha": "0.8"}, "alpha='0.8' is no number"),
+        ({"beta": "4e-2"}, "beta='4e-2' is no number"),
+        ({"beta": -0.1}, "beta=-0.1"),
         ({"estimator": "exact"}, "carerft train"),
         ({"importance_sampling_level": "sequence"}, "estimator='k3'"),
     ],
@@ -186,6 +189,11 @@ class ReadsTheReferenceFirst(GRPOTrainer):
         return super()._compute_loss(model, inputs) + 0 * reference.sum()
 
 
+class HasALossOfItsOwn(GRPOTrainer):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        return model.lm_head.weight.sum()
+
+
 class ReadsNoReference(GRPOTrainer):
     def _compute_loss(self, model, inputs):
         ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
@@ -201,6 +209,20 @@ def test_a_trl_that_computes_its_loss_otherwise_is_refused(tmp_path, world, move
     built = trainer(tmp_path, policy, type("Moved", (carerft.integrations.trl.SkewReverseKL, moved_trainer), {}))
     with pytest.raises(RuntimeError, match=what):
         loss_and_gradient(built, batch(rollouts, advantages, rollouts.log_probs))
+
+
+def test_a_trainer_with_a_loss_of_its_own_is_refused(tmp_path):
+    kind = type("Other", (carerft.integrations.trl.SkewReverseKL, HasALossOfItsOwn), {})
+    built = trainer(tmp_path, AutoModelForCausalLM.from_pretrained(BASE), kind, max_steps=1)
+    with pytest.raises(RuntimeError, match="_compute_loss"):
+        built.train()
+
+
+def test_a_mixin_behind_trls_trainer_is_refused():
+    """Its methods would never be called, and TRL's own reverse KL would train in silence."""
+    late: tuple[type, ...] = (GRPOTrainer, carerft.integrations.trl.SkewReverseKL)
+    with pytest.raises(TypeError, match=r"class Late\(SkewReverseKL, ...\)"):
+        type("Late", late, {})
 
 
 def test_the_one_function_is_the_unbiased_estimate(world):

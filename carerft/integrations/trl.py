@@ -8,6 +8,7 @@ well, this is the k3 estimate of CARE-RFT's skew reverse KL, KL(pi || m) (arXiv 
 
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -54,6 +55,11 @@ class CareGRPOConfig(GRPOConfig):
                 f"estimator={self.estimator!r}: choose one of {', '.join(ESTIMATORS)}. The exact sum over the "
                 "vocabulary needs carerft's own learner, `carerft train`."
             )
+        for name in ("alpha", "beta"):  # a YAML reader takes 4e-2 for a text
+            if not isinstance(getattr(self, name), (int, float)):
+                raise ValueError(f"{name}={getattr(self, name)!r} is no number. Write one, such as 0.04.")
+        if not 0 <= self.beta < inf:
+            raise ValueError(f"beta={self.beta}: a penalty's weight is 0 (no penalty) or more; the paper's is 0.04.")
         if not 0 <= self.alpha < 1:
             raise ValueError(f"alpha={self.alpha}: it is a share from 0 to below 1; the paper's is 0.8.")
         if self.regularizer == "none":
@@ -91,12 +97,29 @@ class SkewReverseKL(_Trainer):
     """
 
     _loss_inputs: _LossInputs | None = None
+    _penalised = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        order = cls.__mro__
+        if GRPOTrainer in order and order.index(GRPOTrainer) < order.index(SkewReverseKL):
+            raise TypeError(
+                f"{cls.__name__}: SkewReverseKL stands after TRL's trainer, whose own penalty would be used. "
+                f"Write class {cls.__name__}(SkewReverseKL, ...)."
+            )
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         if not isinstance(self.args, CareGRPOConfig):
             raise TypeError(f"{type(self).__name__} needs args=CareGRPOConfig(...), not {type(self.args).__name__}.")
         self._alpha = self.args.alpha
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        self._penalised = False
+        loss = super().compute_loss(*args, **kwargs)
+        if self.beta != 0.0 and not self._penalised:
+            raise _moved("computes its loss without GRPOTrainer's _compute_loss (or a subclass replaces it)")
+        return loss
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         if self.beta == 0.0:
@@ -108,6 +131,7 @@ class SkewReverseKL(_Trainer):
             loss = super()._compute_loss(model, self._loss_inputs)
             if not self._loss_inputs.read:
                 raise _moved("computes its loss without the reference's log-probabilities")
+            self._penalised = True
             return loss
         finally:
             self._loss_inputs = None
