@@ -78,10 +78,12 @@ def test_each_format_gives_the_same_answers(tmp_path, rows):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"question": "Something else?", "text": "x"}], "no line of the file belongs"),
+        ([{"question": "Something else?", "text": "x"}], "belongs(?s:.*)if the benchmark has a limit"),
         ([{"id": "q/0", "text": "a"}, {"id": "q/0", "text": "b"}, {"id": "q/1", "text": "c"}], "equally many"),
         ([{"id": "q/0", "label": "x"}], "no field holds what a model wrote"),
         ([{**lm_eval("Capital of France?", [], 0, "none"), "resps": [[[-1.5, False]]]}], "likelihoods"),
+        ([{**lm_eval("Capital of France?", [], 0, "none"), "resps": None}], "l:1: its resps hold no answer"),
+        ([{**lm_eval("Capital of France?", [], 0, "none"), "resps": [[]]}], "l:1: its resps hold no answer"),
         ([{**batch("q/0", []), "error": {"message": "overloaded"}}], "the request failed"),
     ],
 )
@@ -97,6 +99,22 @@ def test_some_questions_alone_are_scored_and_it_is_said(tmp_path, caplog):
     recorded = Recorded.read(written(tmp_path / "samples.jsonl", rows), QUESTIONS)
     assert [p.id for p in recorded.questions] == ["q/1"]
     assert "1 of 2 lines belong to no question" in caplog.text and "q/0 has none" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([{"id": "q/0", "completions": ["Paris", "Paris"]}, {"id": "q/1", "completions": ["Red", "Red"]}], "the same"),
+        ([{"id": "q/0", "text": "Paris"}], "one answer to each question"),
+        (2 * [lm_eval("Capital of France?", ["Paris", "Lyon"], 0, "none")], "every line twice"),
+        (FORMATS["completions by question"], ""),
+        (FORMATS["lm-evaluation-harness, two filters"], ""),
+    ],
+)
+def test_votes_that_show_no_confidence_are_named(tmp_path, caplog, rows, said):
+    Recorded.read(written(tmp_path / "samples.jsonl", rows), QUESTIONS)
+    warnings = [m for m in caplog.messages if "and those alone are scored" not in m]
+    assert len(warnings) == bool(said) and all(said in m for m in warnings)
 
 
 def score(tmp_path: Path, monkeypatch, rows: list[dict], *words: str) -> int:

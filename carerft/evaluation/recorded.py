@@ -4,6 +4,7 @@ A line belongs to the problem whose id it names or whose question it holds. A fi
 itself, as lm-evaluation-harness's `doc` does.
 """
 
+import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -58,7 +59,8 @@ class Recorded:
             raise DataError(
                 f"{rows[0].location}: no line of the file belongs to a question of this benchmark "
                 f"(the first question is {problems[0].id}: {problems[0].prompt[:80]!r})",
-                f"write {EXAMPLE}, with the benchmark's ids or questions",
+                f"write {EXAMPLE}, with the benchmark's ids or questions; if the benchmark has a limit, leave it out "
+                "(it takes other questions than the file's, and those without an answer are left out anyway)",
             )
         counts = {name: len(answers) for name, answers in found.items()}
         most, fewest = max(counts, key=lambda n: counts[n]), min(counts, key=lambda n: counts[n])
@@ -78,6 +80,7 @@ class Recorded:
                 "%d of %d questions have answers, and those alone are scored; %s has none",
                 len(answered), len(problems), missing,
             )  # fmt: skip
+        _warn_of_votes(path, rows, found)
         return Recorded(answered, found, counts[most])
 
     def answers(self, problems: Sequence[Problem], k: int, sampling: Sampling, seed: int) -> list[list[Answer]]:
@@ -89,6 +92,21 @@ def _one_filter(rows: list[Row]) -> list[Row]:
     """Of lm-evaluation-harness, which repeats every answer for each of its filters, the lines of one filter."""
     filters = [row.fields.get("filter") for row in rows if "resps" in row.fields]
     return [row for row in rows if "resps" not in row.fields or row.fields.get("filter") == filters[0]]
+
+
+def _warn_of_votes(path: Path, rows: Sequence[Row], found: dict[str, list[Answer]]) -> None:
+    """Say what makes confidences by voting meaningless: votes that cannot differ, or that count twice."""
+    k = len(next(iter(found.values())))
+    if k == 1:
+        log.warning("%s has one answer to each question: by voting every confidence is 1", path)
+    elif all(len({answer.text for answer in answers}) == 1 for answers in found.values()):
+        log.warning(
+            "%s: the %d answers to each question are the same, as without sampling, and then no vote shows a "
+            "confidence. lm-evaluation-harness needs a temperature beside do_sample: true", path, k,
+        )  # fmt: skip
+    sampled = [json.dumps(row.fields, sort_keys=True) for row in rows if "resps" in row.fields]
+    if sampled and 2 * len(set(sampled)) <= len(sampled):
+        log.warning("%s holds every line twice or more, and every answer counts as often", path)
 
 
 def _by_text(problems: Sequence[Problem]) -> dict[str, Problem]:
@@ -123,6 +141,11 @@ def _answers(row: Row) -> Iterator[Answer]:
     """The answers that a line holds, at least one. Raises DataError."""
     fields = row.fields
     if "resps" in fields:
+        if not isinstance(fields["resps"], list) or not fields["resps"] or [] in fields["resps"]:
+            raise DataError(
+                f"{row.location}: its resps hold no answer",
+                "write the samples again with --log_samples, or drop the line",
+            )
         texts = [text for part in fields["resps"] for text in (part if isinstance(part, list) else [part])]
         if not all(isinstance(text, str) for text in texts):
             raise DataError(
