@@ -8,7 +8,7 @@ Other keys are those of `carerft evaluate`.
 
 examples:
   carerft score samples=samples_selfaware.jsonl benchmark=selfaware
-  carerft score samples=batch.jsonl benchmark=questions benchmark.questions.path=mine.csv benchmark.questions.grader=number
+  carerft score samples=out.jsonl benchmark=questions benchmark.questions.path=my.csv benchmark.questions.grader=number
 """
 
 import sys
