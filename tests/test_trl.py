@@ -166,8 +166,8 @@ def test_without_a_penalty_there_is_no_reference(tmp_path):
     [
         ({"regularizer": "kl"}, "srkl, rkl, none"),
         ({"alpha": 1.0}, "below 1"),
-        ({"alpha": "0.8"}, "alpha='0.8' is no number"),
-        ({"beta": "4e-2"}, "beta='4e-2' is no number"),
+        ({"alpha": "0.8"}, "alpha='0.8': write a number"),
+        ({"beta": "4e-2"}, "beta='4e-2': write a number"),
         ({"beta": -0.1}, "beta=-0.1"),
         ({"estimator": "exact"}, "carerft train"),
         ({"importance_sampling_level": "sequence"}, "estimator='k3'"),

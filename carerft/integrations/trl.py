@@ -36,32 +36,24 @@ class CareGRPOConfig(GRPOConfig):
         default="srkl",
         metadata={"help": "'srkl': skew reverse KL (CARE-RFT). 'rkl': reverse KL, as TRL's own. 'none': no penalty."},
     )
-    alpha: float = field(
-        default=0.8, metadata={"help": "The policy's share of the mixture, from 0 (reverse KL) to below 1."}
-    )
+    alpha: float = field(default=0.8, metadata={"help": "The policy's share of the mixture, from 0 to below 1."})
     estimator: str = field(
         default="unbiased",
-        metadata={
-            "help": "'unbiased': the expected gradient is the divergence's (sets use_bias_correction_kl). 'k3': "
-            "without that factor, as DeepSeekMath has it; its gradient is another divergence's."
-        },
+        metadata={"help": "'unbiased': sets use_bias_correction_kl. 'k3': its gradient is another divergence's."},
     )
 
     def __post_init__(self) -> None:
         if self.regularizer not in REGULARIZERS:
             raise ValueError(f"regularizer={self.regularizer!r}: choose one of {', '.join(REGULARIZERS)}.")
         if self.estimator not in ESTIMATORS:
-            raise ValueError(
-                f"estimator={self.estimator!r}: choose one of {', '.join(ESTIMATORS)}. The exact sum over the "
-                "vocabulary needs carerft's own learner, `carerft train`."
-            )
-        for name in ("alpha", "beta"):  # a YAML reader takes 4e-2 for a text
-            if not isinstance(getattr(self, name), (int, float)):
-                raise ValueError(f"{name}={getattr(self, name)!r} is no number. Write one, such as 0.04.")
-        if not 0 <= self.beta < inf:
-            raise ValueError(f"beta={self.beta}: a penalty's weight is 0 (no penalty) or more; the paper's is 0.04.")
-        if not 0 <= self.alpha < 1:
-            raise ValueError(f"alpha={self.alpha}: it is a share from 0 to below 1; the paper's is 0.8.")
+            remedy = f"choose one of {', '.join(ESTIMATORS)}; the exact sum over the vocabulary needs `carerft train`"
+            raise ValueError(f"estimator={self.estimator!r}: {remedy}.")
+        for name, value, end, says in (
+            ("alpha", self.alpha, 1, "a share from 0 to below 1; the paper's is 0.8"),
+            ("beta", self.beta, inf, "a weight of 0 (no penalty) or more; the paper's is 0.04"),
+        ):
+            if not isinstance(value, (int, float)) or not 0 <= value < end:  # a YAML reader takes 4e-2 for a text
+                raise ValueError(f"{name}={value!r}: write a number, {says}.")
         if self.regularizer == "none":
             self.beta = 0.0
         if self.regularizer == "rkl":
@@ -101,12 +93,9 @@ class SkewReverseKL(_Trainer):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        order = cls.__mro__
-        if GRPOTrainer in order and order.index(GRPOTrainer) < order.index(SkewReverseKL):
-            raise TypeError(
-                f"{cls.__name__}: SkewReverseKL stands after TRL's trainer, whose own penalty would be used. "
-                f"Write class {cls.__name__}(SkewReverseKL, ...)."
-            )
+        if GRPOTrainer in cls.__mro__[: cls.__mro__.index(SkewReverseKL)]:
+            remedy = f"Write class {cls.__name__}(SkewReverseKL, ...)"
+            raise TypeError(f"{cls.__name__}: SkewReverseKL stands behind TRL's trainer, which ignores it. {remedy}.")
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
