@@ -22,7 +22,7 @@ ANGLES = (45, 0, -45, 90, -90, 135, 180, -135)  # of a label from its point: abo
 DISTANCES = (7.0, 13.0, 19.0, 26.0, 33.0)
 CLEAR = 14.0  # points between a label and the points of others
 UNCLEAR = 0.5  # what less costs, in square points that are covered
-LINE = 44  # characters of a title on one line
+LINE, LINE_OF_PANEL = 44, 36  # characters of a title on one line
 
 
 def tradeoff(rows: Sequence[Row], x: Column, ys: Sequence[Column], looks: Mapping[str, Look]) -> Figure:
@@ -183,7 +183,8 @@ def _bars(axes: Axes, xs: Sequence[Interval], ys: Sequence[Interval], **style: o
 
 def name_axes(axes: Axes, x: Column, y: Column, x_title: str, y_title: str) -> None:
     """Name the axes, and turn over those of errors: up and right is then better everywhere."""
-    axes.set(xlabel=f"{x_title}  →", title=fill(_quality(y_title, y), LINE))
+    beside = len(axes.figure.axes) > 1  # other panels, and so less room
+    axes.set(xlabel=f"{x_title}  →", title=fill(_quality(y_title, y), LINE_OF_PANEL if beside else LINE))
     if x.direction < 0:
         axes.invert_xaxis()
     if y.direction < 0:

@@ -104,8 +104,10 @@ def arrange(figure: Figure) -> None:
 
 def legend(figure: Figure) -> None:
     """Names beneath the axes, in as many columns as fit; a list makes the figure taller, and a long one is left out."""
-    pairs = [zip(*axes.get_legend_handles_labels(), strict=True) for axes in figure.axes]
-    handles = {label: handle for panel in reversed(pairs) for handle, label in panel}  # of the first panel that has it
+    handles: dict[str, Any] = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
     if not handles:
         return
     characters = 13.3 * figure.get_figwidth()  # of the legend's size, on one line
