@@ -127,10 +127,12 @@ def terminal_table(rows: Sequence[Row], shown: Mapping[str, Sequence[str]], ever
 
 
 def tabulate(rows: Sequence[Row], columns: list[Column]) -> MainTable:
-    """A table of these columns. No row is marked best in a calibration column whose rows differ in k."""
+    """A table of these columns. No row is marked best in a calibration column whose rows differ in k, or where one of
+    them rests on few verdicts."""
     best = []
     for column in columns:
         comparable = column.metric not in FLOORS or samples_text(rows, [column.benchmark]).isdigit()
+        comparable &= not few_verdicts(rows, [column])
         values = [row.scores.get(column.quantity) for row in rows]
         best.append(clear_best(values, column.direction) if comparable else None)
     return MainTable(columns, rows, best)
