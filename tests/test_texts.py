@@ -24,6 +24,7 @@ from carerft.model.loading import load_model
 from carerft.rollout import Sampling
 from carerft.rollout.transformers import TransformersWorker
 from carerft.tasks import Problem
+from carerft.tasks.selfaware import SelfAwareTask
 
 QUESTIONS = [
     Problem("q/0", "Q: Capital of France?\nA:", "Paris", columns={"question": "Capital of  France?"}),
@@ -138,6 +139,28 @@ def test_scores_by_hand(tmp_path, monkeypatch, capsys):
     assert value["majority"] == 1.0 and value["confidence"] == 0.5 and value["ece"] == 0.5
     assert "truncated" not in value and "entropy" not in value and "ece_likelihood" not in value  # nobody said
     assert "refusal F1" in capsys.readouterr().out
+
+
+def test_the_commands_of_the_docs_score_what_lm_eval_wrote(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[1] / "docs/integrations.md").read_text()
+    commands = [line.split()[1:] for line in page.splitlines() if line.startswith("carerft score ")]
+    if not (data := os.environ.get("CARERFT_DATA")) or not Path(data, "selfaware").is_dir():
+        commands = [command for command in commands if "benchmark=selfaware" not in command]
+    else:
+        asked = [problem.columns["question"] for problem in SelfAwareTask().problems()[:3]]
+        rows = [lm_eval(question, ["It is unknown."] * 8, i, "none") for i, question in enumerate(asked)]
+        written(tmp_path / "samples_selfaware.jsonl", rows)
+    sums = [{"question": f"What is {a} plus 1?", "answer": str(a + 1)} for a in range(4)]
+    written(tmp_path / "mine.jsonl", sums)
+    answers = [lm_eval(row["question"], [f"It is {row['answer']}."] * 6 + ["It is 7."] * 2, i, "none") for i, row in
+               enumerate(sums)]  # fmt: skip
+    written(tmp_path / "samples_mine.jsonl", answers)
+    for command in commands:
+        assert run(command[0], [*command[1:], "tracker=none"]) == 0
+    scores = [json.loads(path.read_text())["benchmarks"] for path in tmp_path.glob("outputs/*/*/evaluation.json")]
+    (mine,) = (entry["questions"] for entry in scores if "questions" in entry)
+    assert len(scores) == len(commands) and mine["metrics"]["accuracy"]["value"] == 0.75 and mine["k"] == 8
 
 
 @pytest.mark.parametrize(
