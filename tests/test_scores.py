@@ -222,30 +222,20 @@ def test_calibration_by_likelihood_by_hand():
     assert not any("self_report" in name for name in got)
 
 
-def test_calibration_of_stated_confidences_by_hand():
-    """Each majority answer has the confidence that its first sample states; a state of none is left out and counted."""
-    records = [dict(r, stated_confidence=None) for r in SAMPLES]
-    records[0]["stated_confidence"], records[4]["stated_confidence"] = 0.9, 0.35  # a right, b wrong; c and d refuse
+@pytest.mark.parametrize(("field", "name"), [("stated_confidence", "stated"), ("self_report", "self_report")])
+def test_calibration_of_what_a_model_says_of_itself_by_hand(field, name):
+    """Each majority answer has the confidence of its first sample; a sample that has none is left out."""
+    records = [dict(r, **{field: None}) for r in SAMPLES]
+    records[0][field], records[4][field] = 0.9, 0.35  # a right, b wrong; c and d refuse
     got = values(PROBLEMS, records)
-    assert got["ece_stated"] == pytest.approx((0.1 + 0.35) / 2)
-    assert got["brier_stated"] == pytest.approx((0.1**2 + 0.35**2) / 2)
-    assert got["auroc_stated"] == 1
-    assert got["ece_stated_floor"] == pytest.approx((2 * 0.9 * 0.1 + 2 * 0.35 * 0.65) / 2, abs=0.05)
-    assert got["unstated"] == 1 - 2 / len(records)
-    assert {k: v for k, v in got.items() if "stated" not in k} == values(PROBLEMS, SAMPLES)
-
-
-def test_calibration_by_self_report_by_hand():
-    records = [dict(r, self_report=None) for r in SAMPLES]
-    records[0]["self_report"], records[4]["self_report"] = 0.9, 0.35  # a right, b wrong; c and d refuse
-    got = values(PROBLEMS, records)
-    assert got["ece_self_report"] == pytest.approx((0.1 + 0.35) / 2)
-    assert got["brier_self_report"] == pytest.approx((0.1**2 + 0.35**2) / 2)
-    assert got["auroc_self_report"] == 1
+    assert got[f"ece_{name}"] == pytest.approx((0.1 + 0.35) / 2)
+    assert got[f"brier_{name}"] == pytest.approx((0.1**2 + 0.35**2) / 2)
+    assert got[f"auroc_{name}"] == 1
     # Outcomes drawn with 0.9 and 0.35: |y - c| is 0.1 (chance .9) or 0.9 and 0.65 (.65) or 0.35, each in its own bin
-    assert got["ece_self_report_floor"] == pytest.approx((2 * 0.9 * 0.1 + 2 * 0.35 * 0.65) / 2, abs=0.05)
+    assert got[f"ece_{name}_floor"] == pytest.approx((2 * 0.9 * 0.1 + 2 * 0.35 * 0.65) / 2, abs=0.05)
+    assert got.get("unstated") == (1 - 2 / len(records) if name == "stated" else None)
     # All else is as without it.
-    assert {k: v for k, v in got.items() if "self_report" not in k} == values(PROBLEMS, SAMPLES)
+    assert {k: v for k, v in got.items() if name not in k} == values(PROBLEMS, SAMPLES)
 
 
 def test_floor_is_that_of_the_same_votes_and_lies_below_an_overconfident_ece():
