@@ -78,6 +78,22 @@ def precision(model: str, device: str) -> str:
     return "bfloat16" if large(model, device) and not machine().older else "float32"
 
 
+def quick_precision(model: str, device: str) -> str:
+    """As `precision`, but bfloat16 on a CPU that multiplies in it, which is four times as fast. For experiments that
+    may give other numbers on other machines."""
+    on_cpu = device == "cpu" or not machine().gpu
+    return "bfloat16" if on_cpu and _cpu_multiplies_in_bfloat16() else precision(model, device)
+
+
+@cache
+def _cpu_multiplies_in_bfloat16() -> bool:
+    try:
+        flags = Path("/proc/cpuinfo").read_text().split()
+    except OSError:  # another system than Linux
+        return False
+    return bool({"avx512_bf16", "amx_bf16"} & set(flags))
+
+
 def rollout(choice: str) -> str:
     """The default of the group `rollout` for this choice of the group `model`."""
     return "vllm" if choice != "tiny" and machine().vllm else "transformers"

@@ -11,6 +11,7 @@ or, if `fused`, by torch.compile: some hundred passes over memory become a few.
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -241,12 +242,25 @@ def _product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
         return torch.mm(a, b, out=out)
     if a.device.type == "cuda":
         return torch.mm(a, b, out_dtype=torch.float32, out=out)
-    # On a CPU torch has no such product; parts of the operands are copied to float32.
+    # On a CPU torch has no such product; parts of the operands are copied to float32. Where they are multiplied in
+    # bfloat16 and added up in float32, nothing is rounded that was not rounded before.
     out = torch.empty(len(a), b.shape[1], device=a.device) if out is None else out
-    for start in range(0, b.shape[1], CPU_COLUMNS):
-        block = slice(start, start + CPU_COLUMNS)
-        out[:, block] = a.float() @ b[:, block].float()
+    with _bfloat16_factors(a.dtype == torch.bfloat16):
+        for start in range(0, b.shape[1], CPU_COLUMNS):
+            block = slice(start, start + CPU_COLUMNS)
+            out[:, block] = a.float() @ b[:, block].float()
     return out
+
+
+@contextmanager
+def _bfloat16_factors(enabled: bool) -> Iterator[None]:
+    """Let a CPU that can multiply the factors of float32 products in bfloat16, twice as fast."""
+    setting, before = torch.backends.mkldnn.matmul, torch.backends.mkldnn.matmul.fp32_precision
+    setting.fp32_precision = "bf16" if enabled else before
+    try:
+        yield
+    finally:
+        setting.fp32_precision = before
 
 
 def _tiles(rows: int, columns: int, device: str) -> Iterator[slice]:

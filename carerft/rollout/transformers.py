@@ -285,10 +285,11 @@ class TransformersWorker(RolloutWorker):
     @contextmanager
     def _evaluating(self, autocast: bool = True) -> Iterator[None]:
         """Eval mode, no gradients, and autocast to self.dtype; restores the mode of every module."""
+        rounds = autocast and self.dtype is not None
         with (
             evaluating(self.model),
             torch.compiler.set_stance("force_eager"),  # each step has a shape, which would be compiled anew
-            torch.inference_mode(),
-            torch.autocast(self.model.device.type, dtype=self.dtype, enabled=autocast and self.dtype is not None),
+            torch.no_grad() if rounds else torch.inference_mode(),  # in which autocast rounds all weights at every step
+            torch.autocast(self.model.device.type, dtype=self.dtype, enabled=rounds),
         ):
             yield

@@ -70,7 +70,7 @@ def register() -> None:
     for task in (ArithmeticTask, Gsm8kTask, MathTask, QuestionsTask, SelfAwareTask, TruthfulQaTask, WorldTask):
         settings.register_task(task.__module__.rpartition(".")[2], task)
     OmegaConf.register_new_resolver("carerft.scale", lambda model: SCALES.get(model, "paper"), replace=True)
-    for name in ("precision", "large", "rollout"):
+    for name in ("precision", "quick_precision", "large", "rollout"):
         OmegaConf.register_new_resolver(f"carerft.{name}", getattr(choices, name), replace=True)
     OmegaConf.register_new_resolver("carerft.timestamp", _timestamp, replace=True)
     OmegaConf.register_new_resolver("carerft.cell", _cell, replace=True)

@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -75,6 +76,8 @@ def packed_attention(
     if packed is None:
         if attention_mask is not None and attention_mask.shape[-1] < key.shape[-2]:
             raise ValueError(f"{type(module).__name__} was not given the packed row: it would read across sequences")
+        if query.shape[2] == 1 and query.shape[1] != key.shape[1] and kwargs.get("position_bias") is None:
+            return _one_query(query, key, value, attention_mask, scaling), None
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (N, heads, D), as the projections returned them
     kind = q.device.type
@@ -83,6 +86,16 @@ def packed_attention(
     if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and q.shape[-1] <= 256:
         return _varlen(q, k, v, packed, scaling)[None], None
     return _grids(module, q, k, v, packed, scaling)[None], None
+
+
+def _one_query(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
+    """As `packed_attention` without a row, for one query a sequence, (R, heads, 1, D): a step of decoding.
+
+    The queries that share a key head become one matrix: no key is repeated, where transformers repeats all of them if
+    there is a mask. On a CPU in bfloat16 this is several times faster.
+    """
+    queries = query.unflatten(1, (key.shape[1], -1)).squeeze(3)  # (R, key heads, heads that share one, D)
+    return F.scaled_dot_product_attention(queries, key, value, mask, scale=scaling).flatten(1, 2)[:, None]
 
 
 def _varlen(q: Tensor, k: Tensor, v: Tensor, packed: Packed, scaling: float | None) -> Tensor:
