@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 
 from carerft import cli
 from carerft.config.checks import check_choice, check_evaluate, check_model_directory, check_train
-from carerft.config.choices import WORLD_VOCABULARY, Machine, assuming
+from carerft.config.choices import WORLD_VOCABULARY, Machine, assuming, cpu_multiplies_in_bfloat16
 from carerft.config.composition import CONF, train_settings
 from carerft.config.identity import config_hash, differences
 from carerft.errors import CareError, ConfigError
@@ -319,6 +319,23 @@ def test_an_algorithm_of_ones_own_with_a_parameter_of_its_own(tmp_path: Path, ca
         cli.main(["train", "--config-dir", str(tmp_path), "algorithm=gained", "algorithm.gain=3", "--cfg", "job"]) == 0
     )
     assert "gain: 3" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "quick"), [("avx512f avx512_bf16", True), ("amx_bf16", True), ("avx512f avx2", False)]
+)
+def test_a_small_real_model_learns_in_bfloat16_where_the_cpu_multiplies_in_it(flags, quick, tmp_path):
+    info = tmp_path / "cpuinfo"
+    info.write_text(f"processor : 0\nflags : fpu {flags}\n\nprocessor : 1\n")
+    assert cpu_multiplies_in_bfloat16(info) is quick
+    assert not cpu_multiplies_in_bfloat16(tmp_path / "absent")
+    with assuming(Machine(gpu=False, vllm=False, quick_cpu=quick)):
+        small = settings("scale=small", "model=smollm2-135m")
+        assert small.learner.precision == ("bfloat16" if quick else "float32")
+        assert settings("model=smollm2-135m", "task=arithmetic", "benchmark=none").learner.precision == "float32"
+    with assuming(Machine(gpu=True, vllm=False, older="a T4", quick_cpu=True)):
+        assert settings("scale=small", "model=smollm2-135m").learner.precision == "float32"
+        assert settings("scale=small", "model=smollm2-135m", "learner.device=cpu").learner.precision == "bfloat16"
 
 
 def test_precision_checkpointing_and_rollout_follow_model_and_machine():

@@ -112,6 +112,19 @@ def test_half_precision_operands_are_multiplied_and_normalised_in_float32(dtype:
         assert (a - b).norm() < 2 * torch.finfo(dtype).eps * b.norm()
 
 
+def test_a_large_product_of_half_precision_operands_is_a_float32_one(monkeypatch):
+    """Large enough for kernels that multiply in bfloat16. What they add up is float32: rounding the sums to bfloat16
+    would be a thousand times as wrong as this. The setting that chooses them is put back."""
+    monkeypatch.setattr(lm_head, "CPU_COLUMNS", 600)
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(*shape, generator=generator).bfloat16() for shape in ((300, 512), (512, 1000)))
+    found, expected = lm_head._product(a, b), a.double() @ b.double()
+    assert found.dtype == torch.float32
+    assert float((found - expected).abs().max()) < 2e-6 * float(expected.abs().max())
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
+
+
 def test_autocast_decides_the_operands_precision():
     given = inputs(torch.float32)
     with torch.autocast("cpu", torch.bfloat16):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from helpers.sampling import PROMPTS, completions, equal, exact_distribution, randomized, teacher_forced
 from scipy.stats import chisquare
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -22,6 +23,7 @@ from carerft.rollout import decoding as decoding_module
 from carerft.rollout import transformers as transformers_module
 from carerft.rollout.decoding import Decoder, LeanDecoder, decoder_for
 from carerft.rollout.transformers import TransformersWorker, draw, nucleus
+from carerft.training.attention import use_packed_attention
 
 VOCABULARY, EOS, OTHER_EOS, CONTEXT = 24, 3, 7, 400
 SHAPE = {
@@ -274,6 +276,45 @@ def test_autocast_samples_in_bfloat16_near_the_float32_probabilities(model):
     expected = torch.stack([teacher_forced(model, PROMPTS[i // 3], t) for i, t in enumerate(completions(rollouts))])
     difference = (rollouts.log_probs - expected).abs()
     assert 1e-4 < difference.max() < 0.5  # bfloat16 keeps 8 bits: it differs, and not by much
+
+
+def test_under_autocast_a_weight_is_rounded_once_a_call_and_not_at_every_step(model):
+    weights, rounded = {tuple(p.shape) for p in model.parameters() if p.dim() == 2}, []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function is torch.ops.aten._to_copy.default and tuple(args[0].shape) in weights:
+                rounded.append(args[0].data_ptr())
+            return function(*args, **(kwargs or {}))
+
+    worker = TransformersWorker(model, [EOS], 0, dtype=torch.bfloat16)
+    with Watch():
+        worker.sample(PROMPTS, 3, Sampling(10, ignore_eos=True), seed=0)
+    linear = [m.weight.data_ptr() for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    assert all(rounded.count(pointer) == 1 for pointer in linear)
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS, [PROMPTS[0], PROMPTS[3]]], ids=["unequal", "equal"])
+@pytest.mark.parametrize("learns", [True, False])
+@pytest.mark.parametrize("name", ["qwen2 tied", "qwen2 sliding window", "llama tied"])
+def test_a_step_reads_each_key_head_once_for_the_queries_that_share_it(name, learns, prompts, monkeypatch):
+    """Without the lean step; with the attention of a model that learns, and of one that is measured."""
+    monkeypatch.setattr(decoding_module, "LEAN_PARAMETERS", 0)
+    model, plain, heads = MODELS[name](), torch.nn.functional.scaled_dot_product_attention, []
+
+    def watched(query, key, *rest, **options):
+        heads.append((query.shape[1], query.shape[2], key.shape[1]))
+        return plain(query, key, *rest, **options)
+
+    expected_model = MODELS[name]()
+    if learns:
+        use_packed_attention(model)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    rollouts = TransformersWorker(model, [EOS], 0).sample(prompts, 3, Sampling(10, ignore_eos=True), seed=0)
+    assert heads.count((2, 2, 2)) >= 9 * 2  # 9 steps after the first token, 2 layers: 4 heads on 2 key heads
+    for i, tokens in enumerate(completions(rollouts)):
+        expected = teacher_forced(expected_model, prompts[i // 3], tokens)
+        assert torch.allclose(rollouts.log_probs[i, : len(tokens)], expected, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", ["qwen2 tied", "gpt2"])

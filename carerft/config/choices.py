@@ -21,11 +21,13 @@ WORLD_VOCABULARY = 1984
 @dataclass(frozen=True)
 class Machine:
     """gpu: whether there is one that torch can use. vllm: whether the vLLM for GPUs is installed, and may have the
-    first GPU. older: a GPU without bfloat16, and its compute capability."""
+    first GPU. older: a GPU without bfloat16, and its compute capability. quick_cpu: whether the CPU multiplies in
+    bfloat16."""
 
     gpu: bool
     vllm: bool
     older: str | None = None
+    quick_cpu: bool = False
 
 
 _assumed: ContextVar[Machine | None] = ContextVar("machine", default=None)
@@ -50,7 +52,15 @@ def machine() -> Machine:
 def _this() -> Machine:
     cards = [] if importlib.metadata.version("torch").endswith("+cpu") else gpus()
     older = next((f"{card.name}, compute capability {card.capability}" for card in cards if not card.bfloat16), None)
-    return Machine(bool(cards), bool(cards) and vllm_for_gpus(), older)
+    return Machine(bool(cards), bool(cards) and vllm_for_gpus(), older, cpu_multiplies_in_bfloat16())
+
+
+def cpu_multiplies_in_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether this system names such instructions among its CPU's: Linux does."""
+    try:
+        return bool({"avx512_bf16", "amx_bf16"} & set(cpuinfo.read_text().split()))
+    except OSError:
+        return False
 
 
 def vllm_for_gpus() -> bool:
@@ -79,19 +89,10 @@ def precision(model: str, device: str) -> str:
 
 
 def quick_precision(model: str, device: str) -> str:
-    """As `precision`, but bfloat16 on a CPU that multiplies in it, which is four times as fast. For experiments that
-    may give other numbers on other machines."""
+    """As `precision`, but bfloat16 on a CPU that multiplies in it, some four times as fast: for experiments that may
+    give other numbers on other machines."""
     on_cpu = device == "cpu" or not machine().gpu
-    return "bfloat16" if on_cpu and _cpu_multiplies_in_bfloat16() else precision(model, device)
-
-
-@cache
-def _cpu_multiplies_in_bfloat16() -> bool:
-    try:
-        flags = Path("/proc/cpuinfo").read_text().split()
-    except OSError:  # another system than Linux
-        return False
-    return bool({"avx512_bf16", "amx_bf16"} & set(flags))
+    return "bfloat16" if on_cpu and machine().quick_cpu else precision(model, device)
 
 
 def rollout(choice: str) -> str:

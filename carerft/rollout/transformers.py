@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from carerft.errors import ConfigError
+from carerft.model.decoding_attention import use_grouped_attention
 from carerft.model.loading import context_length, described
 from carerft.model.lora import merged_weights
 from carerft.model.modes import evaluating
@@ -125,6 +126,7 @@ class TransformersWorker(RolloutWorker):
         self.eos_token_ids, self.pad_token_id = torch.tensor(list(eos_token_ids), dtype=torch.int64), pad_token_id
         self.batch_size, self.dtype, self.tokenizer = batch_size, dtype, tokenizer
         self.context = context_length(model)
+        use_grouped_attention(model)
         self.mixes_lengths = self._verified()
 
     def _verified(self) -> bool:

@@ -2,7 +2,7 @@
 
 On a GPU in half precision this is torch's kernel for segments of any length, `varlen_attn`. Elsewhere it is
 scaled_dot_product_attention over segments laid out as padded rectangles; padding exists only inside attention. Without
-a packed row, as in sampling, it is transformers' own "sdpa".
+a packed row, as in sampling, it is `grouped_attention`.
 
 A rectangle of completions of shared prompts needs a mask, of which kernels compute both halves. On a CPU, where torch's
 kernel returns each query's normaliser, long ones are two attentions instead, to the prompts and to the completions.
@@ -14,12 +14,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from carerft.model.decoding_attention import NAME as GROUPED
+from carerft.model.decoding_attention import grouped_attention
 from carerft.training.packing import Grid, Packed
 
 NAME = "packed"
@@ -46,7 +47,7 @@ def use_packed_attention(model: PreTrainedModel) -> bool:
     layers = set(getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"])
     plain = layers == {"full_attention"} and not getattr(config, "attn_logit_softcapping", None)
     plain = plain and not any(name.endswith("sinks") for name, _ in model.named_parameters())
-    if plain and config._attn_implementation == "sdpa":
+    if plain and config._attn_implementation in ("sdpa", GROUPED):
         model.set_attn_implementation(NAME)
     return config._attn_implementation == NAME
 
@@ -76,9 +77,7 @@ def packed_attention(
     if packed is None:
         if attention_mask is not None and attention_mask.shape[-1] < key.shape[-2]:
             raise ValueError(f"{type(module).__name__} was not given the packed row: it would read across sequences")
-        if query.shape[2] == 1 and query.shape[1] != key.shape[1] and kwargs.get("position_bias") is None:
-            return _one_query(query, key, value, attention_mask, scaling), None
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+        return grouped_attention(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (N, heads, D), as the projections returned them
     kind = q.device.type
     if torch.is_autocast_enabled(kind):  # rotary embeddings are float32; SDPA would cast back to this type, too
@@ -86,16 +85,6 @@ def packed_attention(
     if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and q.shape[-1] <= 256:
         return _varlen(q, k, v, packed, scaling)[None], None
     return _grids(module, q, k, v, packed, scaling)[None], None
-
-
-def _one_query(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
-    """As `packed_attention` without a row, for one query a sequence, (R, heads, 1, D): a step of decoding.
-
-    The queries that share a key head become one matrix: no key is repeated, where transformers repeats all of them if
-    there is a mask. On a CPU in bfloat16 this is several times faster.
-    """
-    queries = query.unflatten(1, (key.shape[1], -1)).squeeze(3)  # (R, key heads, heads that share one, D)
-    return F.scaled_dot_product_attention(queries, key, value, mask, scale=scaling).flatten(1, 2)[:, None]
 
 
 def _varlen(q: Tensor, k: Tensor, v: Tensor, packed: Packed, scaling: float | None) -> Tensor:
