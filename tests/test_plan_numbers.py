@@ -234,6 +234,18 @@ def test_in_bfloat16_the_reference_is_half_and_checkpointing_needs_no_copies():
     assert planned.head(half, SMALL) - planned.head(half, untied) == 2 * 40
 
 
+def test_in_bfloat16_our_own_sampler_holds_a_copy_of_each_float32_matrix():
+    def copies(settings: dict[str, object], shape: Shape = SMALL) -> float:
+        found = memory(small_job(settings), shape, device()).uses["learner, sampling"]
+        return found.get("weights, bfloat16 copies", 0.0)
+
+    untied = dataclasses.replace(SMALL, tied=False)
+    assert copies({}) == 0.0
+    assert copies(HALF) == copies(HALF, untied) == 2 * (288 + 40)
+    # Beside an adapter the layers are in bfloat16 already, and so is a head of its own.
+    assert copies(lora(3) | HALF) == 2 * 40 and copies(lora(3) | HALF, untied) == 0.0
+
+
 def test_a_chunk_of_logits_is_all_that_the_head_holds():
     # Qwen's vocabulary: two chunks and one in bfloat16, four tiles of 32 MiB, a float32 head and two in bfloat16.
     shape = dataclasses.replace(SMALL, hidden=2048, vocabulary=151_936)

@@ -21,7 +21,7 @@ from carerft.errors import ConfigError, DataError, NonFiniteError
 from carerft.rollout import Sampling
 from carerft.rollout import decoding as decoding_module
 from carerft.rollout import transformers as transformers_module
-from carerft.rollout.decoding import Decoder, LeanDecoder, decoder_for
+from carerft.rollout.decoding import Decoder, LeanDecoder, common_beginning, decoder_for
 from carerft.rollout.transformers import TransformersWorker, draw, nucleus
 from carerft.training.attention import use_packed_attention
 
@@ -315,6 +315,46 @@ def test_a_step_reads_each_key_head_once_for_the_queries_that_share_it(name, lea
     for i, tokens in enumerate(completions(rollouts)):
         expected = teacher_forced(expected_model, prompts[i // 3], tokens)
         assert torch.allclose(rollouts.log_probs[i, : len(tokens)], expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("ends", [[[5], [7, 1, 9]], [[5], [7]]], ids=["unequal", "equal"])
+@pytest.mark.parametrize("name", [name for name in MODELS if "window" not in name])
+def test_a_long_beginning_of_all_prompts_is_read_once(name, ends, monkeypatch):
+    model, beginning, read = MODELS[name](), [2 + i % 20 for i in range(40)], []
+    prompts, choices = [beginning + end for end in ends], [[4, 8, 1], [2]]
+    pairs = [(prompt, choice) for prompt in prompts for choice in choices]
+    worker = TransformersWorker(model, [EOS], 0)
+    model.get_input_embeddings().register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].shape))
+    rollouts = worker.sample(prompts, 3, Sampling(6, ignore_eos=True), seed=0)
+    found = worker.log_likelihood(*zip(*pairs, strict=True))
+    assert read.count((1, 40)) == 2  # by the samples and by the likelihoods
+    assert all(shape == (1, 40) or shape[1] <= 3 for shape in read)
+    for i, tokens in enumerate(completions(rollouts)):
+        expected = teacher_forced(model, prompts[i // 3], tokens)
+        assert torch.allclose(rollouts.log_probs[i, : len(tokens)], expected, atol=2e-5)
+    for (prompt, choice), total in zip(pairs, found, strict=True):
+        assert total == pytest.approx(float(teacher_forced(model, prompt, choice).sum()), rel=1e-5, abs=1e-5)
+
+
+def test_a_window_sees_no_padding_between_the_beginning_and_the_rest():
+    """It would look less far back, by as many tokens as a prompt is shorter: here in rows of 44 and a window of 42."""
+    model, read = qwen2(use_sliding_window=True, sliding_window=42, max_window_layers=1), []
+    worker, prompts = (
+        TransformersWorker(model, [EOS], 0),
+        [[2] * 30 + [9] * 10 + [5], [2] * 30 + [9] * 10 + [5, 7, 1, 9]],
+    )
+    model.get_input_embeddings().register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].shape))
+    rollouts = worker.sample(prompts, 1, Sampling(6, ignore_eos=True), seed=0)
+    assert read[0] == (2, 44)
+    for prompt, tokens, log_probs in zip(prompts, completions(rollouts), rollouts.log_probs, strict=True):
+        assert torch.allclose(log_probs, teacher_forced(model, prompt, tokens), atol=2e-5)
+
+
+def test_the_beginning_of_prompts():
+    assert common_beginning([[1, 2, 3], [1, 2, 4, 5], [1, 2, 3, 9]]) == 2
+    assert common_beginning([[1, 2], [1, 2, 3]]) == 1  # a token is left of each, which the first one sampled follows
+    assert common_beginning([(1, 2, 3), (1, 2, 3)]) == 2
+    assert common_beginning([(5,)]) == common_beginning([(1, 2), (3,)]) == 0
 
 
 @pytest.mark.parametrize("name", ["qwen2 tied", "gpt2"])

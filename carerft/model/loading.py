@@ -233,6 +233,16 @@ def round_matrices(model: PreTrainedModel, exactly: bool = False) -> None:
             module.to(torch.bfloat16)
 
 
+def attends_fully(model: PreTrainedModel) -> bool:
+    """Whether all layers have full causal attention of queries and keys alone (Qwen2, Qwen3, Llama), by the model's
+    configuration: no sliding window, no soft cap, no attention sinks."""
+    config = model.config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    layers = set(getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"])
+    plain = layers == {"full_attention"} and not getattr(config, "attn_logit_softcapping", None)
+    return plain and not any(name.endswith("sinks") for name, _ in model.named_parameters())
+
+
 class Context(int):
     """A number of tokens. why: what limits it, which is shown with it."""
 

@@ -138,11 +138,17 @@ def head(job: Job, shape: Shape) -> float:
 
 def _own_sampler(job: Job, shape: Shape, device: Device) -> dict[str, float]:
     """rollout=transformers: the keys and values of all sequences decoded together, in the space that is reserved for
-    them, three float32 arrays of their logits, and the cumulative sum of these in float64."""
+    them, three float32 arrays of their logits, and the cumulative sum of these in float64; in bfloat16, autocast's
+    copy of each float32 matrix."""
     sequences = min(job.side_by_side(device), max(job.rollout.prompts_per_batch * job.group_size, 64 * job.samples))
     space = max(256, *(data.prompt + data.max_tokens for data in (job.task, *job.benchmarks)))
     cache = sequences * space * shape.cache_bytes(WIDTH[job.learner.precision])
-    return {"keys and values": cache, "logits": sequences * shape.vocabulary * (3 * 4 + 8)}
+    parts = {"keys and values": cache, "logits": sequences * shape.vocabulary * (3 * 4 + 8)}
+    if job.learner.precision == "bfloat16":
+        rounded = job.model.adapter and rounds_frozen(job)  # all but a tied head: see `resident`
+        layers = 0 if rounded else shape.layers * shape.layer
+        parts["weights, bfloat16 copies"] = 2 * (layers + (0 if rounded and not shape.tied else shape.head))
+    return parts
 
 
 def _engine(job: Job, shape: Shape, device: Device) -> tuple[dict[str, float], float]:

@@ -22,6 +22,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from carerft.model.probe import Probe
 
 BLOCK = 256  # spare slots of a new cache; it doubles when it is full, so that memory follows the actual lengths
+SHARED = 32  # tokens; a shorter beginning of all prompts is not worth a forward pass of its own
 LEAN_PARAMETERS = 50_000_000  # `LeanDecoder` copies the weights, and gains little if the products dominate
 
 
@@ -74,6 +75,21 @@ def prompt_cache(model: PreTrainedModel) -> DynamicCache:
     return cache
 
 
+def common_beginning(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all prompts begin with, at most all but one of the shortest."""
+    first, last = min(prompts), max(prompts)  # in alphabetic order: what these share, those between them share, too
+    most = min(map(len, prompts)) - 1
+    return next((i for i, (a, b) in enumerate(zip(first[:most], last, strict=False)) if a != b), most)
+
+
+def repeat(layer: Any, count: int) -> None:
+    """Give a cache's layer of one row `count` equal ones."""
+    if type(layer) is DynamicLayer and layer.keys is not None and layer.values is not None:
+        layer.keys, layer.values = (x.expand(count, -1, -1, -1) for x in (layer.keys, layer.values))
+    else:
+        select(layer, torch.zeros(count, dtype=torch.int64))
+
+
 def spread(layer: Any, rows: Tensor, limit: int) -> Any:
     """A prompt's layer of the cache, copied to all of its rows. limit: the most slots that will be needed."""
     if type(layer) is DynamicLayer and layer.keys is not None and layer.values is not None:
@@ -93,23 +109,38 @@ def select(layer: Any, rows: Tensor) -> None:
 class Decoder:
     """Reads each prompt once, copies its keys and values to all of its rows, then decodes all rows, token by token.
 
-    Shorter prompts are padded on the left, so that a step fills the same slot in every row; padding is masked, and
-    positions count from the first real token.
+    Shorter prompts are padded on the left, behind the beginning that all share, so that a step fills the same slot in
+    every row; padding is masked, and positions do not count it.
     logits: (R, vocabulary), for each row's first token.
     """
 
-    def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], rows: Tensor, steps: int, pad: int):
-        """prompts: P lists of tokens; rows: (R,) the index of each row's prompt; pad: any token that exists."""
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[Sequence[int]],
+        rows: Tensor,
+        steps: int,
+        pad: int,
+        shared: int = 0,
+    ):
+        """prompts: P lists of tokens; rows: (R,) the index of each row's prompt; pad: any token that exists; shared:
+        how many tokens that all prompts begin with are read once, from `common_beginning`."""
         device = model.device
         width = max(map(len, prompts))
-        tokens = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
         padding = torch.tensor([width - len(prompt) for prompt in prompts], device=device)
-        visible = torch.arange(width + steps, device=device) >= padding[:, None] if padding.any() else None
+        slots = torch.arange(width + steps, device=device)
+        visible = (slots < shared) | (slots >= shared + padding[:, None]) if padding.any() else None
         cache: Any = prompt_cache(model)
+        if shared:
+            beginning = torch.tensor([list(prompts[0][:shared])], device=device)
+            model(beginning, position_ids=slots[None, :shared], past_key_values=cache, use_cache=True, logits_to_keep=1)
+            for layer in cache.layers:
+                repeat(layer, len(prompts))
+        rest = [[pad] * (width - len(prompt)) + list(prompt[shared:]) for prompt in prompts]
         output = model(
-            tokens,
+            torch.tensor(rest, device=device),
             attention_mask=None if visible is None else visible[:, :width],
-            position_ids=(torch.arange(width, device=device) - padding[:, None]).clamp(min=0),
+            position_ids=(slots[shared:width] - padding[:, None]).clamp(min=shared),
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
@@ -262,14 +293,15 @@ def decoder_for(model: PreTrainedModel) -> Callable[..., Decoder]:
     return partial(Decoder, model) if lean is None else partial(LeanDecoder, *lean, model)
 
 
-def decoding_mismatch(model: PreTrainedModel, probe: Probe, padded: bool, pad: int) -> str:
+def decoding_mismatch(model: PreTrainedModel, probe: Probe, padded: bool, pad: int, shared: int = 0) -> str:
     """How decoding differs from a plain forward pass of each sequence, token by token or all tokens at once; "" if it
-    doesn't. padded: prompts of unequal lengths side by side; otherwise each prompt's samples by themselves."""
-    wrong = (probe.mismatch(partial(_decoded, model, probe, padded, by_step, pad)) for by_step in (True, False))
+    doesn't. padded: prompts of unequal lengths side by side; otherwise each prompt's samples by themselves. shared: of
+    `Decoder`."""
+    wrong = (probe.mismatch(partial(_decoded, model, probe, padded, by_step, pad, shared)) for by_step in (True, False))
     return next(filter(None, wrong), "")
 
 
-def _decoded(model: PreTrainedModel, probe: Probe, padded: bool, by_step: bool, pad: int) -> Tensor:
+def _decoded(model: PreTrainedModel, probe: Probe, padded: bool, by_step: bool, pad: int, shared: int) -> Tensor:
     """The logits (N, V) of the probe's completions, one after another."""
     group, count = len(probe.completions) // len(probe.prompts), len(probe.prompts)
     together = [list(range(count))] if padded else [[i] for i in range(count)]
@@ -280,7 +312,7 @@ def _decoded(model: PreTrainedModel, probe: Probe, padded: bool, by_step: bool, 
         tokens = torch.tensor([c + [pad] * (width - len(c)) for c in completions], device=model.device)
         rows = torch.arange(len(prompts)).repeat_interleave(group)
         decoder = (decoder_for(model) if by_step else partial(Decoder, model))(
-            [probe.prompts[p] for p in prompts], rows, width - 1, pad
+            [probe.prompts[p] for p in prompts], rows, width - 1, pad, shared
         )
         rest = [len(c) - 1 for c in completions]
         if by_step:

@@ -18,13 +18,13 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from carerft.errors import ConfigError
-from carerft.model.decoding_attention import use_grouped_attention
-from carerft.model.loading import context_length, described
+from carerft.model.grouped_attention import use_grouped_attention
+from carerft.model.loading import attends_fully, context_length, described
 from carerft.model.lora import merged_weights
 from carerft.model.modes import evaluating
 from carerft.model.probe import probe
 from carerft.rollout import Rollouts, RolloutWorker, Sampling
-from carerft.rollout.decoding import Decoder, decoder_for, decoding_mismatch
+from carerft.rollout.decoding import SHARED, Decoder, common_beginning, decoder_for, decoding_mismatch
 from carerft.rollout.requests import check_context, check_finite, check_sampling, completion_seeds
 from carerft.terminal import sampling_bar
 
@@ -127,20 +127,23 @@ class TransformersWorker(RolloutWorker):
         self.batch_size, self.dtype, self.tokenizer = batch_size, dtype, tokenizer
         self.context = context_length(model)
         use_grouped_attention(model)
-        self.mixes_lengths = self._verified()
+        self.mixes_lengths, self.shares_beginnings = self._verified()
 
-    def _verified(self) -> bool:
-        """Whether prompts of unequal lengths can be decoded side by side. Raises ConfigError if not even the samples of
-        one prompt have the probabilities of a plain forward pass."""
+    def _verified(self) -> tuple[bool, bool]:
+        """Whether prompts of unequal lengths can be decoded side by side, and whether a beginning that prompts share
+        can be read once. Raises ConfigError if not even the samples of one prompt have the probabilities of a plain
+        forward pass."""
         expected = probe(self.model)
         if expected is None:
-            return True
-        wrong = ""
+            return True, True
+        wrong, pad, shared = "", self.pad_token_id, common_beginning(expected.prompts)
         with self._evaluating(autocast=False):
             for padded in (True, False):
-                wrong = decoding_mismatch(self.model, expected, padded, self.pad_token_id)
+                wrong = decoding_mismatch(self.model, expected, padded, pad)
                 if not wrong:
-                    return padded
+                    # Padding after the beginning would count in the distances that a window looks at.
+                    shares = attends_fully(self.model)
+                    return padded, shares and not decoding_mismatch(self.model, expected, padded, pad, shared)
         raise ConfigError(
             f"rollout=transformers cannot sample from {described(self.model)}: with cached keys and values {wrong}, "
             "against a forward pass without them",
@@ -163,7 +166,9 @@ class TransformersWorker(RolloutWorker):
                 stops = None
                 if sampling.stop:
                     stops = StopStrings(self.tokenizer, sampling.stop, [prompts[p] for p, _ in batch])
-                decoder = make_decoder([prompts[i] for i in distinct], rows, sampling.max_tokens, self.pad_token_id)
+                different = [prompts[i] for i in distinct]
+                shared = self._shared(different)
+                decoder = make_decoder(different, rows, sampling.max_tokens, self.pad_token_id, shared)
                 seeds = [s for _, s in batch]
                 completed = self._complete(decoder, seeds, sampling, stops, advance)
                 drawn, drawn_log_probs, lengths, finished[members] = completed
@@ -209,6 +214,11 @@ class TransformersWorker(RolloutWorker):
             state = self.model.state_dict()
             for name, weight in merged_weights(policy):
                 state[name].copy_(weight)
+
+    def _shared(self, prompts: Sequence[Sequence[int]]) -> int:
+        """How many tokens of their common beginning are read once: all, if that is long, or none."""
+        shared = common_beginning(prompts) if self.shares_beginnings and len(prompts) > 1 else 0
+        return shared if shared >= SHARED else 0
 
     def _batches(self, order: list[int], lengths: list[int], size: int) -> Iterator[list[int]]:
         """`order` cut into batches of at most `size`. lengths: of the sequences' prompts, ascending in this order;
@@ -277,7 +287,8 @@ class TransformersWorker(RolloutWorker):
         lengths = torch.tensor([len(tokens) for tokens in continuations], device=device)
         scored = torch.arange(tokens.shape[1], device=device) < lengths[:, None]
         losses = torch.zeros(tokens.shape, device=device)
-        decoder = Decoder(self.model, list(row_of), rows, tokens.shape[1] - 1, self.pad_token_id)
+        prompts = list(row_of)
+        decoder = Decoder(self.model, prompts, rows, tokens.shape[1] - 1, self.pad_token_id, self._shared(prompts))
         first, later = scored[:, :1], scored[:, 1:]
         losses[:, :1][first] = _surprisal(decoder.logits[first[:, 0]], tokens[:, :1][first])
         if later.any():

@@ -19,8 +19,9 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from carerft.model.decoding_attention import NAME as GROUPED
-from carerft.model.decoding_attention import grouped_attention
+from carerft.model.grouped_attention import NAME as GROUPED
+from carerft.model.grouped_attention import grouped_attention
+from carerft.model.loading import attends_fully
 from carerft.training.packing import Grid, Packed
 
 NAME = "packed"
@@ -37,17 +38,12 @@ LONG = 512
 def use_packed_attention(model: PreTrainedModel) -> bool:
     """Make a model's layers use packed attention, if its configuration allows that. Returns whether they do.
 
-    Allowed are layers with full causal attention of queries and keys alone (Qwen2, Qwen3, Llama): no sliding window, no
-    soft cap, no attention sinks. A model that was loaded with another implementation than "sdpa" keeps it. Whether the
-    layers hand the row on to attention, only trying shows (`carerft.training.hidden_states.best_layout`).
+    Allowed are layers of `attends_fully`. A model that was loaded with another implementation than "sdpa" keeps it.
+    Whether the layers hand the row on to attention, only trying shows (`carerft.training.hidden_states.best_layout`).
     Transformers' own packing is not used: some of its models ignore it (gpt-oss attends across sequences).
     """
     config = model.config.get_text_config()
-    window = getattr(config, "sliding_window", None)
-    layers = set(getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"])
-    plain = layers == {"full_attention"} and not getattr(config, "attn_logit_softcapping", None)
-    plain = plain and not any(name.endswith("sinks") for name, _ in model.named_parameters())
-    if plain and config._attn_implementation in ("sdpa", GROUPED):
+    if attends_fully(model) and config._attn_implementation in ("sdpa", GROUPED):
         model.set_attn_implementation(NAME)
     return config._attn_implementation == NAME
 

@@ -1,4 +1,4 @@
-"""Attention of a step of decoding, as a transformers attention function named "grouped".
+"""Attention to cached keys, as a transformers attention function named "grouped".
 
 The queries that share a key head become one matrix, so that no key is repeated. transformers repeats all of them where
 there is a mask, as prompts of unequal lengths need. On a CPU in bfloat16 this is several times faster.
@@ -34,15 +34,18 @@ def grouped_attention(
 ) -> tuple[Tensor, None]:
     """query: (R, heads, T, D); key, value: (R, key heads, T', D). Returns (R, T, heads, D) and no attention weights.
 
-    Of several queries a sequence, or where each head has a mask of its own, it is transformers' own "sdpa".
+    Where no key would be repeated, or each head has a mask of its own, it is transformers' own "sdpa".
     """
     heads, count = query.shape[1:3]
-    same_mask = kwargs.get("position_bias") is None and (attention_mask is None or attention_mask.shape[1] == 1)
-    if count > 1 or heads == key.shape[1] or not same_mask:
+    own_masks = kwargs.get("position_bias") is not None or (attention_mask is not None and attention_mask.shape[1] > 1)
+    repeats = heads != key.shape[1] and (count == 1 or attention_mask is not None)
+    if own_masks or not repeats:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    queries = query.unflatten(1, (key.shape[1], -1)).squeeze(3)  # (R, key heads, heads that share one, D)
+    queries = query.unflatten(1, (key.shape[1], -1)).flatten(2, 3)  # (R, key heads, heads that share one * T, D)
+    if attention_mask is not None:
+        attention_mask = attention_mask.repeat(1, 1, heads // key.shape[1], 1)
     attended = F.scaled_dot_product_attention(queries, key, value, attention_mask, scale=scaling)
-    return attended.flatten(1, 2)[:, None], None
+    return attended.unflatten(2, (-1, count)).flatten(1, 2).transpose(1, 2), None
 
 
 AttentionInterface.register(NAME, grouped_attention)
