@@ -336,6 +336,19 @@ def test_a_long_beginning_of_all_prompts_is_read_once(name, ends, monkeypatch):
         assert total == pytest.approx(float(teacher_forced(model, prompt, choice).sum()), rel=1e-5, abs=1e-5)
 
 
+def test_prompts_with_one_beginning_go_by_what_follows_them(monkeypatch):
+    """Two prompts with long continuations and two with short ones, which differ in their last token."""
+    beginning = [2 + i % 20 for i in range(40)]
+    prompts = [[*beginning, end] for end in (5, 6, 7, 8) for _ in range(2)]
+    continuations = [[1] * n for n in (9, 3, 2, 1, 8, 4, 1, 2)]
+    worker = TransformersWorker(qwen2(), [EOS], 0, batch_size=4)
+    batches = worker.likelihood_batches(prompts, continuations)
+    assert [sorted(batch) for batch in batches] == [[2, 3, 6, 7], [0, 1, 4, 5]]
+    expected = [float(teacher_forced(worker.model, *pair).sum()) for pair in zip(prompts, continuations, strict=True)]
+    assert worker.log_likelihood(prompts, continuations) == pytest.approx(expected, rel=1e-5)
+    assert worker.likelihood_batches([[2]] * 3, [[1], [1, 2], []]) == [[0, 1, 2]]  # what fits into one batch is one
+
+
 def test_a_window_sees_no_padding_between_the_beginning_and_the_rest():
     """It would look less far back, by as many tokens as a prompt is shorter: here in rows of 44 and a window of 42."""
     model, read = qwen2(use_sliding_window=True, sliding_window=42, max_window_layers=1), []

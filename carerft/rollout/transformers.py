@@ -193,10 +193,23 @@ class TransformersWorker(RolloutWorker):
     ) -> list[list[int]]:
         """The indices of the continuations that `log_likelihood` scores together. One batch alone has the same scores,
         to the last bit, as among the others."""
-        pairs = list(zip(prompts, continuations, strict=True))
-        # Equal prompts side by side: a batch reads each of them once. Similar lengths together: less padding.
-        order = sorted(range(len(pairs)), key=lambda i: (len(pairs[i][0]), tuple(pairs[i][0]), len(pairs[i][1])))
+        pairs = [(tuple(p), c) for p, c in zip(prompts, continuations, strict=True)]
         most = LOGITS // self.model.config.get_text_config().vocab_size  # tokens of a batch of several continuations
+        one_lot = self.mixes_lengths or len(set(map(len, prompts))) == 1
+        if one_lot and len(pairs) <= self.batch_size and sum(map(len, continuations)) <= most:
+            return [list(range(len(pairs)))]  # a batch alone, too, which keeps its order
+        # Equal prompts side by side: a batch reads each of them once. Similar lengths together: less padding; of
+        # prompts that differ in a short end only, similar lengths of what follows.
+        longest: dict[tuple[int, ...], int] = {}
+        if self.mixes_lengths and self._shared(list({prompt for prompt, _ in pairs})):
+            for prompt, continuation in pairs:
+                longest[prompt] = max(longest.get(prompt, 0), len(continuation))
+
+        def key(i: int) -> tuple[int, int, tuple[int, ...], int]:
+            prompt, continuation = pairs[i]
+            return longest.get(prompt, 0), len(prompt), prompt, len(continuation)
+
+        order = sorted(range(len(pairs)), key=key)
         batches: list[list[int]] = []
         for members in self._batches(order, [len(prompt) for prompt, _ in pairs], self.batch_size):
             tokens = most + 1  # the batch in hand is as good as full
@@ -221,8 +234,8 @@ class TransformersWorker(RolloutWorker):
         return shared if shared >= SHARED else 0
 
     def _batches(self, order: list[int], lengths: list[int], size: int) -> Iterator[list[int]]:
-        """`order` cut into batches of at most `size`. lengths: of the sequences' prompts, ascending in this order;
-        equal within a batch if the model cannot decode prompts of unequal lengths side by side."""
+        """`order` cut into batches of at most `size`. lengths: of the sequences' prompts; if the model cannot decode
+        prompts of unequal lengths side by side, ascending in this order, and equal within a batch."""
         lots = [order] if self.mixes_lengths else [list(lot) for _, lot in groupby(order, lambda i: lengths[i])]
         for lot in lots:
             yield from (lot[start : start + size] for start in range(0, len(lot), size))
