@@ -186,6 +186,37 @@ def test_an_axis_of_one_sweep_is_not_asked_of_another():
     assert [(entry.name, getattr(entry, "alpha", None)) for entry in trained] == [("srkl", 0.9), ("none", None)]
 
 
+@pytest.mark.parametrize(
+    ("name", "words", "left"),
+    [
+        ("beta_sweep", ["regularizer=rkl,srkl", "seed=0"], {"beta_sweep": ["regularizer=rkl,srkl", "seed=0"]}),
+        ("beta_sweep", ["regularizer=none"], {"beta_sweep_references": ["regularizer=none"]}),
+        ("beta_sweep", ["seed=1,7"], {"beta_sweep": ["seed=1,7"], "beta_sweep_references": ["seed=1,7"]}),
+        ("beta_sweep", ["regularizer=jsd"], {"beta_sweep": ["regularizer=jsd"]}),
+        (
+            "beta_sweep",
+            ["regularizer=rkl,none", "regularizer.beta=0.08", "steps=3"],
+            {
+                "beta_sweep": ["regularizer=rkl", "regularizer.beta=0.08", "steps=3"],
+                "beta_sweep_references": ["regularizer=none", "steps=3"],
+            },
+        ),
+        ("real_model", ["regularizer=none"], {"real_model": ["regularizer=none"]}),
+        ("rivals", ["reward=ternary"], {"rivals_ternary": ["reward=ternary"]}),
+    ],
+)
+def test_a_value_of_an_axis_chooses_the_sweeps_that_list_it(name: str, words: list[str], left: dict[str, list[str]]):
+    """`beta_sweep regularizer=rkl regularizer.beta=0.08` ran its reference, too, as reverse KL of another beta."""
+    assert experiment(name).overridden(words) == left
+
+
+def test_values_that_no_sweep_has_together_are_refused_with_the_command_that_runs_them():
+    with pytest.raises(ConfigError) as refused:
+        experiment("rivals").overridden(["reward=ternary", "regularizer=rkl"])
+    assert refused.value.what == "no sweep of experiment rivals has all of reward=ternary regularizer=rkl"
+    assert "carerft train -m experiment=rivals_ternary reward=ternary regularizer=rkl" in refused.value.remedy
+
+
 def test_an_experiment_that_names_its_model_is_one_of_a_small_real_model():
     assert set(experiments()) - set(AT_ANY_SCALE) == {"real_model"}
     chosen, words = named_experiment(["real_model", "seed=0"])
@@ -193,8 +224,8 @@ def test_an_experiment_that_names_its_model_is_one_of_a_small_real_model():
     base, *trained = cells(experiment("real_model"), [*words, "model.path=org/name"])  # not on this disk
     assert {cell.settings.model.name for cell in (base, *trained)} == {"smollm2-135m"}
     assert {cell.settings.task.name for cell in trained} == {"arithmetic"}
-    # Measured with the same questions before and after; while it learns, with some of them.
-    assert {cell.settings.evaluation.every for cell in trained} == {25} and base.settings.evaluation.every is None
+    # Measured with the same questions and in the same precision before and after.
+    assert {cell.settings.precision for cell in (base, *trained)} == {"bfloat16"}
     assert all(cell.settings.benchmark == base.settings.benchmark for cell in trained)
     penalties = [(cell.settings.regularizer.name, getattr(cell.settings.regularizer, "beta", None)) for cell in trained]
     assert len(set(penalties)) == 5 and len(trained) == 6  # SRKL and matched SRKL share name and beta

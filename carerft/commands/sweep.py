@@ -100,8 +100,8 @@ def commands(experiment: Experiment, planned: Sequence[Cell], overrides: Sequenc
     """Arguments of `carerft` that together run all cells: an evaluation of each base model, then Hydra's multiruns."""
     launcher = [text for text in overrides if text.startswith(("hydra/launcher=", "hydra.launcher."))]
     bases = [["evaluate", "-m", *cell.overrides, *launcher] for cell in planned if cell.command == "evaluate"]
-    sweeps = {sweep: experiment.overrides_of(sweep, overrides) for sweep in experiment.sweeps}
-    return bases + [["train", "-m", f"experiment={sweep}", *words] for sweep, words in sweeps.items()]
+    sweeps = experiment.overridden(overrides).items()
+    return bases + [["train", "-m", f"experiment={sweep}", *words] for sweep, words in sweeps]
 
 
 def show(planned: Sequence[Cell], workers: int, console: Console) -> None:

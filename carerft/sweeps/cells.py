@@ -70,8 +70,7 @@ def cells(experiment: Experiment, overrides: Sequence[str], here: bool = True) -
     with composing():
         trainings = [
             compose_training(job, here, own)
-            for sweep in experiment.sweeps
-            for own in [experiment.overrides_of(sweep, overrides)]
+            for sweep, own in experiment.overridden(overrides).items()
             for job in jobs(sweep, own)
         ]
         return _bases(trainings, overrides, here) + trainings

@@ -4,15 +4,17 @@
 `paper.yaml` is not a sweep: `carerft.report.paper` reads it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
 from carerft.config.composition import data_directory
 from carerft.errors import ConfigError
+from carerft.sweeps.loader import parsed
 from carerft.text import did_you_mean
 
 PAPER = "paper.yaml"
@@ -32,15 +34,57 @@ class Experiment:
         defaults = OmegaConf.select(OmegaConf.load(self.sweeps[self.name]), "defaults") or []
         return any("override /model" in entry for entry in defaults)
 
-    def overrides_of(self, sweep: str, overrides: Sequence[str]) -> list[str]:
-        """The overrides for one of its sweeps: without those of other sweeps' axes, which may not exist in this one."""
-        other_axes = set().union(*map(axes, self.sweeps.values())) - axes(self.sweeps[sweep])
-        return [text for text in overrides if text.split("=")[0] not in other_axes]
+    def overridden(self, overrides: Sequence[str]) -> dict[str, list[str]]:
+        """The sweeps that these overrides leave, and the overrides of each.
+
+        An axis that only other sweeps have is left out, as it may not exist in this one. A value of an axis chooses the
+        sweeps that list it, or, if none does, those in which the axis has several values: `regularizer=rkl` of a sweep
+        over penalties is not asked of another whose one penalty is `none`. Raises ConfigError if no sweep is left, and
+        Hydra's error for an override that its grammar does not have.
+        """
+        listed = {sweep: axes(file) for sweep, file in self.sweeps.items()}
+        given = [(text, parsed(text)) for text in overrides]
+        left: dict[str, list[str]] = {sweep: [] for sweep in self.sweeps}
+        for text, override in given:
+            having = {
+                sweep: values[key] for sweep, values in listed.items() if (key := override.key_or_group) in values
+            }
+            chosen = _chosen(having, override)
+            for sweep in list(left):
+                if not having:
+                    left[sweep].append(text)
+                elif sweep in having and not chosen[sweep]:
+                    del left[sweep]
+                elif sweep in having:
+                    left[sweep].append(text.split("=")[0] + "=" + ",".join(chosen[sweep]))
+        if not left:
+            raise ConfigError(
+                f"no sweep of experiment {self.name} has all of {' '.join(overrides)}",
+                f"each has a file in {self.folder}; another combination is a multirun of your own: "
+                f"carerft train -m experiment={list(self.sweeps)[-1]} {' '.join(overrides)}",
+            )
+        return left
 
 
-def axes(file: Path) -> set[str]:
-    """The keys that take several values in a sweep."""
-    return set(OmegaConf.select(OmegaConf.load(file), "hydra.sweeper.params") or {})
+def _chosen(having: Mapping[str, list[str]], override: Override) -> dict[str, list[str]]:
+    """Which of an override's values each sweep takes. having: the values of this axis, by the sweeps that have it."""
+    values = (
+        list(override.sweep_string_iterator())
+        if override.is_sweep_override()
+        else [override.get_value_element_as_str()]
+    )
+    listed = set().union(*having.values())
+    several = [sweep for sweep, own in having.items() if len(own) > 1] or list(having)
+    return {
+        sweep: [value for value in values if value in own or (value not in listed and sweep in several)]
+        for sweep, own in having.items()
+    }
+
+
+def axes(file: Path) -> dict[str, list[str]]:
+    """The axes of a sweep, and the values of each as its file has them."""
+    params = OmegaConf.select(OmegaConf.load(file), "hydra.sweeper.params") or {}
+    return {key: str(values).split(",") for key, values in params.items()}
 
 
 def experiments() -> dict[str, Experiment]:
