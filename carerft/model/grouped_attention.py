@@ -45,7 +45,7 @@ def grouped_attention(
     if attention_mask is not None:
         attention_mask = attention_mask.repeat(1, 1, heads // key.shape[1], 1)
     attended = F.scaled_dot_product_attention(queries, key, value, attention_mask, scale=scaling)
-    return attended.unflatten(2, (-1, count)).flatten(1, 2).transpose(1, 2), None
+    return attended.unflatten(2, (-1, count)).flatten(1, 2).transpose(1, 2).contiguous(), None  # some models need that
 
 
 AttentionInterface.register(NAME, grouped_attention)

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -255,7 +255,8 @@ def _product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
 @contextmanager
 def _bfloat16_factors(enabled: bool) -> Iterator[None]:
     """Let a CPU that can multiply the factors of float32 products in bfloat16, twice as fast."""
-    setting, before = torch.backends.mkldnn.matmul, torch.backends.mkldnn.matmul.fp32_precision
+    setting: Any = cast(Any, torch.backends.mkldnn).matmul
+    before = setting.fp32_precision
     setting.fp32_precision = "bf16" if enabled else before
     try:
         yield

@@ -77,7 +77,8 @@ def prompt_cache(model: PreTrainedModel) -> DynamicCache:
 
 def common_beginning(prompts: Sequence[Sequence[int]]) -> int:
     """How many tokens all prompts begin with, at most all but one of the shortest."""
-    first, last = min(prompts), max(prompts)  # in alphabetic order: what these share, those between them share, too
+    # In alphabetic order: what the first and the last share, those between them share, too.
+    first, last = min(map(tuple, prompts)), max(map(tuple, prompts))
     most = min(map(len, prompts)) - 1
     return next((i for i, (a, b) in enumerate(zip(first[:most], last, strict=False)) if a != b), most)
 
