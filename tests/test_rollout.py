@@ -336,6 +336,18 @@ def test_a_long_beginning_of_all_prompts_is_read_once(name, ends, monkeypatch):
         assert total == pytest.approx(float(teacher_forced(model, prompt, choice).sum()), rel=1e-5, abs=1e-5)
 
 
+@pytest.mark.parametrize("name", ["qwen2 tied", "gpt2"])
+def test_no_keys_are_copied_for_a_single_token(name, monkeypatch):
+    monkeypatch.setattr(decoding_module, "spread", lambda *_: pytest.fail("keys were copied"))
+    model = MODELS[name]()
+    with monkeypatch.context() as trusting:
+        trusting.setattr(transformers_module, "probe", lambda _: None)
+        worker = TransformersWorker(model, [EOS], 0)
+    rollouts = worker.sample(PROMPTS, 3, Sampling(1), seed=0)
+    for i, tokens in enumerate(completions(rollouts)):
+        assert torch.allclose(rollouts.log_probs[i], teacher_forced(model, PROMPTS[i // 3], tokens), atol=2e-5)
+
+
 def test_prompts_with_one_beginning_go_by_what_follows_them(monkeypatch):
     """Two prompts with long continuations and two with short ones, which differ in their last token."""
     beginning = [2 + i % 20 for i in range(40)]

@@ -124,8 +124,9 @@ class Decoder:
         pad: int,
         shared: int = 0,
     ):
-        """prompts: P lists of tokens; rows: (R,) the index of each row's prompt; pad: any token that exists; shared:
-        how many tokens that all prompts begin with are read once, from `common_beginning`."""
+        """prompts: P lists of tokens; rows: (R,) the index of each row's prompt; steps: how many tokens of each will be
+        read; pad: any token that exists; shared: how many tokens that all prompts begin with are read once, from
+        `common_beginning`."""
         device = model.device
         width = max(map(len, prompts))
         padding = torch.tensor([width - len(prompt) for prompt in prompts], device=device)
@@ -147,8 +148,8 @@ class Decoder:
             logits_to_keep=1,
         )
         rows = rows.to(device)
-        self.model = model
-        self.layers = [spread(layer, rows, width + steps) for layer in cache.layers]
+        self.model, self.limit = model, width + steps
+        self.layers = [spread(layer, rows, self.limit) for layer in cache.layers] if steps else []
         self.cache = Cache(layers=list(self.layers))
         self.length = width  # slots that are filled
         self.logits = output.logits[rows, -1]
@@ -213,7 +214,7 @@ class LeanDecoder(Decoder):
         """layers, head: from `lean_layers`; arguments: those of `Decoder`."""
         super().__init__(model, *arguments)
         self.lean, self.head = layers, head
-        slots = torch.arange(self.layers[0].limit, device=model.device)
+        slots = torch.arange(self.limit, device=model.device)
         self.cos, sin = (table[0] for table in model.model.rotary_emb(self.logits, slots[None]))  # (slots, head_dim)
         half = sin.shape[1] // 2
         self.sin = torch.cat([-sin[:, :half], sin[:, half:]], dim=1)  # rotate_half(x) * sin = roll(x, half) * self.sin

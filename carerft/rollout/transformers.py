@@ -168,7 +168,7 @@ class TransformersWorker(RolloutWorker):
                     stops = StopStrings(self.tokenizer, sampling.stop, [prompts[p] for p, _ in batch])
                 different = [prompts[i] for i in distinct]
                 shared = self._shared(different)
-                decoder = make_decoder(different, rows, sampling.max_tokens, self.pad_token_id, shared)
+                decoder = make_decoder(different, rows, sampling.max_tokens - 1, self.pad_token_id, shared)
                 seeds = [s for _, s in batch]
                 completed = self._complete(decoder, seeds, sampling, stops, advance)
                 drawn, drawn_log_probs, lengths, finished[members] = completed
