@@ -19,7 +19,6 @@ from carerft.model.loading import context_length
 from carerft.model.modes import evaluating
 
 PROMPTS, COMPLETIONS = (7, 3), (6, 3, 6, 4)  # lengths: two prompts with two completions each
-BEGINNING = 2  # tokens that both prompts begin with
 # What may differ: a thousandth of what another prompt changes or, where prompts change little, 1e-4 nats, or 32 units
 # in the last place of a very small log-probability.
 SHARE, LEAST, PLACES = 1e-3, 1e-4, 32
@@ -27,8 +26,8 @@ SHARE, LEAST, PLACES = 1e-3, 1e-4, 32
 
 @dataclass(frozen=True)
 class Probe:
-    """Two prompts with the same beginning and two completions each, (prompt, completion) by (prompt, completion), and
-    what a plain forward pass makes of them.
+    """Two prompts with two completions each, (prompt, completion) by (prompt, completion), and what a plain forward
+    pass makes of them.
 
     model: whose probabilities they are.
     log_probs: of each completion (T, V), the log-probability of every token in each of its places.
@@ -69,15 +68,18 @@ class Probe:
 
 
 @torch.no_grad()
-def probe(model: PreTrainedModel) -> Probe | None:
+def probe(model: PreTrainedModel, beginning: int = 0) -> Probe | None:
     """None if there is nothing to compare with: on the meta device, where a model has no weights, or if they are not
-    finite numbers, which sampling and learning report."""
+    finite numbers, which sampling and learning report.
+
+    beginning: how many of the prompts' first tokens are equal. Where some are, fewer mistakes show.
+    """
     if model.device.type == "meta":
         return None
     sequences = iter(_tokens(model, sum(PROMPTS) + sum(COMPLETIONS)).split([*PROMPTS, *COMPLETIONS]))
     prompts = [next(sequences).tolist() for _ in PROMPTS]
     completions = [next(sequences).tolist() for _ in COMPLETIONS]
-    prompts[1][:BEGINNING] = prompts[0][:BEGINNING]
+    prompts[1][:beginning] = prompts[0][:beginning]
     if context_length(model) < max(PROMPTS) + max(COMPLETIONS):  # a toy
         prompts, completions = [prompt[-2:] for prompt in prompts], [completion[:2] for completion in completions]
     completions[2] = completions[0]  # the same completion after both prompts

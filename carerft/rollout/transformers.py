@@ -133,17 +133,16 @@ class TransformersWorker(RolloutWorker):
         """Whether prompts of unequal lengths can be decoded side by side, and whether a beginning that prompts share
         can be read once. Raises ConfigError if not even the samples of one prompt have the probabilities of a plain
         forward pass."""
-        expected = probe(self.model)
+        expected, pad, wrong = probe(self.model), self.pad_token_id, ""
         if expected is None:
             return True, True
-        wrong, pad, shared = "", self.pad_token_id, common_beginning(expected.prompts)
         with self._evaluating(autocast=False):
             for padded in (True, False):
                 wrong = decoding_mismatch(self.model, expected, padded, pad)
                 if not wrong:
-                    # Padding after the beginning would count in the distances that a window looks at.
-                    shares = attends_fully(self.model)
-                    return padded, shares and not decoding_mismatch(self.model, expected, padded, pad, shared)
+                    # Padding after a beginning would count in the distances that a window looks at.
+                    begun = probe(self.model, beginning=2) if attends_fully(self.model) else None
+                    return padded, begun is not None and not decoding_mismatch(self.model, begun, padded, pad, 2)
         raise ConfigError(
             f"rollout=transformers cannot sample from {described(self.model)}: with cached keys and values {wrong}, "
             "against a forward pass without them",
