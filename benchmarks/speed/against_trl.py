@@ -4,10 +4,11 @@
     python benchmarks/speed/against_trl.py --trl-python PATH/bin/python --threads 2 --steps 3 --model DIR
 
 A step samples 8 completions for each of 8 prompts, each forced to one length, rewards them, and takes one optimizer
-step on all of them, in float32 on the CPU. The model is a Qwen2 of 3.1 million parameters, prompts have 16 tokens and
-completions 64: at this size the systems differ in the overhead around the matrix products. With --model it is a model
-of yours, prompts are those of task=arithmetic in its chat template, and completions have as many tokens as that task
-allows. TRL runs in its own environment; `trl_side.py` says how it is tuned.
+step on all of them, on the CPU, in float32 or with --precision bfloat16 (autocast, TRL's default). The model is a Qwen2
+of 3.1 million parameters, prompts have 16 tokens and completions 64: at this size the systems differ in the overhead
+around the matrix products. With --model it is a model of yours, prompts are those of task=arithmetic in its chat
+template, and completions have as many tokens as that task allows. TRL runs in its own environment; `trl_side.py` says
+how it is tuned.
 
 Each round measures every system once, so that a drift of the machine shows as a difference between the rounds.
 Measure on an idle machine: two processes on the same cores slow each other by more than half.
@@ -23,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +68,14 @@ class Work:
     intermediate: int = 704
     vocabulary: int = 512
     model: str = ""  # a directory; empty: the synthetic model
+    precision: str = "float32"  # of the matrix products; weights are float32
 
     @staticmethod
-    def of_model(directory: str, threads: int, steps: int) -> "Work":
+    def of_model(directory: str, threads: int, steps: int, precision: str) -> "Work":
         """The work with a model of the user's own."""
         config = AutoConfig.from_pretrained(directory).get_text_config()
         work = Work(
-            threads, steps, warmup=1, tokens=48, model=directory, hidden=config.hidden_size,
+            threads, steps, precision=precision, warmup=1, tokens=32, model=directory, hidden=config.hidden_size,
             layers=config.num_hidden_layers, heads=config.num_attention_heads, groups=config.num_key_value_heads,
             intermediate=config.intermediate_size, vocabulary=config.vocab_size,
         )  # fmt: skip
@@ -145,9 +148,10 @@ def ours(work: Work, directory: str, regularizer: Regularizer) -> Times:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
     algorithm = Algorithm("grpo", work.samples)
     # TRL without KL holds no reference model, so ours holds none either.
-    settings = LearnerSettings(work.learning_rate, monitor_reference=False)
+    settings = LearnerSettings(work.learning_rate, monitor_reference=False, precision=work.precision)
     learner = Learner(policy, algorithm, regularizer, settings, work.warmup + work.steps)
-    worker = TransformersWorker(policy, eos_token_ids=[tokenizer.eos_token_id], pad_token_id=tokenizer.pad_token_id)
+    dtype = torch.bfloat16 if work.precision == "bfloat16" else None
+    worker = TransformersWorker(policy, [tokenizer.eos_token_id], tokenizer.pad_token_id, dtype=dtype)
     sampling = Sampling(work.tokens, ignore_eos=True)
 
     def generate(step: int) -> Rollouts:
@@ -184,29 +188,30 @@ def matmul_floor(work: Work) -> Times:
       attention products of p + T squared (a dense product cannot leave out the half that is not causal), the head for
       the S * T completion tokens; each has two more products in the backward pass, the gradients of its two operands.
     """
-    w, d = work, work.hidden // work.heads
+    w, d, dtype = work, work.hidden // work.heads, getattr(torch, work.precision)
+    randn = partial(torch.randn, dtype=dtype)
     length, positions = w.prompt_tokens + w.tokens, w.prompts * w.prompt_tokens + w.completion_tokens
     shapes = [(w.hidden, (w.heads + 2 * w.groups) * d), (w.heads * d, w.hidden)]
     shapes += [(w.hidden, 2 * w.intermediate), (w.intermediate, w.hidden)]
-    layers = [[torch.randn(shape) for shape in shapes] for _ in range(w.layers)]
-    head = torch.randn(w.hidden, w.vocabulary)
-    keys = [torch.randn(w.sequences * w.groups, length, d) for _ in range(2 * w.layers)]
-    queries = torch.randn(w.sequences * w.groups, w.heads // w.groups, d)
+    layers = [[randn(shape) for shape in shapes] for _ in range(w.layers)]
+    head = randn(w.hidden, w.vocabulary)
+    keys = [randn(w.sequences * w.groups, length, d) for _ in range(2 * w.layers)]
+    queries = randn(w.sequences * w.groups, w.heads // w.groups, d)
     outputs: dict[tuple[int, ...], torch.Tensor] = {}  # used again and again: memory is not measured here
 
     def inputs(rows: int) -> list[torch.Tensor]:
-        return [torch.randn(rows, shape[0]) for shape in shapes]
+        return [randn(rows, shape[0]) for shape in shapes]
 
     def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         shape = (*a.shape[:-1], b.shape[-1])
         if shape not in outputs:
-            outputs[shape] = torch.empty(shape)
+            outputs[shape] = torch.empty(shape, dtype=dtype)
         return torch.matmul(a, b, out=outputs[shape])
 
     prompt, step, learning = inputs(w.prompts * w.prompt_tokens), inputs(w.sequences), inputs(positions)
-    grads = [torch.randn(positions, shape[1]) for shape in shapes]
-    q, scores = torch.randn(w.sequences * w.heads, length, d), torch.randn(w.sequences * w.heads, length, length)
-    hidden, grad_logits = torch.randn(w.completion_tokens, w.hidden), torch.randn(w.completion_tokens, w.vocabulary)
+    grads = [randn(positions, shape[1]) for shape in shapes]
+    q, scores = randn(w.sequences * w.heads, length, d), randn(w.sequences * w.heads, length, length)
+    hidden, grad_logits = randn(w.completion_tokens, w.hidden), randn(w.completion_tokens, w.vocabulary)
 
     def generate(step_number: int) -> None:
         for t in range(w.prompt_tokens, length):
@@ -256,7 +261,7 @@ def show(work: Work, summaries: dict[str, dict[str, float]], base: str | None) -
     ratios = ["step", "generate", "learn"] if base else []
     columns = ["", "s/step", "generated/s", "learned/s", *ratios, "of floor", "CPU", "rounds differ"]
     name = Path(work.model).name if work.model else "Qwen2 3.1M"
-    title = f"One GRPO step: {work.sequences} completions of {work.tokens} tokens, {name}, float32, CPU"
+    title = f"One GRPO step: {work.sequences} completions of {work.tokens} tokens, {name}, {work.precision}, CPU"
     table = make_table(title, columns)
     if base:
         table.caption = f"step, generate, learn: times as fast as {base}. s/step, CPU: medians, in seconds."
@@ -277,13 +282,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="measured steps of each system in each round")
     parser.add_argument("--rounds", type=int, default=2, help="how often every system is measured")
     parser.add_argument("--output", type=Path, help="also write the numbers of every step to this JSON file")
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--model", help="the directory of a model; without it, the synthetic one")
     options = parser.parse_args()
     console = make_console(120)
     disable_progress_bar()
     torch.set_num_threads(options.threads)
     given = (options.threads, options.steps)
-    work = Work.of_model(options.model, *given) if options.model else Work(*given)
+    precision = options.precision
+    work = Work.of_model(options.model, *given, precision) if options.model else Work(*given, precision=precision)
     load = load_average(console)
     with tempfile.TemporaryDirectory() as temporary:
         directory = work.saved_model(temporary)

@@ -2,9 +2,9 @@
 
     python trl_side.py '{"model": DIRECTORY, "prompts": [..], "samples": 8, "tokens": 64, ...}'
 
-prints one line of JSON. TRL is tuned for speed at this size: float32, no gradient checkpointing, one pass per step over
-all completions, fused AdamW, no logging, saving or evaluation, no second forward pass for old log-probabilities (TRL
-needs none when it takes one optimizer step per generation). `cache_implementation="static"` was no faster.
+prints one line of JSON. TRL is tuned for speed at this size: no gradient checkpointing, one pass per step over all
+completions, fused AdamW, no logging, saving or evaluation, no second forward pass for old log-probabilities (TRL needs
+none when it takes one optimizer step per generation). `cache_implementation="static"` was no faster.
 """
 
 import json
@@ -54,7 +54,7 @@ def main(work: dict) -> dict:
             work["beta"],
             work["learning_rate"],
             use_cpu=True,
-            bf16=False,
+            bf16=work["precision"] == "bfloat16",
             gradient_checkpointing=False,
             per_device_train_batch_size=len(work["prompts"]) * work["samples"],
             gradient_accumulation_steps=1,
