@@ -169,6 +169,14 @@ def test_a_base_model_is_measured_as_what_starts_from_it():
     assert list(base.settings.benchmark) == ["world_truth"]
 
 
+def test_a_base_model_is_shown_by_the_tracker_of_its_trainings():
+    base, *_ = cells(experiment("table1"), ["model=tiny", "seed=0", "tracker=none"])
+    assert (base.command, base.settings.tracker.name) == ("evaluate", "none")
+    named, *_ = cells(experiment("table1"), ["model=tiny", "seed=0", "tracker.project=mine"])
+    assert named.settings.tracker.project == "mine"
+    assert named.directory == base.directory and "tracker" not in str(base.directory)
+
+
 def test_any_model_that_is_not_the_tiny_one_is_trained_as_in_the_paper():
     base, *trained = cells(experiment("figure2"), ["model=path", "model.path=org/name", "rollout=transformers"])
     assert (base.command, base.settings.model.path, base.settings.model.name) == (
