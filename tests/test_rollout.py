@@ -8,6 +8,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MambaConfig,
@@ -361,9 +363,15 @@ def test_prompts_with_one_beginning_go_by_what_follows_them(monkeypatch):
     assert worker.likelihood_batches([[2]] * 3, [[1], [1, 2], []]) == [[0, 1, 2]]  # what fits into one batch is one
 
 
-def test_a_window_sees_no_padding_between_the_beginning_and_the_rest():
-    """It would look less far back, by as many tokens as a prompt is shorter: here in rows of 44 and a window of 42."""
+@pytest.mark.parametrize("name", ["qwen2", "gpt_neo"])
+def test_a_window_sees_no_padding_between_the_beginning_and_the_rest(name):
+    """It would look less far back, by as many tokens as a prompt is shorter: here in rows of 44 and a window of 42,
+    which too few tokens show when a model is tried. GPT-Neo's is named by no key that others have."""
     model, read = qwen2(use_sliding_window=True, sliding_window=42, max_window_layers=1), []
+    if name == "gpt_neo":
+        shape = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_layers": 2, "num_heads": 4}
+        config = GPTNeoConfig(**shape, attention_types=[[["global", "local"], 1]], window_size=42)
+        model = randomized(GPTNeoForCausalLM(config))
     worker, prompts = (
         TransformersWorker(model, [EOS], 0),
         [[2] * 30 + [9] * 10 + [5], [2] * 30 + [9] * 10 + [5, 7, 1, 9]],

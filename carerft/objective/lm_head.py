@@ -254,7 +254,8 @@ def _product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
 
 @contextmanager
 def _bfloat16_factors(enabled: bool) -> Iterator[None]:
-    """Let a CPU that can multiply the factors of float32 products in bfloat16, twice as fast."""
+    """Let a CPU that can multiply the factors of float32 products in bfloat16, twice as fast. The setting is the whole
+    process's: no other thread may multiply meanwhile."""
     setting: Any = cast(Any, torch.backends.mkldnn).matmul
     before = setting.fp32_precision
     setting.fp32_precision = "bf16" if enabled else before

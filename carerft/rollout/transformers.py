@@ -140,8 +140,10 @@ class TransformersWorker(RolloutWorker):
             for padded in (True, False):
                 wrong = decoding_mismatch(self.model, expected, padded, pad)
                 if not wrong:
-                    # Padding after a beginning would count in the distances that a window looks at.
-                    begun = probe(self.model, beginning=2) if attends_fully(self.model) else None
+                    # Padding after a beginning would count in the distances that a window looks at. Layers with an
+                    # attention of their own may have one that no configuration names.
+                    known = self.model.config.get_text_config()._attn_implementation in ("sdpa", "grouped", "packed")
+                    begun = probe(self.model, beginning=2) if known and attends_fully(self.model) else None
                     return padded, begun is not None and not decoding_mismatch(self.model, begun, padded, pad, 2)
         raise ConfigError(
             f"rollout=transformers cannot sample from {described(self.model)}: with cached keys and values {wrong}, "
