@@ -1,26 +1,29 @@
-"""Attention to cached keys, as a transformers attention function named "grouped".
+"""Attention to cached keys, in the place of transformers' own "sdpa" while a model is sampled from or scored.
 
 The queries that share a key head become one matrix, so that no key is repeated. transformers repeats all of them where
-there is a mask, as prompts of unequal lengths need. On a CPU in bfloat16 this is several times faster.
+there is a mask, as prompts of unequal lengths need. On a CPU in bfloat16 this is several times faster. The name stays
+"sdpa": models ask for it (MiniMax-M3 applies its selection of keys under this name and "eager" alone).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
-
-NAME = "grouped"
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 
-def use_grouped_attention(model: PreTrainedModel) -> None:
-    """Make a model's layers use it in the place of "sdpa"; one with another implementation keeps that."""
-    config = model.config.get_text_config()
-    heads, key_heads = (getattr(config, f"num_{kind}_heads", None) for kind in ("attention", "key_value"))
-    if config._attn_implementation == "sdpa" and key_heads not in (None, heads):
-        model.set_attn_implementation(NAME)
+@contextmanager
+def grouping_queries() -> Iterator[None]:
+    """In this context "sdpa" is `grouped_attention`."""
+    before = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    ALL_ATTENTION_FUNCTIONS["sdpa"] = grouped_attention
+    try:
+        yield
+    finally:
+        ALL_ATTENTION_FUNCTIONS["sdpa"] = before
 
 
 def grouped_attention(
@@ -46,7 +49,3 @@ def grouped_attention(
         attention_mask = attention_mask.repeat(1, 1, heads // key.shape[1], 1)
     attended = F.scaled_dot_product_attention(queries, key, value, attention_mask, scale=scaling)
     return attended.unflatten(2, (-1, count)).flatten(1, 2).transpose(1, 2).contiguous(), None  # some models need that
-
-
-AttentionInterface.register(NAME, grouped_attention)
-AttentionMaskInterface.register(NAME, sdpa_mask)

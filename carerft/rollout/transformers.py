@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from carerft.errors import ConfigError
-from carerft.model.grouped_attention import use_grouped_attention
+from carerft.model.grouped_attention import grouping_queries
 from carerft.model.loading import attends_fully, context_length, described
 from carerft.model.lora import merged_weights
 from carerft.model.modes import evaluating
@@ -126,7 +126,6 @@ class TransformersWorker(RolloutWorker):
         self.eos_token_ids, self.pad_token_id = torch.tensor(list(eos_token_ids), dtype=torch.int64), pad_token_id
         self.batch_size, self.dtype, self.tokenizer = batch_size, dtype, tokenizer
         self.context = context_length(model)
-        use_grouped_attention(model)
         self.mixes_lengths, self.shares_beginnings = self._verified()
 
     def _verified(self) -> tuple[bool, bool]:
@@ -142,7 +141,7 @@ class TransformersWorker(RolloutWorker):
                 if not wrong:
                     # Padding after a beginning would count in the distances that a window looks at. Layers with an
                     # attention of their own may have one that no configuration names.
-                    known = self.model.config.get_text_config()._attn_implementation in ("sdpa", "grouped", "packed")
+                    known = self.model.config.get_text_config()._attn_implementation in ("sdpa", "packed")
                     begun = probe(self.model, beginning=2) if known and attends_fully(self.model) else None
                     return padded, begun is not None and not decoding_mismatch(self.model, begun, padded, pad, 2)
         raise ConfigError(
@@ -315,6 +314,7 @@ class TransformersWorker(RolloutWorker):
         rounds = autocast and self.dtype is not None
         with (
             evaluating(self.model),
+            grouping_queries(),
             torch.compiler.set_stance("force_eager"),  # each step has a shape, which would be compiled anew
             torch.no_grad() if rounds else torch.inference_mode(),  # in which autocast rounds all weights at every step
             torch.autocast(self.model.device.type, dtype=self.dtype, enabled=rounds),

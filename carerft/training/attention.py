@@ -19,7 +19,6 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from carerft.model.grouped_attention import NAME as GROUPED
 from carerft.model.grouped_attention import grouped_attention
 from carerft.model.loading import attends_fully
 from carerft.training.packing import Grid, Packed
@@ -43,7 +42,7 @@ def use_packed_attention(model: PreTrainedModel) -> bool:
     Transformers' own packing is not used: some of its models ignore it (gpt-oss attends across sequences).
     """
     config = model.config.get_text_config()
-    if attends_fully(model) and config._attn_implementation in ("sdpa", GROUPED):
+    if attends_fully(model) and config._attn_implementation == "sdpa":
         model.set_attn_implementation(NAME)
     return config._attn_implementation == NAME
 
