@@ -13,7 +13,7 @@ ENGINE ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo vllm || { [ "$$(uname -s
 
 help:
 	@echo "make demo       train the tiny model with and without penalties, and write a report (about 10 minutes)"
-	@echo "make demo-real  the same with a small real model (20 minutes, or 30 on an older CPU)"
+	@echo "make demo-real  the same with a small real model (20 minutes on a CPU that multiplies in bfloat16)"
 	@echo "make test       run the tests"
 	@echo "make lint       run ruff and pyright"
 	@echo "make docs       build the pages as a site, build/site/"

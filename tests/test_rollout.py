@@ -321,7 +321,7 @@ def test_a_step_reads_each_key_head_once_for_the_queries_that_share_it(name, lea
 
 @pytest.mark.parametrize("ends", [[[5], [7, 1, 9]], [[5], [7]]], ids=["unequal", "equal"])
 @pytest.mark.parametrize("name", [name for name in MODELS if "window" not in name])
-def test_a_long_beginning_of_all_prompts_is_read_once(name, ends, monkeypatch):
+def test_a_long_beginning_of_all_prompts_is_read_once(name, ends):
     model, beginning, read = MODELS[name](), [2 + i % 20 for i in range(40)], []
     prompts, choices = [beginning + end for end in ends], [[4, 8, 1], [2]]
     pairs = [(prompt, choice) for prompt in prompts for choice in choices]
@@ -350,7 +350,7 @@ def test_no_keys_are_copied_for_a_single_token(name, monkeypatch):
         assert torch.allclose(rollouts.log_probs[i], teacher_forced(model, PROMPTS[i // 3], tokens), atol=2e-5)
 
 
-def test_prompts_with_one_beginning_go_by_what_follows_them(monkeypatch):
+def test_prompts_with_one_beginning_go_by_what_follows_them():
     """Two prompts with long continuations and two with short ones, which differ in their last token."""
     beginning = [2 + i % 20 for i in range(40)]
     prompts = [[*beginning, end] for end in (5, 6, 7, 8) for _ in range(2)]

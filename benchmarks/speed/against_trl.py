@@ -288,9 +288,8 @@ def main() -> None:
     console = make_console(120)
     disable_progress_bar()
     torch.set_num_threads(options.threads)
-    given = (options.threads, options.steps)
-    precision = options.precision
-    work = Work.of_model(options.model, *given, precision) if options.model else Work(*given, precision=precision)
+    given = {"threads": options.threads, "steps": options.steps, "precision": options.precision}
+    work = Work.of_model(options.model, **given) if options.model else Work(**given)
     load = load_average(console)
     with tempfile.TemporaryDirectory() as temporary:
         directory = work.saved_model(temporary)

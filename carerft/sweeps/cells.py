@@ -131,9 +131,7 @@ def _base(training: Cell, measured: Sequence[str], here: bool) -> Cell:
     those of the training's own sweep that it takes."""
     settings = training.settings
     shared = ("model", "model.path", "benchmark", "rollout", "tracker")
-    keys = [text.split("=")[0] for text in training.overrides]
-    shown = zip(training.overrides, keys, strict=True)
-    groups = [text for text, key in shown if key in shared or key.startswith("tracker.")]
+    groups = [text for text in training.overrides if text.split("=")[0] in shared or text.startswith("tracker.")]
     values = {key: value for key, value in flatten(training.record).items() if _measured(key)}
     values |= {"name": settings.name, "precision": settings.precision}
     defaults = flatten(plain(compose("evaluate", groups)))

@@ -43,20 +43,19 @@ class Experiment:
         Hydra's error for an override that its grammar does not have.
         """
         listed = {sweep: axes(file) for sweep, file in self.sweeps.items()}
-        given = [(text, parsed(text)) for text in overrides]
         left: dict[str, list[str]] = {sweep: [] for sweep in self.sweeps}
-        for text, override in given:
-            having = {
-                sweep: values[key] for sweep, values in listed.items() if (key := override.key_or_group) in values
-            }
-            chosen = _chosen(having, override)
-            for sweep in list(left):
-                if not having:
-                    left[sweep].append(text)
-                elif sweep in having and not chosen[sweep]:
-                    del left[sweep]
-                elif sweep in having:
-                    left[sweep].append(text.split("=")[0] + "=" + ",".join(chosen[sweep]))
+        for text in overrides:
+            override = parsed(text)
+            key = override.key_or_group
+            having = {sweep: values[key] for sweep, values in listed.items() if key in values}
+            if not having:
+                for words in left.values():
+                    words.append(text)
+            for sweep, values in _chosen(having, override).items():
+                if not values:
+                    left.pop(sweep, None)
+                elif sweep in left:
+                    left[sweep].append(text.split("=")[0] + "=" + ",".join(values))
         if not left:
             raise ConfigError(
                 f"no sweep of experiment {self.name} has all of {' '.join(overrides)}",
