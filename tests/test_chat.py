@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from carerft.errors import ConfigError
 from carerft.model.chat import end_of_turn, eos_token_ids, uses_chat
+from carerft.report.build import build as build_report
 from carerft.tasks import Problem
 from carerft.tasks.encoding import ChatTask, encode, prompt_tokens, show_prompt
 from carerft.tasks.gsm8k import Gsm8kTask
@@ -149,6 +150,27 @@ def test_evaluate_asks_a_chat_model_in_its_template_and_says_so(chat, tmp_path, 
     log = (tmp_path / "run" / "evaluate.log").read_text()
     assert f"gsm8k, prompt of problem gsm8k/test/0 ({len_of(prompt, chat)} tokens):\n{prompt}" in log
     assert "truthfulqa, prompt of problem truthfulqa/mc/0" in log
+
+
+def test_choices_are_measured_without_sampling_anything(chat, tmp_path, capsys):
+    """With `max_tokens=0`: MC1 and MC2 are those of a measurement with samples, and a report can show them."""
+    moon = document(tmp_path / "t.json", [MOON])
+    common = [f"model={chat}", "model.chat=false", "benchmark=truthfulqa", f"benchmark.truthfulqa.path={moon}"]
+    entries = {}
+    for tokens in (0, 4):
+        assert (
+            run(tmp_path / "runs" / str(tokens), *common, f"benchmark.truthfulqa.max_tokens={tokens}", verb="evaluate")
+            == 0
+        )
+        entries[tokens] = json.loads((tmp_path / "runs" / str(tokens) / "evaluation.json").read_text())["benchmarks"]
+    alone, beside = (entries[tokens]["truthfulqa"] for tokens in (0, 4))
+    assert alone == {"n": 1, "k": 0, "metrics": {name: beside["metrics"][name] for name in ("mc1", "mc2")}}
+    page = build_report([tmp_path / "runs" / "0"]).read_text()
+    assert "MC2" in page and "ECE" not in page and "No such file" not in page
+    gsm8k = [f"benchmark.gsm8k.path={write(tmp_path / 'g.jsonl', SUM)}", "benchmark.gsm8k.max_tokens=0"]
+    capsys.readouterr()
+    assert run(tmp_path / "runs" / "x", f"model={chat}", "benchmark=gsm8k", *gsm8k, verb="evaluate") != 0
+    assert "benchmark.gsm8k.max_tokens=0 measures choices alone" in capsys.readouterr().err
 
 
 def len_of(prompt: str, directory: Path) -> int:

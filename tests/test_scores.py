@@ -11,7 +11,7 @@ from rich.console import Console
 from carerft.errors import DataError
 from carerft.evaluation.table import ALL, MARK, table
 from carerft.metrics.names import METRICS
-from carerft.metrics.scores import score, score_together
+from carerft.metrics.scores import replicates, score, score_together
 from carerft.metrics.statistics import majority
 from carerft.metrics.votes import collect_votes, predictions
 
@@ -123,6 +123,18 @@ def test_trivial_floors_of_refusal_f1_are_those_of_selfaware():
     assert got["refusal_f1_always"] == pytest.approx(0.469, abs=5e-4)
     assert got["refusal_f1_random"] == pytest.approx(0.380, abs=5e-4)
     assert got["refusal_f1"] == 0
+
+
+def test_choices_without_samples_have_the_numbers_that_they_have_beside_samples():
+    chosen, theirs = PROBLEMS[:2], SAMPLES[:8]
+    alone, beside = score(chosen, []), score(chosen, theirs)
+    assert {name: alone["metrics"][name]["value"] for name in ("mc1", "mc2")} == {"mc1": 1 / 2, "mc2": 1 / 2}
+    assert alone == {"n": 2, "k": 0, "metrics": {name: beside["metrics"][name] for name in ("mc1", "mc2")}}
+    names = ["mc1", "accuracy"]
+    both = replicates(chosen, [], names), replicates(chosen, theirs, names)
+    assert list(both[0]) == ["mc1"] and np.array_equal(both[0]["mc1"], both[1]["mc1"])
+    with pytest.raises(DataError, match="no samples to score"):
+        score(PROBLEMS[2:], [])
 
 
 def test_no_verdict_is_left_out_and_counted():

@@ -9,7 +9,7 @@ examples:
   carerft report outputs/demo
   carerft report outputs/train outputs/evaluate output=comparison
   carerft report outputs/evaluate columns.truthfulqa=[mc1,mc2]
-  carerft report table1 model=tiny page=experiments/table1/miniature.md
+  carerft report table1 model=tiny page=experiments/table1/miniature.md record=table1.tar.xz
 """
 
 import re
@@ -46,6 +46,10 @@ class Report:
     model: str | None = argument("read only runs of the model of this name", None)
     output: str | None = argument("directory to write to; null: report/ in the directory that holds all runs", None)
     page: str | None = argument("of an experiment: also write report.md to this file, and its figures beside it", None)
+    record: str | None = argument(
+        "of an experiment: also write its results to FILE.tar.xz, without the words of questions and answers",
+        None,
+    )
     all: bool = argument("print every metric, not the five that matter most", False)
     columns: dict[str, list[str]] = argument("metrics of benchmark NAME that the main table shows", COLUMNS)
     tracker: TrackerSettings = argument("where table and figures are shown as well", TrackerSettings())
@@ -69,8 +73,11 @@ def main() -> None:
         if not directory.is_dir():
             remedy = f"carerft sweep {name} writes its runs there" if name else "name directories that hold runs"
             raise ConfigError(f"{directory}: there is no such directory", remedy)
-    if settings.page and not name:
-        raise ConfigError("page= is for an experiment's report", "name one, as in: carerft report table1 page=FILE.md")
+    for key in ("page", "record"):
+        if getattr(settings, key) and not name:
+            raise ConfigError(
+                f"{key}= is for an experiment's report", f"name one, as in: carerft report table1 {key}=..."
+            )
     from carerft.report.build import build, publish
     from carerft.report.tables import print_claims, print_table
     from carerft.runs.reading import load_runs
@@ -89,6 +96,10 @@ def main() -> None:
     written = page.parent
     if settings.page:
         publish(written, Path(settings.page))
+    if settings.record and name:
+        from carerft.report.record import write_record
+
+        write_record(runs, name, Path(settings.record))
     print_table(runs, shown=settings.columns, everything=settings.all)
     if name and (written / "claims.csv").exists():
         print_claims(written / "claims.csv", open_console())

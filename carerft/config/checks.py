@@ -163,6 +163,12 @@ def _check_shared(settings: schema.TrainSettings | schema.EvaluateSettings, here
             f"name some of {', '.join(settings.benchmark)}, or write evaluation.combine=null",
         )
     for name, entry in settings.benchmark.items():
+        if entry.max_tokens < (name in (settings.evaluation.combine or ())):
+            raise ConfigError(
+                f"benchmark.{name}.max_tokens={entry.max_tokens}: "
+                + ("evaluation.combine needs its answers" if entry.max_tokens == 0 else "must be at least 0"),
+                f"write benchmark.{name}.max_tokens=512, or as many as an answer needs",
+            )
         sources = getattr(entry, "path", None), getattr(entry, "dataset", None)
         if here and entry._target_.endswith("QuestionsTask") and sources == (None, None):
             raise ConfigError(

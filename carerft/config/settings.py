@@ -290,7 +290,7 @@ class TaskSettings:
 
     name: str = MISSING
     _target_: str = MISSING
-    # A completion is cut after this many tokens.
+    # A completion is cut after this many tokens. Of a benchmark with choices, 0: none is sampled (MC1 and MC2 alone).
     max_tokens: int = MISSING
 
 

@@ -34,8 +34,8 @@ Record = dict[str, Any]
 
 @dataclass
 class Benchmark:
-    """A task that a model is measured on. max_tokens: where a completion is cut. stop: strings that end one, as an
-    end-of-sequence token does."""
+    """A task that a model is measured on. max_tokens: where a completion is cut; 0: none is sampled, and the choices'
+    likelihoods alone count. stop: strings that end one, as an end-of-sequence token does."""
 
     task: Task
     max_tokens: int
@@ -92,22 +92,9 @@ class Measurement:
         recorded: dict[str, tuple[Sequence[Record], Sequence[Record]]] = {}
         with progress_bar(console, "questions") as bar:
             for name, problems in questions.items():
-                task = bar.add_task(name, total=len(problems), shown="")
                 problem_records = self._records_of_problems(name, benchmarks, problems, place, bar)
-                path = place / f"{name}.jsonl"
-                records = _recorded(path, problems, self.samples)
-                done = len(records) // self.samples
-                write_atomically(path, json_lines(records))
-                bar.update(task, completed=done)
-                with open(path, "a", encoding="utf-8") as file:
-                    for start in range(done, len(problems), self.questions_at_once):
-                        asked = problems[start : start + self.questions_at_once]
-                        answers = self._answers(name, benchmarks[name], asked, start)
-                        made = self._records(benchmarks[name], asked, answers)
-                        file.write(json_lines(made))
-                        file.flush()
-                        records += made
-                        bar.update(task, completed=start + len(asked))
+                sampled = problems if benchmarks[name].max_tokens else []
+                records = self._samples(name, benchmarks[name], sampled, place / f"{name}.jsonl", bar)
                 if name in (settings.combine or ()):
                     recorded[name] = problem_records, records
                 result["benchmarks"][name] = score(problem_records, records, *statistics)
@@ -116,6 +103,27 @@ class Measurement:
             result["benchmarks"][COMBINED] = score_together(parts, *statistics)
         write_atomically(directory / "evaluation.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
         return result
+
+    def _samples(
+        self, name: str, benchmark: Benchmark, problems: Sequence[Problem], path: Path, bar: Progress
+    ) -> list[Record]:
+        """Write the file of these questions' answers as they come, and return what it then holds."""
+        if not problems:
+            write_atomically(path, "")
+            return []
+        records = _recorded(path, problems, self.samples)
+        done = len(records) // self.samples
+        write_atomically(path, json_lines(records))
+        task = bar.add_task(name, total=len(problems), completed=done)
+        with open(path, "a", encoding="utf-8") as file:
+            for start in range(done, len(problems), self.questions_at_once):
+                asked = problems[start : start + self.questions_at_once]
+                made = self._records(benchmark, asked, self._answers(name, benchmark, asked, start))
+                file.write(json_lines(made))
+                file.flush()
+                records += made
+                bar.update(task, completed=start + len(asked))
+        return records
 
     def _questions(self, benchmarks: dict[str, Benchmark], place: Path) -> dict[str, Sequence[Problem]]:
         """The questions to ask, by benchmark. Raises CareError before anything is asked."""

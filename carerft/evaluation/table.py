@@ -30,7 +30,8 @@ def table(evaluation: Mapping[str, Any]) -> Group:
     result = Table(title=Text(f"{evaluation['model']}: value, and its {level:.0%} interval over problems"))
     result.add_column("")
     for name, entry in benchmarks.items():
-        result.add_column(Text(f"{name}\nn = {entry['n']}, k = {entry['k']}"), justify="right")
+        samples = f", k = {entry['k']}" if entry["k"] else ""
+        result.add_column(Text(f"{name}\nn = {entry['n']}{samples}"), justify="right")
     everything, shown = bool(os.environ.get(ALL)), []
     warnings = {name: few_verdicts(entry) for name, entry in benchmarks.items()}
     for _, group in groupby(METRICS.items(), key=lambda item: item[1].group):
@@ -43,7 +44,7 @@ def table(evaluation: Mapping[str, Any]) -> Group:
                 result.add_row(title, *(_cell(entry, name in marked) for name, entry in entries.items()))
         if everything:
             result.add_section()
-    bins = sorted({len(entry["reliability"]["count"]) for entry in benchmarks.values()})
+    bins = sorted({len(entry["reliability"]["count"]) for entry in benchmarks.values() if entry["k"]})
     lines = [*shown, "" if everything else "The same command with --all shows every metric."]
     over = " or ".join(map(str, bins))
     lines += [f"Every ECE is over {over} bins of confidence; compare only at equal k."] if bins else []
@@ -53,6 +54,8 @@ def table(evaluation: Mapping[str, Any]) -> Group:
 
 def few_verdicts(entry: Mapping[str, Any]) -> str:
     """A warning if few of a benchmark's answers were judged, else "". entry: the benchmark's in evaluation.json."""
+    if not entry["k"]:
+        return ""
     n, judged = entry["n"], round(sum(entry["reliability"]["count"]))
     share = 1 - entry["metrics"]["no_verdict"]["value"]
     if share >= ENOUGH_VERDICTS and judged >= ENOUGH_VERDICTS * n:

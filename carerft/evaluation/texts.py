@@ -31,6 +31,11 @@ class TextMeasurement(Measurement):
         for name, problems in self.questions.items():
             if not problems:
                 raise DataError(f"{name} has no question", "give its file at least one")
+            if not benchmarks[name].max_tokens:
+                raise DataError(
+                    f"benchmark.{name}.max_tokens=0 asks for no answers, and answers are all that is measured here",
+                    f"write benchmark.{name}.max_tokens=50, or leave {name} out",
+                )
             if any(problem.choices for problem in problems):
                 log.warning("%s: no MC1 and MC2, which need the model's probabilities of given texts", name)
         return self.questions

@@ -37,11 +37,15 @@ def score(
 
     problems, samples: the records of `evaluation/<benchmark>.problems.jsonl` and `.jsonl`.
     Each metric is {"value", "low", "high"} with a bootstrap interval over problems (the floors: over simulated
-    truths); null where undefined; absent where the benchmark has no problem that it concerns.
+    truths); null where undefined; absent where the benchmark has no problem that it concerns. Of problems with choices
+    and no samples, MC1 and MC2 alone, with k = 0 and no reliability.
     Raises DataError as `collect_votes` does, and without problems.
     """
     if not problems:
         raise DataError("no problems to score", "The benchmark's problems file is empty: evaluate again.")
+    if _only_choices(problems, samples):
+        made = _of_choices(_choices(problems), len(problems), resamples, seed)
+        return {"n": len(problems), "k": 0, "metrics": {name: _entry(values, level) for name, values in made.items()}}
     votes = collect_votes(samples, [p["problem_id"] for p in problems])
     n, k = votes.answers.shape
     sums = {name: pair for name, pair in _sums(problems, votes).items() if name in ALWAYS or pair[1].any()}
@@ -60,7 +64,7 @@ def score(
 
     measured = over_resamples(measure, n, resamples, seed)
     ratios = ratio(measured["top"], measured["bottom"]).T
-    metrics = {name: interval(r, level) for name, r in zip(sums, ratios, strict=True)}
+    metrics = dict(zip(sums, ratios, strict=True))
     calibrations = _calibration(k, measured)
     for name, (_, confidence, _) in others.items():
         floor = _with_mean(calibration.ece_floor_stated(confidence, seed=seed))
@@ -68,13 +72,13 @@ def score(
         calibrations |= {f"{metric}_{name}": measured[f"{metric}_{name}"] for metric in ("brier", "auroc")}
     for name, select in PREDICTIONS.items():
         calibrations[f"{name}_floor"] = _with_mean(calibration.ece_floor(votes.answers, select, seed=seed))
-    metrics |= {name: interval(replicates, level) for name, replicates in calibrations.items()}
+    metrics |= calibrations
     _, confidence, correct = predictions(votes, majority(votes.answers))
     diagram = calibration.reliability(confidence, correct)
     return {
         "n": n,
         "k": k,
-        "metrics": {name: {e: _finite(v) for e, v in m._asdict().items()} for name, m in metrics.items()},
+        "metrics": {name: _entry(values, level) for name, values in metrics.items()},
         "reliability": {name: [_finite(v) for v in values] for name, values in diagram._asdict().items()},
     }
 
@@ -160,10 +164,30 @@ def _sums(problems: Sequence[Record], votes: Votes) -> dict[str, tuple[NDArray, 
         solved = np.zeros(n)
         solved[some] = pass_at_k(judged[some], solutions[some], np.minimum(draws, judged[some]))
         sums[name] = solved, some
+    return sums | _choices(problems)
+
+
+def _choices(problems: Sequence[Record]) -> dict[str, tuple[NDArray, NDArray]]:
+    """As `_sums`, of what the choices' likelihoods give; empty where no problem has choices."""
+    sums = {}
     for name in ("mc1", "mc2"):
         has = np.array([p.get(name) is not None for p in problems])
-        sums[name] = np.array([float(p.get(name) or 0) for p in problems]), has
+        if has.any():
+            sums[name] = np.array([float(p.get(name) or 0) for p in problems]), has
     return sums
+
+
+def _only_choices(problems: Sequence[Record], samples: Sequence[Record]) -> bool:
+    return not samples and all(p.get("mc1") is not None for p in problems)
+
+
+def _of_choices(sums: Mapping[str, tuple[NDArray, NDArray]], n: int, resamples: int, seed: int) -> dict[str, NDArray]:
+    """(resamples + 1,) of each ratio of sums."""
+
+    def measure(counts: NDArray) -> dict[str, NDArray]:
+        return {name: ratio(counts @ top, counts @ bottom) for name, (top, bottom) in sums.items()}
+
+    return over_resamples(measure, n, resamples, seed)
 
 
 def _tallies(votes: Votes) -> dict[str, NDArray]:
@@ -220,6 +244,11 @@ def _with_mean(simulated: NDArray) -> NDArray:
     return np.array([simulated.mean(), *simulated])
 
 
+def _entry(replicates: NDArray, level: float) -> dict[str, float | None]:
+    """What evaluation.json holds of a metric. replicates: (resamples + 1,) its value, then those on resamples."""
+    return {end: _finite(value) for end, value in interval(replicates, level)._asdict().items()}
+
+
 def _finite(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else float(value)
 
@@ -232,6 +261,9 @@ def replicates(
     The resamples depend on the number of problems and the seed alone, so that two models which answered the same
     problems can be compared resample by resample. Floors have no replicates.
     """
+    if _only_choices(problems, samples):
+        pairs = {name: pair for name, pair in _choices(problems).items() if name in names}
+        return _of_choices(pairs, len(problems), resamples, seed)
     votes = collect_votes(samples, [p["problem_id"] for p in problems])
     sums, tallies = _sums(problems, votes), _tallies(votes)
     pairs = {name: sums[name] for name in names if name in sums}

@@ -54,7 +54,7 @@ def build(
     runs = load_runs(directories) if runs is None else runs
     common = common_directory(directories)
     output = common / "report" if output is None else Path(output)
-    _write(output, {})  # an unwritable output fails now, not after minutes of drawing
+    write_files(output, {})  # an unwritable output fails now, not after minutes of drawing
     rows, confidence = make_rows(runs), level(runs)
     main = main_table(rows, shown)
     benchmarks = ordered({name for row in rows for run in row.evaluated for name in run.benchmarks}, BENCHMARKS)
@@ -93,7 +93,7 @@ def build(
         content["shown"] = [d for d in drawings if d.file in wanted] if wanted else drawings[:2]
         files["report.md"] = render("report.md.j2", content)
     files["index.html"] = render("page.html.j2", content)
-    _write(output, files)
+    write_files(output, files)
     return output / "index.html"
 
 
@@ -104,15 +104,17 @@ def publish(report: Path, page: Path) -> None:
     """
     text = (report / "report.md").read_text(encoding="utf-8")
     figures = {name: (report / name).read_bytes() for name in re.findall(r"\]\((figures/[^)]+)\)", text)}
-    _write(page.parent, {page.name: text, **figures}, "choose another page=")
+    write_files(page.parent, {page.name: text, **figures}, "choose another page=")
 
 
-def _write(
+def write_files(
     directory: Path, files: Mapping[str, str | bytes], remedy: str = "choose another place with output=DIRECTORY"
 ) -> None:
+    """Write files into a directory, which is made. Raises RunDirectoryError, with this remedy, if that can't be."""
     try:
-        (directory / "figures").mkdir(parents=True, exist_ok=True)
+        directory.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
+            (directory / name).parent.mkdir(exist_ok=True)
             (directory / name).write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
     except OSError as error:
         raise RunDirectoryError(

@@ -97,7 +97,8 @@ def select_questions(
         tallies = [each for each in read if each[2]]
         files = ([line for _, line in _lines(run, f"{name}.problems.jsonl", troubles)] for _, run, *_ in tallies)
         problems = next(filter(None, files), [])
-        questions = [q for problem in problems if (q := _question(name, problem, tallies)).answers]
+        written = [problem for problem in problems if "prompt" in problem]  # not in a record, which holds no words
+        questions = [q for problem in written if (q := _question(name, problem, tallies)).answers]
         if questions:
             shown = _most_informative(questions)
             _add_texts(shown, name, tallies, text_limit)
