@@ -7,6 +7,7 @@ every step, continues to decode rows that have ended, and draws from the global 
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from itertools import groupby
 from typing import Any
 
@@ -126,29 +127,38 @@ class TransformersWorker(RolloutWorker):
         self.eos_token_ids, self.pad_token_id = torch.tensor(list(eos_token_ids), dtype=torch.int64), pad_token_id
         self.batch_size, self.dtype, self.tokenizer = batch_size, dtype, tokenizer
         self.context = context_length(model)
-        self.mixes_lengths, self.shares_beginnings = self._verified()
+        self.mixes_lengths = self._verified()
 
-    def _verified(self) -> tuple[bool, bool]:
-        """Whether prompts of unequal lengths can be decoded side by side, and whether a beginning that prompts share
-        can be read once. Raises ConfigError if not even the samples of one prompt have the probabilities of a plain
-        forward pass."""
-        expected, pad, wrong = probe(self.model), self.pad_token_id, ""
+    def _verified(self) -> bool:
+        """Whether prompts of unequal lengths can be decoded side by side. Raises ConfigError if not even the samples of
+        one prompt have the probabilities of a plain forward pass."""
+        expected, wrong = probe(self.model), ""
         if expected is None:
-            return True, True
+            return True
         with self._evaluating(autocast=False):
             for padded in (True, False):
-                wrong = decoding_mismatch(self.model, expected, padded, pad)
+                wrong = decoding_mismatch(self.model, expected, padded, self.pad_token_id)
                 if not wrong:
-                    # Padding after a beginning would count in the distances that a window looks at. Layers with an
-                    # attention of their own may have one that no configuration names.
-                    known = self.model.config.get_text_config()._attn_implementation in ("sdpa", "packed")
-                    begun = probe(self.model, beginning=2) if known and attends_fully(self.model) else None
-                    return padded, begun is not None and not decoding_mismatch(self.model, begun, padded, pad, 2)
+                    return padded
         raise ConfigError(
             f"rollout=transformers cannot sample from {described(self.model)}: with cached keys and values {wrong}, "
             "against a forward pass without them",
             "choose another model, of the types in docs/models.md, or rollout=vllm",
         )
+
+    @cached_property
+    def shares_beginnings(self) -> bool:
+        """Whether a beginning that prompts share can be read once: tried when the first such prompts come."""
+        # Padding after a beginning would count in the distances that a window looks at. Layers with an attention of
+        # their own may have one that no configuration names.
+        if self.model.config.get_text_config()._attn_implementation not in ("sdpa", "packed"):
+            return False
+        if not attends_fully(self.model):
+            return False
+        expected = probe(self.model, beginning=2)
+        with self._evaluating(autocast=False):
+            padded, pad = self.mixes_lengths, self.pad_token_id
+            return expected is None or not decoding_mismatch(self.model, expected, padded, pad, shared=2)
 
     def sample(self, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, seed: int) -> Rollouts:
         """As `RolloutWorker.sample`. batch_size does not change the samples either, but for float rounding."""
@@ -230,8 +240,8 @@ class TransformersWorker(RolloutWorker):
 
     def _shared(self, prompts: Sequence[Sequence[int]]) -> int:
         """How many tokens of their common beginning are read once: all, if that is long, or none."""
-        shared = common_beginning(prompts) if self.shares_beginnings and len(prompts) > 1 else 0
-        return shared if shared >= SHARED else 0
+        shared = common_beginning(prompts) if len(prompts) > 1 else 0
+        return shared if shared >= SHARED and self.shares_beginnings else 0
 
     def _batches(self, order: list[int], lengths: list[int], size: int) -> Iterator[list[int]]:
         """`order` cut into batches of at most `size`. lengths: of the sequences' prompts; if the model cannot decode

@@ -3,9 +3,7 @@
 import math
 
 import torch
-from transformers import (
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
 from carerft.rollout import Rollouts
 
