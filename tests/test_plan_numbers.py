@@ -21,9 +21,9 @@ from carerft.objective.algorithms import Algorithm
 from carerft.objective.regularizers import ReverseKL
 from carerft.planning import memory as planned
 from carerft.planning.assumptions import GIB, Dataset, Device, load
-from carerft.planning.job import Job, job
+from carerft.planning.job import Job, Measurement, job
 from carerft.planning.memory import activations, memory, resident, trained
-from carerft.planning.seconds import decoding, learning, learning_flops, seconds
+from carerft.planning.seconds import decoding, learning, learning_flops, measuring, seconds
 from carerft.planning.shapes import Shape, shape_from, shape_of
 from carerft.training.learner import Learner
 from carerft.world.bases import SHIPPED
@@ -298,6 +298,40 @@ def test_sampling_takes_steps_of_the_longest_or_as_many_as_the_tokens_need():
     assert sampled(small_job({"learner.processes": 2}, rollout=VLLM)) == pytest.approx(10 + 6)
     two = {"rollout.placement": "dedicated", "rollout.engines": 2}
     assert sampled(small_job(two, rollout=VLLM)) == pytest.approx(10 + 6)
+
+
+def test_likelihoods_of_choices_take_their_tokens_and_each_prompt_once():
+    """10 questions of 20 tokens, of which 15 begin all of them, with 3 choices of 4 tokens. A token costs 2 layers *
+    (2 * 144 + 2 * 4 * 24) and, where it gets a probability, 2 * 40 operations, of which 5 are done in a second."""
+    data = Dataset(questions=10, prompt=20, completion=9, max_tokens=0, choices=3, choice=4, shared=15)
+    once = Measurement([data], samples=4)
+    body, head = 2 * (288 + 192), 2 * 40
+    own = measuring(small_job(), SMALL, device(), once)
+    assert own == pytest.approx(10 * ((5 + 12) * body + 12 * head) / 5)
+    engine = measuring(small_job(rollout=VLLM), SMALL, device(), once)
+    assert engine == pytest.approx(10 * 3 * 24 * (body + head) / 5)
+    stated = dataclasses.replace(STATED, start_s={"transformers": 7.0}, disk=1e30)
+    three = dataclasses.replace(once, times=3)
+    assert seconds(small_job(validation=three), SMALL, device(), stated).rest == pytest.approx(7.0 + 3 * own)
+    # What is sampled comes on top: one token of one sequence at a time, and each prompt.
+    sampled = dataclasses.replace(once, benchmarks=[dataclasses.replace(data, max_tokens=16)])
+    alone = dataclasses.replace(once, benchmarks=[dataclasses.replace(data, max_tokens=16, choices=0)])
+    both, less = (measuring(small_job(), SMALL, device(), each) for each in (sampled, alone))
+    assert both == pytest.approx(less + own)
+
+
+def test_what_is_measured_follows_the_settings():
+    """A benchmark's own limit and the evaluation's, and other numbers while it learns."""
+    wanted = composed_settings(
+        "task=arithmetic", "benchmark=small", "steps=32", "samples=4", "evaluation.limit=200", "evaluation.every=8",
+        "evaluation.during.limit=50", "evaluation.during.samples=1",
+    )  # fmt: skip
+    found = job(wanted, STATED)
+    sizes = [100, 100, 200, 200, 200]  # arithmetic to 20 and to 99, SelfAware (300), TruthfulQA twice
+    assert sorted(data.questions for data in found.benchmarks) == sizes and found.samples == 4
+    assert [data.questions for data in found.validation.benchmarks] == [50] * 5
+    assert (found.validation.samples, found.validation.times) == (1, 5)  # before the first step, after 8, 16, 24, 32
+    assert job(composed_settings("task=arithmetic"), STATED).validation.times == 0
 
 
 def test_lookahead_hides_the_shorter_of_sampling_and_learning():

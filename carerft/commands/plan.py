@@ -29,8 +29,8 @@ from carerft.config import choices
 from carerft.config.checks import check_choice
 from carerft.config.settings import MOST_TOKENS, TrainSettings
 from carerft.errors import ConfigError
-from carerft.planning.assumptions import GIB, Assumptions, Device, Hardware, hardware, load
-from carerft.planning.job import Job, file_of, job
+from carerft.planning.assumptions import GIB, QUICK_CPU, Assumptions, Device, Hardware, hardware, load
+from carerft.planning.job import NOTHING, Job, file_of, job
 from carerft.planning.memory import Memory, memory
 from carerft.planning.microbatch import fitted
 from carerft.planning.search import search
@@ -91,8 +91,8 @@ def main() -> int:
     used = hardware(settings.hardware or ("this" if "model=tiny" in overrides else "h100"), assumptions)
     if settings.price is not None:
         used.device.price_per_hour = settings.price
-    gpu, older = used.kind != "cpu", None if "bfloat16" in used.device.peak else used.kind
-    machine = choices.Machine(gpu=gpu, vllm=gpu, older=older)
+    gpu, older = not used.cpu, None if "bfloat16" in used.device.peak else used.kind
+    machine = choices.Machine(gpu=gpu, vllm=gpu, older=older, quick_cpu=used.kind == QUICK_CPU)
     with open_console(stderr=True).status("composing the runs"), choices.assuming(machine):
         names, trainings, bases = compose_runs(chosen, overrides, used.here)
     if not chosen:
@@ -112,9 +112,9 @@ def main() -> int:
     notes.append(f"{price} is an assumption: price=... changes it")
     notes += lengths
     tokens = {each.learner.tokens_per_microbatch for each in jobs}
-    if used.kind == "cpu" and (least := min(filter(None, tokens), default=MOST_TOKENS)) < MOST_TOKENS:
+    if used.cpu and (least := min(filter(None, tokens), default=MOST_TOKENS)) < MOST_TOKENS:
         notes.append(f"microbatches of {least:,} tokens, which fit into the memory: learner.tokens_per_microbatch")
-    if used.kind != "cpu":
+    if not used.cpu:
         notes.append("the speed of GPUs was never measured with carerft (conf/plan.yaml): be ready for half, or double")
     console.print(Text("\n".join(f"- {note}" for note in notes)))
     return int(not fits)
@@ -132,10 +132,10 @@ def plan(
             f"a run needs {needed} devices and hardware has {used.count}: learner.processes, and those of engines",
             f"write hardware={needed}x{used.kind}, or lower learner.processes or rollout.engines",
         )
-    if used.kind == "cpu":
+    if used.cpu:
         jobs = [fitted(each, shape, used.device.memory_gib * used.count * GIB) for each in jobs]
     side = min(len(jobs), used.count // needed)
-    device = used.device.times(used.count // (side * needed) if used.kind == "cpu" else 1)
+    device = used.device.times(used.count // (side * needed) if used.cpu else 1)
     finished = newest((file.parent for file in root.rglob("manifest.json")), used, model.path)
     factors = correction(finished, shape, used, assumptions)
     return Planner(shape, used, device, assumptions, factors, len(finished)), jobs, side
@@ -218,7 +218,7 @@ def show_time(
     which one process does. side: runs at the same time."""
     headers = ("runs", "rollouts\na batch", "learning\na step", "training", "evaluation,\nthe rest", "together")
     table = Table("run", *(Column(header, justify="right", no_wrap=True) for header in headers))
-    base = planner.seconds(replace(jobs[0].with_settings({"learner.processes": 1}), steps=0)).rest
+    base = planner.seconds(replace(jobs[0].with_settings({"learner.processes": 1}), steps=0, validation=NOTHING)).rest
     if bases:
         table.add_row("base model", str(bases), "", "", "", duration(base), duration(base))
     times = list(map(planner.seconds, jobs))
@@ -227,7 +227,7 @@ def show_time(
         table.add_row(Text(label), str(labels.count(label)), f"{one.sampling:.2f} s", f"{one.learning:.2f} s", *sums)
     console.print("time of one run of each kind", table)
     totals, devices = [base] * bases + [one.total for one in times], planner.hardware
-    for places in dict.fromkeys((1, side) if devices.kind != "cpu" else (side,)):
+    for places in dict.fromkeys((1, side) if not devices.cpu else (side,)):
         total = max(max(totals), sum(totals) / places)
         cost = f"about {total / 3600 * devices.count * devices.device.price_per_hour:,.2f} US dollars"
         how = f"{places} at the same time" if places > 1 else "one after another"

@@ -9,11 +9,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from carerft.config.choices import cpu_multiplies_in_bfloat16
 from carerft.config.gpus import gpus, hidden
 from carerft.errors import ConfigError
 from carerft.text import did_you_mean
 
 GIB = 2**30
+QUICK_CPU = "cpu_bfloat16"
+"""The kind of a CPU that multiplies in bfloat16."""
 
 
 @dataclass
@@ -42,12 +45,19 @@ class Device:
 
 @dataclass
 class Dataset:
-    """A task or a benchmark. prompt, completion: mean tokens. max_tokens: the limit of completions, set by the run."""
+    """A task or a benchmark. prompt, completion: mean tokens. max_tokens: the limit of completions, set by the run.
+
+    choices: to each question, whose likelihoods are computed. choice: tokens of one. shared: tokens that all prompts
+    begin with.
+    """
 
     questions: int
     prompt: float
     completion: float
     max_tokens: int = 0
+    choices: float = 0
+    choice: float = 0
+    shared: float = 0
 
 
 @dataclass
@@ -90,6 +100,10 @@ class Hardware:
     device: Device
     here: bool = False
 
+    @property
+    def cpu(self) -> bool:
+        return self.kind in ("cpu", QUICK_CPU)
+
 
 def hardware(name: str, assumptions: Assumptions) -> Hardware:
     """The hardware of a name such as "8xh100" or "h100"; "this" is the machine that runs this process.
@@ -107,9 +121,10 @@ def hardware(name: str, assumptions: Assumptions) -> Hardware:
             f"{', '.join(kinds)}",
         )
     count, kind, device = int(match[1] or 1), match[2], kinds[match[2]]
-    if here and kind == "cpu":
-        device = replace(device, memory_gib=machine_memory() / count / GIB)
-    return Hardware(kind, count, device, here)
+    found = Hardware(kind, count, device, here)
+    if here and found.cpu:
+        return replace(found, device=replace(device, memory_gib=machine_memory() / count / GIB))
+    return found
 
 
 def machine_memory() -> int:
@@ -130,7 +145,7 @@ def _this_machine(kinds: dict[str, Device]) -> str:
             "name the most similar kind and correct its numbers, as in hardware=h100 hardware.h100.memory_gib=...",
         )
     if not found:
-        return f"{os.cpu_count() or 1}xcpu"
+        return f"{os.cpu_count() or 1}x{QUICK_CPU if cpu_multiplies_in_bfloat16() else 'cpu'}"
     if len({(gpu.name, gpu.memory_gib) for gpu in found}) > 1:
         raise ConfigError(
             f"hardware=this: the GPUs differ ({', '.join(gpu.name for gpu in found)}), and a plan is for equal ones",

@@ -2,6 +2,7 @@
 configuration."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,8 +21,20 @@ from carerft.planning.shapes import Shape
 
 
 @dataclass(frozen=True)
+class Measurement:
+    """How much is asked of a model `times` times in a run: these benchmarks' questions, `samples` times each."""
+
+    benchmarks: Sequence[Dataset]
+    samples: int
+    times: int = 1
+
+
+NOTHING = Measurement((), 1, 0)
+
+
+@dataclass(frozen=True)
 class Job:
-    """A training and the evaluation that follows.
+    """A training and the evaluation that follows. validation: what is measured while it learns.
 
     penalized: whether the loss has a penalty, which needs the reference; exact: whether the penalty sums over the
     vocabulary. groups: sampled for each group of a batch; rounds: of sampling for each batch (dynamic sampling).
@@ -39,6 +52,7 @@ class Job:
     rollout: RolloutSettings
     task: Dataset
     benchmarks: list[Dataset]
+    validation: Measurement = NOTHING
 
     @property
     def engine(self) -> VllmSettings | None:
@@ -124,7 +138,14 @@ def job(settings: TrainSettings, assumptions: Assumptions) -> Job:
         questions, completion = min(known.questions, limit or known.questions), min(known.completion, max_tokens)
         return replace(known, questions=questions, completion=completion, max_tokens=max_tokens)
 
-    limit = settings.evaluation.limit
+    def benchmarks(limit: int | None) -> list[Dataset]:
+        entries = [(name, entry, (limit, getattr(entry, "limit", None))) for name, entry in settings.benchmark.items()]
+        limits = {name: min(filter(None, both), default=None) for name, _, both in entries}
+        return [dataset(name, entry, entry.max_tokens, limits[name]) for name, entry, _ in entries]
+
+    how = settings.evaluation
+    limit, samples = how.during.limit or how.limit, how.during.samples or settings.samples
+    times = 1 + settings.steps // how.every if how.every else 0  # before the first step, and after every so many
     return Job(
         steps=settings.steps,
         samples=settings.samples,
@@ -137,5 +158,6 @@ def job(settings: TrainSettings, assumptions: Assumptions) -> Job:
         learner=settings.learner,
         rollout=rollout,
         task=dataset(settings.task.name, settings.task, rollout.max_tokens or 0),
-        benchmarks=[dataset(name, entry, entry.max_tokens, limit) for name, entry in settings.benchmark.items()],
+        benchmarks=benchmarks(how.limit),
+        validation=Measurement(benchmarks(limit), samples, times),
     )

@@ -16,7 +16,7 @@ from typing import Any
 from carerft.evaluation import QUESTIONS_AT_ONCE
 from carerft.objective import lm_head
 from carerft.planning.assumptions import Assumptions, Dataset, Device, Hardware
-from carerft.planning.job import Job, job
+from carerft.planning.job import Job, Measurement, job
 from carerft.planning.memory import WIDTH, trained
 from carerft.planning.shapes import Shape, forward
 from carerft.runs.directory import manifests
@@ -64,9 +64,8 @@ class Seconds:
 def seconds(job: Job, shape: Shape, device: Device, assumptions: Assumptions) -> Seconds:
     """Without any correction by finished runs."""
     rest = assumptions.start_s["vllm" if job.engine else "transformers"]
-    for data in job.benchmarks:
-        questions = min(QUESTIONS_AT_ONCE["vllm" if job.engine else "transformers"], data.questions)
-        rest += data.questions / questions * decoding(job, shape, device, data, questions, job.samples)
+    for measured in (Measurement(job.benchmarks, job.samples), job.validation):
+        rest += measured.times * measuring(job, shape, device, measured)
     # A round of dynamic sampling takes as long as its longest completion.
     prompts = job.rollout.prompts_per_batch * job.groups / job.rounds
     sampling = job.rounds * decoding(job, shape, device, job.task, prompts, job.group_size)
@@ -136,6 +135,27 @@ def decoding(job: Job, shape: Shape, device: Device, data: Dataset, prompts: flo
     return steps * (host + width * shape.parameters / bandwidth) + tokens * token
 
 
+def measuring(job: Job, shape: Shape, device: Device, measured: Measurement) -> float:
+    """Seconds in which all questions are answered once over, and the likelihoods of their choices computed.
+
+    vLLM reads a prompt again for each of its choices, and gives every token a probability; transformers reads it once,
+    but for what all prompts begin with, and gives the choices' tokens alone one.
+    """
+    total = 0.0
+    speed = device.peak[job.learner.precision] * 1e12 * device.learn_share
+    for data in measured.benchmarks:
+        questions = min(QUESTIONS_AT_ONCE["vllm" if job.engine else "transformers"], data.questions)
+        if data.max_tokens:
+            batches = data.questions / questions
+            total += batches * decoding(job, shape, device, data, questions, measured.samples)
+        if data.choices:
+            scored = data.choices * (data.choice + (data.prompt if job.engine else 0))
+            read = scored + (0 if job.engine else data.prompt - data.shared)
+            flops = forward(shape, read, data.prompt + data.choice) + 2 * shape.head * scored
+            total += data.questions * flops / speed
+    return total
+
+
 def newest(directories: Iterable[Path], hardware: Hardware, model: str, most: int = NEWEST) -> list[Path]:
     """The newest finished trainings of this model (its path) on such hardware."""
     runs = [
@@ -148,7 +168,7 @@ def newest(directories: Iterable[Path], hardware: Hardware, model: str, most: in
 
 
 def _similar(recorded: dict[str, Any], hardware: Hardware) -> bool:
-    if hardware.kind == "cpu":
+    if hardware.cpu:
         return hardware.here and not recorded["gpus"] and recorded["cores"] == os.cpu_count()
     return any(name.removeprefix("NVIDIA ") in hardware.device.names for name in recorded["gpus"])
 
@@ -159,7 +179,7 @@ def correction(runs: Sequence[Path], shape: Shape, hardware: Hardware, assumptio
 
     measured, computed = Counter[str](), Counter[str]()
     for directory, manifest in manifests(runs):
-        device = hardware.device.times(manifest["hardware"]["threads"] if hardware.kind == "cpu" else 1)
+        device = hardware.device.times(manifest["hardware"]["threads"] if hardware.cpu else 1)
         settings = train_settings(manifest["config"])
         computed.update(seconds(job(settings, assumptions), shape, device, assumptions).stages)
         measured["rest"] += manifest["seconds"]
