@@ -170,7 +170,7 @@ def test_choices_are_measured_without_sampling_anything(chat, tmp_path, capsys):
     gsm8k = [f"benchmark.gsm8k.path={write(tmp_path / 'g.jsonl', SUM)}", "benchmark.gsm8k.max_tokens=0"]
     capsys.readouterr()
     assert run(tmp_path / "runs" / "x", f"model={chat}", "benchmark=gsm8k", *gsm8k, verb="evaluate") != 0
-    assert "benchmark.gsm8k.max_tokens=0 measures choices alone" in capsys.readouterr().err
+    assert "max_tokens=0 measures by the likelihoods of choices alone" in capsys.readouterr().err
 
 
 def len_of(prompt: str, directory: Path) -> int:

@@ -9,6 +9,7 @@ examples:
   carerft plan model=qwen2.5-7b task=gsm8k learner.processes=2 hardware=8xh100
   carerft plan table2 model=qwen2.5-7b hardware=8xh100 price=2.5
   carerft plan table1 model=qwen2.5-3b hardware=h200 texts.math.completion=800
+  carerft plan model=./DIRECTORY task=arithmetic scale=small hardware=2xcpu_bfloat16
 Any other key=value is one of carerft train, or a number in conf/plan.yaml.
 """
 

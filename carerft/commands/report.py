@@ -47,7 +47,7 @@ class Report:
     output: str | None = argument("directory to write to; null: report/ in the directory that holds all runs", None)
     page: str | None = argument("of an experiment: also write report.md to this file, and its figures beside it", None)
     record: str | None = argument(
-        "of an experiment: also write its results to FILE.tar.xz, without the words of questions and answers",
+        "of an experiment: also write its results to FILE.tar.xz, without any text of questions and answers",
         None,
     )
     all: bool = argument("print every metric, not the five that matter most", False)
@@ -78,6 +78,9 @@ def main() -> None:
             raise ConfigError(
                 f"{key}= is for an experiment's report", f"name one, as in: carerft report table1 {key}=..."
             )
+    record = Path(settings.record).expanduser() if settings.record else None
+    if record and (not record.name.endswith(".tar.xz") or record.is_dir()):
+        raise ConfigError(f"record={record} names no file of this kind", "write record=FILE.tar.xz")
     from carerft.report.build import build, publish
     from carerft.report.tables import print_claims, print_table
     from carerft.runs.reading import load_runs
@@ -96,10 +99,10 @@ def main() -> None:
     written = page.parent
     if settings.page:
         publish(written, Path(settings.page))
-    if settings.record and name:
+    if record and name:
         from carerft.report.record import write_record
 
-        write_record(runs, name, Path(settings.record))
+        print(f"{record}: the results of {write_record(runs, name, record)} runs, without texts")
     print_table(runs, shown=settings.columns, everything=settings.all)
     if name and (written / "claims.csv").exists():
         print_claims(written / "claims.csv", open_console())

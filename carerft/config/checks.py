@@ -18,7 +18,7 @@ from carerft.config.constraints import check_constraints
 from carerft.config.functions import is_reference
 from carerft.config.gpus import check_gpus
 from carerft.errors import CareError, ConfigError
-from carerft.metrics.names import METRICS
+from carerft.metrics.names import BY_LIKELIHOOD, METRICS
 from carerft.objective.settings import ESTIMATORS
 
 TENSORS = "tensors"
@@ -77,6 +77,11 @@ def _check_validation(settings: schema.TrainSettings) -> None:
         raise ConfigError(
             f"keep_best={best}: {benchmark!r} is not among the benchmarks",
             f"write BENCHMARK.METRIC with one of {', '.join(settings.benchmark)}",
+        )
+    if not settings.benchmark[benchmark].max_tokens and metric not in BY_LIKELIHOOD:
+        raise ConfigError(
+            f"keep_best={best}: without samples (max_tokens=0) {benchmark} has {' and '.join(BY_LIKELIHOOD)} alone",
+            f"write keep_best={benchmark}.{BY_LIKELIHOOD[-1]}",
         )
     if metric not in METRICS or not METRICS[metric].direction:
         better = (name for name, known in METRICS.items() if known.direction and known.in_terminal)
@@ -163,7 +168,8 @@ def _check_shared(settings: schema.TrainSettings | schema.EvaluateSettings, here
             f"name some of {', '.join(settings.benchmark)}, or write evaluation.combine=null",
         )
     for name, entry in settings.benchmark.items():
-        if entry.max_tokens < (name in (settings.evaluation.combine or ())):
+        combined = name in (settings.evaluation.combine or ())
+        if entry.max_tokens < 0 or (combined and entry.max_tokens == 0):
             raise ConfigError(
                 f"benchmark.{name}.max_tokens={entry.max_tokens}: "
                 + ("evaluation.combine needs its answers" if entry.max_tokens == 0 else "must be at least 0"),

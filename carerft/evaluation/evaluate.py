@@ -65,12 +65,6 @@ class Evaluator(Measurement):
     def _questions(self, benchmarks: dict[str, Benchmark], place: Path) -> dict[str, Sequence[Problem]]:
         """As of `Measurement`: each question fits the model. The first ones are logged, and tried."""
         questions = {name: self._asked(benchmark) for name, benchmark in benchmarks.items()}
-        for name, (problems, _) in questions.items():
-            if not benchmarks[name].max_tokens and (bare := next((p.id for p in problems if not p.choices), None)):
-                raise DataError(
-                    f"benchmark.{name}.max_tokens=0 measures choices alone, by likelihood, and problem {bare} has none",
-                    f"write benchmark.{name}.max_tokens=512, or as many as an answer needs",
-                )
         for name, (problems, prompts) in questions.items() if self.show_prompts else ():
             show_prompt(name, problems[0], prompts[0], self.tokenizer)
         for name, (_, prompts) in list(questions.items())[:1]:

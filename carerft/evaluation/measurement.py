@@ -16,6 +16,7 @@ from rich.progress import Progress
 from transformers import PreTrainedTokenizerBase
 
 from carerft.config.settings import EvaluationSettings
+from carerft.errors import DataError
 from carerft.evaluation.answers import Answer
 from carerft.evaluation.self_report import QUESTION
 from carerft.metrics.scores import score, score_together
@@ -54,7 +55,14 @@ class Benchmark:
             reserved = self.max_tokens
             if settings.self_report:
                 reserved += len(tokenizer(QUESTION, add_special_tokens=False)["input_ids"])
-            self._prompts = Prompts(self.task.problems(), tokenizer, reserved, context)
+            problems = self.task.problems()
+            if not self.max_tokens and (bare := next((p.id for p in problems if not p.choices), None)):
+                raise DataError(
+                    f"max_tokens=0 measures by the likelihoods of choices alone, as TruthfulQA has them, and problem "
+                    f"{bare} has none",
+                    "write the benchmark's max_tokens=512, or as many as an answer needs",
+                )
+            self._prompts = Prompts(problems, tokenizer, reserved, context)
         problems = self._prompts.problems[: settings.limit]
         self._prompts.prepare(range(len(problems)))
         return problems, self._prompts

@@ -142,5 +142,7 @@ FIRST = ("accuracy", "ece_answered", "refusal_f1", "truthful", "mc2")
 """The five that a terminal shows unasked: whether answers are right; whether the confidence in what is answered means
 what it says; whether the model refuses what it cannot know, and only that; and whether it repeats what people believe
 wrongly, in its own words and among given ones. All others are variants, parts or bounds of these."""
+BY_LIKELIHOOD = ("mc1", "mc2")
+"""Those that the likelihoods of choices alone give."""
 ENOUGH_VERDICTS = 0.9
 """Share of answers with a verdict below which a metric computed from verdicts is marked as unrepresentative."""

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from carerft.errors import DataError
 from carerft.metrics import calibration
-from carerft.metrics.names import METRICS
+from carerft.metrics.names import BY_LIKELIHOOD, METRICS
 from carerft.metrics.statistics import UNPARSABLE, distinct, interval, majority, over_resamples, pass_at_k, ratio
 from carerft.metrics.votes import REFUSED, Record, Votes, answered, collect_votes, predictions
 
@@ -170,7 +170,7 @@ def _sums(problems: Sequence[Record], votes: Votes) -> dict[str, tuple[NDArray, 
 def _choices(problems: Sequence[Record]) -> dict[str, tuple[NDArray, NDArray]]:
     """As `_sums`, of what the choices' likelihoods give; empty where no problem has choices."""
     sums = {}
-    for name in ("mc1", "mc2"):
+    for name in BY_LIKELIHOOD:
         has = np.array([p.get(name) is not None for p in problems])
         if has.any():
             sums[name] = np.array([float(p.get(name) or 0) for p in problems]), has

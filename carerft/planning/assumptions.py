@@ -47,8 +47,8 @@ class Device:
 class Dataset:
     """A task or a benchmark. prompt, completion: mean tokens. max_tokens: the limit of completions, set by the run.
 
-    choices: to each question, whose likelihoods are computed. choice: tokens of one. shared: tokens that all prompts
-    begin with.
+    choices: answers to each question of which the likelihood is computed. choice: tokens of one. shared: tokens that
+    all prompts begin with.
     """
 
     questions: int

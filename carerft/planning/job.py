@@ -139,9 +139,12 @@ def job(settings: TrainSettings, assumptions: Assumptions) -> Job:
         return replace(known, questions=questions, completion=completion, max_tokens=max_tokens)
 
     def benchmarks(limit: int | None) -> list[Dataset]:
-        entries = [(name, entry, (limit, getattr(entry, "limit", None))) for name, entry in settings.benchmark.items()]
-        limits = {name: min(filter(None, both), default=None) for name, _, both in entries}
-        return [dataset(name, entry, entry.max_tokens, limits[name]) for name, entry, _ in entries]
+        """limit: of the evaluation; a benchmark may have a smaller one of its own."""
+        found = []
+        for name, entry in settings.benchmark.items():
+            least = min(filter(None, (limit, getattr(entry, "limit", None))), default=None)
+            found.append(dataset(name, entry, entry.max_tokens, least))
+        return found
 
     how = settings.evaluation
     limit, samples = how.during.limit or how.limit, how.during.samples or settings.samples

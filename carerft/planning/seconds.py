@@ -138,8 +138,8 @@ def decoding(job: Job, shape: Shape, device: Device, data: Dataset, prompts: flo
 def measuring(job: Job, shape: Shape, device: Device, measured: Measurement) -> float:
     """Seconds in which all questions are answered once over, and the likelihoods of their choices computed.
 
-    vLLM reads a prompt again for each of its choices, and gives every token a probability; transformers reads it once,
-    but for what all prompts begin with, and gives the choices' tokens alone one.
+    vLLM reads a prompt again for each of its choices, and computes the probability of every token. transformers reads a
+    prompt once, without the beginning that all share, and computes the probabilities of the choices' tokens alone.
     """
     total = 0.0
     speed = device.peak[job.learner.precision] * 1e12 * device.learn_share

@@ -118,5 +118,5 @@ def write_files(
             (directory / name).write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
     except OSError as error:
         raise RunDirectoryError(
-            f"the report can't be written to {directory}: {error.strerror or error}", remedy
+            f"{error.filename or directory} can't be written: {error.strerror or error}", remedy
         ) from error

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from carerft.metrics.intervals import clear_best
-from carerft.metrics.names import ENOUGH_VERDICTS, FIRST, FLOORS, METRICS
+from carerft.metrics.names import BY_LIKELIHOOD, ENOUGH_VERDICTS, FIRST, FLOORS, METRICS
 from carerft.metrics.statistics import Interval
 from carerft.report.rows import Quantity, Row, describe, quantities
 from carerft.text import decimal, line
@@ -161,7 +161,9 @@ def _parts(rows: Sequence[Row]) -> dict[str, list[str]]:
     measured = quantities(rows)
     for name in ordered({benchmark for benchmark, _ in measured}, BENCHMARKS):
         metrics = {metric for benchmark, metric in measured if benchmark == name}
-        part = "honesty" if "refusal_f1" in metrics else "truth" if metrics & {"truthful", "mc1", "mc2"} else "accuracy"
+        part = (
+            "honesty" if "refusal_f1" in metrics else "truth" if metrics & {"truthful", *BY_LIKELIHOOD} else "accuracy"
+        )
         parts[BENCHMARKS[name][1] if name in BENCHMARKS else part].append(name)
     return parts
 
@@ -170,7 +172,7 @@ def tradeoff_columns(table: MainTable) -> list[Column]:
     """The first columns of accuracy, honesty and truthfulness, and the last ECE: what is drawn against accuracy."""
     first: dict[str, Column] = {}
     for column in table.columns:
-        first.setdefault("truth" if column.metric in ("truthful", "mc1", "mc2") else column.metric, column)
+        first.setdefault("truth" if column.metric in ("truthful", *BY_LIKELIHOOD) else column.metric, column)
     calibration = [column for column in table.columns if column.metric in FLOORS]
     wanted = [first.get("accuracy"), first.get("refusal_f1"), first.get("truth"), *calibration[-1:]]
     return [column for column in wanted if column is not None]
@@ -213,9 +215,8 @@ def glossary(columns: Sequence[Column]) -> dict[str, str]:
 
 def samples_text(rows: Sequence[Row], benchmarks: Sequence[str]) -> str:
     """k, the samples per question, over all rows: "8", "8 to 16" where they differ, or "?" where none is recorded."""
-    ks = sorted(
-        {result.k for row in rows for name in benchmarks for result in row.results(name) if result.k is not None}
-    )
+    found = {result.k for row in rows for name in benchmarks for result in row.results(name) if result.k is not None}
+    ks = sorted(found - {0} or found)  # 0: of choices alone
     return "?" if not ks else str(ks[0]) if len(ks) == 1 else f"{ks[0]} to {ks[-1]}"
 
 

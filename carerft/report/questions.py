@@ -92,13 +92,13 @@ def select_questions(
     """
     selected = []
     for name in benchmarks:
-        runs = [(row.label, next((run for run in row.evaluated if name in run.benchmarks), None)) for row in rows]
+        written = [(row.label, [run for run in row.evaluated if not run.recorded]) for row in rows]
+        runs = [(label, next((run for run in own if name in run.benchmarks), None)) for label, own in written]
         read = [(label, run, *_read_tallies(run, name, troubles)) for label, run in runs if run]
         tallies = [each for each in read if each[2]]
         files = ([line for _, line in _lines(run, f"{name}.problems.jsonl", troubles)] for _, run, *_ in tallies)
         problems = next(filter(None, files), [])
-        written = [problem for problem in problems if "prompt" in problem]  # not in a record, which holds no words
-        questions = [q for problem in written if (q := _question(name, problem, tallies)).answers]
+        questions = [q for problem in problems if (q := _question(name, problem, tallies)).answers]
         if questions:
             shown = _most_informative(questions)
             _add_texts(shown, name, tallies, text_limit)

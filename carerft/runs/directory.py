@@ -212,6 +212,7 @@ def extended(path: Path, manifest: dict[str, Any], config: Mapping[str, Any]) ->
             target.parent.mkdir(parents=True, exist_ok=True)
             file.replace(target)
     status = "interrupted" if manifest["status"] == "done" else manifest["status"]
+    manifest = {key: value for key, value in manifest.items() if key != "recorded"}  # its results will be its own
     return {**manifest, "config": config, "config_hash": config_hash(config), "status": status}
 
 

@@ -187,7 +187,7 @@ def _difference(old: Entry | None, new: Entry | None) -> str:
         if old["sha256"] == new["sha256"]:
             return ""
         return f"another content of as many bytes (SHA-256 {old['sha256'][:12]} then, {new['sha256'][:12]} now)"
-    if old.get("modified") == new.get("modified"):
+    if old.get("modified") == new.get("modified") or "modified" not in old:  # a record has no times
         return ""
     return f"last changed {_time(old)} then, {_time(new)} now"
 

@@ -40,6 +40,7 @@ class Run:
     validations: by the steps done, what was measured while it learned.
     curves: metrics.jsonl by column, each of shape (steps,), with NaN where a value is absent.
     troubles: what could not be read, in words.
+    recorded: whether it comes from a record, which has no texts (`carerft.report.record`).
     """
 
     directory: Path
@@ -59,6 +60,7 @@ class Run:
     curves: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     validations: Mapping[int, Mapping[str, BenchmarkResult]] = field(default_factory=dict)
     troubles: tuple[str, ...] = ()
+    recorded: bool = False
 
     @property
     def has_results(self) -> bool:
@@ -171,6 +173,7 @@ def load_run(directory: Path, root: Path) -> Run:
             for step, path in validations(directory).items()
         },
         troubles=tuple(troubles),
+        recorded=manifest.get("recorded") is True,
     )
 
 

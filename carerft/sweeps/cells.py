@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from carerft.config.checks import check_evaluate, check_train
 from carerft.config.composition import evaluate_settings, plain, train_settings
-from carerft.config.identity import flatten
+from carerft.config.identity import extends, flatten
 from carerft.config.settings import EvaluateSettings, TrainSettings
 from carerft.runs.directory import changed_inputs, locked, read_manifest
 from carerft.runs.inputs import changed_since
@@ -56,6 +56,8 @@ class Cell:
         manifest = read_manifest(self.directory)
         if manifest is None:
             return "missing"
+        if manifest["status"] == "done" and extends(manifest["config"], self.record):
+            return "interrupted"  # it was to have fewer steps, and goes on
         if manifest["status"] != "running":
             return manifest["status"]
         return "running" if locked(self.directory) else "stopped"
