@@ -14,6 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from carerft.errors import ConfigError
 from carerft.model.chat import end_of_turn, eos_token_ids, uses_chat
 from carerft.report.build import build as build_report
+from carerft.report.columns import samples_text
+from carerft.report.rows import make_rows
+from carerft.runs.reading import load_runs
 from carerft.tasks import Problem
 from carerft.tasks.encoding import ChatTask, encode, prompt_tokens, show_prompt
 from carerft.tasks.gsm8k import Gsm8kTask
@@ -167,6 +170,8 @@ def test_choices_are_measured_without_sampling_anything(chat, tmp_path, capsys):
     assert alone == {"n": 1, "k": 0, "metrics": {name: beside["metrics"][name] for name in ("mc1", "mc2")}}
     page = build_report([tmp_path / "runs" / "0"]).read_text()
     assert "MC2" in page and "ECE" not in page and "No such file" not in page
+    rows = make_rows(load_runs([tmp_path / "runs"]))
+    assert samples_text(rows, ["truthfulqa"]) == "2"  # of those that were sampled
     gsm8k = [f"benchmark.gsm8k.path={write(tmp_path / 'g.jsonl', SUM)}", "benchmark.gsm8k.max_tokens=0"]
     capsys.readouterr()
     assert run(tmp_path / "runs" / "x", f"model={chat}", "benchmark=gsm8k", *gsm8k, verb="evaluate") != 0

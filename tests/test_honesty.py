@@ -386,6 +386,10 @@ def test_the_papers_benchmarks_have_one_calibration_error_together():
 def test_a_run_combines_no_benchmark_that_it_lacks():
     with pytest.raises(ConfigError, match=r"evaluation\.combine names gsm8k"):
         check_evaluate(settings("benchmark=world_truth", "evaluation.combine=[world_truth,gsm8k]", verb="evaluate"))
+    combined = ["benchmark=world_truth", "evaluation.combine=[world_truth]"]
+    for tokens, message in ((0, "evaluation.combine needs its answers"), (-1, "must be at least 0")):
+        with pytest.raises(ConfigError, match=message):
+            check_evaluate(settings(*combined, f"benchmark.world_truth.max_tokens={tokens}", verb="evaluate"))
 
 
 def test_an_evaluation_gives_one_calibration_error_of_several_benchmarks(tmp_path):

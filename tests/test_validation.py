@@ -137,6 +137,10 @@ def test_a_report_shows_the_path_and_what_was_answered_on_the_way(measured: Path
         ("keep_best=math.accuracy evaluation.every=2", "'math' is not among the benchmarks"),
         ("keep_best=world_truth.acuracy evaluation.every=2", "'acuracy' is no metric"),
         ("keep_best=world_truth.ece_floor evaluation.every=2", "'ece_floor' is no metric of which more or less"),
+        (
+            "keep_best=world_truth.accuracy evaluation.every=2 benchmark.world_truth.max_tokens=0",
+            "world_truth has mc1 and mc2 alone",
+        ),
     ],
 )
 def test_settings_that_cannot_work(words: str, message: str):
