@@ -21,7 +21,7 @@ from carerft.objective.algorithms import Algorithm
 from carerft.objective.regularizers import ReverseKL
 from carerft.planning import memory as planned
 from carerft.planning.assumptions import GIB, Dataset, Device, load
-from carerft.planning.job import Job, Measurement, job
+from carerft.planning.job import Job, Measured, job
 from carerft.planning.memory import activations, memory, resident, trained
 from carerft.planning.seconds import decoding, learning, learning_flops, measuring, seconds
 from carerft.planning.shapes import Shape, shape_from, shape_of
@@ -304,7 +304,7 @@ def test_likelihoods_of_choices_take_their_tokens_and_each_prompt_once():
     """10 questions of 20 tokens, of which 15 begin all of them, with 3 choices of 4 tokens. A token costs 2 layers *
     (2 * 144 + 2 * 4 * 24) and, where it gets a probability, 2 * 40 operations, of which 5 are done in a second."""
     data = Dataset(questions=10, prompt=20, completion=9, max_tokens=0, choices=3, choice=4, shared=15)
-    once = Measurement([data], samples=4)
+    once = Measured([data], samples=4)
     body, head = 2 * (288 + 192), 2 * 40
     own = measuring(small_job(), SMALL, device(), once)
     assert own == pytest.approx(10 * ((5 + 12) * body + 12 * head) / 5)

@@ -21,7 +21,7 @@ from carerft.planning.shapes import Shape
 
 
 @dataclass(frozen=True)
-class Measurement:
+class Measured:
     """How much is asked of a model `times` times in a run: these benchmarks' questions, `samples` times each."""
 
     benchmarks: Sequence[Dataset]
@@ -29,7 +29,7 @@ class Measurement:
     times: int = 1
 
 
-NOTHING = Measurement((), 1, 0)
+NOTHING = Measured((), 1, 0)
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Job:
     rollout: RolloutSettings
     task: Dataset
     benchmarks: list[Dataset]
-    validation: Measurement = NOTHING
+    validation: Measured = NOTHING
 
     @property
     def engine(self) -> VllmSettings | None:
@@ -162,5 +162,5 @@ def job(settings: TrainSettings, assumptions: Assumptions) -> Job:
         rollout=rollout,
         task=dataset(settings.task.name, settings.task, rollout.max_tokens or 0),
         benchmarks=benchmarks(how.limit),
-        validation=Measurement(benchmarks(limit), samples, times),
+        validation=Measured(benchmarks(limit), samples, times),
     )

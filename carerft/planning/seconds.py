@@ -16,7 +16,7 @@ from typing import Any
 from carerft.evaluation import QUESTIONS_AT_ONCE
 from carerft.objective import lm_head
 from carerft.planning.assumptions import Assumptions, Dataset, Device, Hardware
-from carerft.planning.job import Job, Measurement, job
+from carerft.planning.job import Job, Measured, job
 from carerft.planning.memory import WIDTH, trained
 from carerft.planning.shapes import Shape, forward
 from carerft.runs.directory import manifests
@@ -64,7 +64,7 @@ class Seconds:
 def seconds(job: Job, shape: Shape, device: Device, assumptions: Assumptions) -> Seconds:
     """Without any correction by finished runs."""
     rest = assumptions.start_s["vllm" if job.engine else "transformers"]
-    for measured in (Measurement(job.benchmarks, job.samples), job.validation):
+    for measured in (Measured(job.benchmarks, job.samples), job.validation):
         rest += measured.times * measuring(job, shape, device, measured)
     # A round of dynamic sampling takes as long as its longest completion.
     prompts = job.rollout.prompts_per_batch * job.groups / job.rounds
@@ -135,7 +135,7 @@ def decoding(job: Job, shape: Shape, device: Device, data: Dataset, prompts: flo
     return steps * (host + width * shape.parameters / bandwidth) + tokens * token
 
 
-def measuring(job: Job, shape: Shape, device: Device, measured: Measurement) -> float:
+def measuring(job: Job, shape: Shape, device: Device, measured: Measured) -> float:
     """Seconds in which all questions are answered once over, and the likelihoods of their choices computed.
 
     vLLM reads a prompt again for each of its choices, and computes the probability of every token. transformers reads a
