@@ -236,7 +236,7 @@ def test_an_experiment_that_names_its_model_is_one_of_a_small_real_model():
     assert {cell.settings.precision for cell in (base, *trained)} == {"bfloat16"}
     assert all(cell.settings.benchmark == base.settings.benchmark for cell in trained)
     penalties = [(cell.settings.regularizer.name, getattr(cell.settings.regularizer, "beta", None)) for cell in trained]
-    assert len(set(penalties)) == 5 and len(trained) == 6  # SRKL and matched SRKL share name and beta
+    assert len(set(penalties)) == 7 and len(trained) == 8  # SRKL and matched SRKL share name and beta
 
 
 def test_words_name_an_experiment_and_override_its_configuration():
