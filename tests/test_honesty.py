@@ -6,17 +6,14 @@ from math import exp, log
 
 import pytest
 import torch
-from helpers.configurations import settings
 from helpers.invented_rows import FALSE, KNOWN, MOON, UNKNOWABLE, configured, document, real_files
 from helpers.runs import read_lines, run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from carerft.config.checks import check_evaluate
 from carerft.config.settings import EvaluationSettings
-from carerft.errors import ConfigError, DataError
+from carerft.errors import DataError
 from carerft.evaluation.evaluate import Evaluator, multiple_choice
 from carerft.metrics.scores import score
-from carerft.report.build import build
 from carerft.tasks import Grade, Problem
 from carerft.tasks.replies import words
 from carerft.tasks.selfaware import UNCERTAIN
@@ -375,27 +372,3 @@ def test_likelihoods_are_the_models_own_however_it_is_sampled(tmp_path, setting)
             logits = model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
         log_probs = logits.log_softmax(-1).gather(-1, torch.tensor(completion)[:, None])
         assert record["log_probability"] == pytest.approx(float(log_probs.sum()), abs=1e-4)
-
-
-def test_the_papers_benchmarks_have_one_calibration_error_together():
-    paper = settings("benchmark=paper", verb="evaluate")
-    assert set(paper.evaluation.combine) < paper.benchmark.keys()
-    assert list(paper.benchmark) == ["math", "gsm8k", "selfaware", "truthfulqa", "truthfulqa_options"]
-
-
-def test_a_run_combines_no_benchmark_that_it_lacks():
-    with pytest.raises(ConfigError, match=r"evaluation\.combine names gsm8k"):
-        check_evaluate(settings("benchmark=world_truth", "evaluation.combine=[world_truth,gsm8k]", verb="evaluate"))
-    combined = ["benchmark=world_truth", "evaluation.combine=[world_truth]"]
-    for tokens, message in ((0, "evaluation.combine needs its answers"), (-1, "must be at least 0")):
-        with pytest.raises(ConfigError, match=message):
-            check_evaluate(settings(*combined, f"benchmark.world_truth.max_tokens={tokens}", verb="evaluate"))
-
-
-def test_an_evaluation_gives_one_calibration_error_of_several_benchmarks(tmp_path):
-    overrides = ["benchmark=[world_truth,world_honesty]", "evaluation.combine=[world_truth,world_honesty]"]
-    assert run(tmp_path / "run", *overrides, verb="evaluate") == 0
-    benchmarks = json.loads((tmp_path / "run" / "evaluation.json").read_text())["benchmarks"]
-    assert benchmarks["combined"]["n"] == benchmarks["world_truth"]["n"] + benchmarks["world_honesty"]["n"]
-    page = build([tmp_path / "run"]).parent / "table.md"
-    assert "All together" in page.read_text()

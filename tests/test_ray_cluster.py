@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers.configurations import settings
 
-from carerft.config.checks import check_engine
+from carerft.config.engine_checks import check_engine
 from carerft.errors import CareError, ConfigError
 from carerft.rollout import dedicated
 from carerft.rollout.engine import EngineOptions

@@ -44,7 +44,7 @@ def score(
     if not problems:
         raise DataError("no problems to score", "The benchmark's problems file is empty: evaluate again.")
     if _only_choices(problems, samples):
-        made = _of_choices(_choices(problems), len(problems), resamples, seed)
+        made = over_resamples(partial(_ratios, _choices(problems)), len(problems), resamples, seed)
         return {"n": len(problems), "k": 0, "metrics": {name: _entry(values, level) for name, values in made.items()}}
     votes = collect_votes(samples, [p["problem_id"] for p in problems])
     n, k = votes.answers.shape
@@ -181,13 +181,9 @@ def _only_choices(problems: Sequence[Record], samples: Sequence[Record]) -> bool
     return not samples and all(p.get("mc1") is not None for p in problems)
 
 
-def _of_choices(sums: Mapping[str, tuple[NDArray, NDArray]], n: int, resamples: int, seed: int) -> dict[str, NDArray]:
-    """(resamples + 1,) of each ratio of sums."""
-
-    def measure(counts: NDArray) -> dict[str, NDArray]:
-        return {name: ratio(counts @ top, counts @ bottom) for name, (top, bottom) in sums.items()}
-
-    return over_resamples(measure, n, resamples, seed)
+def _ratios(sums: Mapping[str, tuple[NDArray, NDArray]], counts: NDArray) -> dict[str, NDArray]:
+    """(rows,) of each ratio of sums. counts: (rows, n), of `over_resamples`."""
+    return {name: ratio(counts @ top, counts @ bottom) for name, (top, bottom) in sums.items()}
 
 
 def _tallies(votes: Votes) -> dict[str, NDArray]:
@@ -263,14 +259,13 @@ def replicates(
     """
     if _only_choices(problems, samples):
         pairs = {name: pair for name, pair in _choices(problems).items() if name in names}
-        return _of_choices(pairs, len(problems), resamples, seed)
+        return over_resamples(partial(_ratios, pairs), len(problems), resamples, seed)
     votes = collect_votes(samples, [p["problem_id"] for p in problems])
     sums, tallies = _sums(problems, votes), _tallies(votes)
     pairs = {name: sums[name] for name in names if name in sums}
 
     def measure(counts: NDArray) -> dict[str, NDArray]:
-        ratios = {name: ratio(counts @ top, counts @ bottom) for name, (top, bottom) in pairs.items()}
-        return ratios | {f"tally of {name}": counts @ tally for name, tally in tallies.items()}
+        return _ratios(pairs, counts) | {f"tally of {name}": counts @ tally for name, tally in tallies.items()}
 
     measured = over_resamples(measure, len(problems), resamples, seed)
     made = {name: measured.pop(f"tally of {name}") for name in tallies}

@@ -161,9 +161,8 @@ def _parts(rows: Sequence[Row]) -> dict[str, list[str]]:
     measured = quantities(rows)
     for name in ordered({benchmark for benchmark, _ in measured}, BENCHMARKS):
         metrics = {metric for benchmark, metric in measured if benchmark == name}
-        part = (
-            "honesty" if "refusal_f1" in metrics else "truth" if metrics & {"truthful", *BY_LIKELIHOOD} else "accuracy"
-        )
+        truth = metrics & {"truthful", *BY_LIKELIHOOD}
+        part = "honesty" if "refusal_f1" in metrics else "truth" if truth else "accuracy"
         parts[BENCHMARKS[name][1] if name in BENCHMARKS else part].append(name)
     return parts
 

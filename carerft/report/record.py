@@ -13,15 +13,13 @@ import tarfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from carerft.errors import DataError
-from carerft.evaluation.measurement import COMBINED, json_lines
+from carerft.evaluation.measurement import COMBINED, Record, json_lines
 from carerft.report.build import write_files
 from carerft.runs.reading import Run, read_lines
 
 DIGITS = 6  # of a log-probability
-Record = dict[str, Any]
 
 
 def write_record(runs: Sequence[Run], name: str, file: Path) -> int:
@@ -72,8 +70,7 @@ def _manifest(path: Path) -> Record:
     """Without what tells of one machine alone: copies of published data, and the times of files."""
     manifest = json.loads(path.read_text(encoding="utf-8")) | {"recorded": True}
     entries = manifest.get("inputs") or []
-    kept = [entry for entry in entries if not entry.get("published") or "modified" not in entry]
-    kept = [entry for entry in kept if not (entry.get("published") and Path(entry["path"]).is_absolute())]
+    kept = [entry for entry in entries if not (entry.get("published") and Path(entry["path"]).is_absolute())]
     manifest["inputs"] = [{key: value for key, value in entry.items() if key != "modified"} for entry in kept]
     return {key: value for key, value in manifest.items() if key not in ("sweep", "error")}
 
