@@ -238,6 +238,19 @@ def test_what_identifies_a_run():
     assert config_hash(composed("seed=2")) == config_hash(other)
 
 
+def test_without_a_penalty_the_settings_of_one_decide_nothing():
+    """A sweep at another beta has the reference that it had; an entropy bonus is a reference of its own."""
+
+    def identity(*words: str) -> str:
+        return config_hash(composed(*words))
+
+    none = identity("regularizer=none")
+    assert identity("regularizer=none", "regularizer.beta=0.64", "regularizer.match=local") == none
+    assert identity("regularizer=none", "regularizer.estimator=k3") == none
+    assert identity("regularizer=none", "regularizer.entropy_bonus=0.01") != none
+    assert identity("regularizer=rkl", "regularizer.beta=0.64") != identity("regularizer=rkl")
+
+
 def test_every_yaml_file_can_be_chosen():
     """None of conf/ can rot: each choice of each group composes with the defaults of the verb that it belongs to."""
     own = ["model.path=org/name"]  # of a model that is not on this disk

@@ -36,6 +36,9 @@ INCIDENTAL = (
     "reward.timeout_s",
 )
 
+OF_A_PENALTY = tuple(f"regularizer.{name}" for name in ("beta", "beta_schedule", "beta_end", "match", "estimator"))
+"""Keys that decide nothing without a penalty: at another beta, the reference of a sweep is the same run."""
+
 REPLICATE_KEYS = ("seed", "model.base")
 """What tells the replicates of a configuration apart: the seed, and the pretraining seed of the built-in base model."""
 
@@ -68,10 +71,12 @@ def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
             usual |= {
                 key.removesuffix("_target_") + name: default for name, default in task_defaults.get(value, {}).items()
             }
+    idle = OF_A_PENALTY if flat.get("regularizer._target_") == "NoRegularizer" else ()
     return {
         key: value
         for key, value in flat.items()
         if not any(f"{key}.".startswith(f"{skip}.") for skip in INCIDENTAL)
+        and key not in idle
         and value not in (usual.get(key, ...), EARLIER_DEFAULTS.get(key, ...))
     }
 
