@@ -84,6 +84,30 @@ def test_under_autocast_a_weight_is_rounded_once_a_call_and_not_at_every_step():
     assert all(rounded.count(pointer) == 1 for pointer in linear)
 
 
+@pytest.mark.parametrize("name", ["qwen2 tied", "gpt2"])
+def test_under_autocast_keys_are_rounded_when_they_are_kept_and_nothing_else_changes(name, monkeypatch):
+    """Rotary embeddings leave keys in float32: attention rounded all of them again at every step."""
+    model, kept = MODELS[name](), []
+    worker = TransformersWorker(model, [EOS], 0, dtype=torch.bfloat16)
+    attention = torch.nn.functional.scaled_dot_product_attention
+
+    def watched(query, key, *arguments, **options):
+        kept.append(key.dtype)
+        return attention(query, key, *arguments, **options)
+
+    def measured():
+        kept.clear()
+        rollouts = worker.sample(PROMPTS, 2, Sampling(6, ignore_eos=True), seed=0)
+        scores = worker.log_likelihood([PROMPTS[0], PROMPTS[0], PROMPTS[3]], [[3, 4, 5], [6], [7, 8]])
+        return [*rollouts.tokens.flatten().tolist(), *rollouts.log_probs.flatten().tolist(), *scores], kept[-1]
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    rounded = measured()
+    monkeypatch.setattr(decoding_module, "attention_dtype", lambda model: None)
+    assert rounded == (measured()[0], torch.bfloat16)
+    assert name == "gpt2" or kept[-1] == torch.float32
+
+
 @pytest.mark.parametrize("prompts", [PROMPTS, [PROMPTS[0], PROMPTS[3]]], ids=["unequal", "equal"])
 @pytest.mark.parametrize("learns", [True, False])
 @pytest.mark.parametrize("name", ["qwen2 tied", "qwen2 sliding window", "llama tied"])

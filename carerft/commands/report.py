@@ -82,6 +82,7 @@ def main() -> None:
     if record and (not record.name.endswith(".tar.xz") or record.is_dir()):
         raise ConfigError(f"record={record} names no file of this kind", "write record=FILE.tar.xz")
     from carerft.report.build import build, publish
+    from carerft.report.record import write_record
     from carerft.report.tables import print_claims, print_table
     from carerft.runs.reading import load_runs
 
@@ -94,15 +95,13 @@ def main() -> None:
         raise ConfigError(f"{directories[0]} holds runs of {', '.join(models)}", f"name one, as in model={models[0]}")
     output = Path(settings.output) if settings.output else None
     about = (name, read_paper(experiment(name))) if name else None
+    if record and name:
+        print(f"{record}: the results of {write_record(runs, name, record)} runs, without texts")
     with open_console(stderr=True).status(f"reading {len(runs)} runs, and drawing"):
         page = build(directories, output, settings.columns, about, runs)
     written = page.parent
     if settings.page:
         publish(written, Path(settings.page))
-    if record and name:
-        from carerft.report.record import write_record
-
-        print(f"{record}: the results of {write_record(runs, name, record)} runs, without texts")
     print_table(runs, shown=settings.columns, everything=settings.all)
     if name and (written / "claims.csv").exists():
         print_claims(written / "claims.csv", open_console())

@@ -35,24 +35,27 @@ class PreallocatedLayer(DynamicLayer):
     keys: Any  # Tensor; transformers declares Tensor | None
     values: Any
 
-    def __init__(self, keys: Tensor, values: Tensor, limit: int):
-        """keys, values: (R, heads, T, head_dim) of the prompts; limit: the most slots that will be needed."""
+    def __init__(self, keys: Tensor, values: Tensor, rows: Tensor, limit: int, dtype: torch.dtype | None = None):
+        """keys, values: (P, heads, T, head_dim) of the prompts; rows: (R,) the index of each row's prompt; limit: the
+        most slots that will be needed; dtype: in which they are kept, if not their own."""
         super().__init__()
         self.length, self.limit = keys.shape[2], limit
-        self.keys, self.values = self._enlarged(keys), self._enlarged(values)
+        self.keys, self.values = (self._enlarged(x.to(dtype or x.dtype), rows) for x in (keys, values))
         self.is_initialized = True
 
-    def _enlarged(self, filled: Tensor) -> Tensor:
+    def _enlarged(self, filled: Tensor, rows: Tensor) -> Tensor:
+        """A larger buffer that holds what is filled of these rows."""
         slots = min(self.limit, self.length + max(BLOCK, self.length))
-        buffer = filled.new_empty(*filled.shape[:2], slots, filled.shape[3])
-        buffer[:, :, : self.length] = filled[:, :, : self.length]
+        buffer = filled.new_empty(len(rows), filled.shape[1], slots, filled.shape[3])
+        torch.index_select(filled[:, :, : self.length], 0, rows, out=buffer[:, :, : self.length])
         return buffer
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         """Appends (R, heads, new, head_dim) and returns views of all keys and values."""
         end = self.length + key_states.shape[2]
         if end > self.keys.shape[2]:
-            self.keys, self.values = self._enlarged(self.keys), self._enlarged(self.values)
+            rows = torch.arange(len(self.keys), device=self.keys.device)
+            self.keys, self.values = self._enlarged(self.keys, rows), self._enlarged(self.values, rows)
         self.keys[:, :, self.length : end] = key_states
         self.values[:, :, self.length : end] = value_states
         self.length = end
@@ -91,10 +94,18 @@ def repeat(layer: Any, count: int) -> None:
         select(layer, torch.zeros(count, dtype=torch.int64))
 
 
-def spread(layer: Any, rows: Tensor, limit: int) -> Any:
-    """A prompt's layer of the cache, copied to all of its rows. limit: the most slots that will be needed."""
+def attention_dtype(model: PreTrainedModel) -> torch.dtype | None:
+    """The type to which autocast rounds the keys that attention reads. Kept in it, they are rounded once and not at
+    every step: rotary embeddings leave them in float32."""
+    kind, attention = model.device.type, model.config.get_text_config()._attn_implementation
+    rounds = torch.is_autocast_enabled(kind) and attention in ("sdpa", "packed")
+    return torch.get_autocast_dtype(kind) if rounds else None
+
+
+def spread(layer: Any, rows: Tensor, limit: int, dtype: torch.dtype | None) -> Any:
+    """A prompt's layer of the cache, copied to all of its rows. rows, limit, dtype: of `PreallocatedLayer`."""
     if type(layer) is DynamicLayer and layer.keys is not None and layer.values is not None:
-        return PreallocatedLayer(layer.keys[rows], layer.values[rows], limit)
+        return PreallocatedLayer(layer.keys, layer.values, rows, limit, dtype)
     select(layer, rows)
     return layer
 
@@ -149,7 +160,8 @@ class Decoder:
         )
         rows = rows.to(device)
         self.model, self.limit = model, width + steps
-        self.layers = [spread(layer, rows, self.limit) for layer in cache.layers] if steps else []
+        dtype = attention_dtype(model)
+        self.layers = [spread(layer, rows, self.limit, dtype) for layer in cache.layers] if steps else []
         self.cache = Cache(layers=list(self.layers))
         self.length = width  # slots that are filled
         self.logits = output.logits[rows, -1]
