@@ -199,12 +199,14 @@ def test_a_diverged_run_stops_with_its_good_weights_and_its_prompts(capsys, tmp_
     assert manifest["status"] == "failed" and "step 2" in manifest["error"]
 
 
-def test_multirun_gives_each_cell_its_directory(tmp_path: Path, monkeypatch):
+def test_multirun_gives_each_cell_its_directory(tmp_path: Path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     command = ["train", "-m", *SMALL, "benchmark=none", "regularizer=none,srkl", "seed=0,1", "name=sweep"]
     assert cli.main(command) == 0
     manifests = sorted(Path("outputs/sweep").rglob("manifest.json"))
     assert len(manifests) == 4 and all(json.loads(m.read_text())["status"] == "done" for m in manifests)
+    said = capsys.readouterr().out
+    assert said.count("carerft report outputs/sweep\n") == 1 and "measure it otherwise" not in said
     assert {m.parent.name for m in manifests} == {"seed=0", "seed=1"}
     assert all("regularizer=" in m.parent.parent.name for m in manifests)
     stamps = [m.stat().st_mtime_ns for m in manifests]

@@ -51,14 +51,18 @@ def application(command: str) -> Callable[[Callable[[DictConfig], None]], Callab
 
     def decorate(function: Callable[[DictConfig], None]) -> Callable[[], None]:
         given: str | None = None
+        sweep: str | None = None  # the directory of a multirun, once a job of it is finished
 
         @wraps(function)
         def job(config: DictConfig) -> None:
+            nonlocal sweep
+            hydra_config = HydraConfig.get()
             try:
                 with _full_errors(given):  # of the user, for the processes that the run starts
                     function(config)
+                if hydra_config.mode == RunMode.MULTIRUN:
+                    sweep = str(hydra_config.sweep.dir)
             except Exception as error:
-                hydra_config = HydraConfig.get()
                 if hydra_config.mode == RunMode.MULTIRUN:
                     why = str(error) if isinstance(error, CareError) else reason(error)
                     log.error("failed: %s\n%s", shlex.join(hydra_config.overrides.task), why)
@@ -76,6 +80,9 @@ def application(command: str) -> Callable[[Callable[[DictConfig], None]], Callab
                     composed()
                 except _JobError as failed:
                     raise failed.error from failed.error.__cause__
+                finally:
+                    if sweep is not None:
+                        show_next({"compare the runs": ["carerft", "report", sweep]})
 
         return main
 
@@ -101,9 +108,8 @@ def show_next(steps: Mapping[str, list[str]]) -> None:
         console.print(Text(f"  {shlex.join(words)}"), soft_wrap=True)
 
 
-def compared(directory: Path) -> dict[str, list[str]]:
-    """The command that compares the runs of a multirun, or reports on this run."""
-    hydra = HydraConfig.get()
-    if hydra.mode == RunMode.MULTIRUN:
-        return {"compare the runs": ["carerft", "report", str(hydra.sweep.dir)]}
-    return {"tables, figures and a page": ["carerft", "report", str(directory)]}
+def show_uses(directory: Path, others: Mapping[str, list[str]] | None = None) -> None:
+    """Print what can be done with this run: its report, and others, as for `show_next`. Of a job of a multirun nothing:
+    at the end all are compared."""
+    if HydraConfig.get().mode != RunMode.MULTIRUN:
+        show_next({"tables, figures and a page": ["carerft", "report", str(directory)], **(others or {})})

@@ -7,7 +7,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from carerft.commands.application import application, compared, save_composition, show_next
+from carerft.commands.application import application, save_composition, show_uses
 from carerft.config.checks import check_choice, check_evaluate
 from carerft.config.composition import evaluate_settings, plain
 from carerft.config.settings import EvaluateSettings, OpenaiSettings, RecordedSettings, VllmSettings
@@ -57,7 +57,7 @@ def main(config: DictConfig) -> None:
             else:
                 evaluate_model(settings, run)
         log.info("done: %s", run.path)
-        show_next(compared(run.path))
+        show_uses(run.path)
 
 
 def evaluate_model(settings: EvaluateSettings, run: RunDirectory) -> None:

@@ -15,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from carerft.commands.application import application, compared, save_composition, show_next
+from carerft.commands.application import application, save_composition, show_uses
 from carerft.config.checks import check_choice, check_train
 from carerft.config.choices import knows_world
 from carerft.config.composition import plain, train_settings
@@ -67,7 +67,7 @@ def main(config: DictConfig) -> None:
         with run.recording():
             train(settings, run, leader)
         log.info("done: %s", run.path)
-        show_next(compared(run.path) | ({} if hydra.mode == RunMode.MULTIRUN else uses(settings, run.path)))
+        show_uses(run.path, uses(settings, run.path))
 
 
 def uses(settings: TrainSettings, run: Path) -> dict[str, list[str]]:
