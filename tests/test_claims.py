@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.synthetic_runs import make_demo, manifest, write_run
+from scipy.optimize import minimize
 from scipy.stats import t as student_t
 
 from carerft import cli
 from carerft.metrics import scores
+from carerft.metrics.intervals import Spread
 from carerft.metrics.statistics import Interval
 from carerft.report.build import publish
 from carerft.report.findings import FAILS, HOLDS, NO_RUNS, ONE_SEED, UNCLEAR, dominance, judge, verdict
@@ -71,13 +73,30 @@ def test_the_spread_between_seeds_is_what_rows_and_seeds_leave_over():
     spread = block_spread([{0: 1.0, 1: 2.0}, {0: 3.0, 1: 6.0}])
     assert spread is not None and spread.freedom == 1
     assert spread.deviation == pytest.approx(math.sqrt(2)) == pytest.approx(np.std([2, 4], ddof=1))
-    # A seed that lifts every row alike is no spread of their differences; one that only some rows have is left out.
-    assert block_spread([{0: 1.0, 1: 2.0, 2: 9.0}, {0: 3.0, 1: 4.0}]).deviation == pytest.approx(0.0)
+    # A seed that lifts every row alike is no spread of their differences; one that one row alone has tells nothing.
+    assert block_spread([{0: 1.0, 1: 2.0, 2: 9.0}, {0: 3.0, 1: 4.0}]) == Spread(pytest.approx(0.0, abs=1e-9), 1)
     assert (
         block_spread([{0: 1.0}, {0: 2.0}]) is None
         and block_spread([{0: 1.0, 1: 2.0}]) is None
         and block_spread([]) is None
     )
+
+
+def test_the_spread_between_seeds_of_rows_that_lack_some_and_of_rows_from_another_base():
+    """Three rows that lack some seeds, as while a sweep is running: 7 values less the effects of 3 rows and 3 seeds,
+    which are 5 numbers, leave 2 degrees of freedom; what remains is the least that any effects leave."""
+    rows = [{0: 1.0, 1: 2.0, 2: 3.0}, {0: 2.0, 1: 5.0}, {1: 1.0, 2: 4.0}]
+    spread = block_spread(rows)
+    assert spread is not None and spread.freedom == 2
+
+    def left(effects: np.ndarray) -> float:
+        return sum((x - effects[i] - effects[3 + seed]) ** 2 for i, row in enumerate(rows) for seed, x in row.items())
+
+    least = minimize(left, np.zeros(6)).fun
+    assert spread.deviation == pytest.approx(math.sqrt(2 * least / 2), abs=1e-6)
+    # A row from another base model has blocks of its own, and changes nothing.
+    alone = [{("other", seed): value for seed, value in enumerate((9.0, -3.0, 5.0))}]
+    assert block_spread([*rows, *alone]) == Spread(pytest.approx(spread.deviation), 2)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ has Student's t. The two are joined as in `carerft.metrics.intervals`.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,9 @@ from carerft.report.paper import Selector
 from carerft.report.rows import Quantity, Row, base_of, run_value
 from carerft.runs.labels import section
 from carerft.runs.reading import Run, read_lines
+
+Block = Hashable
+"""What shares its luck: the runs of one seed from one base model."""
 
 
 def seed_pairs(a: Row, b: Row) -> list[tuple[Run, Run]]:
@@ -39,8 +42,9 @@ class Paired:
     """Differences between rows, each with its interval.
 
     The spread of a difference between seeds comes from all trained rows, as in an analysis of variance with the seeds
-    as blocks: what remains of a metric after subtracting each row's and each seed's mean. Differences from a base model
-    share its luck, so that their spread has no more degrees of freedom than there are seeds, less one.
+    as blocks: what remains of a metric after an effect is fitted to each row and to each seed of a base model.
+    Differences from a base model share its luck, so that their spread has no more degrees of freedom than there are
+    seeds, less one.
     """
 
     def __init__(self, rows: Sequence[Row], metrics: Mapping[str, Sequence[str]], level: float = 0.95):
@@ -80,11 +84,15 @@ class Paired:
 
     def _between_rows(self, quantity: Quantity) -> Spread | None:
         by_seed = [
-            {run.seed or 0: value for run in row.evaluated if (value := run_value(run, quantity)) is not None}
+            {
+                (row.model, run.seed or 0): value
+                for run in row.evaluated
+                if (value := run_value(run, quantity)) is not None
+            }
             for row in self._rows
             if row.family != "base"
         ]
-        return block_spread([values for values in by_seed if values])
+        return block_spread(by_seed)
 
     def _from_base(self, quantity: Quantity) -> Spread | None:
         differences = []
@@ -97,18 +105,22 @@ class Paired:
         return Spread(spread.deviation, max(map(len, differences)) - 1) if spread else None
 
 
-def block_spread(rows: Sequence[Mapping[int, float]]) -> Spread | None:
-    """The standard deviation between seeds of the difference of two rows, from a table of rows by seeds.
+def block_spread(rows: Sequence[Mapping[Block, float]]) -> Spread | None:
+    """The standard deviation between seeds of the difference of two rows, from a table of rows by blocks.
 
-    rows: each row's value by seed. Only the seeds that all rows have count; None where fewer than two rows share two.
+    rows: each row's value by block; a row may lack some. A least-squares fit gives each row and each block an effect,
+    and what remains is the spread. None where nothing can remain: no two rows share two blocks.
     """
-    seeds = sorted(set.intersection(*(set(row) for row in rows))) if rows else []
-    if len(rows) < 2 or len(seeds) < 2:
+    cells = [(row, block, value) for row, values in enumerate(rows) for block, value in values.items()]
+    blocks = list(dict.fromkeys(block for _, block, _ in cells))
+    design, values = np.zeros((len(cells), len(rows) + len(blocks))), np.array([value for *_, value in cells])
+    for cell, (row, block, _) in enumerate(cells):
+        design[cell, [row, len(rows) + blocks.index(block)]] = 1.0
+    effects, _, rank, _ = np.linalg.lstsq(design, values)
+    freedom = len(cells) - int(rank)
+    if freedom <= 0:
         return None
-    table = np.array([[row[seed] for seed in seeds] for row in rows])
-    rest = table - table.mean(0) - table.mean(1, keepdims=True) + table.mean()
-    freedom = (len(rows) - 1) * (len(seeds) - 1)
-    return Spread(math.sqrt(2 * float((rest**2).sum()) / freedom), freedom)
+    return Spread(math.sqrt(2 * float(((values - design @ effects) ** 2).sum()) / freedom), freedom)
 
 
 def matches(row: Row, selector: Selector) -> bool:
