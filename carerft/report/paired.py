@@ -116,7 +116,7 @@ def block_spread(rows: Sequence[Mapping[Block, float]]) -> Spread | None:
     design, values = np.zeros((len(cells), len(rows) + len(blocks))), np.array([value for *_, value in cells])
     for cell, (row, block, _) in enumerate(cells):
         design[cell, [row, len(rows) + blocks.index(block)]] = 1.0
-    effects, _, rank, _ = np.linalg.lstsq(design, values)
+    effects, _, rank, _ = np.linalg.lstsq(design, values, rcond=None)
     freedom = len(cells) - int(rank)
     if freedom <= 0:
         return None
