@@ -6,8 +6,9 @@ has Student's t. The two are joined as in `carerft.metrics.intervals`.
 """
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +22,6 @@ from carerft.report.paper import Selector
 from carerft.report.rows import Quantity, Row, base_of, run_value
 from carerft.runs.labels import section
 from carerft.runs.reading import Run, read_lines
-
-Block = Hashable
-"""What shares its luck: the runs of one seed from one base model."""
 
 
 def seed_pairs(a: Row, b: Row) -> list[tuple[Run, Run]]:
@@ -105,11 +103,12 @@ class Paired:
         return Spread(spread.deviation, max(map(len, differences)) - 1) if spread else None
 
 
-def block_spread(rows: Sequence[Mapping[Block, float]]) -> Spread | None:
+def block_spread(rows: Sequence[Mapping[Any, float]]) -> Spread | None:
     """The standard deviation between seeds of the difference of two rows, from a table of rows by blocks.
 
-    rows: each row's value by block; a row may lack some. A least-squares fit gives each row and each block an effect,
-    and what remains is the spread. None where nothing can remain: no two rows share two blocks.
+    rows: each row's value by block, which is what shares its luck: a seed of a base model. A row may lack some. A
+    least-squares fit gives each row and each block an effect, and what remains is the spread. None where nothing can
+    remain: no two rows share two blocks.
     """
     cells = [(row, block, value) for row, values in enumerate(rows) for block, value in values.items()]
     blocks = list(dict.fromkeys(block for _, block, _ in cells))
