@@ -13,7 +13,19 @@ import pytest
 import torch
 import torch.distributed as dist
 from helpers.processes import running
-from helpers.runs import ASIDE, ENVIRONMENT, STEPS, TWO, check_equal, finish, logged, start, train, wait_for
+from helpers.runs import (
+    ASIDE,
+    ENVIRONMENT,
+    STEPS,
+    TWO,
+    assert_gone,
+    check_equal,
+    finish,
+    logged,
+    start,
+    train,
+    wait_for,
+)
 
 from carerft import cli
 from carerft.config.settings import LearnerSettings
@@ -71,6 +83,14 @@ def test_two_then_one_then_two_processes_end_where_one_does(alone: Path, tmp_pat
             for place in (directory, alone)
         )
         assert [line["text"] for line in ours] == [line["text"] for line in theirs]
+
+
+def test_a_process_whose_end_was_not_yet_seen_can_be_signalled():
+    """torchrun does so, between its look at a process and the signal to it."""
+    process = subprocess.Popen([sys.executable, "-m", "helpers.call", "os", "getpid", "[]"], start_new_session=True)
+    assert_gone([process.pid])
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait() == 0
 
 
 def test_a_process_that_dies_ends_the_run_and_is_named(tmp_path: Path):

@@ -23,6 +23,7 @@ import traceback
 import warnings
 import weakref
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,9 @@ def settle() -> None:
 class Server:
     """Forks for each request that arrives at a socket, and reports the exit status of each fork.
 
+    A fork that has ended keeps its pid until its exit status has been read, as a child that nobody has waited for does:
+    torchrun signals the process group of each process that it has not yet seen end.
+
     engines: the socket of the requests for which a fork of this server becomes a server; None in that one.
     """
 
@@ -100,7 +104,7 @@ class Server:
                     self.split()
                     break
                 if key.data:
-                    self.report(key)
+                    key.data(key.fd)
                 elif request := self.fork():
                     return request
 
@@ -129,7 +133,7 @@ class Server:
             self.loaded = True
 
     def fork(self) -> dict[str, Any] | None:
-        """Fork for the next request, and answer with the pid. Returns the request in the fork, None in the server."""
+        """Fork for the next request. Returns None in the server, and in the fork, which answers, the request."""
         connection, _ = self.listener.accept()
         self.load()
         with connection, connection.makefile("rw") as stream:
@@ -145,38 +149,45 @@ class Server:
                 for number, descriptor in enumerate(streams):
                     os.dup2(descriptor, number)
                     os.close(descriptor)
+                if request["session"]:
+                    os.setsid()  # before the answer, after which the fork may be sent signals as a group
+                (self.directory / str(os.getpid())).write_text(json.dumps(request))
+                stream.write(f"{os.getpid()}\n")
                 return request
-            (self.directory / str(pid)).write_text(json.dumps(request))
-            stream.write(f"{pid}\n")
         for descriptor in streams:
             os.close(descriptor)
-        self.selector.register(os.pidfd_open(pid), selectors.EVENT_READ, (pid, status))
+        self.selector.register(os.pidfd_open(pid), selectors.EVENT_READ, partial(self.report, pid, status))
         return None
 
-    def report(self, ended: selectors.SelectorKey) -> None:
-        """Write the exit status of a fork that has ended, as os.waitpid returns it."""
-        self.selector.unregister(ended.fd)
-        os.close(ended.fd)
-        pid, descriptor = ended.data
-        _, status = os.waitpid(pid, 0)
+    def report(self, pid: int, status: int, ended: int) -> None:
+        """Write the exit status of a fork that has ended, as os.waitpid returns it, and wait until it has been read."""
+        self.selector.unregister(ended)
+        os.close(ended)
+        end = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        assert end is not None
+        word = end.si_status << 8 if end.si_code == os.CLD_EXITED else end.si_status
         with contextlib.suppress(BrokenPipeError):  # nobody waits for it
-            os.write(descriptor, str(status).encode())
-        os.close(descriptor)
+            os.write(status, str(word).encode())
         (self.directory / str(pid)).unlink()
+        # The other end of the pipe is closed by whoever has read the status, or at the end of that process.
+        self.selector.register(status, selectors.EVENT_READ, partial(self.reap, pid))
+
+    def reap(self, pid: int, status: int) -> None:
+        self.selector.unregister(status)
+        os.close(status)
+        os.waitpid(pid, 0)
 
     def close(self) -> None:
         """Close what a fork has inherited of the server."""
         for key in self.selector.get_map().values():
             if key.data:
-                os.close(key.data[1])
-                os.close(key.fd)
+                for descriptor in {key.fd, *key.data.args[1:]}:
+                    os.close(descriptor)
         self.selector.close()
 
 
 def become(request: dict[str, Any]) -> None:
     """Give this fork what a new interpreter would have, started by this request."""
-    if request["session"]:
-        os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(request["directory"])
     multiprocessing.process.ORIGINAL_DIR = os.getcwd()  # where the processes that it spawns begin
