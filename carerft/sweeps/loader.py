@@ -11,7 +11,8 @@ from typing import Any
 
 import hydra._internal.hydra
 from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
-from hydra._internal.config_repository import IConfigRepository
+from hydra._internal.config_repository import ConfigRepository, IConfigRepository
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.default_element import ResultDefault
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -36,8 +37,29 @@ def parsed(text: str) -> Override:
     return override
 
 
+class Repository(ConfigRepository):
+    """Where Hydra looks for files. Here each is read once, and a copy, which Hydra makes for each composition, shares
+    all but the list of places, which alone it may change."""
+
+    def initialize_sources(self, config_search_path: ConfigSearchPath) -> None:
+        self.read: dict[str, ConfigResult | None] = {}
+        super().initialize_sources(config_search_path)
+
+    def load_config(self, config_path: str) -> ConfigResult | None:
+        if config_path not in self.read:
+            self.read[config_path] = super().load_config(config_path)
+        return copy.deepcopy(self.read[config_path])
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Repository":
+        return copy.copy(self)
+
+
 class Loader(ConfigLoaderImpl):
     """`ConfigLoaderImpl`, from which all but one thing here comes, with the same results."""
+
+    def __init__(self, config_search_path: ConfigSearchPath) -> None:
+        super().__init__(config_search_path)
+        self.repository = Repository(config_search_path)
 
     def _load_configuration_impl(
         self,
