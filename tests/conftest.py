@@ -8,6 +8,8 @@ from typing import Any
 
 # For small matrices more threads are slower, most of all on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Where a test asks for more, they sleep while they wait: threads that spin take a busy machine minutes.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and with them every process that they start,
 # of which some are to be stopped by it.
