@@ -51,7 +51,7 @@ def test_two_steps_repeat(tmp_path: Path):
     """Of two runs at the same time, of which each disturbs the other."""
     started = []
     for seed, name in enumerate(("one", "other")):
-        environment = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONHASHSEED": str(seed)}  # nor may a set's order matter
+        environment = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONHASHSEED": str(seed)}  # for the order of sets
         command = [sys.executable, "-m", "carerft", "train", *PLAN, "steps=2", f'hydra.run.dir="{tmp_path / name}"']
         started.append(subprocess.Popen(command, cwd=tmp_path, env=environment))
     assert [process.wait(300) for process in started] == [0, 0]

@@ -118,7 +118,9 @@ def _directory(composed: DictConfig) -> Path:
 
 def _bases(trainings: Sequence[Cell], overrides: Sequence[str], here: bool) -> list[Cell]:
     """An evaluation of each model that a training starts from, with the settings of the training's evaluation."""
-    measured = [text for text in overrides if _measured(text.split("=")[0])]
+    # What only some sweeps take of the overrides tells their models apart, as what a sweep itself sets of a model does.
+    shared = set.intersection(*({text.split("=")[0] for text in cell.overrides} for cell in trainings))
+    measured = [text for text in overrides if (key := text.split("=")[0]) in shared and _measured(key)]
     bases: dict[str, Cell] = {}
     for cell in trainings:
         model = flatten({"model": vars(cell.settings.model)})
