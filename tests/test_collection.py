@@ -1,5 +1,6 @@
 """Collecting batches: prompts, dynamic sampling and the overlong penalty."""
 
+import math
 import shutil
 import time
 from dataclasses import replace
@@ -140,8 +141,9 @@ def test_a_batch_without_any_reward_is_warned_of(caplog):
     for kinds, warned in (("silent silent silent silent", True), ("silent silent silent gap", False)):
         caplog.clear()
         collector, learner = collection(kinds, algorithm(dynamic_sampling=False))
-        collector.next(learner, last=True)
+        metrics = collector.next(learner, last=True).metrics
         assert ("no completion of this batch has a reward" in caplog.text) == warned
+        assert math.isnan(metrics["reward/mean"]) == math.isnan(metrics["reward/std"]) == warned
 
 
 def test_equal_rewards_have_no_advantage_where_the_epsilon_is_zero_too():

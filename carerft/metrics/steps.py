@@ -16,7 +16,7 @@ STEPS = {
     "policy/ratio_max": "the largest importance ratio",
     "learner/grad_norm": "of the gradient before it is clipped",
     "learner/learning_rate": "at this step of its schedule",
-    "reward/mean": "of the batch's completions with a verdict, without penalties for length",
+    "reward/mean": "of the batch's completions with a verdict (null: none has one), without penalties for length",
     "reward/std": "standard deviation of the same",
     "reward/no_verdict": "share of completions without a reward: the grader, and every reward function, were silent",
     "reward/equal_groups": "share of prompts whose completions all have the same reward: nothing to learn from",

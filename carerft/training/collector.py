@@ -340,11 +340,11 @@ def part_metrics(scored: Sequence[Scored], parts: Mapping[str, Tensor]) -> dict[
 
 
 def _spread(name: str, rewards: Tensor) -> dict[str, float]:
-    """Mean and standard deviation of the rewards that are known; 0 where there are none."""
+    """Mean and standard deviation of the rewards that are known; NaN where there are too few."""
     known = rewards[~rewards.isnan()]
     return {
-        f"{name}/mean": float(known.mean()) if len(known) else 0.0,
-        f"{name}/std": float(known.std()) if len(known) > 1 else 0.0,
+        f"{name}/mean": float(known.mean()),
+        f"{name}/std": float(known.std()) if len(known) > 1 else math.nan,
     }
 
 
