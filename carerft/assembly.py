@@ -339,7 +339,18 @@ def training(settings: TrainSettings, mesh: DeviceMesh | None, tokens: int | Non
     algorithm = instantiate(dict(vars(settings.algorithm)))
     regularizer = instantiate(dict(vars(settings.regularizer)))  # before the model: it may refuse its parameters
     follows = mesh is not None and mesh.get_rank() > 0
-    rewards = None if follows else Rewards(settings.reward)  # before the model: a user's file may not run
+    rewards: Rewards | None = None
+
+    def user_code() -> None:
+        nonlocal rewards
+        rewards = None if follows else Rewards(settings.reward)
+
+    def weights() -> None:
+        if not follows:  # no device need have room for the full model: sharding takes it there, from the first process
+            device = choose_device(settings.learner.device) if mesh is None else torch.device("cpu")
+            subject.policy = load_model(settings.model, device)[0]
+
+    agreed(user_code, mesh)  # before the model: a user's file may not run
     subject = Subject(settings, *load_model(settings.model, torch.device("meta")))
     shares_engines = follows and getattr(settings.rollout, "placement", None) == "dedicated"
     task: Task | None = None
@@ -356,9 +367,7 @@ def training(settings: TrainSettings, mesh: DeviceMesh | None, tokens: int | Non
 
     context = agreed(decide, mesh)  # the data are checked before weights are loaded, or an engine starts
     set_seed(settings.seed)
-    if not follows:  # no device need have room for the full model: sharding takes it there, from the first process
-        device = choose_device(settings.learner.device) if mesh is None else torch.device("cpu")
-        subject.policy = load_model(settings.model, device)[0]
+    agreed(weights, mesh)
     with nullcontext() if shares_engines else subject.rollout_worker(context, mesh) as worker:
         policy = subject.policy
         if settings.learner.gradient_checkpointing:

@@ -55,6 +55,7 @@ def test_two_then_one_then_two_processes_end_where_one_does(alone: Path, tmp_pat
     directory = tmp_path / "run"
     process = start(directory, TWO, ASIDE, *MEASURED)
     wait_for(lambda: logged(directory) >= 3, process)
+    assert running(str(directory), RANK="0", TORCH_ELASTIC_SHUTDOWN_TIMEOUT="3600")  # a step may take minutes
     process.send_signal(signal.SIGINT)  # Ctrl-C
     output = finish(process)
     assert process.returncode == 130 and "the same command continues" in output
@@ -94,9 +95,11 @@ def test_a_process_whose_end_was_not_yet_seen_can_be_signalled():
 
 
 def test_a_process_that_dies_ends_the_run_and_is_named(tmp_path: Path):
-    """Long before learner.timeout_s, which is ten minutes."""
+    """Long before learner.timeout_s, which is ten minutes. The processes also read a directory of the user's own."""
     directory = tmp_path / "run"
-    process = start(directory, TWO, "steps=1000")
+    (tmp_path / "own/algorithm").mkdir(parents=True)
+    (tmp_path / "own/algorithm/mine.yaml").write_text("defaults: [grpo, _self_]\nname: mine\n")
+    process = start(directory, TWO, "steps=1000", f"--config-dir={tmp_path / 'own'}", "algorithm=mine")
     wait_for(lambda: logged(directory) >= 1, process)
     victim = process_of(directory, 1)
     os.kill(victim, signal.SIGKILL)
@@ -114,10 +117,12 @@ def test_processes_wait_longer_for_each_other_until_they_have_begun(monkeypatch:
     for name, value in (place | {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 2}).items():
         monkeypatch.setenv(name, str(value))
     with controller.leading(torch.device("cpu"), timeout_s=5) as leader:
+        requests = leader.processes.requests._get_backend(torch.device("cpu"))
         group = dist.group.WORLD._get_backend(torch.device("cpu"))
         assert group.options._timeout.total_seconds() == controller.START_PATIENCE_S
         leader.lead(Mock(context=9), Mock(policy=None, settings=LearnerSettings(1e-3, timeout_s=5)))
         assert group.options._timeout.total_seconds() == 5
+        assert requests.options._timeout == controller.REQUEST_PATIENCE  # the leader may measure alone
 
 
 @pytest.mark.parametrize(
@@ -139,6 +144,16 @@ def test_what_a_user_can_mend_is_said_once_and_ends_all(tmp_path: Path):
     )
     assert done.returncode != 0
     assert done.stderr.count("error: ") == done.stderr.count("holds a run of another configuration") == 1
+
+
+def test_what_the_first_process_alone_reads_ends_all_when_it_is_wrong(tmp_path: Path):
+    (tmp_path / "mine.py").write_text("def score(:")
+    process = start(tmp_path / "run", TWO, f"reward={tmp_path / 'mine.py'}:score")
+    output = finish(process)
+    assert process.returncode == 2 and output.count("error: reward.functions=") == 1
+    assert "gloo" not in output and "(exitcode: 2) local_rank: 0" in output
+    manifest = json.loads((tmp_path / "run/manifest.json").read_text())
+    assert manifest["status"] == "failed" and "SyntaxError" in manifest["error"]
 
 
 def test_torchrun_never_sees_half_of_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -20,7 +20,7 @@ from carerft.config.checks import check_choice, check_train
 from carerft.config.choices import knows_world
 from carerft.config.composition import plain, train_settings
 from carerft.config.settings import LearnerSettings, TrainSettings
-from carerft.errors import RunDirectoryError
+from carerft.errors import FirstProcessError, RunDirectoryError
 from carerft.evaluation.table import table
 from carerft.metrics.names import FIRST
 from carerft.runs.directory import RunDirectory, manifests, open_run
@@ -55,7 +55,8 @@ def main(config: DictConfig) -> None:
     if directory is None:
         return
     if launch.starts_processes(settings.learner):
-        return launch.start(settings.learner, hydra.overrides.task, directory)
+        places = [word for word in hydra.overrides.hydra if word.startswith("hydra.searchpath=")]
+        return launch.start(settings.learner, [*config_dirs(), *places, *hydra.overrides.task], directory)
     with leading(settings.learner) as leader, open_run(directory, "train", record) as run:
         if run.done:
             log.info("%s is done already: nothing to do", run.path)
@@ -74,14 +75,13 @@ def uses(settings: TrainSettings, run: Path) -> dict[str, list[str]]:
     """What can be done with the model of a finished run, by its purpose."""
     model = run / "model"
     hydra = HydraConfig.get()
-    sources = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
     given = [word for word in hydra.overrides.task if re.match(r"benchmark[.=]", word) and word != "benchmark=none"]
     benchmark = given or ["benchmark=world" if knows_world(settings.model.path) else "benchmark=[math500,gsm8k]"]
     name = "-".join((settings.model.name, settings.algorithm.name, settings.regularizer.name))
     return {
         "measure it otherwise": [
             *("carerft", "evaluate"),
-            *(f"--config-dir={path}" for path in sources),
+            *config_dirs(),
             f"model={model}",
             *benchmark,
             "samples=16",
@@ -89,6 +89,12 @@ def uses(settings: TrainSettings, run: Path) -> dict[str, list[str]]:
         "serve it": ["vllm", "serve", str(model)],
         "push it to the hub": ["hf", "upload", name, str(model)],
     }
+
+
+def config_dirs() -> list[str]:
+    """The command line's --config-dir, if it has one: Hydra counts it as no override."""
+    sources = HydraConfig.get().runtime.config_sources
+    return [f"--config-dir={source.path}" for source in sources if source.provider == "command-line"]
 
 
 def warn_of_reference(settings: TrainSettings) -> None:
@@ -123,12 +129,16 @@ def follow(settings: TrainSettings) -> None:
     from carerft.model.loading import choose_device
     from carerft.training import controller
 
-    with controller.process_group(choose_device(settings.learner.device), settings.learner.timeout_s) as mesh:
-        if controller.started():
-            with assembly.training(settings, mesh) as own:
-                controller.follow(mesh, own.worker, own.learner)
+    with controller.process_group(choose_device(settings.learner.device), settings.learner.timeout_s) as processes:
+        if not controller.started(processes):
+            return
+        try:
+            with assembly.training(settings, processes.mesh) as own:
+                controller.follow(processes, own.worker, own.learner)
                 with suppress(RunDirectoryError):  # which the first process says
                     own.learner.finish_saving()
+        except FirstProcessError:
+            processes.received()  # its end, once it has written down what it met
 
 
 def train(settings: TrainSettings, run: RunDirectory, leader: "Leader | None" = None) -> None:

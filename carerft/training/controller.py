@@ -4,6 +4,9 @@ The first process, the leader, runs the program. What needs all processes (a ste
 which every process has under the same name. The leader broadcasts an action's name and arguments, all processes perform
 it, and the leader gathers their results. A CareError in any process is raised in the leader; any other exception ends
 its process, whereupon torchrun ends the rest.
+
+Within an action no process waits longer than `learner.timeout_s` for another. Between actions the others wait for as
+long as the leader takes alone: to grade, or to measure with engines of its own.
 """
 
 import os
@@ -30,11 +33,33 @@ from carerft.training.learner import Learner
 Action = Callable[..., Any]
 START = "start"
 START_PATIENCE_S = 3600.0  # the first process may download a model, or compile an engine, while the others wait
+REQUEST_PATIENCE = timedelta(days=30)  # a leader that has died is noticed at once: its connections close
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes that learn together, as each of them sees them.
+
+    mesh: one device each. requests: the group in which the leader says what comes next.
+    """
+
+    mesh: DeviceMesh
+    requests: dist.ProcessGroup
+
+    def send(self, request: Any) -> None:
+        """Say it to all other processes. Of the leader."""
+        dist.broadcast_object_list([request], group=self.requests)
+
+    def received(self) -> Any:
+        """What the leader says next. Of the others."""
+        message = [None]
+        dist.broadcast_object_list(message, group=self.requests)
+        return message[0]
 
 
 @contextmanager
-def process_group(device: torch.device, timeout_s: float) -> Iterator[DeviceMesh]:
-    """A mesh of the processes that torchrun started, one device each, for the length of a `with` block.
+def process_group(device: torch.device, timeout_s: float) -> Iterator[Processes]:
+    """The processes that torchrun started, for the length of a `with` block.
 
     device: that of this machine's first process; the others have the devices after it. timeout_s: how long a process
     waits for another before it fails; until `lead` or `follow` it is START_PATIENCE_S, if that is longer.
@@ -59,7 +84,8 @@ def process_group(device: torch.device, timeout_s: float) -> Iterator[DeviceMesh
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"  # objects are exchanged from CPU to CPU
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     try:
-        yield init_device_mesh(device.type, (dist.get_world_size(),))
+        mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+        yield Processes(mesh, cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=REQUEST_PATIENCE)))
     finally:
         dist.destroy_process_group()
 
@@ -78,13 +104,17 @@ def actions(worker: RolloutWorker | None, learner: Learner) -> dict[str, Action]
 class Leader:
     """The first process, which starts actions in all."""
 
-    mesh: DeviceMesh
+    processes: Processes
     actions: dict[str, Action] = field(default_factory=dict)
     lost: bool = False  # an action did not end: nobody knows what the other processes are waiting for
 
+    @property
+    def mesh(self) -> DeviceMesh:
+        return self.processes.mesh
+
     def start(self) -> None:
         """Let the other processes build what `lead` takes, while this one builds its own."""
-        dist.broadcast_object_list([START])
+        self.processes.send(START)
 
     def lead(self, worker: RolloutWorker, learner: Learner) -> tuple[RolloutWorker, Learner]:
         """The worker and the learner of all processes. worker, learner: this process's."""
@@ -102,7 +132,7 @@ class Leader:
         """Perform an action in the first len(arguments) processes, each with its own arguments. Returns their results;
         raises the first CareError of any."""
         self.lost = True
-        dist.broadcast_object_list([(action, arguments)])
+        self.processes.send((action, arguments))
         results = _perform(self.mesh, self.actions[action], arguments)[: len(arguments)]
         self.lost = False
         for result in results:
@@ -115,40 +145,34 @@ class Leader:
 def leading(device: torch.device, timeout_s: float) -> Iterator[Leader]:
     """The leader, in the first process, for the length of a `with` block; at its end the other processes end too.
     Arguments: as `process_group`'s."""
-    with process_group(device, timeout_s) as mesh:
-        leader = Leader(mesh)
+    with process_group(device, timeout_s) as processes:
+        leader = Leader(processes)
         try:
             yield leader
         finally:
             if not leader.lost:
-                dist.broadcast_object_list([None])
+                processes.send(None)
 
 
-def started() -> bool:
+def started(processes: Processes) -> bool:
     """In the other processes: wait for the leader's `start`. False: there is nothing to do."""
     for number in (signal.SIGINT, signal.SIGTERM):  # the leader decides what a signal means
         signal.signal(number, signal.SIG_IGN)
-    return _received() is not None
+    return processes.received() is not None
 
 
-def follow(mesh: DeviceMesh, worker: RolloutWorker | None, learner: Learner) -> None:
+def follow(processes: Processes, worker: RolloutWorker | None, learner: Learner) -> None:
     """Perform the leader's actions until it ends. worker, learner: this process's."""
     named = actions(worker, learner)
     _end_of_start(learner)
-    while (request := _received()) is not None:
+    while (request := processes.received()) is not None:
         action, arguments = request
-        _perform(mesh, named[action], arguments)
+        _perform(processes.mesh, named[action], arguments)
 
 
 def _end_of_start(learner: Learner) -> None:
-    """From here on, no process waits longer than `learner.timeout_s` for another."""
+    """From here on, no process waits longer than `learner.timeout_s` for another within an action."""
     _set_pg_timeout(timedelta(seconds=learner.settings.timeout_s))
-
-
-def _received() -> Any:
-    message = [None]
-    dist.broadcast_object_list(message)
-    return message[0]
 
 
 def _perform(mesh: DeviceMesh, function: Action, arguments: Sequence[tuple]) -> list[Any]:

@@ -17,6 +17,9 @@ from carerft.training.interruption import signals_handled
 
 log = logging.getLogger(__name__)
 
+# torchrun kills processes that a signal has not ended after 30 s, and theirs finish their step and save it first.
+PATIENCE = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "3600"}
+
 
 def processes(settings: LearnerSettings) -> int:
     """The number of processes that learn together: torchrun's if it started this one, else the configured one."""
@@ -46,7 +49,7 @@ def quiet() -> list[str]:
 
 
 def start(settings: LearnerSettings, overrides: Sequence[str], directory: Path) -> None:
-    """Run the processes that learn, to their end. overrides: of the run, in `directory`.
+    """Run the processes that learn, to their end. overrides: of the run, in `directory`, after flags of Hydra's.
 
     Signals are forwarded to them. Raises KeyboardInterrupt after a signal, and CareError if a process fails; that
     process has then printed why.
@@ -56,7 +59,7 @@ def start(settings: LearnerSettings, overrides: Sequence[str], directory: Path) 
     path = str(directory.absolute()).replace("\\", "\\\\").replace('"', '\\"')
     command += ["-m", "carerft.commands.train", *overrides, f'hydra.run.dir="{path}"']
     # In a session of its own, so that Ctrl-C reaches it once, through this process.
-    child = subprocess.Popen(command, start_new_session=True)
+    child = subprocess.Popen(command, start_new_session=True, env=PATIENCE | os.environ)
     received: list[int] = []
 
     def forward(number: int, _: Any) -> None:

@@ -17,7 +17,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from transformers import PreTrainedModel
 
 from carerft.config.settings import MOST_TOKENS, LearnerSettings
-from carerft.errors import CareError, DataError, NonFiniteError
+from carerft.errors import CareError, DataError, FirstProcessError, NonFiniteError
 from carerft.model.casts import share_casts
 from carerft.model.loading import context_length, decoder, described, round_matrices
 from carerft.model.lora import adapter_off, adapter_weights, frozen_reference, gather_weights
@@ -315,15 +315,16 @@ class Learner:
 
 
 def agreed(decide: Callable[[], Result], mesh: DeviceMesh | None) -> Result:
-    """What the first process decides, in every process, or its error. All of them decide."""
+    """What the first process decides, in every process. All of them decide. Raises the first one's CareError there, and
+    FirstProcessError in the others."""
     try:
         outcome: list[Any] = [decide(), None]
     except CareError as error:
         outcome = [None, error]
     if mesh is not None:
         dist.broadcast_object_list(outcome, group=mesh.get_group(), group_src=0)
-    if outcome[1] is not None:
-        raise outcome[1]
+    if (error := outcome[1]) is not None:
+        raise error if mesh is None or mesh.get_rank() == 0 else FirstProcessError(error.what, error.remedy)
     return outcome[0]
 
 

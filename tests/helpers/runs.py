@@ -43,7 +43,9 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 def start(directory: Path, *overrides: str, stderr: int = subprocess.STDOUT) -> subprocess.Popen:
-    command = [sys.executable, "-m", "carerft", "train", *PLAN, *overrides, f'hydra.run.dir="{directory}"']
+    flags = [word for word in overrides if word.startswith("--")]  # which Hydra does not take between overrides
+    words = [*flags, *PLAN, *(word for word in overrides if word not in flags)]
+    command = [sys.executable, "-m", "carerft", "train", *words, f'hydra.run.dir="{directory}"']
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=ENVIRONMENT, cwd=directory.parent
     )
@@ -71,7 +73,7 @@ def train(directory: Path, *overrides: str) -> str:
 
 def wait_for(condition, process: subprocess.Popen) -> None:
     """Until the condition holds; fails if the process ends before it does."""
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 600
     while not condition():
         assert process.poll() is None, "ended before it could be interrupted:\n" + process.communicate()[0]
         assert time.monotonic() < deadline
