@@ -24,6 +24,7 @@ from carerft.model.lora import adapted_layers, adapter_off, add_lora, merged_wei
 from carerft.model.modes import recompute_activations
 from carerft.objective.algorithms import Algorithm
 from carerft.objective.regularizers import SkewReverseKL
+from carerft.rollout.transformers import TransformersWorker
 from carerft.sweeps.cells import cells
 from carerft.sweeps.folders import experiment
 from carerft.training.attention import use_packed_attention
@@ -126,6 +127,15 @@ def test_a_base_that_bfloat16_holds_is_held_in_it(checkpointing: bool, monkeypat
     (metrics, merged), (expected_metrics, expected) = found
     assert metrics == expected_metrics and merged.keys() == expected.keys()
     assert all(w.dtype == torch.float32 and torch.equal(w, expected[name]) for name, w in merged.items())
+
+
+def test_beginnings_are_shared_beside_a_base_that_is_held_in_bfloat16():
+    """A worker tries it when the first such prompts come: the learner then holds the base's layers rounded."""
+    model = with_lora(tiny_model(tied=False).bfloat16().float())
+    worker = TransformersWorker(model, [0], 0, dtype=torch.bfloat16)
+    made(model, precision="bfloat16")
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16, torch.float32}
+    assert worker.shares_beginnings
 
 
 def test_a_base_that_bfloat16_would_round_stays_as_it_is():

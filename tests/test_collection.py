@@ -23,14 +23,15 @@ from helpers.collecting import (
 from helpers.configurations import settings
 from helpers.runs import run
 
-from carerft.config.settings import LearnerSettings, ModelSettings
-from carerft.errors import CareError, DataError, NonFiniteError
+from carerft.config.settings import LearnerSettings, ModelSettings, RewardSettings
+from carerft.errors import CareError, DataError, NonFiniteError, UserCodeError
 from carerft.model.loading import model_path
 from carerft.rollout import completion_texts
 from carerft.tasks import Problem, encoding
 from carerft.tasks.encoding import Prompts, encode, prompt_tokens
 from carerft.training import checkpoint
 from carerft.training.collector import SamplerState, planned_prompts, prompt_order
+from carerft.training.rewards import Rewards
 from carerft.training.trainer import Trainer
 
 # Prompts
@@ -120,6 +121,27 @@ def test_groups_that_teach_nothing_are_replaced_by_those_of_the_next_prompts():
     assert batch.metrics["reward/equal_groups"] == pytest.approx(6 / 11)
     # The next batch takes up the order where this one left it.
     assert collector.next(learner, last=True).problem_ids == ["11-mixed", "13-mixed", "14-mixed", "15-mixed"]
+
+
+def test_what_functions_log_is_of_all_rounds_and_a_batch_that_failed_in_a_later_one_is_sampled_anew(tmp_path: Path):
+    (tmp_path / "mine.py").write_text(
+        "from pathlib import Path\n"
+        "def score(completions, grades, log_metric, trainer_state, **columns):\n"
+        "    log_metric('completions', len(completions))\n"
+        f"    if len(completions) == 8 and Path({str(tmp_path / 'fail')!r}).exists(): 1 / 0\n"
+        "    return [grade.correct for grade in grades]\n"
+    )
+    collector, learner = collection("mixed mixed mixed right  mixed right")
+    collector.rewards = Rewards(RewardSettings([f"{tmp_path}/mine.py:score"]))
+    (tmp_path / "fail").touch()  # in the second round, of fewer completions
+    with pytest.raises(UserCodeError):
+        collector.next(learner, last=True)
+    assert collector.sampler_state == SamplerState()
+    (tmp_path / "fail").unlink()
+    batch = collector.next(learner, last=True)
+    assert batch.problem_ids == ["0-mixed", "1-mixed", "2-mixed", "4-mixed"]
+    # Rounds of 4 and 2 prompts, each completion of which says how many its round has: 16 or 8.
+    assert batch.metrics["reward/completions"] == pytest.approx((16 * 16 + 8 * 8) / (16 + 8))
 
 
 def test_a_batch_that_is_full_at_once_takes_one_round():

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -145,6 +146,20 @@ def test_an_engine_that_cannot_start_says_why(worker, directory):
 
     with pytest.raises(CareError, match=r"too little memory.*\n.*rollout.kv_cache_gib"):
         DedicatedWorker(options(directory, kv_cache_memory_bytes=10**14), engines=1, timeout_s=60, max_restarts=1)
+
+
+@pytest.mark.slow
+def test_an_engine_whose_replacement_cannot_start_is_an_engine_error_which_saves_the_run(worker, undisturbed):
+    before = worker.options
+    worker.options = replace(before, kv_cache_memory_bytes=10**14)
+    lost = r"(?s)died .* and its replacement failed: .*too little memory.*\n.*; the same command goes on"
+    try:
+        with pytest.raises(EngineError, match=lost):
+            disturbed(worker, signal.SIGKILL)
+    finally:
+        worker.options = before
+        worker._start([0])
+    assert equal(worker.sample(MANY, 3, LONG, seed=0), undisturbed)
 
 
 def test_closing_ends_all_processes_and_a_request_that_another_thread_waits_for(worker, undisturbed):

@@ -1,6 +1,8 @@
 """A run's policy handed on: at its end and at a checkpoint, merged, in either precision, and measured from there."""
 
 import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from carerft import cli
+from carerft.config.checks import is_checkpoint
+from carerft.model import checkpoints
+from carerft.model.checkpoints import write_model
+from carerft.model.loading import load_model
 
 WORDS = ["benchmark=none", "steps=3", "learner.checkpoint_every=2", "learner.keep_checkpoints=5"]
 
@@ -40,6 +46,35 @@ def test_bfloat16_is_the_model_rounded(finished: Path, tmp_path: Path):
     assert all(torch.equal(found[name], expected[name].bfloat16()) for name in expected)
     assert json.loads((tmp_path / "small/config.json").read_text())["dtype"] == "bfloat16"
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "small").dtype == torch.bfloat16
+
+
+def test_of_processes_that_need_a_checkpoints_model_at_once_one_writes_it(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run_again, written = tmp_path / "run", []
+    shutil.copytree(finished, run_again, ignore=shutil.ignore_patterns("model*"))
+
+    def counted(*arguments):
+        written.append(arguments)
+        write_model(*arguments)
+
+    monkeypatch.setattr(checkpoints, "write_model", counted)
+    monkeypatch.chdir(run_again / "checkpoints")
+    with ThreadPoolExecutor(2) as pool:
+        places = list(pool.map(checkpoints.checkpoint_model, [Path("step_3")] * 2))
+    assert places == [run_again / "model_step_3"] * 2 and len(written) == 1
+    assert is_checkpoint(Path("step_3"))
+
+
+def test_the_model_at_the_end_is_loaded_with_the_runs_attention(finished: Path, tmp_path: Path, monkeypatch):
+    settings, manifest = [], json.loads((finished / "manifest.json").read_text())
+    manifest["config"]["model"]["attention"] = "eager"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "run/model").symlink_to(finished / "model")
+    monkeypatch.setattr(checkpoints, "load_model", lambda *given: settings.append(given[0]) or load_model(*given))
+    write_model(tmp_path / "run", None, tmp_path / "small", torch.bfloat16)
+    assert [one.attention for one in settings] == ["eager"]
 
 
 def test_a_checkpoint_is_measured_as_a_model(finished: Path, tmp_path: Path):

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 
@@ -61,6 +62,16 @@ def test_ternary_knows_a_refusal_where_the_grader_knows_none():
     """MATH's grader finds no answer in it; with an answer a completion is no refusal, whatever its words."""
     texts = ["I don't know.", "<think>I don't know.</think>It is", "I don't know, perhaps 5.", "It is"]
     assert rewards(ternary(), [Grade(None, False)] * 2 + [WRONG, Grade(None, False)], texts) == [0, -1, -1, -1]
+
+
+def test_a_refusal_within_the_thinking_or_after_the_reply_is_none():
+    """The prompt may end with the tag that begins thinking, and a base model goes on with a question of its own."""
+    problem, own = Problem("p", "What?\n<think>\n", "4"), "It is\nQ: Will it rain in 2090?\nA: I don't know."
+    for prompt, text, until in (("What?\n<think>\n", "Let me see. I don't know yet", None), ("What?", own, "\nQ:")):
+        asked = [replace(problem, prompt=prompt)]
+        found = Rewards(ternary())(asked, [text], [[1]], [Grade(None, False)], {}, until)
+        assert found.total.tolist() == [-1]
+    assert Rewards(ternary())([problem], ["</think>I don't know."], [[1]], [Grade(None, False)], {}).total == 0
 
 
 @pytest.mark.parametrize(("refused", "threshold"), [(0, 0.5), (0.5, 0.75), (-0.5, 0.25)])

@@ -121,8 +121,10 @@ def test_conversations_come_as_messages_and_silence_is_no_reward(files):
     asked = [Problem("p/0", "x", None, messages=({"role": "user", "content": "x"},))] * 3
     result = scored(Rewards(RewardSettings([f"{files}/mine.py:has_tags"])), asked, ["<think>a</think>b", "a", "b"])
     assert result.total.tolist() == [1, 0, 0]
-    silent = Rewards(RewardSettings([f"{files}/mine.py:only_math"]))
-    assert equal(scored(silent).total, [1, None, 1])
+    silent = RewardSettings([f"{files}/mine.py:only_math"])
+    assert equal(scored(Rewards(silent)).total, [1, None, 1])
+    logged = RewardSettings([*silent.functions, f"{files}/mine.py:length"], [1, 0])  # which decides nothing
+    assert equal(scored(Rewards(logged)).total, [1, None, 1])
 
 
 @pytest.mark.parametrize(

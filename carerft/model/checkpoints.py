@@ -1,8 +1,10 @@
 """A run's policy, at its end or at a checkpoint, as a model directory in Hugging Face format."""
 
+import fcntl
 import json
 import logging
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,6 @@ from torch import Tensor
 
 from carerft.config.checks import TENSORS
 from carerft.config.composition import train_settings
-from carerft.config.settings import ModelSettings
 from carerft.errors import CareError, reason
 from carerft.model.chat import uses_chat
 from carerft.model.export import export
@@ -27,7 +28,10 @@ def checkpoint_model(checkpoint: Path) -> Path:
     checkpoint = checkpoint.expanduser().resolve()
     directory = checkpoint.parents[1] / f"model_{checkpoint.name}"
     if not directory.exists():
-        write_model(checkpoint.parents[1], checkpoint, directory)
+        with open(directory.with_name(f".{directory.name}.lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes that need it at once, one writes it
+            if not directory.exists():
+                write_model(checkpoint.parents[1], checkpoint, directory)
     return directory
 
 
@@ -38,7 +42,8 @@ def write_model(run: Path, checkpoint: Path | None, directory: Path, dtype: torc
     """
     settings = train_settings(json.loads((run / "manifest.json").read_text())["config"])
     if checkpoint is None:
-        policy, tokenizer = load_model(ModelSettings(settings.model.name, str(run / "model")), torch.device("cpu"))
+        finished = replace(settings.model, path=str(run / "model"), revision=None)
+        policy, tokenizer = load_model(finished, torch.device("cpu"))
     else:
         policy, tokenizer = load_model(settings.model, torch.device("cpu"))
         if settings.model.adapter:

@@ -89,17 +89,19 @@ def probe(model: PreTrainedModel, beginning: int = 0) -> Probe | None:
     if any(bool(values.isnan().any()) for values in log_probs):
         return None
     rounding = PLACES * torch.finfo(torch.float32).eps * max(float(v[v.isfinite()].abs().max()) for v in log_probs)
-    half = model.dtype in (torch.float16, torch.bfloat16) or _needs_half_precision(model)
+    half = model.dtype in (torch.float16, torch.bfloat16) or _computes_in_half(model)
     return Probe(model, prompts, completions, log_probs, max(LEAST, SHARE * signal, rounding) * (100 if half else 1))
 
 
-def _needs_half_precision(model: PreTrainedModel) -> bool:
-    return "flash" in str(model.config.get_text_config()._attn_implementation)
+def _computes_in_half(model: PreTrainedModel) -> bool:
+    """Whether attention takes nothing else, or an adapter in float32 stands beside layers that are held in bfloat16."""
+    held = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    return "flash" in str(model.config.get_text_config()._attn_implementation) or len(held) > 1
 
 
 def _precision(model: PreTrainedModel) -> AbstractContextManager:
-    """float32, but autocast for attention kernels that take nothing else than half precision."""
-    return torch.autocast(model.device.type, torch.bfloat16, enabled=_needs_half_precision(model))
+    """The model's own precision, but autocast where it computes in half precision alone."""
+    return torch.autocast(model.device.type, torch.bfloat16, enabled=_computes_in_half(model))
 
 
 def plain_log_probs(model: PreTrainedModel, prompt: list[int], completion: list[int]) -> Tensor:

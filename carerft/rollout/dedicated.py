@@ -198,7 +198,13 @@ class DedicatedWorker(SharingWorker):
                             "rollout.gpu_memory_utilization or rollout.kv_cache_gib if it ran out of memory",
                         )
                     log.warning("%s: replacing it and calling again", losses)
-                    self._start(list(lost))
+                    try:
+                        self._start(list(lost))
+                    except CareError as error:
+                        raise EngineError(
+                            f"{losses}, and its replacement failed: {error.what}",
+                            f"{error.remedy}; the same command goes on from the last checkpoint",
+                        ) from error
                     self._check_open()
                 unanswered = {index: unanswered[index] for index in lost}
         return [answers[index] for index in sorted(answers)]

@@ -42,7 +42,7 @@ def grade_completions(
     reply before it is graded.
     """
     until = getattr(task, "until", None)
-    opened = [_open_tag(problem.prompt) + text for problem, text in zip(problems, texts, strict=True)]
+    opened = [open_tag(problem.prompt) + text for problem, text in zip(problems, texts, strict=True)]
     stated: Sequence[tuple[str, float | None]] = [(text, None) for text in opened]
     if without_confidence := getattr(task, "without_confidence", None):
         stated = [without_confidence(reply(text, until)) for text in opened]
@@ -53,7 +53,8 @@ def grade_completions(
     return [replace(grade, confidence=value) for grade, (_, value) in zip(grades, stated, strict=True)]
 
 
-def _open_tag(prompt: str) -> str:
+def open_tag(prompt: str) -> str:
+    """The tag at a prompt's end, if there is one, within which a completion begins to think."""
     return next((tag for tag, _ in THINKING if prompt.rstrip().endswith(tag)), "")
 
 

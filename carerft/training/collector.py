@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from carerft.config.settings import RolloutSettings, TrainSettings
-from carerft.errors import ShortageError
+from carerft.errors import EngineError, ShortageError, UserCodeError
 from carerft.objective.algorithms import Algorithm, importance_ratio, informative
 from carerft.rollout import (
     Rollouts,
@@ -182,6 +182,15 @@ class Collector:
         if self.check_prompts and self.sampler_state.rounds == 0:
             first = prompt_order(len(self.prompts), self.seed, 0, PROMPTS)
             warn_of_absurd_loss(self.worker, [self.prompts[i] for i in first], self.tokenizer)
+        before = self.sampler_state
+        try:
+            return self._batch(self._rounds(wanted))
+        except (EngineError, UserCodeError):
+            self.sampler_state = before  # a run that goes on from here samples the whole batch again
+            raise
+
+    def _rounds(self, wanted: int) -> list[_Round]:
+        """One round, or as many as dynamic sampling needs. Raises ShortageError."""
         rounds = [self._round(wanted)]
         while self.algorithm.dynamic_sampling:
             groups = sum(int(informative(r.rewards).sum()) for r in rounds)
@@ -193,7 +202,7 @@ class Collector:
                 break
             # As many prompts as will probably yield the missing groups, at the rate so far.
             rounds.append(self._round(min(wanted, math.ceil((wanted - groups) * tried / max(1, groups)))))
-        return self._batch(rounds)
+        return rounds
 
     def _round(self, count: int) -> _Round:
         group, state = self.algorithm.group_size, self.sampler_state
@@ -209,7 +218,7 @@ class Collector:
         grades = grade_completions(self.task, asked, texts, finished, self.settings.reward_truncated)
         ids = [row[:length] for row, length in zip(rollouts.tokens.tolist(), rollouts.lengths.tolist(), strict=True)]
         progress = {"global_step": self._steps_done, "max_steps": self.steps}
-        scored = self.rewards(asked, texts, ids, grades, progress)
+        scored = self.rewards(asked, texts, ids, grades, progress, getattr(self.task, "until", None))
         self.sampler_state = SamplerState(state.prompts + count, state.rounds + 1)
         times = sampled - start, time.perf_counter() - sampled
         return _Round(rollouts, scored.total.view(-1, group), scored, grades, problems, *times)
@@ -331,12 +340,15 @@ def prompt_order(problems: int, seed: int, start: int, count: int) -> list[int]:
 
 def part_metrics(scored: Sequence[Scored], parts: Mapping[str, Tensor]) -> dict[str, float]:
     """Mean and standard deviation of each reward function, where there are others than the grader's verdict, and what
-    they have logged. parts: of all rounds, by name."""
+    they have logged, on average over the completions of the rounds in which they did. parts: of all rounds, by name."""
     metrics: dict[str, float] = {}
     if scored[0].parts.keys() != {"correctness"}:
         for name in scored[0].parts:
             metrics |= _spread(f"reward/{name}", parts[name])
-    return metrics | {f"reward/{name}": value for s in scored for name, value in s.logged.items()}
+    for name in dict.fromkeys(name for s in scored for name in s.logged):
+        rounds = [(s.logged[name], len(s.total)) for s in scored if name in s.logged]
+        metrics[f"reward/{name}"] = sum(value * count for value, count in rounds) / sum(count for _, count in rounds)
+    return metrics
 
 
 def _spread(name: str, rewards: Tensor) -> dict[str, float]:

@@ -5,7 +5,7 @@ answer (TruthRL, arXiv 2509.25760); and `calibrated`, correctness and a proper s
 completion states (RLCR, arXiv 2507.16806). The others are functions of a user's own with the signature of TRL's
 GRPOTrainer, `f(prompts, completions, completion_ids, **columns) -> list[float | None]`, where `columns` are the columns
 of the data, and `grades` the grader's (`carerft.tasks.Grade`). None is no verdict: the other functions decide, and
-where all are silent the completion has no reward.
+where all that have a weight are silent the completion has no reward.
 """
 
 import math
@@ -24,7 +24,7 @@ from carerft.errors import ConfigError, UserCodeError
 from carerft.processes.functions import FunctionFault, Metrics, OwnFunctions, log_extra
 from carerft.tasks import Grade, Problem, Task
 from carerft.tasks.refusals import refuses
-from carerft.tasks.replies import free_text
+from carerft.tasks.replies import free_text, open_tag
 
 TAKEN = {
     "correctness": "the grader's verdict as a reward",
@@ -125,14 +125,19 @@ class Rewards:
         completion_ids: Sequence[list[int]],
         grades: Sequence[Grade],
         state: dict[str, int],
+        until: str | None = None,
     ) -> Scored:
-        """Score N completions. state: `global_step` and `max_steps`, as of TRL's `trainer_state`.
+        """Score N completions. state: `global_step` and `max_steps`, as of TRL's `trainer_state`. until: where the
+        task's replies end.
 
         Raises UserCodeError, which names the function, the problem and the completion.
         """
         scores: dict[str, list[float | None]] = {
             "correctness": [None if g.correct is None else float(g.correct) for g in grades],
-            "ternary": [ternary(self.settings, g, text) for g, text in zip(grades, texts, strict=True)],
+            "ternary": [
+                ternary(self.settings, grade, free_text(open_tag(problem.prompt) + text, until))
+                for grade, problem, text in zip(grades, problems, texts, strict=True)
+            ],
             "calibrated": [calibrated(self.settings, g) for g in grades],
         }
         logged: dict[str, float] = {}
@@ -147,7 +152,8 @@ class Rewards:
         }
         table = torch.stack(list(parts.values()))
         total = torch.nansum(table * torch.tensor(self.weights)[:, None], dim=0)
-        total[table.isnan().all(0)] = math.nan
+        counts = torch.tensor(self.weights) != 0  # what is only logged gives no verdict
+        total[table[counts].isnan().all(0)] = math.nan
         return Scored(total, parts, logged)
 
     def _scores(
@@ -205,14 +211,14 @@ class Rewards:
         return _failed(self._own[number], f"failed: {fault}", where)
 
 
-def ternary(settings: RewardSettings, grade: Grade, text: str) -> float | None:
-    """`right`, `refused` or `wrong`; None without a verdict. Where the grader knows no refusals (MATH, GSM8K), a
-    completion without an answer that refuses in any words (`carerft.tasks.refusals`) is one."""
+def ternary(settings: RewardSettings, grade: Grade, reply: str) -> float | None:
+    """`right`, `refused` or `wrong`; None without a verdict. Where the grader knows no refusals (MATH, GSM8K), a reply
+    without an answer that refuses in any words (`carerft.tasks.refusals`) is one. reply: of `free_text`."""
     if grade.correct is None:
         return None
     if grade.correct:
         return settings.right
-    refused = grade.refused or (grade.extracted is None and refuses(free_text(text, None)))
+    refused = grade.refused or (grade.extracted is None and refuses(reply))
     return settings.refused if refused else settings.wrong
 
 
