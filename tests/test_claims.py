@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from carerft.report.findings import FAILS, HOLDS, NO_RUNS, ONE_SEED, UNCLEAR, do
 from carerft.report.paired import Paired, block_spread, matches, nearest, partners, seed_pairs
 from carerft.report.paper import Claim, read_paper
 from carerft.report.rows import make_rows
-from carerft.runs.reading import load_runs
+from carerft.runs.reading import Run, load_runs
 from carerft.sweeps.folders import experiment
 
 
@@ -97,6 +98,22 @@ def test_the_spread_between_seeds_of_rows_that_lack_some_and_of_rows_from_anothe
     # A row from another base model has blocks of its own, and changes nothing.
     alone = [{("other", seed): value for seed, value in enumerate((9.0, -3.0, 5.0))}]
     assert block_spread([*rows, *alone]) == Spread(pytest.approx(spread.deviation), 2)
+
+
+def test_replicates_that_only_their_base_model_tells_apart_have_a_spread_too(rows):
+    """Three runs at one seed from three base models are three blocks, as three seeds are."""
+    place = ("world_reasoning", "accuracy")
+
+    def at_seed_0(run: Run) -> Run:
+        config = {**run.config, "seed": 0, "model": {**run.config["model"], "base": run.seed}}
+        return replace(run, seed=0, config=config)
+
+    both = [rows[name] for name in ("none", "rkl", "srkl")]
+    crossed = [replace(row, runs=tuple(map(at_seed_0, row.runs))) for row in both]
+    found, again = (
+        Paired(some, {"world_reasoning": ["accuracy"]}).difference(some[2], some[0], place) for some in (both, crossed)
+    )
+    assert found == again and found.sides[0] > 0
 
 
 @pytest.fixture(scope="module")

@@ -28,12 +28,16 @@ def seed_pairs(a: Row, b: Row) -> list[tuple[Run, Run]]:
     """A run of each row with the same seed and base model; a base model's only evaluation serves every seed."""
     pairs = []
     for run in a.evaluated:
-        base = section(run.config, "model").get("base", 0)
-        same = [other for other in b.evaluated if section(other.config, "model").get("base", 0) == base]
+        same = [other for other in b.evaluated if _base(other) == _base(run)]
         exact = [other for other in same if other.seed == run.seed]
         if exact or (same and "base" in (a.family, b.family)):
             pairs.append((run, (exact or same)[0]))
     return pairs
+
+
+def _base(run: Run) -> Any:
+    """The pretraining seed of the run's base model."""
+    return section(run.config, "model").get("base", 0)
 
 
 class Paired:
@@ -83,7 +87,7 @@ class Paired:
     def _between_rows(self, quantity: Quantity) -> Spread | None:
         by_seed = [
             {
-                (row.model, run.seed or 0): value
+                (row.model, run.seed or 0, _base(run)): value
                 for run in row.evaluated
                 if (value := run_value(run, quantity)) is not None
             }
