@@ -64,6 +64,34 @@ def test_an_evaluation_composes():
 @pytest.mark.parametrize(
     ("override", "names", "remedy"),
     [
+        ("evaluation.temperature=0", "there would be one answer alone", "evaluation.temperature=0.01 is nearly greedy"),
+        ("evaluation.temperature=-1", "evaluation.temperature=-1.0: must be at least 0", "0 or more"),
+        ("evaluation.top_p=0", "evaluation.top_p=0.0: must be above 0 and at most 1", "at most 1"),
+        ("rollout.temperature=0.2", "carerft evaluate does not use it", "write evaluation.temperature=0.2"),
+        ("rollout.top_p=0.2", "carerft evaluate does not use it", "write evaluation.top_p=0.2"),
+        ("rollout.max_tokens=1", "does not use it", "write benchmark.world_reasoning.max_tokens=1"),
+    ],
+)
+def test_impossible_evaluations(override: str, names: str, remedy: str):
+    with pytest.raises(ConfigError) as error:
+        check_evaluate(settings(override, verb="evaluate"))
+    assert names in str(error.value) and remedy in str(error.value)
+    if override.startswith("evaluation"):
+        refused(override, names, remedy)
+
+
+def test_a_server_may_be_asked_for_its_likeliest_answer_but_not_by_default_of_the_built_in_world():
+    words = ["rollout=openai", "evaluation.temperature=0"]
+    served = settings(*words, verb="evaluate")
+    check_evaluate(served)
+    with pytest.raises(ConfigError, match=r"rollout=openai without a benchmark: .*\n.*benchmark=\[math500,gsm8k\]"):
+        check_choice(served, words)
+    check_choice(served, [*words, "benchmark=world"])
+
+
+@pytest.mark.parametrize(
+    ("override", "names", "remedy"),
+    [
         ("regularizer.alpha=1", "regularizer.alpha=1.0", "regularizer=none"),
         ("regularizer.alpha=-0.1", "regularizer.alpha=-0.1", "0.8"),
         ("regularizer.beta=-1", "regularizer.beta=-1", "0 or more"),

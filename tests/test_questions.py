@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -68,6 +69,7 @@ def grade(completion, answer, level=None):
     return special.get(completion, completion == answer + str(level))
 async def slowly(completion, **columns): return completion == columns["answer"]
 def reply(reply, answer): return True
+def knows_null(completion, answer): return "weiß ich nicht" in completion if answer is None else answer in completion
 """
 
 
@@ -84,6 +86,20 @@ def verdicts(own: QuestionsTask, *texts: str) -> list[bool | None]:
 def test_a_function_of_ones_own_grades(tmp_path):
     assert verdicts(own_task(tmp_path), "a3", "a", "?", "numpy", "one") == [True, False, None, True, True]
     assert verdicts(own_task(tmp_path, "slowly"), "a", "b") == [True, False]
+
+
+def test_what_a_function_calls_right_where_no_answer_is_right_is_a_refusal(tmp_path):
+    own = own_task(tmp_path, "knows_null")
+    (problem,) = own.problems()
+    texts = ["Das weiß ich nicht.", "I don't know.", "a"]
+    grades = own.grade([replace(problem, answer=None)] * 3, texts)
+    assert [(g.correct, g.refused, g.extracted) for g in grades] == [
+        (True, True, None), (True, True, None), (False, False, "a"),
+    ]  # fmt: skip
+    assert [g.refused_in_any_words for g in grades] == [False, True, False]
+    assert [(g.correct, g.refused) for g in own.grade([problem] * 3, texts)] == [
+        (True, False), (False, True), (True, False),
+    ]  # fmt: skip
 
 
 def test_where_it_fails_there_is_no_verdict_and_the_others_are_graded(tmp_path, caplog):
@@ -203,6 +219,21 @@ def test_answers_of_any_source_are_graded_by_the_same_graders(tmp_path, capsys):
     (tmp_path / "in.csv").write_text("name,answer,said\na,a,hang\nb,a,aNone\n")
     assert cli.main(["grade", *words, *files, f"grader={tmp_path}/mine.py:grade", "timeout_s=0.5"]) == 0
     assert "1 correct, 0 wrong, 1 none" in capsys.readouterr().out
+
+
+def test_numbers_are_answers_too_and_words_of_another_benchmark_are_refused(tmp_path, capsys):
+    numbers = [{"id": 1, "gold": "5", "text": 5}, {"id": 2, "gold": 0, "text": 0}, {"id": 3, "gold": 1, "text": None}]
+    lines(tmp_path / "numbers.jsonl", *numbers)
+    files = [f"input={tmp_path / 'numbers.jsonl'}", f"output={tmp_path / 'out.jsonl'}"]
+    assert cli.main(["grade", "benchmark=questions", "grader=number", *files]) == 0
+    assert "2 correct, 1 wrong, 0 none" in capsys.readouterr().out
+    for unused, says in (
+        (["grader=contains"], "grader=contains: benchmark=math does not take it\n  write benchmark=questions as well"),
+        (["benchmark=gsm8k", "gold=answer"], "gold=answer: benchmark=gsm8k does not take it"),
+        (["benchmark=questions", "grader=math", "extraction=boxed"], "extraction=boxed: benchmark=questions does not"),
+    ):
+        assert cli.main(["grade", *unused, *files]) == 2
+        assert says in capsys.readouterr().err
 
 
 def test_a_training_on_ones_own_rows(tmp_path, capsys):

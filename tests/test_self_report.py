@@ -8,6 +8,7 @@ from helpers.collecting import word_tokenizer
 from helpers.configurations import composed
 from helpers.sampling import teacher_forced
 from rich.console import Console
+from transformers import AutoTokenizer
 
 from carerft.config.checks import check_evaluate, check_train
 from carerft.config.composition import evaluate_settings, train_settings
@@ -19,7 +20,9 @@ from carerft.model.chat import eos_token_ids
 from carerft.model.loading import choose_device, context_length, load_model
 from carerft.rollout.transformers import TransformersWorker
 from carerft.tasks import Problem
+from carerft.tasks.encoding import ChatTask
 from carerft.tasks.world import WorldTask
+from carerft.world.bases import SHIPPED
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +45,27 @@ def test_the_question_is_that_of_the_paper_and_the_answer_the_share_of_option_a(
         true, false = (exp(float(teacher_forced(model, prompt, option).sum())) for option in (a, b))
         assert report == pytest.approx(true / (true + false), rel=1e-4)
     assert self_reports(worker, tokenizer, [], [], 10) == []
+
+
+def test_a_chat_model_is_asked_in_a_turn_of_the_user_and_answers_in_its_own(loaded):
+    model, _, worker = loaded
+    tokenizer = AutoTokenizer.from_pretrained(SHIPPED)
+    tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
+    turns = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "1 + 1"})
+    problems = [Problem("x", "1 + 1", "2"), Problem("y", "1 + 1", "2", messages=turns)]
+
+    class Sums:
+        def problems(self) -> list[Problem]:
+            return problems
+
+    text = QUESTION.format(question="1 + 1", answer="3")
+    asked = [f"<user>{text}<assistant>", f"<system>Be brief.<user>{text}<assistant>"]
+    given = ChatTask(Sums(), tokenizer).problems()
+    reports = self_reports(worker, tokenizer, given, ["3", "3"], context_length(model))
+    for prompt, report in zip(asked, reports, strict=True):
+        ids, a, b = (tokenizer(t, add_special_tokens=False)["input_ids"] for t in (prompt, "(A)", "(B)"))
+        true, false = (exp(float(teacher_forced(model, ids, option).sum())) for option in (a, b))
+        assert report == pytest.approx(true / (true + false), rel=1e-4)
 
 
 def test_a_question_beyond_the_context_is_refused_by_name(loaded):

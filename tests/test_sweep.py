@@ -172,6 +172,13 @@ def test_a_base_model_is_measured_as_what_starts_from_it():
     assert list(base.settings.benchmark) == ["world_truth"]
 
 
+def test_a_base_model_is_not_sampled_as_its_trainings_sample():
+    biased = ["rollout.temperature=0.7", "rollout.top_p=0.9", "rollout.allow_biased_sampling=true"]
+    base, first, *_ = cells(experiment("table1"), ["model=tiny", "seed=0", *biased])
+    assert (base.settings.rollout.temperature, base.settings.rollout.top_p) == (1.0, 1.0)
+    assert first.settings.rollout.temperature == 0.7 and base.directory.parts[-2] == "base"
+
+
 def test_a_base_model_is_shown_by_the_tracker_of_its_trainings():
     base, *_ = cells(experiment("table1"), ["model=tiny", "seed=0", "tracker=none"])
     assert (base.command, base.settings.tracker.name) == ("evaluate", "none")

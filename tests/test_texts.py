@@ -86,6 +86,9 @@ def test_each_format_gives_the_same_answers(tmp_path, rows):
         ([{**lm_eval("Capital of France?", [], 0, "none"), "resps": None}], "l:1: its resps hold no answer"),
         ([{**lm_eval("Capital of France?", [], 0, "none"), "resps": [[]]}], "l:1: its resps hold no answer"),
         ([{**batch("q/0", []), "error": {"message": "overloaded"}}], "the request failed"),
+        ([{"id": "q/0", "text": "a", "tokens": [3, 7]}], r"l:1: tokens is \[3, 7\]\n.*leave it out"),
+        ([{"id": "q/0", "text": "a", "truncated": "false"}], 'l:1: truncated is "false"'),
+        ([{"id": "q/0", "text": "a", "log_probability": "-1"}], 'l:1: log_probability is "-1"'),
     ],
 )
 def test_what_cannot_be_scored_is_refused(tmp_path, rows, message):
@@ -179,7 +182,7 @@ def test_a_word_that_does_not_fit_is_refused(tmp_path, monkeypatch, capsys, word
 class Api(BaseHTTPRequestHandler):
     """A server with faults that a real one can't be made to have: it is busy at first, and knows no `n`."""
 
-    busy, asked = 2, []
+    busy, asked, lost = 2, [], 0
 
     def log_message(self, *_: object) -> None: ...
 
@@ -198,6 +201,8 @@ class Api(BaseHTTPRequestHandler):
         if Api.busy:
             Api.busy -= 1
             return self.answer(503, {"error": "busy"})
+        if Api.lost and len(Api.asked) >= Api.lost:
+            return self.answer(404, {"error": "gone"})
         if body["messages"][-1]["content"] == "forbidden":
             return self.answer(400, {"error": "the prompt is too long"})
         Api.asked.append(body)
@@ -209,7 +214,7 @@ class Api(BaseHTTPRequestHandler):
 @pytest.fixture
 def api(monkeypatch):
     monkeypatch.setattr(served.time, "sleep", lambda _: None)
-    Api.busy, Api.asked = 2, []
+    Api.busy, Api.asked, Api.lost = 2, [], 0
     server = ThreadingHTTPServer(("127.0.0.1", 0), Api)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield OpenaiSettings(name="openai", url=f"http://127.0.0.1:{server.server_port}/v1")
@@ -237,6 +242,21 @@ def test_faults_of_a_server_are_named(api):
         Server.connect(api).answers([Problem("x", "forbidden", "y")], 1, Sampling(5), 0)
     with pytest.raises(EngineError, match="vllm serve"):
         Server.connect(OpenaiSettings(name="openai", url="http://127.0.0.1:9/v1"))
+
+
+def test_an_evaluation_whose_server_was_lost_goes_on(api, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Api.busy, Api.lost = 0, 100
+    rows = [{"question": f"What is {i}?", "answer": str(i)} for i in range(130)]
+    written(tmp_path / "mine.jsonl", rows)
+    command = ["rollout=openai", f"rollout.url={api.url}", "samples=1", "benchmark=questions", "rollout.batch_size=1"]
+    command += ["benchmark.questions.path=mine.jsonl", "benchmark.questions.grader=number", "tracker=none", "name=s"]
+    assert run("evaluate", command) != 0
+    Api.lost = 0
+    assert run("evaluate", command) == 0
+    (directory,) = tmp_path.glob("outputs/s/*")
+    assert len((directory / "evaluation/questions.jsonl").read_text().splitlines()) == 130
+    assert len(Api.asked) == 100 + 130 - 64  # 64 answers had been kept
 
 
 @needs_vllm

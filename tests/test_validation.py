@@ -148,6 +148,14 @@ def test_settings_that_cannot_work(words: str, message: str):
         check_train(train_settings(composed(*words.split())))
 
 
+def test_a_best_by_what_is_not_measured_is_refused_before_the_first_step(tmp_path: Path, capsys):
+    wanted = [*EVERY[:2], "keep_best=world_reasoning.refusal_f1"]
+    assert run(tmp_path / "run", *WORDS, *wanted) == 2
+    said = capsys.readouterr().err
+    assert "world_reasoning has no refusal_f1\n  write world_reasoning. and one of accuracy, " in said
+    assert not (tmp_path / "run/metrics.jsonl").read_text()
+
+
 def test_how_often_a_run_is_measured_is_no_part_of_what_it_is():
     assert config_hash(composed(*EVERY)) == config_hash(composed())
     with pytest.raises(ConfigError, match="measures a model once"):

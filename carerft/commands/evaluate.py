@@ -62,14 +62,17 @@ def main(config: DictConfig) -> None:
 
 def evaluate_model(settings: EvaluateSettings, run: RunDirectory) -> None:
     """The evaluation itself, in an opened directory. settings: checked."""
+    import torch
+
     from carerft import assembly
     from carerft.commands.chosen import chosen
     from carerft.model.loading import choose_device, load_model
 
     # An engine has weights of its own: the device is left to it.
     device = "cpu" if isinstance(settings.rollout, VllmSettings) else settings.device
-    subject = assembly.Subject(settings, *load_model(settings.model, choose_device(device)))
-    context = subject.engine_context(None)
+    subject = assembly.Subject(settings, *load_model(settings.model, torch.device("meta")))
+    context = subject.engine_context(None)  # the data are checked before weights are loaded
+    subject.policy = load_model(settings.model, choose_device(device))[0]
     with subject.rollout_worker(context) as worker, assembly.trackers(settings, run) as trackers:
         if worker.runner:
             run.update(vllm_runner=worker.runner)

@@ -27,7 +27,7 @@ from carerft.grading.mathematics import canonical, final_answer, normalise, numb
 from carerft.grading.pool import Pool
 from carerft.runs.directory import write_atomically
 from carerft.tasks import Problem, gsm8k, math
-from carerft.tasks.files import read_rows
+from carerft.tasks.files import Row, read_rows
 from carerft.tasks.questions import QuestionsTask, present
 from carerft.tasks.replies import after_thinking
 from carerft.tasks.tables import file_rows
@@ -83,7 +83,7 @@ def grade_questions(settings: "Grade", source: Path, target: Path) -> Counter[st
     problems = [
         Problem(str(name), "", task.gold(row), columns=row.fields) for name, row in zip(names, rows, strict=True)
     ]
-    grades = task.grade(problems, [present(row, settings.text) or "" for row in rows])
+    grades = task.grade(problems, [_answered(row, settings.text) for row in rows])
     words = {True: "correct", False: "wrong", None: "none"}
     lines = [
         {"id": name, "verdict": words[grade.correct], "extracted": grade.extracted, "why": "refuses" * grade.refused}
@@ -91,6 +91,11 @@ def grade_questions(settings: "Grade", source: Path, target: Path) -> Counter[st
     ]
     _write(target, lines)
     return Counter(line["verdict"] for line in lines)
+
+
+def _answered(row: Row, column: str) -> str:
+    """What was answered; nothing where the column is null. Raises DataError."""
+    return "" if present(row, column) is None else row.text(column)
 
 
 def _write(target: Path, lines: Iterable[dict[str, Any]]) -> None:
@@ -132,6 +137,14 @@ def main() -> None:
     settings, others = read(Grade, words, __doc__)
     refuse(settings, others)
     files = Path(settings.input), Path(settings.output)
+    unused = {"extraction"} if settings.benchmark == "questions" else {"grader", "timeout_s", "id", "gold", "text"}
+    usual = vars(Grade(input=settings.input, output=settings.output))
+    for key, value in vars(settings).items():
+        if key in unused and value != usual[key]:
+            raise ConfigError(
+                f"{key}={value}: benchmark={settings.benchmark} does not take it",
+                "leave it out" if settings.benchmark == "questions" else "write benchmark=questions as well",
+            )
     if settings.benchmark == "questions":
         counts = grade_questions(settings, *files)
     else:

@@ -100,14 +100,15 @@ def check_choice(settings: schema.TrainSettings | schema.EvaluateSettings, words
     tasks = [settings.task] if training else list(settings.benchmark.values())
     named = {word.partition("=")[0].lstrip("+~").partition("@")[0] for word in words}
     by_default = not named & {what, "experiment", "scale"} and all(t._target_.endswith("WorldTask") for t in tasks)
-    if not by_default or knows_world(settings.model.path):
+    served = isinstance(settings.rollout, schema.OpenaiSettings)
+    if not by_default or (knows_world(settings.model.path) and not served):
         return
     own = "task=questions task.path=mine.jsonl task.grader=number" if training else (
         "benchmark=questions benchmark.questions.path=mine.jsonl benchmark.questions.grader=number"
     )  # fmt: skip
+    chosen = "rollout=openai" if served else f"model={settings.model.name}"
     raise ConfigError(
-        f"model={settings.model.name} without a {what}: the default is the built-in world, whose words only the tiny "
-        "model knows",
+        f"{chosen} without a {what}: the default is the built-in world, whose words only the tiny model knows",
         f"write {what}={'math' if training else '[math500,gsm8k]'} (scale=paper for all as in the paper), or your own "
         f"data: {own}; or {what}=world, if that is meant",
     )
@@ -116,6 +117,7 @@ def check_choice(settings: schema.TrainSettings | schema.EvaluateSettings, words
 def check_evaluate(settings: schema.EvaluateSettings, here: bool = True) -> None:
     """As check_train, for `carerft evaluate`."""
     check_constraints(settings)
+    _check_sampled(settings.rollout, next(iter(settings.benchmark), "NAME"))
     if isinstance(settings.rollout, schema.OpenaiSettings | schema.RecordedSettings):
         _check_texts(settings)
     _check_shared(settings, here)
@@ -130,6 +132,18 @@ def check_evaluate(settings: schema.EvaluateSettings, here: bool = True) -> None
         )
     if not settings.benchmark:
         raise ConfigError("benchmark is empty", "name one, as in benchmark=world or benchmark=[math,gsm8k]")
+
+
+def _check_sampled(rollout: schema.RolloutSettings, benchmark: str) -> None:
+    """Refuse what only a training takes from `rollout`, where an evaluation has a key of its own."""
+    own = {"temperature": "evaluation", "top_p": "evaluation", "max_tokens": f"benchmark.{benchmark}"}
+    usual = schema.RolloutSettings(name=rollout.name)
+    for key, group in own.items():
+        if (value := getattr(rollout, key)) != getattr(usual, key):
+            raise ConfigError(
+                f"rollout.{key}={value}: how a training samples; carerft evaluate does not use it",
+                f"write {group}.{key}={value}",
+            )
 
 
 def _check_texts(settings: schema.EvaluateSettings) -> None:
@@ -160,6 +174,13 @@ def _check_shared(settings: schema.TrainSettings | schema.EvaluateSettings, here
     if isinstance(settings.rollout, schema.VllmSettings):
         device = settings.learner.device if isinstance(settings, schema.TrainSettings) else "cpu"
         check_engine(settings.rollout, device, here)
+    ours = not isinstance(settings.rollout, schema.OpenaiSettings | schema.RecordedSettings)
+    if ours and not settings.evaluation.temperature:
+        raise ConfigError(
+            "evaluation.temperature=0: a model is measured by samples, whose agreement is its confidence, and there "
+            "would be one answer alone",
+            "write a number above 0; evaluation.temperature=0.01 is nearly greedy",
+        )
     _check_self_report(settings)
     if absent := set(settings.evaluation.combine or ()) - settings.benchmark.keys():
         raise ConfigError(
@@ -307,6 +328,7 @@ def _check_learner(settings: schema.LearnerSettings, here: bool) -> None:
 
 def is_checkpoint(path: Path) -> bool:
     """Whether this is the directory of a checkpoint, RUN/checkpoints/step_<n>."""
+    path = path.resolve()
     return (path / TENSORS).is_dir() and (path.parents[1] / "manifest.json").is_file()
 
 

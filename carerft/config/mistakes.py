@@ -110,6 +110,10 @@ def _unknown_key(key: str, config: dict[str, Any], listing: str) -> tuple[str, s
     if group != "hydra":
         keys = [each for each in keys if not each.startswith("hydra.") or each in NAMES.values()]
     usual = NAMES.get(key.rpartition(".")[2])
+    if "task" not in config:
+        first = next(iter(config.get("benchmark") or ()), "NAME")
+        own_keys = {"prompts_per_batch": "rollout.batch_size", "max_tokens": f"benchmark.{first}.max_tokens"}
+        usual = own_keys.get((usual or "").removeprefix("rollout."), usual)
     siblings = [each for each in keys if own and each.startswith(f"{group}.")]
     near = f"write {usual}=...; " if usual in keys else did_you_mean(key, siblings) or did_you_mean(key, keys)
     return what, near + listing

@@ -278,7 +278,8 @@ class LearnerSettings:
     processes: int = field(default=1, metadata={"least": 1})
     # Several processes: keep their parts of the reference in the CPU's memory.
     reference_offload: bool = False
-    # Several processes: how long one waits for another before the run fails (an hour, at the start of the run).
+    # Several processes: how long one waits for another within a step before the run fails (an hour, at the start of the
+    # run).
     timeout_s: float = field(default=600.0, metadata={"least": 1})
     # Several processes: how often they are started again, from the last checkpoint, after one died.
     max_restarts: int = field(default=0, metadata={"least": 0})
@@ -328,10 +329,10 @@ class EvaluationSettings:
 
     # Questions per benchmark, the first ones; null: all.
     limit: int | None = field(default=None, metadata={"least": 1})
-    # Of the samples.
-    temperature: float = 1.0
+    # Of the samples; 0, the likeliest token alone, is for a served model.
+    temperature: float = field(default=1.0, metadata={"least": 0})
     # The likeliest tokens that have this probability together; 1 is all.
-    top_p: float = 1.0
+    top_p: float = field(default=1.0, metadata={"above": 0, "most": 1})
     # Whether a completion that was cut can be right, as in lm-evaluation-harness.
     count_truncated: bool = True
     # Resamples behind each interval.

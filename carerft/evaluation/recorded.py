@@ -17,6 +17,7 @@ from carerft.rollout import Sampling
 from carerft.tasks import Problem
 from carerft.tasks.files import Row, read_rows
 from carerft.tasks.tables import is_separated
+from carerft.text import number
 
 log = logging.getLogger(__name__)
 
@@ -168,6 +169,14 @@ def _answers(row: Row) -> Iterator[Answer]:
     for name in TEXTS:
         if isinstance(fields.get(name), str):
             cut, tokens, likelihood = (fields.get(key) for key in ("truncated", "tokens", "log_probability"))
+            known = {"truncated": isinstance(cut, bool)}
+            known |= {"tokens": number(tokens) is not None, "log_probability": number(likelihood) is not None}
+            if wrong := [key for key, right in known.items() if not right and fields.get(key) is not None]:
+                raise DataError(
+                    f"{row.location}: {wrong[0]} is {json.dumps(fields[wrong[0]])[:80]}",
+                    "truncated is true or false, tokens their number, log_probability a number, of all of them: "
+                    f"write {wrong[0]} so, or leave it out",
+                )
             yield Answer(fields[name], None if cut is None else not cut, likelihood, tokens)
             return
     raise DataError(

@@ -2,7 +2,8 @@
 
 The form of arXiv 2207.05221, section 3.1: the question, the proposed answer and two options; the confidence is the
 probability of option (A) beside that of (B), at temperature 1. Zero-shot and without other samples shown, which the
-authors found to help. The question is the problem's whole prompt, with the examples that it may begin with.
+authors found to help. The question is the problem's whole prompt, with the examples that it may begin with. A model
+that is asked in its chat template is asked this in it too, in a turn of the user, and answers in its own turn.
 """
 
 import math
@@ -39,11 +40,20 @@ def self_reports(
     """
     if not problems:
         return []
-    asked = [
-        replace(problem, prompt=QUESTION.format(question=problem.prompt, answer=answer[:LONGEST_ANSWER]))
-        for problem, answer in zip(problems, answers, strict=True)
-    ]
-    options = tokenizer(list(OPTIONS), add_special_tokens=False)["input_ids"]
+    chat = problems[0].untemplated is not None
+    asked = [_asked(problem, answer, tokenizer) for problem, answer in zip(problems, answers, strict=True)]
+    texts = [option.strip() if chat else option for option in OPTIONS]  # a turn does not begin with a space
+    options = tokenizer(texts, add_special_tokens=False)["input_ids"]
     prompts = prompt_tokens(asked, tokenizer, max(map(len, options)), context)
     scored = worker.log_likelihood([p for p in prompts for _ in options], [o for _ in prompts for o in options])
     return [1 / (1 + math.exp(min(false - true, 700))) for true, false in zip(scored[::2], scored[1::2], strict=True)]
+
+
+def _asked(problem: Problem, answer: str, tokenizer: PreTrainedTokenizerBase) -> Problem:
+    """The problem whose prompt is the question about its proposed answer."""
+    given = problem.prompt if problem.untemplated is None else problem.untemplated
+    text = QUESTION.format(question=given, answer=answer[:LONGEST_ANSWER])
+    if problem.untemplated is not None:
+        turns = [*map(dict, problem.messages[:-1]), {"role": "user", "content": text}]
+        text = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    return replace(problem, prompt=text)

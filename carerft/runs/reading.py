@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from carerft.errors import DataError
+from carerft.errors import ConfigError, DataError
 from carerft.metrics.calibration import Reliability
 from carerft.metrics.names import METRICS
 from carerft.metrics.statistics import Interval
@@ -93,13 +93,22 @@ def validations(run: Path) -> dict[int, Path]:
 
 
 def best_step(run: Path, metric: str) -> int | None:
-    """The first step after which a metric, written BENCHMARK.METRIC, was best; None if it was never known."""
+    """The first step after which a metric, written BENCHMARK.METRIC, was best; None if it was never known.
+
+    Raises ConfigError if the benchmark has no such metric.
+    """
     benchmark, _, name = metric.partition(".")
     values: dict[int, float] = {}
+    measured: dict[str, Any] = {}
     for step, path in validations(run).items():
-        entry = json.loads(path.read_text(encoding="utf-8"))["benchmarks"][benchmark]["metrics"].get(name)
-        if entry and entry["value"] is not None:
-            values[step] = METRICS[name].direction * entry["value"]
+        measured |= (found := json.loads(path.read_text(encoding="utf-8"))["benchmarks"][benchmark]["metrics"])
+        if name in found and found[name]["value"] is not None:
+            values[step] = METRICS[name].direction * found[name]["value"]
+    if measured and name not in measured:
+        better = (each for each in measured if METRICS[each].direction and METRICS[each].in_terminal)
+        raise ConfigError(
+            f"keep_best={metric}: {benchmark} has no {name}", f"write {benchmark}. and one of {', '.join(better)}"
+        )
     return max(values, key=values.__getitem__, default=None)
 
 

@@ -31,7 +31,8 @@ from carerft.text import hydra_quoted
 MEASURED = ("seed", "samples", "model", "benchmark", "data", "evaluation", "rollout")
 NOT_MEASURED = {
     *("rollout.prompts_per_batch", "rollout.max_tokens", "rollout.lookahead"),
-    *("rollout.importance_correction", "rollout.importance_cap", "rollout.allow_biased_sampling"),
+    *("rollout.importance_correction", "rollout.importance_cap"),
+    *("rollout.temperature", "rollout.top_p", "rollout.allow_biased_sampling"),
     *("evaluation.every", "evaluation.during.limit", "evaluation.during.samples"),
     *("model.adapter", "model.lora_rank", "model.lora_alpha", "model.lora_targets"),
 }

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from carerft.config import choices, settings
 from carerft.config.composition import CONF, plain
-from carerft.config.identity import config_hash, extends
+from carerft.config.identity import config_hash, extends, with_answerer
 from carerft.runs.directory import locked, manifests
 from carerft.runs.inputs import changed_since
 from carerft.sweeps import folders, loader
@@ -37,10 +37,11 @@ _run_names: dict[str, str] = {}
 def _run_name(config: dict[str, Any]) -> str:
     """The name of a single run's directory: that of the newest run of the same configuration and inputs that no process
     has and that isn't finished, or was with fewer steps; or the time, of which the directory is then made."""
-    parent, identity = Path("outputs", config["name"]), config_hash(config)
+    parent = Path("outputs", config["name"])
     for directory, manifest in manifests(sorted(parent.glob("*"), reverse=True)):
-        unfinished = manifest["status"] != "done" and config_hash(manifest["config"]) == identity
-        wanted = unfinished or extends(manifest["config"], config)
+        old = manifest["config"]
+        unfinished = manifest["status"] != "done" and config_hash(old) == config_hash(with_answerer(config, old))
+        wanted = unfinished or extends(old, config)
         if wanted and not locked(directory) and not changed_since(directory, manifest):
             return directory.name
     if {"-c", "--cfg", "--info", "-i"} & set(sys.argv):  # which show a configuration, and run nothing

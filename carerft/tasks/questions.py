@@ -12,7 +12,7 @@
 | `FILE.py:NAME` | this function of `completion`, `answer` and the row's columns returns True; None: no verdict |
 
 Nor is there a verdict where such a function raises, hangs or ends its process. An answer of null means that refusing is
-right. What counts as a refusal: `carerft.tasks.refusals`.
+right. What counts as a refusal: `carerft.tasks.refusals`, and there what a function of one's own calls right.
 """
 
 import logging
@@ -249,7 +249,8 @@ class QuestionsTask:
         return text
 
     def grade(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Grade]:
-        """As the table at the top of this file says. A right reply is no refusal, whatever its words.
+        """As the table at the top of this file says. A right reply is no refusal, whatever its words, unless its row's
+        answer is null: what a function of the user's own calls right there is one.
 
         Raises UserCodeError.
         """
@@ -272,6 +273,8 @@ class QuestionsTask:
         refused = correct is not True and refuses(text.strip())
         if self.answer is None:  # no row says whether it has an answer
             return Grade(vote, correct, refused_in_any_words=refused)
+        if correct and problem.answer is None and self._function is not None:
+            return Grade(None, True, refused=True, refused_in_any_words=refuses(text.strip()))
         if refused:
             return Grade(None, problem.answer is None, refused=True, refused_in_any_words=True)
         return Grade(vote, correct if problem.answer is not None else False, refused_in_any_words=False)
