@@ -343,13 +343,14 @@ def test_evaluate_measures_both(river, moon, tmp_path):
     ids=["letters", "articles", "lines", "stops", "nulls", "marks", "accents", "ligatures", "surrogates", "until", "I"],
 )
 def test_hostile_replies_are_graded_quickly(river, moon, text):
-    began = time.perf_counter()
+    """Whatever takes time that grows with the square of their length would take hours."""
+    began = time.process_time()
     for task in (river, moon):
         for problem in task.problems():
             (grade,) = task.grade([problem], [text])
             assert not grade.correct and not grade.refused
             assert grade.extracted is None or 0 < len(grade.extracted) <= 200
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 60
 
 
 def test_marks_and_nulls_do_not_hide_an_answer(river):

@@ -54,6 +54,10 @@ def test_two_steps_repeat(tmp_path: Path):
         environment = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONHASHSEED": str(seed)}  # for the order of sets
         command = [sys.executable, "-m", "carerft", "train", *PLAN, "steps=2", f'hydra.run.dir="{tmp_path / name}"']
         started.append(subprocess.Popen(command, cwd=tmp_path, env=environment))
-    assert [process.wait(300) for process in started] == [0, 0]
+    try:
+        assert [process.wait(300) for process in started] == [0, 0]
+    finally:
+        for process in started:
+            process.kill()  # which does nothing to one that has ended
     assert weights(tmp_path / "one") == weights(tmp_path / "other")
     assert lines(tmp_path / "one") == lines(tmp_path / "other")

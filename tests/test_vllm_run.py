@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 from helpers.engines import needs_ray, needs_vllm
-from helpers.runs import assert_gone
+from helpers.runs import assert_gone, wait_for
 
 from carerft import cli
 from carerft.rollout import engine, reuse, vllm
@@ -224,7 +224,7 @@ def test_a_lost_engine_ends_a_run_with_a_checkpoint_and_an_interrupt_leaves_no_p
         [sys.executable, "-m", "carerft", "train", *DEDICATED, f'hydra.run.dir="{directory}"'],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
-    wait_for_steps(directory, saved + 1, lambda: process.poll() is None)
+    wait_for(lambda: (directory / "metrics.jsonl").read_text().count("\n") > saved + 1, process)
     family = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     output, _ = process.communicate(timeout=60)

@@ -55,7 +55,7 @@ class Repository(ConfigRepository):
 
 
 class Loader(ConfigLoaderImpl):
-    """`ConfigLoaderImpl`, from which all but one thing here comes, with the same results."""
+    """`ConfigLoaderImpl` that reads each file and composes each choice once, and takes a file's `samples`."""
 
     def __init__(self, config_search_path: ConfigSearchPath) -> None:
         super().__init__(config_search_path)
