@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -32,6 +33,7 @@ from carerft.config.settings import LearnerSettings
 from carerft.runs.directory import open_run
 from carerft.training import checkpoint, controller
 from carerft.training.error_file import CompleteErrorFile
+from carerft.world.bases import SHIPPED
 
 # An epsilon beside which rounding is small: Adam otherwise makes a full step out of a gradient that is nothing else.
 MEASURED = ["learner.adam_eps=1e-3", "benchmark=world", "evaluation.limit=6", "samples=2"]
@@ -154,6 +156,16 @@ def test_what_the_first_process_alone_reads_ends_all_when_it_is_wrong(tmp_path: 
     assert "gloo" not in output and "(exitcode: 2) local_rank: 0" in output
     manifest = json.loads((tmp_path / "run/manifest.json").read_text())
     assert manifest["status"] == "failed" and "SyntaxError" in manifest["error"]
+
+
+def test_an_error_of_the_first_process_that_the_others_do_not_see_ends_them_too(tmp_path: Path):
+    """They wait for it in the midst of building a model, and not for what comes next."""
+    shutil.copytree(SHIPPED, tmp_path / "original")
+    (tmp_path / "original/model.safetensors").write_bytes(b"cut")
+    process = start(tmp_path / "run", TWO, f"reference={tmp_path / 'original'}")
+    output = finish(process)
+    assert process.returncode == 2 and "error: cannot load the model" in output
+    assert json.loads((tmp_path / "run/manifest.json").read_text())["status"] == "failed"
 
 
 def test_torchrun_never_sees_half_of_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -132,13 +132,10 @@ def follow(settings: TrainSettings) -> None:
     with controller.process_group(choose_device(settings.learner.device), settings.learner.timeout_s) as processes:
         if not controller.started(processes):
             return
-        try:
-            with assembly.training(settings, processes.mesh) as own:
-                controller.follow(processes, own.worker, own.learner)
-                with suppress(RunDirectoryError):  # which the first process says
-                    own.learner.finish_saving()
-        except FirstProcessError:
-            processes.received()  # its end, once it has written down what it met
+        with suppress(FirstProcessError), assembly.training(settings, processes.mesh) as own:
+            controller.follow(processes, own.worker, own.learner)
+            with suppress(RunDirectoryError):  # which the first process says
+                own.learner.finish_saving()
 
 
 def train(settings: TrainSettings, run: RunDirectory, leader: "Leader | None" = None) -> None:

@@ -16,14 +16,16 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
+from carerft.config.settings import TrainSettings
 from carerft.runs.directory import SWEEP, read_manifest
 from carerft.runs.reading import read_lines
 from carerft.sweeps.cells import Cell
 from carerft.terminal import progress_bar
 from carerft.text import duration, line
+from carerft.training.launch import PATIENCE_S, starts_processes
 
 OPEN = ("missing", "stopped", "failed", "interrupted")  # statuses of the cells that a sweep has to run when it starts
-GRACE = 120.0  # seconds that workers have to save their step after Ctrl-C
+GRACE = 120.0  # seconds that workers have to save their step after Ctrl-C, where a run is one process
 
 
 def run(cells: Sequence[Cell], commands: Sequence[Sequence[str]], workers: int, threads: int, console: Console) -> None:
@@ -67,16 +69,19 @@ def run(cells: Sequence[Cell], commands: Sequence[Sequence[str]], workers: int, 
                 time.sleep(1.0)
                 progress.update()
         finally:
-            _stop(processes)
+            several = any(
+                isinstance(cell.settings, TrainSettings) and starts_processes(cell.settings.learner) for cell in cells
+            )
+            _stop(processes, PATIENCE_S if several else GRACE)
             progress.update()
 
 
-def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+def _stop(processes: Sequence[subprocess.Popen[bytes]], grace: float) -> None:
     """Interrupt the processes that still run, as Ctrl-C does, and kill those that do not end in time."""
     running = [process for process in processes if process.poll() is None]
     for process in running:
         process.send_signal(signal.SIGINT)
-    deadline = time.monotonic() + GRACE
+    deadline = time.monotonic() + grace
     for process in running:
         try:
             process.wait(max(0.0, deadline - time.monotonic()))

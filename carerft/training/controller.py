@@ -106,7 +106,7 @@ class Leader:
 
     processes: Processes
     actions: dict[str, Action] = field(default_factory=dict)
-    lost: bool = False  # an action did not end: nobody knows what the other processes are waiting for
+    lost: bool = False  # the start, or an action, did not end: nobody knows what the other processes are waiting for
 
     @property
     def mesh(self) -> DeviceMesh:
@@ -115,11 +115,13 @@ class Leader:
     def start(self) -> None:
         """Let the other processes build what `lead` takes, while this one builds its own."""
         self.processes.send(START)
+        self.lost = True
 
     def lead(self, worker: RolloutWorker, learner: Learner) -> tuple[RolloutWorker, Learner]:
         """The worker and the learner of all processes. worker, learner: this process's."""
         self.actions = actions(worker, learner)
         _end_of_start(learner)
+        self.lost = False
         dedicated = isinstance(worker, DedicatedWorker)
         together = DedicatedToAll(self, worker) if dedicated else DistributedWorker(self, worker.context)
         return together, cast(Learner, DistributedLearner(self, learner))  # it has every attribute of a learner

@@ -17,8 +17,7 @@ from carerft.training.interruption import signals_handled
 
 log = logging.getLogger(__name__)
 
-# torchrun kills processes that a signal has not ended after 30 s, and theirs finish their step and save it first.
-PATIENCE = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "3600"}
+PATIENCE_S = 3600  # for processes that a signal lets finish their step and save it; torchrun would kill them after 30 s
 
 
 def processes(settings: LearnerSettings) -> int:
@@ -59,7 +58,8 @@ def start(settings: LearnerSettings, overrides: Sequence[str], directory: Path) 
     path = str(directory.absolute()).replace("\\", "\\\\").replace('"', '\\"')
     command += ["-m", "carerft.commands.train", *overrides, f'hydra.run.dir="{path}"']
     # In a session of its own, so that Ctrl-C reaches it once, through this process.
-    child = subprocess.Popen(command, start_new_session=True, env=PATIENCE | os.environ)
+    environment = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(PATIENCE_S), **os.environ}
+    child = subprocess.Popen(command, start_new_session=True, env=environment)
     received: list[int] = []
 
     def forward(number: int, _: Any) -> None:
