@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from carerft import cli
 from carerft.config.checks import is_checkpoint
+from carerft.config.choices import knows_world
 from carerft.model import checkpoints
 from carerft.model.checkpoints import write_model
 from carerft.model.loading import load_model
@@ -78,6 +79,7 @@ def test_the_model_at_the_end_is_loaded_with_the_runs_attention(finished: Path, 
 
 
 def test_a_checkpoint_is_measured_as_a_model(finished: Path, tmp_path: Path):
+    assert knows_world(str(finished / "checkpoints/step_3")) and not knows_world(str(tmp_path / "checkpoints/step_3"))
     words = ["benchmark=world_honesty"]
     for name in ("checkpoints/step_3", "model"):
         assert run(tmp_path / name, f"model={finished / name}", *words, verb="evaluate") == 0

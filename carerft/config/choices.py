@@ -72,10 +72,12 @@ def knows_world(model: str) -> bool:
     """Whether this is the built-in model, or was trained from it: no other has so small a vocabulary. model: a path."""
     if model == "world":
         return True
+    path = Path(model).expanduser().resolve()
     try:
-        config = json.loads((Path(model).expanduser() / "config.json").read_text())
-        return config.get("vocab_size") == WORLD_VOCABULARY
-    except (OSError, ValueError, AttributeError):
+        if path.parent.name == "checkpoints":  # a checkpoint, whose run says which model it is of
+            return knows_world(json.loads((path.parents[1] / "manifest.json").read_text())["config"]["model"]["path"])
+        return json.loads((path / "config.json").read_text()).get("vocab_size") == WORLD_VOCABULARY
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
         return False
 
 
