@@ -11,7 +11,7 @@ from helpers.configurations import composed, refused, settings
 from hydra.utils import instantiate
 
 from carerft import cli
-from carerft.config.checks import check_choice, check_evaluate, check_model_directory, check_train
+from carerft.config.checks import check_choice, check_evaluate, check_model_directory, check_train, check_words
 from carerft.config.choices import WORLD_VOCABULARY, Machine, assuming, cpu_multiplies_in_bfloat16
 from carerft.config.composition import CONF, train_settings
 from carerft.config.identity import config_hash, differences
@@ -67,17 +67,27 @@ def test_an_evaluation_composes():
         ("evaluation.temperature=0", "there would be one answer alone", "evaluation.temperature=0.01 is nearly greedy"),
         ("evaluation.temperature=-1", "evaluation.temperature=-1.0: must be at least 0", "0 or more"),
         ("evaluation.top_p=0", "evaluation.top_p=0.0: must be above 0 and at most 1", "at most 1"),
-        ("rollout.temperature=0.2", "carerft evaluate does not use it", "write evaluation.temperature=0.2"),
-        ("rollout.top_p=0.2", "carerft evaluate does not use it", "write evaluation.top_p=0.2"),
-        ("rollout.max_tokens=1", "does not use it", "write benchmark.world_reasoning.max_tokens=1"),
     ],
 )
 def test_impossible_evaluations(override: str, names: str, remedy: str):
     with pytest.raises(ConfigError) as error:
         check_evaluate(settings(override, verb="evaluate"))
     assert names in str(error.value) and remedy in str(error.value)
-    if override.startswith("evaluation"):
-        refused(override, names, remedy)
+    refused(override, names, remedy)
+
+
+@pytest.mark.parametrize(
+    ("word", "instead"),
+    [
+        ("rollout.temperature=0.2", "write evaluation.temperature=0.2"),
+        ("+rollout.top_p=0.2", "write evaluation.top_p=0.2"),
+        ("rollout.max_tokens=1", "write benchmark.world_reasoning.max_tokens=1"),
+    ],
+)
+def test_what_an_evaluation_does_not_take_from_rollout_is_refused(word: str, instead: str):
+    with pytest.raises(ConfigError, match=rf"does not use it\n  {instead}"):
+        check_words(settings(verb="evaluate"), ["benchmark=world", word])
+    check_words(settings(verb="evaluate"), ["rollout=vllm", "rollout.batch_size=3"])
 
 
 def test_a_server_may_be_asked_for_its_likeliest_answer_but_not_by_default_of_the_built_in_world():

@@ -23,6 +23,7 @@ from carerft.evaluation.served import Server
 from carerft.model.loading import load_model
 from carerft.rollout import Sampling
 from carerft.rollout.transformers import TransformersWorker
+from carerft.sweeps import composition
 from carerft.tasks import Problem
 from carerft.tasks.selfaware import SelfAwareTask
 
@@ -182,7 +183,7 @@ def test_a_word_that_does_not_fit_is_refused(tmp_path, monkeypatch, capsys, word
 class Api(BaseHTTPRequestHandler):
     """A server with faults that a real one can't be made to have: it is busy at first, and knows no `n`."""
 
-    busy, asked, lost = 2, [], 0
+    busy, asked, lost, serves = 2, [], 0, "only"
 
     def log_message(self, *_: object) -> None: ...
 
@@ -194,7 +195,7 @@ class Api(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def do_GET(self) -> None:
-        self.answer(200, {"data": [{"id": "only"}]})
+        self.answer(200, {"data": [{"id": Api.serves}]})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -214,7 +215,7 @@ class Api(BaseHTTPRequestHandler):
 @pytest.fixture
 def api(monkeypatch):
     monkeypatch.setattr(served.time, "sleep", lambda _: None)
-    Api.busy, Api.asked, Api.lost = 2, [], 0
+    Api.busy, Api.asked, Api.lost, Api.serves = 2, [], 0, "only"
     server = ThreadingHTTPServer(("127.0.0.1", 0), Api)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield OpenaiSettings(name="openai", url=f"http://127.0.0.1:{server.server_port}/v1")
@@ -251,12 +252,19 @@ def test_an_evaluation_whose_server_was_lost_goes_on(api, tmp_path, monkeypatch)
     written(tmp_path / "mine.jsonl", rows)
     command = ["rollout=openai", f"rollout.url={api.url}", "samples=1", "benchmark=questions", "rollout.batch_size=1"]
     command += ["benchmark.questions.path=mine.jsonl", "benchmark.questions.grader=number", "tracker=none", "name=s"]
-    assert run("evaluate", command) != 0
-    Api.lost = 0
-    assert run("evaluate", command) == 0
-    (directory,) = tmp_path.glob("outputs/s/*")
-    assert len((directory / "evaluation/questions.jsonl").read_text().splitlines()) == 130
-    assert len(Api.asked) == 100 + 130 - 64  # 64 answers had been kept
+
+    def evaluated() -> int:
+        composition._run_names.clear()  # as in a process of its own
+        return run("evaluate", command)
+
+    assert evaluated() != 0
+    Api.lost, Api.serves = 0, "another"  # which has nothing to do with the first
+    assert evaluated() == 0
+    Api.serves, Api.asked = "only", []
+    assert evaluated() == 0
+    first, other = sorted(tmp_path.glob("outputs/s/*"))
+    assert [len((d / "evaluation/questions.jsonl").read_text().splitlines()) for d in (first, other)] == [130, 130]
+    assert len(Api.asked) == 130 - 64  # 64 answers had been kept
 
 
 @needs_vllm

@@ -154,6 +154,7 @@ def test_a_best_by_what_is_not_measured_is_refused_before_the_first_step(tmp_pat
     said = capsys.readouterr().err
     assert "world_reasoning has no refusal_f1\n  write world_reasoning. and one of accuracy, " in said
     assert not (tmp_path / "run/metrics.jsonl").read_text()
+    assert best_step(tmp_path / "run", "world_reasoning.ece_stated") is None  # of a model that states none yet
 
 
 def test_how_often_a_run_is_measured_is_no_part_of_what_it_is():

@@ -2,16 +2,15 @@
 
 import json
 import logging
-from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from carerft.commands.application import application, save_composition, show_uses
-from carerft.config.checks import check_choice, check_evaluate
+from carerft.config.checks import check_choice, check_evaluate, check_words
 from carerft.config.composition import evaluate_settings, plain
 from carerft.config.settings import EvaluateSettings, OpenaiSettings, RecordedSettings, VllmSettings
-from carerft.evaluation.answers import Source
+from carerft.evaluation.answerer import with_answerer
 from carerft.runs.directory import RunDirectory, open_run
 from carerft.sweeps.sharing import job_directory
 from carerft.tasks.templates import check_templates
@@ -29,15 +28,8 @@ def main(config: DictConfig) -> None:
     check_templates(settings.benchmark.values())
     check_evaluate(settings)
     check_choice(settings, HydraConfig.get().overrides.task)
-    source = None
-    if isinstance(settings.rollout, OpenaiSettings):
-        from carerft.evaluation.served import Server
-
-        source = Server.connect(settings.rollout)
-        record["model"] |= {"name": source.model, "path": settings.rollout.url}
-    elif isinstance(settings.rollout, RecordedSettings):
-        path = Path(settings.rollout.path).expanduser()
-        record["model"] |= {"name": path.name, "path": str(path)}
+    check_words(settings, HydraConfig.get().overrides.task)
+    record = with_answerer(record)
     settings = evaluate_settings(record)
     directory = job_directory("evaluate", record)
     if directory is None:
@@ -53,7 +45,7 @@ def main(config: DictConfig) -> None:
         save_composition(run.path, config)
         with run.recording():
             if isinstance(settings.rollout, OpenaiSettings | RecordedSettings):
-                evaluate_texts(settings, run, source)
+                evaluate_texts(settings, run)
             else:
                 evaluate_model(settings, run)
         log.info("done: %s", run.path)
@@ -81,9 +73,11 @@ def evaluate_model(settings: EvaluateSettings, run: RunDirectory) -> None:
         subject.measure(run, worker, subject.benchmarks, trackers)
 
 
-def evaluate_texts(settings: EvaluateSettings, run: RunDirectory, server: Source | None) -> None:
-    """The evaluation of answers that a server gives or, without one, that a file holds. settings: checked."""
+def evaluate_texts(settings: EvaluateSettings, run: RunDirectory) -> None:
+    """The evaluation of answers that a server gives or a file holds. settings: checked."""
     from carerft import assembly
+    from carerft.evaluation.served import Server
 
+    server = Server.connect(settings.rollout) if isinstance(settings.rollout, OpenaiSettings) else None
     with assembly.trackers(settings, run) as trackers:
         assembly.measure_texts(settings, run, server, trackers)

@@ -117,7 +117,6 @@ def check_choice(settings: schema.TrainSettings | schema.EvaluateSettings, words
 def check_evaluate(settings: schema.EvaluateSettings, here: bool = True) -> None:
     """As check_train, for `carerft evaluate`."""
     check_constraints(settings)
-    _check_sampled(settings.rollout, next(iter(settings.benchmark), "NAME"))
     if isinstance(settings.rollout, schema.OpenaiSettings | schema.RecordedSettings):
         _check_texts(settings)
     _check_shared(settings, here)
@@ -134,15 +133,20 @@ def check_evaluate(settings: schema.EvaluateSettings, here: bool = True) -> None
         raise ConfigError("benchmark is empty", "name one, as in benchmark=world or benchmark=[math,gsm8k]")
 
 
-def _check_sampled(rollout: schema.RolloutSettings, benchmark: str) -> None:
-    """Refuse what only a training takes from `rollout`, where an evaluation has a key of its own."""
+def check_words(settings: schema.EvaluateSettings, words: Sequence[str]) -> None:
+    """Refuse what only a training takes from `rollout`, where an evaluation has a key of its own. words: of the command
+    line.
+
+    Raises ConfigError.
+    """
+    benchmark = next(iter(settings.benchmark), "NAME")
     own = {"temperature": "evaluation", "top_p": "evaluation", "max_tokens": f"benchmark.{benchmark}"}
-    usual = schema.RolloutSettings(name=rollout.name)
-    for key, group in own.items():
-        if (value := getattr(rollout, key)) != getattr(usual, key):
+    for word in words:
+        group, _, name = word.partition("=")[0].lstrip("+").partition(".")
+        if group == "rollout" and name in own:
             raise ConfigError(
-                f"rollout.{key}={value}: how a training samples; carerft evaluate does not use it",
-                f"write {group}.{key}={value}",
+                f"{word}: how a training samples; carerft evaluate does not use it",
+                f"write {own[name]}.{name}={word.partition('=')[2]}",
             )
 
 

@@ -104,18 +104,8 @@ def extends(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     )
 
 
-def with_answerer(new: Mapping[str, Any], old: Mapping[str, Any]) -> Mapping[str, Any]:
-    """`new`, composed, with the model of the record `old`, if a server or a file gives its answers: which model that is
-    only a record says, as it was asked for when the run began."""
-    if not {"url", "path"} & new.get("rollout", {}).keys() or not isinstance(old.get("model"), Mapping):
-        return new
-    found = {key: old["model"].get(key) for key in ("name", "path")}
-    return {**new, "model": {**new["model"], **found}}
-
-
 def same_cell(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     """Whether a run of `new` is a run of `old`, or one with more steps, but for what tells replicates apart."""
-    new = with_answerer(new, old)
     own = {key: flatten(new).get(key) for key in REPLICATE_KEYS}
     aligned: dict[str, Any] = {**old, "seed": own["seed"]}
     if isinstance(old.get("model"), Mapping):

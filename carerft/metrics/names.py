@@ -144,5 +144,7 @@ what it says; whether the model refuses what it cannot know, and only that; and 
 wrongly, in its own words and among given ones. All others are variants, parts or bounds of these."""
 BY_LIKELIHOOD = ("mc1", "mc2")
 """Those that the likelihoods of choices alone give."""
+OF_SOME_ANSWERS = ("accuracy_finished", "ece_stated", "brier_stated", "auroc_stated")
+"""Those that a benchmark has only where a completion was cut, or states a confidence."""
 ENOUGH_VERDICTS = 0.9
 """Share of answers with a verdict below which a metric computed from verdicts is marked as unrepresentative."""

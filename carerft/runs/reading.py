@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from carerft.errors import ConfigError, DataError
 from carerft.metrics.calibration import Reliability
-from carerft.metrics.names import METRICS
+from carerft.metrics.names import METRICS, OF_SOME_ANSWERS
 from carerft.metrics.statistics import Interval
 from carerft.runs.labels import section
 from carerft.text import line, number
@@ -95,7 +95,7 @@ def validations(run: Path) -> dict[int, Path]:
 def best_step(run: Path, metric: str) -> int | None:
     """The first step after which a metric, written BENCHMARK.METRIC, was best; None if it was never known.
 
-    Raises ConfigError if the benchmark has no such metric.
+    Raises ConfigError if the benchmark has no such metric, whatever a model answers.
     """
     benchmark, _, name = metric.partition(".")
     values: dict[int, float] = {}
@@ -104,7 +104,7 @@ def best_step(run: Path, metric: str) -> int | None:
         measured |= (found := json.loads(path.read_text(encoding="utf-8"))["benchmarks"][benchmark]["metrics"])
         if name in found and found[name]["value"] is not None:
             values[step] = METRICS[name].direction * found[name]["value"]
-    if measured and name not in measured:
+    if measured and name not in measured and name not in OF_SOME_ANSWERS:
         better = (each for each in measured if METRICS[each].direction and METRICS[each].in_terminal)
         raise ConfigError(
             f"keep_best={metric}: {benchmark} has no {name}", f"write {benchmark}. and one of {', '.join(better)}"

@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -15,7 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from carerft.config import choices, settings
 from carerft.config.composition import CONF, plain
-from carerft.config.identity import config_hash, extends, with_answerer
+from carerft.config.identity import config_hash, extends
+from carerft.errors import CareError
+from carerft.evaluation.answerer import with_answerer
 from carerft.runs.directory import locked, manifests
 from carerft.runs.inputs import changed_since
 from carerft.sweeps import folders, loader
@@ -37,16 +39,22 @@ _run_names: dict[str, str] = {}
 def _run_name(config: dict[str, Any]) -> str:
     """The name of a single run's directory: that of the newest run of the same configuration and inputs that no process
     has and that isn't finished, or was with fewer steps; or the time, of which the directory is then made."""
-    parent = Path("outputs", config["name"])
+    parent, identity = Path("outputs", config["name"]), cache(lambda: config_hash(_answered(config)))
     for directory, manifest in manifests(sorted(parent.glob("*"), reverse=True)):
-        old = manifest["config"]
-        unfinished = manifest["status"] != "done" and config_hash(old) == config_hash(with_answerer(config, old))
-        wanted = unfinished or extends(old, config)
+        unfinished = manifest["status"] != "done" and config_hash(manifest["config"]) == identity()
+        wanted = unfinished or extends(manifest["config"], config)
         if wanted and not locked(directory) and not changed_since(directory, manifest):
             return directory.name
     if {"-c", "--cfg", "--info", "-i"} & set(sys.argv):  # which show a configuration, and run nothing
         return datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     return reserved(parent, datetime.now())
+
+
+def _answered(config: dict[str, Any]) -> dict[str, Any]:
+    """`with_answerer`; as it is where the server can't be asked, which the run itself will say."""
+    with suppress(CareError):
+        return with_answerer(config)
+    return config
 
 
 def _timestamp(_root_: DictConfig) -> str:
@@ -59,7 +67,9 @@ def _timestamp(_root_: DictConfig) -> str:
 
 def _cell(_root_: DictConfig) -> str:
     axes = loader.cell_overrides(_root_, loader.axes(_root_))
-    return cell_directory(axes, loader.cell_overrides(_root_), Path(_root_.hydra.sweep.dir), lambda: plain(_root_))
+    return cell_directory(
+        axes, loader.cell_overrides(_root_), Path(_root_.hydra.sweep.dir), lambda: _answered(plain(_root_))
+    )
 
 
 @cache
