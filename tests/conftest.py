@@ -10,6 +10,8 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Where a test asks for more, they sleep while they wait: threads that spin take a busy machine minutes.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Ray ends an engine where 95% of the machine's memory is taken, by whatever it is.
+os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and with them every process that they start,
 # of which some are to be stopped by it.

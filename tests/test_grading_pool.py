@@ -205,7 +205,7 @@ def test_no_worker_outlives_its_parent(ending):
         finally:
             parent.send_signal(ending)
         parent.wait(timeout=30)
-        for _ in range(300):
+        for _ in range(1800):
             if not living(group):
                 break
             time.sleep(0.1)

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -28,6 +29,19 @@ def cluster():
     found = Cluster(initialize_head=True, head_node_args=given)
     yield found
     found.shutdown()
+
+
+@needs_ray
+def test_a_ray_that_does_not_start_in_time_is_started_again(monkeypatch: pytest.MonkeyPatch, caplog):
+    """On a machine that is busy enough, which can't be arranged."""
+    import ray
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    late = Exception("The current node timed out during startup. This could happen because some processes failed")
+    started = Mock(side_effect=[late, None])
+    monkeypatch.setattr(ray, "init", started)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    assert start_ray(2) and started.call_count == 2 and "starting it again" in caplog.text
 
 
 @needs_ray

@@ -6,8 +6,11 @@ import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from carerft.errors import CareError
+
+log = logging.getLogger(__name__)
 
 TORCHRUN_VARIABLE = re.compile(
     r"TORCHELASTIC_.*|((LOCAL|GROUP|ROLE)_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|OMP_NUM_THREADS"
@@ -36,10 +39,16 @@ def start_ray(engines: int) -> bool:
                 "give the HOST:PORT that `ray start --head` printed, or unset RAY_ADDRESS for engines on this machine",
             ) from error
         return True
+    own: dict[str, Any] = {"address": "local", "num_cpus": engines, "include_dashboard": False}
     with environment_of_engines(engines):
-        ray.init(
-            address="local", num_cpus=engines, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False
-        )
+        try:
+            ray.init(**own, logging_level=logging.ERROR, log_to_driver=False)
+        except Exception as error:  # Ray has no class for it
+            if "timed out during startup" not in str(error):
+                raise
+            log.warning("Ray did not start within its half a minute, as on a busy machine: starting it again")
+            ray.shutdown()
+            ray.init(**own, logging_level=logging.ERROR, log_to_driver=False)
     return True
 
 

@@ -52,7 +52,7 @@ def start(directory: Path, *overrides: str, stderr: int = subprocess.STDOUT) -> 
 
 
 def finish(process: subprocess.Popen) -> str:
-    output, _ = process.communicate(timeout=240)
+    output, _ = process.communicate(timeout=600)
     return output
 
 
@@ -60,7 +60,7 @@ def train_on_a_full_disk(directory: Path, *overrides: str) -> subprocess.Complet
     """A run in which no file may grow beyond 1000 KiB: that stops a checkpoint's writing as a full disk does."""
     process = start(directory, *overrides, stderr=subprocess.PIPE)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (1000 * 1024, 1000 * 1024))
-    output, errors = process.communicate(timeout=240)
+    output, errors = process.communicate(timeout=600)
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PATIENCE = 3
+PATIENCE = 20
 """Seconds for W&B's own process, on a busy machine, to write the end of a run. A run that was killed has no end."""
 
 
