@@ -12,7 +12,7 @@ def with_answerer(record: dict[str, Any]) -> dict[str, Any]:
 
     Raises EngineError where the server can't be asked which model it serves.
     """
-    rollout = record["rollout"]
+    rollout = record.get("rollout", {})
     if "learner" in record:
         return record
     if "url" in rollout:
