@@ -12,6 +12,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # Ray ends an engine where 95% of the machine's memory is taken, by whatever it is.
 os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")
+# Its first worker waits until everything is imported, on a busy machine for longer than Ray's usual minute.
+os.environ.setdefault("RAY_worker_register_timeout_seconds", "300")
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and with them every process that they start,
 # of which some are to be stopped by it.

@@ -18,7 +18,7 @@ import psutil
 import pytest
 import torch
 from helpers.engines import CONTEXT, EOS, letters, needs_ray, options, perturb, save_model
-from helpers.runs import assert_gone
+from helpers.runs import assert_gone, family
 from helpers.sampling import PROMPTS, completions, equal, teacher_forced
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -164,10 +164,9 @@ def test_an_engine_whose_replacement_cannot_start_is_an_engine_error_which_saves
 
 def test_closing_ends_all_processes_and_a_request_that_another_thread_waits_for(worker, undisturbed):
     """As an error of the learner does, while the next batch is sampled. The last test of this worker."""
-    engines = [psutil.Process(engine.pid) for engine in worker.engines]
-    family = [p.pid for engine in engines for p in (engine, *engine.children(recursive=True), *engine.parents())]
-    family = [pid for pid in family if pid in {p.pid for p in psutil.Process().children(recursive=True)}]
-    assert {engine.pid for engine in worker.engines} <= set(family)
+    (raylet,) = [child for child in psutil.Process().children(recursive=True) if child.name() == "raylet"]
+    pids = [process.pid for process in (raylet, *family(raylet))]
+    assert {engine.pid for engine in worker.engines} < set(pids)
     with ThreadPoolExecutor(1) as thread:
         pending = thread.submit(worker.sample, MANY, 3, LONG, 0)
         time.sleep(0.5)
@@ -175,7 +174,7 @@ def test_closing_ends_all_processes_and_a_request_that_another_thread_waits_for(
         with pytest.raises(EngineError, match="closed"):
             pending.result(timeout=30)
     assert worker.engines == [None, None]
-    assert_gone(family)
+    assert_gone(pids)
     worker.close()  # may be repeated
 
 
@@ -185,7 +184,7 @@ def hold_an_engine(directory: str) -> None:
     chosen = options(Path(directory), eos_token_ids=(EOS,), tensor_parallel_size=2)
     worker = DedicatedWorker(chosen, 1, timeout_s=300, max_restarts=1)
     worker.sync(AutoModelForCausalLM.from_pretrained(directory))  # checks that the engine's probabilities are its
-    print(*(process.pid for process in psutil.Process().children(recursive=True)), flush=True)
+    print(*(process.pid for process in family(psutil.Process())), flush=True)
     time.sleep(600)
 
 
@@ -194,11 +193,10 @@ def test_a_killed_process_leaves_no_engine_behind_nor_the_processes_that_share_i
         [sys.executable, "-m", "helpers.call", __name__, hold_an_engine.__name__, json.dumps([str(directory)])],
         stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )  # fmt: skip
-    family = {int(pid): psutil.Process(int(pid)).cmdline()[0] for pid in process.stdout.readline().split()}
-    assert "ray::EngineProcess" in "".join(family.values())
-    engines = {pid for pid, name in family.items() if "ray::EngineProcess" in name}
-    assert sum(psutil.Process(pid).ppid() in engines for pid in family) >= 2  # which share its weights
+    names = {int(pid): psutil.Process(int(pid)).cmdline()[0] for pid in process.stdout.readline().split()}
+    engines = {pid for pid, name in names.items() if "ray::EngineProcess" in name}
+    assert sum(psutil.Process(pid).ppid() in engines for pid in names) >= 2  # which share its weights
     process.kill()
     process.wait()
     # Ray's own two agents outlive a killed Ray by a minute or two, waiting for it; they hold no memory to speak of.
-    assert_gone([pid for pid, name in family.items() if "Agent" not in name])
+    assert_gone([pid for pid, name in names.items() if "Agent" not in name])

@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 from helpers.engines import needs_ray, needs_vllm
-from helpers.runs import assert_gone, wait_for
+from helpers.runs import assert_gone, family, wait_for
 
 from carerft import cli
 from carerft.rollout import engine, reuse, vllm
@@ -196,15 +196,15 @@ def wait_for_steps(directory: Path, count: int, going: Callable[[], bool]) -> in
 
 @needs_ray
 def test_a_lost_engine_ends_a_run_with_a_checkpoint_and_an_interrupt_leaves_no_process(tmp_path, capfd):
-    directory, family, over = tmp_path / "run", [], threading.Event()
-    strangers = set(psutil.Process().children(recursive=True))  # which other tests have left to this process
+    directory, started, over = tmp_path / "run", [], threading.Event()
+    strangers = family(psutil.Process())  # which other tests have left to this process
 
     def kill_engine() -> int:
         try:
             return wait_for_steps(directory, 1, lambda: not over.is_set())
         finally:  # also where no step came in time, for else the run would go on
-            family.extend(set(psutil.Process().children(recursive=True)) - strangers)
-            next(p for p in family if "EngineProcess" in "".join(p.cmdline())).send_signal(signal.SIGKILL)
+            started.extend(family(psutil.Process()) - strangers)
+            next(p for p in started if "EngineProcess" in "".join(p.cmdline())).send_signal(signal.SIGKILL)
 
     with ThreadPoolExecutor(1) as thread:
         done = thread.submit(kill_engine)
@@ -213,7 +213,7 @@ def test_a_lost_engine_ends_a_run_with_a_checkpoint_and_an_interrupt_leaves_no_p
         finally:
             over.set()
     assert "rollout.max_restarts=0 allows no further restart" in capfd.readouterr().err
-    assert_gone([p.pid for p in family])
+    assert_gone([p.pid for p in started])
     staleness = [line["rollout/staleness"] for line in records(directory / "metrics.jsonl")]
     assert staleness[0] == 0 and all(0 <= steps <= 2 for steps in staleness)
     assert json.loads((directory / "manifest.json").read_text())["status"] == "failed"
@@ -225,8 +225,8 @@ def test_a_lost_engine_ends_a_run_with_a_checkpoint_and_an_interrupt_leaves_no_p
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
     wait_for(lambda: (directory / "metrics.jsonl").read_text().count("\n") > saved + 1, process)
-    family = psutil.Process(process.pid).children(recursive=True)
+    started = family(psutil.Process(process.pid))
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 130 and f"after{saved}steps" in "".join(output.split())  # it comes in lines
-    assert_gone([p.pid for p in family])
+    assert_gone([p.pid for p in started])

@@ -52,11 +52,16 @@ def preload(directory: Path) -> None:
 
 
 def preload_engines(directory: Path) -> None:
-    """Import what a process with an engine imports beside that."""
+    """Import what a process with an engine imports beside that, but not Ray, which reads its environment while it is
+    imported: vLLM's modules for it are forgotten, so that a fork which needs one imports it with Ray."""
     os.environ |= importlib.import_module("carerft.rollout.engine").ENVIRONMENT
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), processes.without("ray"):
         warnings.simplefilter("ignore")
         load(PRELOADED_WITH_ENGINES, directory)
+    for name in [name for name in sys.modules if name.startswith("vllm.") and ".ray_" in name]:
+        package, _, last = name.rpartition(".")
+        delattr(sys.modules[package], last)
+        del sys.modules[name]
 
 
 def load(modules: Sequence[str], directory: Path) -> None:
@@ -202,10 +207,13 @@ def become(request: dict[str, Any]) -> None:
 
 
 def run(module: str) -> int:
-    """Run a module as `python -m` does, and what an interpreter does at its exit. Returns the exit status."""
+    """Run a module as `python -m` does, or a file, and what an interpreter does at its exit. Returns the exit status."""
     status = 0
     try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        if module.endswith(".py"):
+            runpy.run_path(module, run_name="__main__")
+        else:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
         if isinstance(end.code, str):

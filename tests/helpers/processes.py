@@ -143,7 +143,7 @@ class Popen(subprocess.Popen):
         self._status, written = os.pipe()
         try:
             engine = ENGINE in environment or ("rollout=vllm" in command[1] and DEDICATED not in command[1])
-            self.pid = _fork(command, directory, environment, bool(session), [*streams, written], engine)
+            self.pid = fork(command, directory, environment, bool(session), [*streams, written], engine)
         finally:
             os.close(written)
             self._close_pipe_fds(stdin, stdin_write, stdout_read, stdout, stderr_read, stderr)
@@ -173,7 +173,7 @@ class Popen(subprocess.Popen):
         return self.returncode
 
 
-def _fork(
+def fork(
     command: tuple[str, list[str]],
     directory: str,
     environment: Mapping[str, str],

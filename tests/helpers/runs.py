@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from helpers import processes
 from safetensors.torch import load_file
 
 from carerft import cli
@@ -109,6 +110,15 @@ def check_equal(directory: Path, alone: Path) -> None:
         for key in right:
             exact = key.startswith("reward/") or key in ("step", "rollout/length_mean", "learner/learning_rate")
             assert line[key] == (right[key] if exact else pytest.approx(right[key], rel=1e-3, abs=1e-5)), key
+
+
+def family(process: psutil.Process) -> set[psutil.Process]:
+    """What a process has started and what that has, with the workers of its Ray, of which some are the fork server's."""
+    found = set(process.children(recursive=True))
+    for raylet in [each for each in (process, *found) if each.name() == "raylet"]:
+        workers = map(psutil.Process, processes.running(RAY_RAYLET_PID=str(raylet.pid)))
+        found |= {own for worker in workers for own in (worker, *worker.children(recursive=True))}
+    return found
 
 
 def assert_gone(pids: list[int], seconds: float = 20) -> None:
