@@ -17,7 +17,7 @@ from carerft.commands.report import COLUMNS
 from carerft.metrics.intervals import Spread, clear_best, over_seeds, pooled_spread
 from carerft.metrics.names import FIRST, METRICS
 from carerft.metrics.statistics import Interval
-from carerft.report.columns import Column, few_verdicts, main_table, notes, tabulate
+from carerft.report.columns import Column, MainTable, few_verdicts, main_table, notes
 from carerft.report.figures.curves import smooth
 from carerft.report.figures.points import label_points
 from carerft.report.figures.reliability import pooled_reliability
@@ -267,9 +267,9 @@ def test_no_row_is_best_of_a_column_that_rests_on_few_verdicts(demo):
         for row, x, missing in zip(make_rows(load_runs([demo]))[:2], (0.9, 0.1), (0.98, 0.0), strict=True)
     ]
     column = Column("b", "accuracy", "B", "Accuracy")
-    assert tabulate(rows, [column]).best == [None]
+    assert MainTable([column], rows).best == [None]
     rows[0].scores["b", "no_verdict"] = Interval(0.02)
-    assert tabulate(rows, [column]).best == [0]
+    assert MainTable([column], rows).best == [0]
 
 
 def test_latex_is_escaped_and_balanced(tmp_path):

@@ -5,6 +5,7 @@ A benchmark that isn't listed here is shown under its own name, in the part of t
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 
 from carerft.metrics.intervals import clear_best
@@ -74,11 +75,22 @@ class Column:
 
 @dataclass(frozen=True)
 class MainTable:
-    """best: by column, the index of the row that is best beyond its interval, or None."""
+    """What rows have in each of the columns, and which of them is best."""
 
     columns: list[Column]
     rows: Sequence[Row]
-    best: list[int | None]
+
+    @cached_property
+    def best(self) -> list[int | None]:
+        """By column, the index of the row that is best beyond its interval, or None. No row is best in a calibration
+        column whose rows differ in k, or where one of them rests on few verdicts."""
+        best = []
+        for column in self.columns:
+            comparable = column.metric not in FLOORS or samples_text(self.rows, [column.benchmark]).isdigit()
+            comparable &= not few_verdicts(self.rows, [column])
+            values = [row.scores.get(column.quantity) for row in self.rows]
+            best.append(clear_best(values, column.direction) if comparable else None)
+        return best
 
     @property
     def groups(self) -> list[tuple[str, list[Column]]]:
@@ -108,34 +120,31 @@ def ordered(names: Iterable[str], known: Mapping[str, object]) -> list[str]:
     return sorted(names, key=lambda name: (order.index(name) if name in known else len(order), name))
 
 
+def measured(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """The metrics that any of the rows has of each benchmark, both in the order of tables."""
+    found: dict[str, list[str]] = {}
+    for benchmark, metric in quantities(rows):
+        found.setdefault(benchmark, []).append(metric)
+    return {name: ordered(found[name], METRICS) for name in ordered(found, BENCHMARKS)}
+
+
 def main_table(rows: Sequence[Row], shown: Mapping[str, Sequence[str]] | None = None) -> MainTable:
     """The main table. shown: by benchmark, the metrics to show in place of SHOWN's."""
-    return tabulate(rows, main_columns(rows, shown or {}))
+    return MainTable(main_columns(rows, shown or {}), rows)
 
 
 def terminal_table(rows: Sequence[Row], shown: Mapping[str, Sequence[str]], everything: bool) -> MainTable:
     """Of the main table the metrics that a terminal shows unasked and those of `shown`; or every metric there is."""
-    if not everything:
+    if everything:
+        columns = [
+            Column(name, metric, benchmark_title(name), describe(metric).title)
+            for name, metrics in measured(rows).items()
+            for metric in metrics
+        ]
+    else:
         columns = main_columns(rows, shown)
-        return tabulate(rows, [c for c in columns if c.metric in FIRST or c.metric in shown.get(c.benchmark, ())])
-    measured = quantities(rows)
-    return tabulate(rows, [
-        Column(name, metric, benchmark_title(name), describe(metric).title)
-        for name in ordered({name for name, _ in measured}, BENCHMARKS)
-        for metric in ordered([metric for benchmark, metric in measured if benchmark == name], METRICS)
-    ])  # fmt: skip
-
-
-def tabulate(rows: Sequence[Row], columns: list[Column]) -> MainTable:
-    """A table of these columns. No row is marked best in a calibration column whose rows differ in k, or where one of
-    them rests on few verdicts."""
-    best = []
-    for column in columns:
-        comparable = column.metric not in FLOORS or samples_text(rows, [column.benchmark]).isdigit()
-        comparable &= not few_verdicts(rows, [column])
-        values = [row.scores.get(column.quantity) for row in rows]
-        best.append(clear_best(values, column.direction) if comparable else None)
-    return MainTable(columns, rows, best)
+        columns = [c for c in columns if c.metric in FIRST or c.metric in shown.get(c.benchmark, ())]
+    return MainTable(columns, rows)
 
 
 def main_columns(rows: Sequence[Row], shown: Mapping[str, Sequence[str]]) -> list[Column]:
@@ -151,17 +160,15 @@ def main_columns(rows: Sequence[Row], shown: Mapping[str, Sequence[str]]) -> lis
     ece = f"{describe(ECE).title} (k={samples_text(rows, calibrated)})"
     columns += [Column(name, ECE, ece, benchmark_title(name)) for name in calibrated]
     columns += [Column(n, "entropy", "Entropy", "nats/token") for n in (parts["accuracy"] or parts["truth"])[:1]]
-    measured = quantities(rows)
-    return [column for column in columns if column.quantity in measured]
+    known = quantities(rows)
+    return [column for column in columns if column.quantity in known]
 
 
 def _parts(rows: Sequence[Row]) -> dict[str, list[str]]:
     """Benchmarks by what their metrics measure: accuracy, honesty (some questions have no answer) or truth."""
     parts: dict[str, list[str]] = {"accuracy": [], "honesty": [], "truth": [], "combined": []}
-    measured = quantities(rows)
-    for name in ordered({benchmark for benchmark, _ in measured}, BENCHMARKS):
-        metrics = {metric for benchmark, metric in measured if benchmark == name}
-        truth = metrics & {"truthful", *BY_LIKELIHOOD}
+    for name, metrics in measured(rows).items():
+        truth = {"truthful", *BY_LIKELIHOOD}.intersection(metrics)
         part = "honesty" if "refusal_f1" in metrics else "truth" if truth else "accuracy"
         parts[BENCHMARKS[name][1] if name in BENCHMARKS else part].append(name)
     return parts
@@ -177,19 +184,10 @@ def tradeoff_columns(table: MainTable) -> list[Column]:
     return [column for column in wanted if column is not None]
 
 
-@dataclass(frozen=True)
-class KeyFigure:
-    """A number to take in at a glance: over the trained rows "0.696 to 0.708", the same of their base models, or "",
-    and the row that is clearly the best, or ""."""
-
-    column: Column
-    trained: str
-    base: str
-    best: str
-
-
-def key_figures(table: MainTable) -> list[KeyFigure]:
-    """Of accuracy, honesty, truthfulness and calibration one number each. Without a trained row, that of all rows."""
+def key_figures(table: MainTable) -> list[tuple[Column, str, str, str]]:
+    """Numbers to take in at a glance, one each of accuracy, honesty, truthfulness and calibration: the column; over the
+    trained rows "0.696 to 0.708" (without one, over all rows); the same of their base models, or ""; and the row that
+    is clearly the best, or ""."""
     figures = []
     for column in tradeoff_columns(table):
         known = [(row.family == "base", row.scores[column.quantity].value) for row in table.rows
@@ -197,7 +195,7 @@ def key_figures(table: MainTable) -> list[KeyFigure]:
         trained, base = ([value for is_base, value in known if is_base == wanted] for wanted in (False, True))
         best = table.best[table.columns.index(column)]
         label = "" if best is None else table.rows[best].label
-        figures.append(KeyFigure(column, span(trained or base), span(base) if trained and base else "", label))
+        figures.append((column, span(trained or base), span(base) if trained and base else "", label))
     return figures
 
 
@@ -233,16 +231,12 @@ def floors(rows: Sequence[Row], columns: Sequence[Column]) -> list[tuple[str, st
 
 def refusal_floors(rows: Sequence[Row]) -> list[tuple[str, str, float]]:
     """(benchmark's title, "always" or "at random half the time", the refusal F1 of refusing so)."""
-    scores = [row.scores for row in rows]
-    return [
-        (
-            benchmark_title(name),
-            REFUSAL_FLOORS[metric],
-            next(s[name, metric].value for s in scores if (name, metric) in s),
-        )
-        for name, metric in quantities(rows)
-        if metric in REFUSAL_FLOORS
-    ]
+    found = []
+    for name, metric in quantities(rows):
+        if metric in REFUSAL_FLOORS:
+            score = next(row.scores[name, metric] for row in rows if (name, metric) in row.scores)
+            found.append((benchmark_title(name), REFUSAL_FLOORS[metric], score.value))
+    return found
 
 
 def notes(rows: Sequence[Row], columns: Sequence[Column]) -> list[str]:

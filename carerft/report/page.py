@@ -14,10 +14,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from carerft.metrics.names import METRICS
 from carerft.report import columns
 from carerft.report.figures.style import VARIABLES, make_looks
-from carerft.report.rows import Row, describe, quantities
+from carerft.report.rows import Row, describe
 from carerft.report.tables import change_text
 from carerft.runs.reading import Run
 from carerft.text import decimal, duration, greek, line, visible
@@ -41,10 +40,7 @@ def render(template: str, content: Mapping[str, Any]) -> str:
     labelled = [(run, row.label) for row in rows for run in row.runs]
     labelled += [(run, f"{row.label} (replaced)") for row in rows for run in row.superseded]
     labelled += [(run, "unreadable") for run in runs if run.status == "unreadable"]
-    measured = [
-        (name, [metric for benchmark, metric in quantities(rows) if benchmark == name])
-        for name in content["benchmarks"]
-    ]
+    measured = columns.measured(rows)
     return environment.get_template(template).render(
         content,
         facts=_facts(rows, content["benchmarks"]),
@@ -53,7 +49,7 @@ def render(template: str, content: Mapping[str, Any]) -> str:
         floors=columns.floors(rows, shown),
         refusals=columns.refusal_floors(rows),
         one_seed=all(len(row.evaluated) < 2 for row in rows if row.family != "base"),
-        all_metrics={name: columns.ordered(metrics, METRICS) for name, metrics in measured},
+        all_metrics={name: measured.get(name, []) for name in content["benchmarks"]},
         alarms=_alarms(rows, shown, content["benchmarks"]),
         labelled=labelled,
         looks=make_looks(rows),
