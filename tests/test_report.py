@@ -187,6 +187,7 @@ def test_panels_stand_side_by_side_and_a_row_without_a_metric_is_in_the_others_a
     del missing.scores[z.quantity]
     with styled():
         figure = tradeoff(rows, x, [y, z], make_looks(rows))
+        arrange(figure)
     left, right = figure.axes
     numbers = [{text.get_text() for text in axes.texts if text.get_text().isdigit()} for axes in (left, right)]
     assert numbers[0] - numbers[1] == {str(rows.index(missing) + 1)} and len(numbers[1]) == len(others) + 1

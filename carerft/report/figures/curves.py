@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from carerft.metrics.statistics import ratio
 from carerft.report.figures.points import label_points
-from carerft.report.figures.style import Look, legend, new_axes
+from carerft.report.figures.style import Look, new_axes
 from carerft.report.rows import Row
 
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -49,7 +49,6 @@ def curves(rows: Sequence[Row], metric: str, looks: Mapping[str, Look]) -> Figur
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 2.5, 5, 10]))
     axes.margins(x=0.05)
     label_points(axes, ends, size=8.5)
-    legend(figure)
     return figure
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from carerft.report.columns import Column, benchmark_title
 from carerft.report.figures.points import LINE, label_points, mark_better, name_axes
-from carerft.report.figures.style import INK, Look, legend, new_axes
+from carerft.report.figures.style import INK, Look, new_axes
 from carerft.report.rows import Row
 
 Path = tuple[list[int], NDArray[np.float64]]
@@ -58,7 +58,6 @@ def path(rows: Sequence[Row], x: Column, y: Column, looks: Mapping[str, Look]) -
     name_axes(axes, x, y, f"{benchmark_title(x.benchmark)} accuracy", y.caption)
     mark_better(axes)
     label_points(axes, list(dict.fromkeys(ends)), size=8.5)
-    legend(figure)
     return figure
 
 
@@ -75,5 +74,4 @@ def over_steps(rows: Sequence[Row], column: Column, looks: Mapping[str, Look]) -
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 2.5, 5, 10]))
     axes.margins(x=0.05)
     label_points(axes, ends, size=8.5)
-    legend(figure)
     return figure

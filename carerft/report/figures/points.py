@@ -11,7 +11,7 @@ from matplotlib.patheffects import withStroke
 
 from carerft.metrics.statistics import Interval
 from carerft.report.columns import Column, benchmark_title
-from carerft.report.figures.style import INK, MUTED, PAPER, Look, legend, new_axes, new_panels
+from carerft.report.figures.style import INK, MUTED, PAPER, Look, new_axes, new_panels
 from carerft.report.rows import Row, base_of, run_value
 from carerft.runs.labels import family_title
 from carerft.text import greek, line
@@ -34,7 +34,6 @@ def tradeoff(rows: Sequence[Row], x: Column, ys: Sequence[Column], looks: Mappin
     figure, panels = new_panels(4.1 if len(ys) == 1 else 3.6 * len(ys), 3.9, len(ys))
     for axes, y in zip(panels, ys, strict=True):
         _tradeoff(axes, rows, x, y, looks)
-    legend(figure)
     return figure
 
 
@@ -89,7 +88,6 @@ def frontier(rows: Sequence[Row], key: str, x: Column, y: Column, looks: Mapping
     axes.margins(0.12)
     name_axes(axes, x, y, _quality(x.group, x), y.group)
     label_points(axes, labels, size=7, all_of_them=False)
-    legend(figure)
     return figure
 
 
@@ -117,7 +115,6 @@ def along(rows: Sequence[Row], key: str, column: Column, looks: Mapping[str, Loo
             axes.axhline(value.value, label=greek(row.label), **style)
     axes.set_xticks(range(len(ticks)), [_text(tick) for tick in ticks])
     axes.set(xlabel=key.removeprefix("regularizer."), title=_quality(column.group, column))
-    legend(figure)
     return figure
 
 

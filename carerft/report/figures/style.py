@@ -98,7 +98,8 @@ def new_panels(width: float, height: float, count: int) -> tuple[Figure, list[Ax
 
 
 def arrange(figure: Figure) -> None:
-    """Place a figure's parts once, so that each format is drawn without placing them again."""
+    """Add the legend, and place a figure's parts once, so that each format is drawn without placing them again."""
+    legend(figure)
     if engine := figure.get_layout_engine():
         engine.execute(figure)
         figure.set_layout_engine("none")
