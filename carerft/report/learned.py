@@ -45,59 +45,44 @@ def learned(rows: Sequence[Row], limit: int) -> list[Learned]:
 
 def _of_run(label: str, run: Path, limit: int) -> Iterator[Learned]:
     places = {step: path.parent for step, path in validations(run).items()}
-    names = sorted({path.name for place in places.values() for path in place.glob("*.problems.jsonl")})
-    for name in names:
-        problems = {
-            record.get("problem_id"): record for record in islice(read_lines(_last(places) / name, []), SEARCHED)
-        }
-        answers: dict[Any, dict[int, dict[str, Any]]] = {}
-        for step, place in places.items():
-            for record in read_lines(place / name.replace(".problems", ""), []):
-                if record.get("sample") == 0 and record.get("problem_id") in problems:
-                    answers.setdefault(record["problem_id"], {})[step] = record
-        yield from _chosen(label, benchmark_title(name.partition(".")[0]), problems, answers, limit)
-    if not names:
-        answers, problems = {}, {}
-        for file in run.glob("samples/step_*.jsonl"):
-            for record in read_lines(file, []):
-                if record.get("sample") == 0 and file.stem[5:].isdigit():
-                    problems[record.get("problem_id")] = record
-                    answers.setdefault(record.get("problem_id"), {})[int(file.stem[5:])] = record
-        yield from _chosen(label, "training", problems, answers, limit)
-
-
-def _last(places: dict[int, Path]) -> Path:
-    return places[max(places)]
+    files = sorted({path.name for place in places.values() for path in place.glob("*.problems.jsonl")})
+    for name in (file.removesuffix(".problems.jsonl") for file in files):
+        asked = islice(read_lines(places[max(places)] / f"{name}.problems.jsonl", []), SEARCHED)
+        problems = {record.get("problem_id"): record for record in asked}
+        samples = {step: place / f"{name}.jsonl" for step, place in places.items()}
+        yield from _chosen(label, benchmark_title(name), problems, samples, limit)
+    if not files:
+        samples = {int(file.stem[5:]): file for file in run.glob("samples/step_*.jsonl") if file.stem[5:].isdigit()}
+        yield from _chosen(label, "training", None, samples, limit)
 
 
 def _chosen(
-    label: str,
-    where: str,
-    problems: dict[Any, dict[str, Any]],
-    answers: dict[Any, dict[int, dict[str, Any]]],
-    limit: int,
+    label: str, where: str, problems: dict[Any, dict[str, Any]] | None, samples: dict[int, Path], limit: int
 ) -> Iterator[Learned]:
-    """The questions that changed most: their verdict first, then their words; in the order of the data."""
-    several = [(problem, dict(sorted(steps.items()))) for problem, steps in answers.items() if len(steps) > 1]
+    """The questions that changed most: their verdict first, then their words; in the order of the data.
 
-    def changes(entry: tuple[Any, dict[int, dict[str, Any]]]) -> tuple[bool, bool]:
-        records = list(entry[1].values())
+    problems: by id; None of training, whose samples say what was asked. samples: the file of each step.
+    """
+    answers: dict[Any, dict[int, dict[str, Any]]] = {}
+    for step, file in samples.items():
+        for record in read_lines(file, []):
+            problem = record.get("problem_id")
+            if record.get("sample") == 0 and (problems is None or problem in problems):
+                answers.setdefault(problem, {})[step] = record
+    several = [(problem, sorted(steps.items())) for problem, steps in answers.items() if len(steps) > 1]
+
+    def changes(entry: tuple[Any, list[tuple[int, dict[str, Any]]]]) -> tuple[bool, bool]:
+        records = [record for _, record in entry[1]]
         return records[0].get("correct") == records[-1].get("correct"), len({r.get("text") for r in records}) == 1
 
     for problem, steps in sorted(several, key=changes)[:QUESTIONS]:
-        shown = sorted(steps)
-        if len(shown) > MOMENTS:  # the first, the last, and evenly between
-            shown = [shown[round(i * (len(shown) - 1) / (MOMENTS - 1))] for i in range(MOMENTS)]
+        if len(steps) > MOMENTS:  # the first, the last, and evenly between
+            steps = [steps[round(i * (len(steps) - 1) / (MOMENTS - 1))] for i in range(MOMENTS)]
         verdicts = {True: "right", False: "wrong"}
         moments = [
-            Moment(step, visible(steps[step].get("text", ""), limit), verdicts.get(steps[step].get("correct"), ""))  # type: ignore[arg-type]
-            for step in shown
+            Moment(step, visible(record.get("text", ""), limit), verdicts.get(record.get("correct"), ""))  # type: ignore[arg-type]
+            for step, record in steps
         ]
-        gold = problems[problem].get("answer")
-        yield Learned(
-            label,
-            where,
-            visible(problems[problem].get("prompt", ""), PROMPT),
-            "" if gold is None else visible(gold, 120),
-            moments,
-        )
+        asked = steps[-1][1] if problems is None else problems[problem]
+        gold = "" if asked.get("answer") is None else visible(asked["answer"], 120)
+        yield Learned(label, where, visible(asked.get("prompt", ""), PROMPT), gold, moments)
