@@ -4,7 +4,7 @@ Whatever a model wrote is hostile input: it leaves here cut, with hidden charact
 """
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice, takewhile
@@ -97,42 +97,32 @@ SAMPLES_SHOWN = ("question", "prompt", "sample", "text", "extracted", "correct",
 
 def samples_table(file: Path) -> Table:
     """`samples/step_<n>.jsonl` of a run: one row for each completion."""
-    rows: list[list[Value]] = [
-        [
-            visible(record.get("problem_id", ""), SHORT_TEXT),
-            visible(record.get("prompt", ""), LONG_TEXT),
-            number(record.get("sample")),
-            visible(record.get("text", ""), LONG_TEXT),
-            None if record.get("extracted") is None else visible(record["extracted"], SHORT_TEXT),
-            record.get("correct"),
-            number((record.get("rewards") or {}).get("total")),
-            number(record.get("advantage")),
-            record.get("truncated"),
-        ]
-        for record in read_lines(file, [])
-    ]
+    rows = []
+    for record in read_lines(file, []):
+        values = record | {"question": record.get("problem_id"), "reward": (record.get("rewards") or {}).get("total")}
+        rows.append([_cell(values, column) for column in SAMPLES_SHOWN])
     return Table(list(SAMPLES_SHOWN), rows)
 
 
 def _answers(folder: Path, benchmark: str) -> Iterator[list[Value]]:
-    def short(value: Any) -> str | None:
-        return None if value is None else visible(value, SHORT_TEXT)
-
     first = islice(read_lines(folder / f"{benchmark}.problems.jsonl", []), QUESTIONS)
     problems = {problem.get("problem_id"): problem for problem in first}
     samples = read_lines(folder / f"{benchmark}.jsonl", [])  # in the order of the problems
     for sample in takewhile(lambda sample: sample.get("problem_id") in problems, samples):
         index, problem = number(sample.get("sample")), problems[sample.get("problem_id")]
-        if index is None or index >= SAMPLES:
-            continue
-        flags = [sample.get(key) for key in ("correct", "refused", "truncated")]
-        yield [
-            short(sample["problem_id"]),
-            visible(problem.get("prompt", ""), LONG_TEXT),
-            short(problem.get("answer")),
-            int(index),
-            visible(sample.get("text", ""), LONG_TEXT),
-            short(sample.get("extracted")),
-            *(flag if isinstance(flag, bool) else None for flag in flags),
-            *(number(sample.get(key)) for key in ("log_probability", "tokens")),
-        ]
+        if index is not None and index < SAMPLES:
+            values = sample | {"question": sample["problem_id"]}
+            values |= {"prompt": problem.get("prompt", ""), "answer": problem.get("answer")}
+            yield [int(index) if column == "sample" else _cell(values, column) for column in COLUMNS]
+
+
+def _cell(values: Mapping[str, Any], column: str) -> Value:
+    """A value as it is shown; None in place of what is not of its column's kind."""
+    value = values.get(column)
+    if column in ("prompt", "text"):
+        return visible(values.get(column, ""), LONG_TEXT)
+    if column in ("question", "answer", "extracted"):
+        return None if value is None else visible(value, SHORT_TEXT)
+    if column in ("correct", "refused", "truncated"):
+        return value if isinstance(value, bool) else None
+    return number(value)
