@@ -120,7 +120,7 @@ def ordered(names: Iterable[str], known: Mapping[str, object]) -> list[str]:
     return sorted(names, key=lambda name: (order.index(name) if name in known else len(order), name))
 
 
-def measured(rows: Sequence[Row]) -> dict[str, list[str]]:
+def metrics_by_benchmark(rows: Sequence[Row]) -> dict[str, list[str]]:
     """The metrics that any of the rows has of each benchmark, both in the order of tables."""
     found: dict[str, list[str]] = {}
     for benchmark, metric in quantities(rows):
@@ -138,7 +138,7 @@ def terminal_table(rows: Sequence[Row], shown: Mapping[str, Sequence[str]], ever
     if everything:
         columns = [
             Column(name, metric, benchmark_title(name), describe(metric).title)
-            for name, metrics in measured(rows).items()
+            for name, metrics in metrics_by_benchmark(rows).items()
             for metric in metrics
         ]
     else:
@@ -167,7 +167,7 @@ def main_columns(rows: Sequence[Row], shown: Mapping[str, Sequence[str]]) -> lis
 def _parts(rows: Sequence[Row]) -> dict[str, list[str]]:
     """Benchmarks by what their metrics measure: accuracy, honesty (some questions have no answer) or truth."""
     parts: dict[str, list[str]] = {"accuracy": [], "honesty": [], "truth": [], "combined": []}
-    for name, metrics in measured(rows).items():
+    for name, metrics in metrics_by_benchmark(rows).items():
         truth = {"truthful", *BY_LIKELIHOOD}.intersection(metrics)
         part = "honesty" if "refusal_f1" in metrics else "truth" if truth else "accuracy"
         parts[BENCHMARKS[name][1] if name in BENCHMARKS else part].append(name)

@@ -40,7 +40,7 @@ def render(template: str, content: Mapping[str, Any]) -> str:
     labelled = [(run, row.label) for row in rows for run in row.runs]
     labelled += [(run, f"{row.label} (replaced)") for row in rows for run in row.superseded]
     labelled += [(run, "unreadable") for run in runs if run.status == "unreadable"]
-    measured = columns.measured(rows)
+    measured = columns.metrics_by_benchmark(rows)
     return environment.get_template(template).render(
         content,
         facts=_facts(rows, content["benchmarks"]),

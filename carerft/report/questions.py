@@ -4,7 +4,7 @@ Questions are selected by rule, never by hand: those on which the rows' majority
 majorities first. They show how rows differ, not how often; `Questions.differing` of `Questions.total` says that.
 """
 
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from typing import Any
@@ -106,11 +106,9 @@ def select_questions(
     return selected
 
 
-def _lines(
-    run: Run, file: str, troubles: list[str], wanted: Container[int] | None = None
-) -> Iterator[tuple[int, dict[str, Any]]]:
+def _lines(run: Run, file: str, troubles: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     unreadable: list[str] = []
-    yield from numbered_lines(run.directory / "evaluation" / file, unreadable, wanted)
+    yield from numbered_lines(run.directory / "evaluation" / file, unreadable)
     troubles += [f"{run.name}/evaluation/{trouble}" for trouble in unreadable]
 
 
@@ -190,5 +188,5 @@ def _add_texts(questions: list[Question], benchmark: str, tallies: Tallies, limi
     """Give each answer its text: the first sample that gave the row's majority answer."""
     for label, run, _, firsts in tallies:
         own = {firsts[q.id, answer.key]: answer for q in questions for answer in q.answers if answer.label == label}
-        for number, sample in _lines(run, f"{benchmark}.jsonl", [], wanted=own):
+        for number, sample in numbered_lines(run.directory / "evaluation" / f"{benchmark}.jsonl", [], wanted=own):
             own[number].text = visible(sample.get("text", ""), limit)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from carerft.metrics.statistics import ratio
 from carerft.report.figures.points import label_points
-from carerft.report.figures.style import Look, new_axes
+from carerft.report.figures.style import Look, new_figure
 from carerft.report.rows import Row
 
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -27,7 +27,7 @@ MOST_POINTS = 8000
 
 def curves(rows: Sequence[Row], metric: str, looks: Mapping[str, Look]) -> Figure:
     """One quantity over training: raw values pale, each seed's smoothed line thin, the row's mean over seeds bold."""
-    figure, axes = new_axes(5.4, 3.4)
+    figure, (axes,) = new_figure(5.4, 3.4)
     ends = []
     most = max(MOST_POINTS // sum(2 * len(row.runs) + 1 for row in rows), 50)
     for row in rows:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from carerft.report.columns import Column, benchmark_title
 from carerft.report.figures.points import LINE, label_points, mark_better, name_axes
-from carerft.report.figures.style import INK, Look, new_axes
+from carerft.report.figures.style import INK, Look, new_figure
 from carerft.report.rows import Row
 
 Path = tuple[list[int], NDArray[np.float64]]
@@ -42,7 +42,7 @@ def has_paths(rows: Sequence[Row], columns: Sequence[Column]) -> bool:
 def path(rows: Sequence[Row], x: Column, y: Column, looks: Mapping[str, Look]) -> Figure:
     """A run's path through accuracy against another metric. A path begins at its base; at its end stands its row's
     number in the table."""
-    figure, axes = new_axes(4.1, 3.9)
+    figure, (axes,) = new_figure(4.1, 3.9)
     ends: list[tuple[str, float, float]] = []
     for row in rows:
         if (found := measured(row, (x, y))) is None:
@@ -63,7 +63,7 @@ def path(rows: Sequence[Row], x: Column, y: Column, looks: Mapping[str, Look]) -
 
 def over_steps(rows: Sequence[Row], column: Column, looks: Mapping[str, Look]) -> Figure:
     """One metric of the policy over steps, with its base at step 0."""
-    figure, axes = new_axes(4.1, 3.1)
+    figure, (axes,) = new_figure(4.1, 3.1)
     ends = []
     for row in rows:
         if found := measured(row, (column,)):

@@ -11,7 +11,7 @@ from matplotlib.patheffects import withStroke
 
 from carerft.metrics.statistics import Interval
 from carerft.report.columns import Column, benchmark_title
-from carerft.report.figures.style import INK, MUTED, PAPER, Look, new_axes, new_panels
+from carerft.report.figures.style import INK, MUTED, PAPER, Look, new_figure
 from carerft.report.rows import Row, base_of, run_value
 from carerft.runs.labels import family_title
 from carerft.text import greek, line
@@ -31,7 +31,7 @@ def tradeoff(rows: Sequence[Row], x: Column, ys: Sequence[Column], looks: Mappin
 
     Points carry their row's number in the table.
     """
-    figure, panels = new_panels(4.1 if len(ys) == 1 else 3.6 * len(ys), 3.9, len(ys))
+    figure, panels = new_figure(4.1 if len(ys) == 1 else 3.6 * len(ys), 3.9, len(ys))
     for axes, y in zip(panels, ys, strict=True):
         _tradeoff(axes, rows, x, y, looks)
     return figure
@@ -71,7 +71,7 @@ def mark_better(axes: Axes) -> None:
 
 def frontier(rows: Sequence[Row], key: str, x: Column, y: Column, looks: Mapping[str, Look]) -> Figure:
     """One column against another, the rows of a family joined in the order of `key`; up and right is better."""
-    figure, axes = new_axes(4.8, 4.4)
+    figure, (axes,) = new_figure(4.8, 4.4)
     labels: list[tuple[str, float, float]] = []
     bases: list[Family] = [("base model", [(None, row)]) for row in rows if row.family == "base"]
     for name, members in [*bases, *_families(rows, key)]:
@@ -96,7 +96,7 @@ def along(rows: Sequence[Row], key: str, column: Column, looks: Mapping[str, Loo
 
     Values stand at even distances: they are often powers, or shares near 1.
     """
-    figure, axes = new_axes(4.6, 3.6)
+    figure, (axes,) = new_figure(4.6, 3.6)
     grouped = _families(rows, key)
     lines = [(name, members) for name, members in grouped if len(members) > 1]
     ticks = sorted({setting for _, members in lines for setting, _ in members}, key=_order)

@@ -80,14 +80,9 @@ def styled() -> AbstractContextManager[None]:
     return matplotlib.style.context(Path(__file__).with_name("carerft.mplstyle"), after_reset=True)
 
 
-def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure, in inches, with one pair of axes, without tick marks: the grid shows where the labels belong."""
-    figure, (axes,) = new_panels(width, height, 1)
-    return figure, axes
-
-
-def new_panels(width: float, height: float, count: int) -> tuple[Figure, list[Axes]]:
-    """As `new_axes`, with several pairs of axes side by side."""
+def new_figure(width: float, height: float, count: int = 1) -> tuple[Figure, list[Axes]]:
+    """A figure, in inches, with so many pairs of axes side by side, without tick marks: the grid shows where the labels
+    belong."""
     figure = Figure(figsize=(width, height), layout="constrained")
     panels = [figure.add_subplot(1, count, number) for number in range(1, count + 1)]
     for axes in panels:
