@@ -8,7 +8,6 @@ is kept as it is, with its paths.
 
 import io
 import json
-import lzma
 import tarfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -34,14 +33,14 @@ def write_record(runs: Sequence[Run], name: str, file: Path) -> int:
     if not finished:
         raise DataError(f"{name}: no run is finished, and a record would hold nothing", "leave record= out")
     packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w") as archive:
+    with tarfile.open(fileobj=packed, mode="w:xz", preset=9) as archive:
         for run in finished:
             for path, text in _files(run):
                 content = text.encode("utf-8")
                 entry = tarfile.TarInfo(f"{name}/{run.name}/{path}")
                 entry.size = len(content)
                 archive.addfile(entry, io.BytesIO(content))
-    write_files(file.parent, {file.name: lzma.compress(packed.getvalue(), preset=9)}, "choose another record=")
+    write_files(file.parent, {file.name: packed.getvalue()}, "choose another record=")
     return len(finished)
 
 

@@ -52,11 +52,6 @@ def curves(rows: Sequence[Row], metric: str, looks: Mapping[str, Look]) -> Figur
     return figure
 
 
-def curve_metrics(rows: Sequence[Row]) -> list[str]:
-    """The quantities that any run has logged."""
-    return [name for name in CURVES if any(name in run.curves for row in rows for run in row.runs)]
-
-
 def smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """(steps,) centred moving average over a twelfth of the curve, over fewer points at the ends. NaN is left out."""
     half = max(1, len(values) // 24)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 
 from carerft.report.columns import Column, MainTable, benchmark_title, tradeoff_columns
-from carerft.report.figures.curves import CURVES, curve_metrics, curves
+from carerft.report.figures.curves import CURVES, curves
 from carerft.report.figures.paths import has_paths, over_steps, path
 from carerft.report.figures.points import along, frontier, tradeoff
 from carerft.report.figures.reliability import reliability
@@ -92,9 +92,9 @@ def draw(
                 add("reliability", f"reliability-{name}", figure, f"Reliability diagrams on {title}", name)
                 del figure
                 gc.collect()  # it is large, with axes for every row; `build` lets nothing else be collected
-        for metric in curve_metrics(rows):
-            label = f"{CURVES[metric][0]} over training, by row"
-            add("curves", f"curve-{metric}", curves(rows, metric, looks), label)
+        for metric, (title, _) in CURVES.items():
+            if any(metric in run.curves for row in rows for run in row.runs):
+                add("curves", f"curve-{metric}", curves(rows, metric, looks), f"{title} over training, by row")
     return drawings, files
 
 
