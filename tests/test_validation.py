@@ -15,7 +15,7 @@ from carerft.config.identity import config_hash
 from carerft.errors import ConfigError
 from carerft.metrics.steps import STEPS
 from carerft.report.columns import Column
-from carerft.report.figures import paths
+from carerft.report.figures import curves
 from carerft.report.learned import learned
 from carerft.report.rows import make_rows
 from carerft.runs.reading import best_step, load_runs, validations
@@ -119,7 +119,7 @@ def test_a_report_shows_the_path_and_what_was_answered_on_the_way(measured: Path
     (run,) = load_runs([measured])
     (row,) = make_rows([run])
     x, y = (Column(f"world_{name}", "accuracy", name, name) for name in ("reasoning", "honesty"))
-    path = paths.measured(row, (x, y))
+    path = curves.measured(row, (x, y))
     assert path and path[0] == [0, 2]
     for step, values in zip(path[0], path[1], strict=True):
         stored = json.loads(validations(measured)[step].read_text())["benchmarks"]

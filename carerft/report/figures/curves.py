@@ -1,7 +1,8 @@
-"""Training curves: a quantity by learner step, for each row and seed."""
+"""While a policy learned: what was logged of it and how it was measured, by learner step and against each other."""
 
 from collections.abc import Mapping, Sequence
 from functools import reduce
+from textwrap import fill
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -9,12 +10,15 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from carerft.metrics.statistics import ratio
-from carerft.report.figures.points import label_points
-from carerft.report.figures.style import Look, new_figure
+from carerft.report.columns import Column, benchmark_title
+from carerft.report.figures.points import LINE, label_points, mark_better, name_axes
+from carerft.report.figures.style import INK, Look, new_figure
 from carerft.report.rows import Row
 
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
 """Steps and values, each of shape (steps,)."""
+Path = tuple[list[int], NDArray[np.float64]]
+"""Steps, and the columns' values after each of them, (steps, columns)."""
 CURVES = {
     "reward/mean": ("Reward", "mean reward"),
     "policy/kl_to_reference": ("Divergence from the base", "KL to the base, nats/token"),
@@ -76,3 +80,63 @@ def _thinned(steps: NDArray[np.float64], values: NDArray[np.float64], most: int)
     edges = np.arange(0, len(steps), stride)
     sizes = np.diff(np.append(edges, len(steps)))
     return np.add.reduceat(steps, edges) / sizes, np.add.reduceat(values, edges) / sizes
+
+
+def measured(row: Row, columns: Sequence[Column]) -> Path | None:
+    """The means over a row's seeds at the steps at which every seed was measured while it learned; None if at none."""
+    runs = []
+    for run in row.runs:
+        found = {}
+        for step, results in run.validations.items():
+            values = [results[c.benchmark].metrics.get(c.metric) if c.benchmark in results else None for c in columns]
+            if all(values):
+                found[step] = [value.value for value in values if value]
+        if found:
+            runs.append(found)
+    steps = sorted(set.intersection(*(set(run) for run in runs))) if runs else []
+    if not steps:
+        return None
+    return steps, np.mean([[run[step] for step in steps] for run in runs], axis=0)
+
+
+def has_paths(rows: Sequence[Row], columns: Sequence[Column]) -> bool:
+    """Whether any row was measured in these columns at two steps or more."""
+    return any(len(path[0]) > 1 for row in rows if (path := measured(row, columns)))
+
+
+def path(rows: Sequence[Row], x: Column, y: Column, looks: Mapping[str, Look]) -> Figure:
+    """A run's path through accuracy against another metric. A path begins at its base; at its end stands its row's
+    number in the table."""
+    figure, (axes,) = new_figure(4.1, 3.9)
+    ends: list[tuple[str, float, float]] = []
+    for row in rows:
+        if (found := measured(row, (x, y))) is None:
+            continue
+        (steps, values), look = found, looks[row.label]
+        style = look.line(1.3, row.label)
+        axes.plot(values[:, 0], values[:, 1], marker=look.marker, ms=4, alpha=0.85, **style)
+        axes.plot(*values[-1], **look.points(7.5, 1.2), linestyle="none", zorder=5)
+        ends.append((str(look.number), *values[-1]))
+        if steps[0] == 0:
+            axes.plot(*values[0], "o", color=INK, ms=7, zorder=6)
+            ends.append(("base", *values[0]))
+    name_axes(axes, x, y, f"{benchmark_title(x.benchmark)} accuracy", y.caption)
+    mark_better(axes)
+    label_points(axes, list(dict.fromkeys(ends)), size=8.5)
+    return figure
+
+
+def over_steps(rows: Sequence[Row], column: Column, looks: Mapping[str, Look]) -> Figure:
+    """One metric of the policy over steps, with its base at step 0."""
+    figure, (axes,) = new_figure(4.1, 3.1)
+    ends = []
+    for row in rows:
+        if found := measured(row, (column,)):
+            steps, values, look = found[0], found[1][:, 0], looks[row.label]
+            axes.plot(steps, values, marker=look.marker, ms=4, **look.line(1.6, row.label))
+            ends.append((str(look.number), steps[-1], values[-1]))
+    axes.set(title=fill(column.caption, LINE), xlabel="learner step")
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 2.5, 5, 10]))
+    axes.margins(x=0.05)
+    label_points(axes, ends, size=8.5)
+    return figure

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 
 from carerft.report.columns import Column, MainTable, benchmark_title, tradeoff_columns
-from carerft.report.figures.curves import CURVES, curves
-from carerft.report.figures.paths import has_paths, over_steps, path
+from carerft.report.figures.curves import CURVES, curves, has_paths, over_steps, path
 from carerft.report.figures.points import along, frontier, tradeoff
 from carerft.report.figures.reliability import reliability
 from carerft.report.figures.style import arrange, inline_svg, make_looks, png, styled, svg, without_legend
