@@ -99,22 +99,20 @@ def measured(row: Row, columns: Sequence[Column]) -> Path | None:
     return steps, np.mean([[run[step] for step in steps] for run in runs], axis=0)
 
 
-def has_paths(rows: Sequence[Row], columns: Sequence[Column]) -> bool:
-    """Whether any row was measured in these columns at two steps or more."""
-    return any(len(path[0]) > 1 for row in rows if (path := measured(row, columns)))
+def paths(rows: Sequence[Row], columns: Sequence[Column]) -> list[tuple[Row, Path]]:
+    """What was measured of each row in these columns; empty where no row was measured at two steps or more."""
+    found = [(row, path) for row in rows if (path := measured(row, columns))]
+    return found if any(len(steps) > 1 for _, (steps, _) in found) else []
 
 
-def path(rows: Sequence[Row], x: Column, y: Column, looks: Mapping[str, Look]) -> Figure:
-    """A run's path through accuracy against another metric. A path begins at its base; at its end stands its row's
+def path(paths: Sequence[tuple[Row, Path]], x: Column, y: Column, looks: Mapping[str, Look]) -> Figure:
+    """The rows' paths through accuracy against another metric. A path begins at its base; at its end stands its row's
     number in the table."""
     figure, (axes,) = new_figure(4.1, 3.9)
     ends: list[tuple[str, float, float]] = []
-    for row in rows:
-        if (found := measured(row, (x, y))) is None:
-            continue
-        (steps, values), look = found, looks[row.label]
-        style = look.line(1.3, row.label)
-        axes.plot(values[:, 0], values[:, 1], marker=look.marker, ms=4, alpha=0.85, **style)
+    for row, (steps, values) in paths:
+        look = looks[row.label]
+        axes.plot(values[:, 0], values[:, 1], marker=look.marker, ms=4, alpha=0.85, **look.line(1.3, row.label))
         axes.plot(*values[-1], **look.points(7.5, 1.2), linestyle="none", zorder=5)
         ends.append((str(look.number), *values[-1]))
         if steps[0] == 0:
@@ -126,15 +124,14 @@ def path(rows: Sequence[Row], x: Column, y: Column, looks: Mapping[str, Look]) -
     return figure
 
 
-def over_steps(rows: Sequence[Row], column: Column, looks: Mapping[str, Look]) -> Figure:
+def over_steps(paths: Sequence[tuple[Row, Path]], column: Column, looks: Mapping[str, Look]) -> Figure:
     """One metric of the policy over steps, with its base at step 0."""
     figure, (axes,) = new_figure(4.1, 3.1)
     ends = []
-    for row in rows:
-        if found := measured(row, (column,)):
-            steps, values, look = found[0], found[1][:, 0], looks[row.label]
-            axes.plot(steps, values, marker=look.marker, ms=4, **look.line(1.6, row.label))
-            ends.append((str(look.number), steps[-1], values[-1]))
+    for row, (steps, values) in paths:
+        look = looks[row.label]
+        axes.plot(steps, values[:, 0], marker=look.marker, ms=4, **look.line(1.6, row.label))
+        ends.append((str(look.number), steps[-1], values[-1, 0]))
     axes.set(title=fill(column.caption, LINE), xlabel="learner step")
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 2.5, 5, 10]))
     axes.margins(x=0.05)

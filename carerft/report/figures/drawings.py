@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 
 from carerft.report.columns import Column, MainTable, benchmark_title, tradeoff_columns
-from carerft.report.figures.curves import CURVES, curves, has_paths, over_steps, path
+from carerft.report.figures.curves import CURVES, curves, over_steps, path, paths
 from carerft.report.figures.points import along, frontier, tradeoff
 from carerft.report.figures.reliability import reliability
 from carerft.report.figures.style import arrange, inline_svg, make_looks, png, styled, svg, without_legend
@@ -78,13 +78,13 @@ def draw(
             label = _in_words(f"{x.title} accuracy against {y.caption}", rows, [x, y])
             add("tradeoff", f"tradeoff-{y.benchmark}-{y.metric}", tradeoff(rows, x, [y], looks), label)
         for y in columns[1:] if columns and columns[0].metric == "accuracy" else ():
-            if has_paths(rows, (x := columns[0], y)):
+            if moved := paths(rows, (x := columns[0], y)):
                 label = f"The path through {x.title} accuracy and {y.caption}, step by step, from the base"
-                add("path", f"path-{y.benchmark}-{y.metric}", path(rows, x, y, looks), label)
+                add("path", f"path-{y.benchmark}-{y.metric}", path(moved, x, y, looks), label)
         for column in columns:
-            if has_paths(rows, (column,)):
+            if moved := paths(rows, (column,)):
                 label = f"{column.caption} of the policy while it learned, by row"
-                add("path", f"steps-{column.benchmark}-{column.metric}", over_steps(rows, column, looks), label)
+                add("path", f"steps-{column.benchmark}-{column.metric}", over_steps(moved, column, looks), label)
         for name in benchmarks:
             title = benchmark_title(name)
             if figure := reliability(rows, name, looks, title):
