@@ -57,8 +57,9 @@ def score(
         measured |= {name: counts @ tally for name, tally in tallies.items()}
         for name, (problem, confidence, correct) in others.items():
             weight = counts[:, problem]
-            for of in (calibration.ece, calibration.brier, calibration.auroc):
-                measured[f"{of.__name__}_{name}"] = of(confidence, correct, weight=weight)
+            measured[f"ece_{name}"] = calibration.ece(confidence, correct, weight=weight)
+            measured[f"brier_{name}"] = calibration.brier(confidence, correct, weight)
+            measured[f"auroc_{name}"] = calibration.auroc(confidence, correct, weight)
         return measured
 
     measured = over_resamples(measure, n, resamples, seed)
@@ -111,7 +112,7 @@ def _sums(problems: Sequence[Record], votes: Votes) -> dict[str, tuple[NDArray, 
     mythical = np.array([[bool(m)] for m in myths])
     believed = np.array([[r["extracted"] in m for r in row] for m, row in zip(myths, votes.rows, strict=True)])
     every = np.ones_like(known)
-    has, lacks = every & answerable, every & ~answerable  # an answer
+    has, lacks = every & answerable, every & ~answerable  # which has or lacks an answer
     wise, rash = refused & lacks, refused & has
     cut, likelihood, tokens = (votes.column(key) for key in ("truncated", "log_probability", "tokens"))
     measured = ~np.isnan(likelihood) & ~np.isnan(tokens)
@@ -130,7 +131,7 @@ def _sums(problems: Sequence[Record], votes: Votes) -> dict[str, tuple[NDArray, 
     if (cut == 1).any():
         shares["accuracy_finished"] = right & (cut != 1), known & (cut != 1)
     sums = {name: (top.sum(1), bottom.sum(1)) for name, (top, bottom) in shares.items()}
-    if any("stated_confidence" in record for row in votes.rows for record in row):  # as the prompt asks for
+    if any("stated_confidence" in record for row in votes.rows for record in row):  # the prompt asks for it
         sums["unstated"] = np.isnan(votes.column("stated_confidence")).sum(1), every.sum(1)
     u, a = lacks.sum(1), has.sum(1)
     in_any_words = votes.column("refused_in_any_words")

@@ -207,7 +207,7 @@ def become(request: dict[str, Any]) -> None:
 
 
 def run(module: str) -> int:
-    """Run a module as `python -m` does, or a file, and what an interpreter does at its exit. Returns the exit status."""
+    """Run a module as `python -m` does, or a file, and what an interpreter does at its exit. Returns the status."""
     status = 0
     try:
         if module.endswith(".py"):

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from helpers import processes
 from safetensors.torch import load_file
 
 from carerft import cli
+from helpers import processes
 
 SMALL = [
     "model=tiny", "steps=2", "samples=2", "rollout.prompts_per_batch=4", "algorithm.group_size=2", "tracker=none",
@@ -113,7 +113,7 @@ def check_equal(directory: Path, alone: Path) -> None:
 
 
 def family(process: psutil.Process) -> set[psutil.Process]:
-    """What a process has started and what that has, with the workers of its Ray, of which some are the fork server's."""
+    """All that a process and its processes have started, with the workers of its Ray, which the server has forked."""
     found = set(process.children(recursive=True))
     for raylet in [each for each in (process, *found) if each.name() == "raylet"]:
         workers = map(psutil.Process, processes.running(RAY_RAYLET_PID=str(raylet.pid)))
