@@ -155,6 +155,23 @@ def test_a_paired_difference_is_the_mean_over_seeds_with_both_kinds_of_luck(demo
     assert found.high == pytest.approx(found.value + math.hypot(high - found.value, half), abs=1e-12)
 
 
+def test_a_seed_that_lacks_the_metric_has_no_part_in_a_paired_difference(tmp_path: Path):
+    """A run that refuses every question has no calibration error of its answers."""
+    outputs = make_demo(tmp_path / "outputs" / "table1", questions=40)
+    refusing = outputs / "regularizer=none" / "seed=1" / "evaluation" / "world_truth.jsonl"
+    answers = [json.loads(line) | {"refused": True} for line in refusing.read_text().splitlines()]
+    refusing.write_text("".join(json.dumps(answer) + "\n" for answer in answers))
+    rows = {row.family: row for row in make_rows(load_runs([outputs]))}
+    place, metrics = ("world_truth", "ece_answered"), {"world_truth": ["ece_answered"]}
+    found = Paired(list(rows.values()), metrics).difference(rows["srkl"], rows["none"], place)
+    (first, _), (second, _) = ((row.runs[0], row.runs[1]) for row in (rows["srkl"], rows["none"]))
+    ours, theirs = (
+        scores.replicates(*samples(run.directory, "world_truth"), ["ece_answered"])["ece_answered"][0]
+        for run in (first, second)
+    )
+    assert found is not None and found.value == pytest.approx(ours - theirs) and math.isfinite(found.low)
+
+
 def test_replicates_begin_with_the_metric_itself(demo: Path):
     directory = demo / "regularizer=rkl" / "seed=0"
     for benchmark, names in {

@@ -308,7 +308,11 @@ def test_odd_values_in_an_evaluation_are_left_out(tmp_path):
         "broken": 3,
         "x" * 500 + "/../<i>": {"n": "?", "k": None, "metrics": {"accuracy": {"value": 0.5}}},
     }
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(content | {"bootstrap": 3}))
+    record = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    (tmp_path / "run" / "manifest.json").write_text(json.dumps(record | {"seed": "a"}))
+    (tmp_path / "run" / "evaluation" / "step_x").mkdir()
+    (tmp_path / "run" / "evaluation" / "step_x" / "evaluation.json").write_text("{}")
     rows = make_rows(load_runs([tmp_path]))
     assert not {("world_reasoning", name) for name in ("auroc", "brier", "majority", "ece")} & set(quantities(rows))
     assert pooled_reliability(rows[0], "world_reasoning") is None

@@ -305,6 +305,13 @@ def test_a_launcher_whose_plugin_is_not_installed_is_said_before_anything_starts
         ("asks: a\nsource: b\ncolumns: [MATH]\nclaim: []\n", "'claim' is not known"),
         ("asks: a\nsource: b\ncolumns: [MATH]\npanels: [MATH, Mth]\n", "'Mth' is not known"),
         ("asks: a\ncolumns: [MATH]\n", "'source'"),
+        ("asks: a\nsource: b\ncolumns: MATH\n", "columns is a text and not a list"),
+        ("asks: a\nsource: b\ncolumns: [MATH]\nfrontiers: [[MATH, ECE, SelfAware]]\n", "too many values"),
+        (
+            "asks: a\nsource: b\ncolumns: [MATH]\n"
+            "claims: [{says: c, rows: {}, against: {}, column: MATH, columns: [ECE], expect: undominated}]",
+            "a column or columns, not both",
+        ),
         ("- a\n", "holds no mapping"),
         ("asks: [a\n", "not valid YAML"),
         (

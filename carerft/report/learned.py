@@ -48,12 +48,12 @@ def _of_run(label: str, run: Path, limit: int) -> Iterator[Learned]:
     files = sorted({path.name for place in places.values() for path in place.glob("*.problems.jsonl")})
     for name in (file.removesuffix(".problems.jsonl") for file in files):
         asked = islice(read_lines(places[max(places)] / f"{name}.problems.jsonl", []), SEARCHED)
-        problems = {record.get("problem_id"): record for record in asked}
+        problems = {str(record.get("problem_id")): record for record in asked}
         samples = {step: place / f"{name}.jsonl" for step, place in places.items()}
         yield from _chosen(label, benchmark_title(name), problems, samples, limit)
     if not files:
         samples = {int(file.stem[5:]): file for file in run.glob("samples/step_*.jsonl") if file.stem[5:].isdigit()}
-        yield from _chosen(label, "training", None, samples, limit)
+        yield from _chosen(label, "training", None, dict(sorted(samples.items())), limit)
 
 
 def _chosen(
@@ -66,7 +66,7 @@ def _chosen(
     answers: dict[Any, dict[int, dict[str, Any]]] = {}
     for step, file in samples.items():
         for record in read_lines(file, []):
-            problem = record.get("problem_id")
+            problem = str(record.get("problem_id"))
             if record.get("sample") == 0 and (problems is None or problem in problems):
                 answers.setdefault(problem, {})[step] = record
     several = [(problem, sorted(steps.items())) for problem, steps in answers.items() if len(steps) > 1]

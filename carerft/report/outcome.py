@@ -106,12 +106,12 @@ def samples_table(file: Path) -> Table:
 
 def _answers(folder: Path, benchmark: str) -> Iterator[list[Value]]:
     first = islice(read_lines(folder / f"{benchmark}.problems.jsonl", []), QUESTIONS)
-    problems = {problem.get("problem_id"): problem for problem in first}
+    problems = {str(problem.get("problem_id")): problem for problem in first}
     samples = read_lines(folder / f"{benchmark}.jsonl", [])  # in the order of the problems
-    for sample in takewhile(lambda sample: sample.get("problem_id") in problems, samples):
-        index, problem = number(sample.get("sample")), problems[sample.get("problem_id")]
+    for sample in takewhile(lambda sample: str(sample.get("problem_id")) in problems, samples):
+        index, problem = number(sample.get("sample")), problems[str(sample.get("problem_id"))]
         if index is not None and index < SAMPLES:
-            values = sample | {"question": sample["problem_id"]}
+            values = sample | {"question": sample.get("problem_id")}
             values |= {"prompt": problem.get("prompt", ""), "answer": problem.get("answer")}
             yield [int(index) if column == "sample" else _cell(values, column) for column in COLUMNS]
 

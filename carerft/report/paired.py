@@ -60,7 +60,9 @@ class Paired:
         for pair in seed_pairs(a, b):
             (questions, first), (others, second) = (self._read(run, quantity[0]) for run in pair)
             if questions == others and quantity[1] in first and quantity[1] in second:
-                differences.append(first[quantity[1]] - second[quantity[1]])
+                difference = first[quantity[1]] - second[quantity[1]]
+                if np.isfinite(difference[0]):  # each run has the metric
+                    differences.append(difference)
         if not differences:
             return None
         spread = self._from_base(quantity) if "base" in (a.family, b.family) else self._between_rows(quantity)

@@ -86,8 +86,10 @@ def read_paper(experiment: Experiment) -> Paper:
     if unknown := sorted({*raw} - {entry.name for entry in fields(Paper)} | {*raw} & {"candidates"}):
         raise DataError(f"{file}: {unknown[0]!r} is not known", HELP)
     kinds = {"columns": str, "numbers": _numbers, "claims": _claim, "compare": lambda entry: Comparison(**entry)}
-    kinds |= {"frontiers": tuple, "panels": str, "figures": str}
+    kinds |= {"frontiers": _pair, "panels": str, "figures": str}
     try:
+        if text := next((key for key in kinds if isinstance(raw.get(key), str)), None):
+            raise ValueError(f"{text} is a text and not a list")
         values: dict[str, Any] = {key: tuple(map(kind, raw[key])) for key, kind in kinds.items() if key in raw}
         paper = Paper(candidates=candidates, **(raw | values))
     except (KeyError, TypeError, ValueError) as error:
@@ -116,6 +118,13 @@ def _numbers(entry: Mapping[str, Any]) -> tuple[Selector, Mapping[str, float]]:
     return entry["row"], {name: float(value) for name, value in entry.items() if name != "row"}
 
 
+def _pair(names: Any) -> tuple[str, str]:
+    first, second = names
+    return first, second
+
+
 def _claim(entry: Mapping[str, Any]) -> Claim:
+    if "column" in entry and "columns" in entry:
+        raise ValueError("a claim has a column or columns, not both")
     columns = tuple(entry["columns"]) if "columns" in entry else (entry["column"],)
     return Claim(columns=columns, **{key: value for key, value in entry.items() if key not in ("column", "columns")})

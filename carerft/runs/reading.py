@@ -88,7 +88,8 @@ def steps_of(checkpoints: Path) -> list[int]:
 
 def validations(run: Path) -> dict[int, Path]:
     """The evaluation.json of each measurement of a run while it learned, by the steps done, in their order."""
-    found = {int(path.parent.name[5:]): path for path in run.glob("evaluation/step_*/evaluation.json")}
+    files = run.glob("evaluation/step_*/evaluation.json")
+    found = {int(step): path for path in files if (step := path.parent.name[5:]).isdigit()}
     return dict(sorted(found.items()))
 
 
@@ -171,10 +172,10 @@ def load_run(directory: Path, root: Path) -> Run:
         git=line(manifest.get("git") or "", 64),
         versions=_texts(manifest.get("versions")),
         hardware=", ".join(f"{key} {value}" for key, value in _texts(manifest.get("hardware")).items()),
-        seed=manifest.get("seed"),
+        seed=seed if isinstance(seed := manifest.get("seed"), int) else None,
         elapsed=_elapsed(manifest.get("started"), manifest.get("ended")),
         error=str(manifest.get("error") or ""),
-        level=evaluation.get("bootstrap", {}).get("level", 0.95),
+        level=section(evaluation, "bootstrap").get("level", 0.95),
         benchmarks=_benchmarks(evaluation.get("benchmarks"), troubles),
         curves=curves,
         validations={
