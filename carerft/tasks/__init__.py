@@ -4,7 +4,7 @@ A task serves training (its grade is the reward) and evaluation (its grade is wh
 one file here (load, prompt, grade) and one YAML file in `conf/task/` that names it with `_target_`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -55,6 +55,24 @@ class Grade:
     refused: bool = False
     refused_in_any_words: bool | None = field(default=None, compare=False)
     confidence: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class LazyProblems(Sequence[Problem]):
+    """Problems, each made where it is used: ten million of them need no more memory than what they are made of.
+
+    make: from the position among them, 0 to size - 1.
+    """
+
+    size: int
+    make: Callable[[int], Problem]
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: Any) -> Any:
+        positions = range(self.size)[index]
+        return [self.make(i) for i in positions] if isinstance(positions, range) else self.make(positions)
 
 
 class Task(Protocol):

@@ -10,8 +10,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from carerft.errors import DataError, reason
-from carerft.tasks import Grade, Problem, Task
-from carerft.tasks.confidence import Reader
+from carerft.tasks import Grade, LazyProblems, Problem, Task
 from carerft.tasks.dataset import PromptedTask
 
 log = logging.getLogger(__name__)
@@ -42,22 +41,16 @@ class ChatTask:
     def name(self) -> str:
         return self.task.name
 
-    @property
-    def until(self) -> str | None:
-        return getattr(self.task, "until", None)
-
-    @property
-    def without_confidence(self) -> Reader | None:
-        return getattr(self.task, "without_confidence", None)
-
-    @property
-    def prompt(self) -> str | None:
-        return getattr(self.task, "prompt", None)
+    def __getattr__(self, name: str) -> Any:
+        """What else the task has: `until`, `without_confidence`, `prompt`."""
+        return getattr(self.task, name)
 
     def problems(self) -> Sequence[Problem]:
         """Raises DataError, for a list at once, else where a problem is used: the template refuses a conversation."""
         problems = self.task.problems()
-        return [self.templated(p) for p in problems] if isinstance(problems, list) else Templated(self, problems)
+        if isinstance(problems, list):
+            return [self.templated(problem) for problem in problems]
+        return LazyProblems(len(problems), lambda position: self.templated(problems[position]))
 
     def templated(self, problem: Problem) -> Problem:
         turns = [dict(turn) for turn in problem.messages] or [{"role": "user", "content": problem.prompt}]
@@ -74,21 +67,6 @@ class ChatTask:
 
     def grade(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Grade]:
         return self.task.grade(problems, texts)
-
-
-@dataclass(frozen=True, eq=False)
-class Templated(Sequence[Problem]):
-    """Problems in a chat template, each made where it is used."""
-
-    task: ChatTask
-    problems: Sequence[Problem]
-
-    def __len__(self) -> int:
-        return len(self.problems)
-
-    def __getitem__(self, index: Any) -> Any:
-        found = self.problems[index]
-        return self.task.templated(found) if isinstance(found, Problem) else [self.task.templated(p) for p in found]
 
 
 class Prompts:
@@ -170,8 +148,6 @@ def encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[lis
 
 def text_prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens that a tokenizer puts before every text."""
-    if not hasattr(tokenizer, "num_special_tokens_to_add"):
-        return []
     full, plain = (list(tokenizer("a", add_special_tokens=added)["input_ids"]) for added in (True, False))
     starts = range(len(full) - len(plain) + 1)
     return next((full[:start] for start in starts if full[start : start + len(plain)] == plain), [])

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import ascii_uppercase
-from typing import Any, NoReturn, overload
+from typing import Any, NoReturn
 
 import regex
 
@@ -31,7 +31,7 @@ from carerft.grading.grader import grade_answers
 from carerft.grading.mathematics import canonical, final_answer, normalise, number
 from carerft.grading.pool import shared_pool
 from carerft.processes.functions import FunctionFault, OwnFunctions
-from carerft.tasks import Grade, Problem
+from carerft.tasks import Grade, LazyProblems, Problem
 from carerft.tasks.confidence import Reader, without_confidence
 from carerft.tasks.files import Row
 from carerft.tasks.gsm8k import extracted_number
@@ -132,11 +132,12 @@ class QuestionsTask:
         """What takes stated confidences out of a reply; None where the prompt asks for none."""
         return without_confidence if self.template.confidence else None
 
-    def problems(self) -> "Problems":
+    def problems(self) -> LazyProblems:
         """In the order of the rows; <name>/17 is row 17 of the data, counted from 0. Raises DataError."""
         if self._rows is None:
             self._rows = Rows(self._source, self._checked())
-        return Problems(self, self._rows)
+        rows = self._rows
+        return LazyProblems(len(rows), lambda position: self.problem(rows[position]))
 
     @property
     def _source(self) -> str:
@@ -343,28 +344,6 @@ class QuestionsTask:
 def text_vote(free: str) -> str | None:
     """What votes of a free text: its first words."""
     return words(free)[:LONGEST_VOTE] or None
-
-
-@dataclass(frozen=True, eq=False)
-class Problems(Sequence[Problem]):
-    """A task's problems, each made where it is used: ten million of them need no more memory than their rows."""
-
-    task: QuestionsTask
-    rows: Rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @overload
-    def __getitem__(self, index: int) -> Problem: ...
-    @overload
-    def __getitem__(self, index: slice) -> "Sequence[Problem]": ...
-    def __getitem__(self, index: int | slice) -> "Problem | Sequence[Problem]":
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        return self.task.problem(self.rows[index % len(self)])
 
 
 def present(row: Row, column: str) -> Any:
