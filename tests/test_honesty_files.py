@@ -9,7 +9,7 @@ from helpers.invented_rows import FALSE, KNOWN, MOON, UNKNOWABLE, configured, do
 
 from carerft.errors import ConfigError, DataError
 from carerft.tasks import files
-from carerft.tasks.files import Published, load_rows, read_rows
+from carerft.tasks.files import Published, Row, load_rows, read_rows
 from carerft.tasks.selfaware import SelfAwareTask
 from carerft.tasks.truthfulqa import FORMS, TruthfulQaTask
 
@@ -120,7 +120,7 @@ def test_truthfulqa_rows_of_the_hub_become_the_same_problems(tmp_path, monkeypat
 
     row = {"question": MOON["question"], **{name: form(MOON[name]) for name in ("mc1_targets", "mc2_targets")}}
     monkeypatch.delenv("CARERFT_DATA", raising=False)
-    monkeypatch.setattr(files, "_hub_rows", lambda published: [(published.configs[0], row)] * published.rows)
+    monkeypatch.setattr(files, "_from_hub", lambda published: [Row(row, "row", 0)] * published.rows)
     assert len(load_rows(FORMS["mc"])) == 817
     monkeypatch.setitem(FORMS, "mc", Published("one.json", 1, "", hub="some/where", configs=("multiple_choice",)))
     assert configured("truthfulqa").problems() == moon.problems()

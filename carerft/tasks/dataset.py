@@ -1,20 +1,36 @@
 """What tasks share: a prompt template and a limit and, over published datasets, the pass over the rows."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from carerft.config.constraints import check_constraints
 from carerft.errors import DataError
-from carerft.tasks import Grade, Problem
+from carerft.tasks import Problem
 from carerft.tasks.confidence import Reader, without_confidence
 from carerft.tasks.files import Published, Row, load_rows
-from carerft.tasks.templates import AUTO, PROMPTS, load_template
+from carerft.tasks.templates import AUTO, PROMPTS, Template, load_template
+
+
+class Templated:
+    """What a task has of its prompt template."""
+
+    template: Template
+
+    @property
+    def until(self) -> str | None:
+        """A reply ends where the model writes this."""
+        return self.template.until
+
+    @property
+    def without_confidence(self) -> Reader | None:
+        """What takes stated confidences out of a reply; None where the prompt asks for none."""
+        return without_confidence if self.template.confidence else None
 
 
 @dataclass(kw_only=True, eq=False)
-class PromptedTask:
-    """A task whose questions stand in a prompt template. Raises ConfigError."""
+class PromptedTask(Templated):
+    """A task whose questions stand in one of its dataset's prompt templates. Raises ConfigError."""
 
     name: ClassVar[str]
 
@@ -40,23 +56,9 @@ class PromptedTask:
             self.prompt, self._chosen = "confidence", True
             self.template = load_template(self.name, self.prompt)
 
-    @property
-    def until(self) -> str | None:
-        """A reply ends where the model writes this."""
-        return self.template.until
-
-    @property
-    def without_confidence(self) -> Reader | None:
-        """What takes stated confidences out of a reply; None where the prompt asks for none."""
-        return without_confidence if self.template.confidence else None
-
     def problems(self) -> list[Problem]:
         """The first `limit` problems, in a fixed order; <name>/.../17 is row 17, counted from 0. Raises DataError."""
         return self.all_problems()[: self.limit]
-
-    def grade(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Grade]:
-        """As of `Task`."""
-        raise NotImplementedError
 
     def all_problems(self) -> list[Problem]:
         """The problems without a limit."""

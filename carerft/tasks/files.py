@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from http.client import HTTPException
 from io import BufferedReader
@@ -94,9 +94,14 @@ class Row:
 def load_rows(published: Published, path: str | None = None) -> list[Row]:
     """All rows. path: a file of the user's own, in place of the published one. Raises DataError."""
     if path is not None:
-        return list(encodable(read_rows(Path(path).expanduser(), published.key)))
-    file = local_file(published) or (_downloaded(published) if published.url else None)
-    rows = list(encodable(read_rows(file, published.key) if file else _from_hub(published)))
+        file = Path(path).expanduser()
+    else:
+        file = local_file(published) or (_downloaded(published) if published.url else None)
+    rows = read_rows(file, published.key) if file else _from_hub(published)
+    for row in rows:
+        as_json(row)
+    if path is not None:
+        return rows
     if len(rows) != published.rows:
         raise DataError(
             f"{rows[-1].location} is the last: {len(rows):,} rows, but {published.file} has {published.rows:,}",
@@ -172,18 +177,16 @@ def open_file(file: Path, text: bool = True) -> BufferedReader:
     return opened
 
 
-def encodable(rows: Iterable[Row]) -> Iterator[Row]:
-    """The same rows. Raises DataError for a text that is no Unicode text: JSON can hold half of a surrogate pair."""
-    for row in rows:
-        try:
-            json.dumps(row.fields, ensure_ascii=False, default=str).encode()
-        except UnicodeEncodeError as error:
-            code = ord(error.object[error.start])
-            raise DataError(
-                f"{row.location}: the character \\u{code:04x} is half of a surrogate pair, and no text by itself",
-                "write the character itself, in UTF-8, or leave it out",
-            ) from error
-        yield row
+def as_json(row: Row) -> bytes:
+    """Its fields. Raises DataError for a text that is no Unicode text: JSON can hold half of a surrogate pair."""
+    try:
+        return json.dumps(row.fields, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:
+        code = ord(error.object[error.start])
+        raise DataError(
+            f"{row.location}: the character \\u{code:04x} is half of a surrogate pair, and no text by itself",
+            "write the character itself, in UTF-8, or leave it out",
+        ) from error
 
 
 def _json(data: bytes, file: Path, line: int = 1) -> Any:
@@ -228,18 +231,6 @@ def _downloaded(published: Published) -> Path:
 
 
 def _from_hub(published: Published) -> list[Row]:
-    try:
-        rows = _hub_rows(published)
-    except Exception as error:  # the network, the hub and the cache can fail in many ways
-        raise _unavailable(published, f"the hub dataset {published.hub}", error) from error
-    return [
-        Row(fields, f"{published.hub} {config} {published.split}, row {index}", index)
-        for index, (config, fields) in enumerate(rows)
-    ]
-
-
-def _hub_rows(published: Published) -> list[tuple[str, dict[str, Any]]]:
-    """(config, fields) of each row."""
     from datasets import load_dataset
     from huggingface_hub import constants
 
@@ -247,13 +238,16 @@ def _hub_rows(published: Published) -> list[tuple[str, dict[str, Any]]]:
     # Without a network the hub's client retries for 25 s; in offline mode it turns to its cache at once.
     constants.HF_HUB_OFFLINE = offline or not _reachable(constants.ENDPOINT)
     try:
-        return [
-            (config, dict(fields))
+        rows = [
+            (f"{published.hub} {config} {published.split}", dict(fields))
             for config in published.configs
             for fields in load_dataset(published.hub, config, split=published.split, revision=published.revision)
         ]
+    except Exception as error:  # the network, the hub and the cache can fail in many ways
+        raise _unavailable(published, f"the hub dataset {published.hub}", error) from error
     finally:
         constants.HF_HUB_OFFLINE = offline
+    return [Row(fields, f"{name}, row {index}", index) for index, (name, fields) in enumerate(rows)]
 
 
 def _reachable(url: str) -> bool:

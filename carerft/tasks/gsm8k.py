@@ -85,7 +85,7 @@ def grade_numbers(problems: Sequence[Problem], replies: Sequence[str], strict: b
     """By the exact value of the extracted number; a reply without a number is wrong."""
     answers = [extracted_number(text, strict) for text in replies]
     return [
-        Grade(extracted=answer, correct=answer is not None and answer == canonical(problem.answer or ""))
+        Grade(extracted=answer, correct=answer == canonical(problem.answer or ""))
         for problem, answer in zip(problems, answers, strict=True)
     ]
 

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from carerft.errors import ConfigError, DataError
 from carerft.grading.grader import grade_answers
 from carerft.grading.mathematics import final_answer, last_box
-from carerft.grading.pool import shared_pool
 from carerft.tasks import Grade, Problem
 from carerft.tasks.dataset import DatasetTask
 from carerft.tasks.files import Published, Row, load_rows, local_file
@@ -128,7 +127,7 @@ class MathTask(DatasetTask):
         boxed_only = self.extraction == "boxed"
         answers = [final_answer(reply(text, self.until), boxed_only) for text in texts]
         pairs = [(problem.answer or "", answer) for problem, answer in zip(problems, answers, strict=True)]
-        verdicts = grade_answers(pairs, shared_pool())
+        verdicts = grade_answers(pairs)
         return [Grade(extracted=verdict.vote, correct=verdict.correct) for verdict in verdicts]
 
 

@@ -29,10 +29,9 @@ from carerft.config.functions import is_reference
 from carerft.errors import ConfigError, DataError, UserCodeError
 from carerft.grading.grader import grade_answers
 from carerft.grading.mathematics import canonical, final_answer, normalise, number
-from carerft.grading.pool import shared_pool
 from carerft.processes.functions import FunctionFault, OwnFunctions
 from carerft.tasks import Grade, LazyProblems, Problem
-from carerft.tasks.confidence import Reader, without_confidence
+from carerft.tasks.dataset import Templated
 from carerft.tasks.files import Row
 from carerft.tasks.gsm8k import extracted_number
 from carerft.tasks.letters import named_letter
@@ -54,7 +53,7 @@ Judgement = tuple[str | None, bool | None]
 
 
 @dataclass(kw_only=True, eq=False)
-class QuestionsTask:
+class QuestionsTask(Templated):
     """Questions with answers. Raises ConfigError."""
 
     # A file of JSON lines, a JSON list, CSV, TSV or Parquet.
@@ -122,16 +121,6 @@ class QuestionsTask:
         """The file's name without its ending, or the dataset's."""
         return Path(self.path).stem if self.path else str(self.dataset).rpartition("/")[2]
 
-    @property
-    def until(self) -> str | None:
-        """A reply ends where the model writes this."""
-        return self.template.until
-
-    @property
-    def without_confidence(self) -> Reader | None:
-        """What takes stated confidences out of a reply; None where the prompt asks for none."""
-        return without_confidence if self.template.confidence else None
-
     def problems(self) -> LazyProblems:
         """In the order of the rows; <name>/17 is row 17 of the data, counted from 0. Raises DataError."""
         if self._rows is None:
@@ -189,13 +178,7 @@ class QuestionsTask:
                 {"role": "system", "content": self.system},
                 *(messages or ({"role": "user", "content": prompt},)),
             )
-        return Problem(
-            f"{self.name}/{row.index}", prompt, self._answer(row, options), messages=messages, columns=row.fields
-        )
-
-    def gold(self, row: Row) -> str | None:
-        """The row's answer, in the form that the grader compares with. Raises DataError."""
-        return self._answer(row, self._options(row))
+        return Problem(f"{self.name}/{row.index}", prompt, self.gold(row), messages=messages, columns=row.fields)
 
     def _options(self, row: Row) -> list[str]:
         if self.choices is None:
@@ -208,8 +191,8 @@ class QuestionsTask:
             )
         return options
 
-    def _answer(self, row: Row, options: Sequence[str]) -> str | None:
-        """The answer in the form that the grader compares with. Raises DataError."""
+    def gold(self, row: Row) -> str | None:
+        """The row's answer, in the form that the grader compares with. Raises DataError."""
         value = None if self.answer is None else present(row, self.answer)
         if self.answer is None or value is None or (value == "null" and is_separated(self.path)):
             return None
@@ -227,6 +210,7 @@ class QuestionsTask:
             text = text.rpartition("####")[2].strip()
             wrong = "" if number(normalise(text)) is not None else f"is no number but {text[:60]!r}"
         elif self.grader == "choice":
+            options = self._options(row)
             letters = ascii_uppercase[: len(options) or 26]
             if isinstance(value, int) and 0 <= value < len(options):
                 text = letters[value]
@@ -258,7 +242,7 @@ class QuestionsTask:
         replies = [reply(text, self.until) for text in texts]
         if self.grader == "math":
             verdicts = grade_answers(
-                [(p.answer or "", final_answer(text)) for p, text in zip(problems, replies, strict=True)], shared_pool()
+                [(p.answer or "", final_answer(text)) for p, text in zip(problems, replies, strict=True)]
             )
             judgements: list[Judgement] = [(verdict.vote, verdict.correct) for verdict in verdicts]
         elif self._function is not None:
@@ -290,11 +274,11 @@ class QuestionsTask:
                 return given[:LONGEST_VOTE] or None, given == " ".join(answer.split())
             case "number":
                 given = extracted_number(text)
-                return given, given is not None and given == canonical(answer)
+                return given, given == canonical(answer)
             case "choice":
                 options = len(problem.columns.get(self.choices or "", ())) or max(4, ord(answer or "A") - ord("A") + 1)
                 given = named_letter(free, options)
-                return given, given is not None and given == answer
+                return given, given == answer
             case "contains":
                 right = bool(answer) and f" {words(answer)} " in f" {words(free)} "
                 return answer if right else vote, right

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from carerft.errors import DataError, reason
-from carerft.tasks.files import Row, encodable, json_rows, located, open_file
+from carerft.tasks.files import Row, as_json, json_rows, located, open_file
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 OTHER_SEPARATORS = {
@@ -32,8 +32,8 @@ class Rows:
     def __init__(self, name: str, rows: Iterable[Row]):
         self._name, self._text, self._ends = name, bytearray(), array("q", [0])
         self._numbers, self._lines = array("q"), array("q")
-        for row in encodable(rows):
-            self._text += json.dumps(row.fields, ensure_ascii=False, default=str).encode()
+        for row in rows:
+            self._text += as_json(row)
             self._ends.append(len(self._text))
             self._numbers.append(row.index)
             self._lines.append(row.line)
