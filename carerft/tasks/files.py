@@ -189,14 +189,21 @@ def as_json(row: Row) -> bytes:
         ) from error
 
 
-def _json(data: bytes, file: Path, line: int = 1) -> Any:
-    """The JSON value of these bytes, which begin at that line of the file. Raises DataError."""
+def decoded(data: bytes, file: Path, line: int, encoding: str = "utf-8-sig") -> str:
+    """The text of these bytes, which begin at that line of the file. Raises DataError."""
     try:
-        return json.loads(data.decode("utf-8-sig"))
+        return data.decode(encoding)
     except UnicodeDecodeError as error:
         line += data.count(b"\n", 0, error.start)
         column = error.start - data.rfind(b"\n", 0, error.start)
         raise DataError(f"{file}:{line}: not UTF-8 at byte {column}", "save the file in UTF-8") from error
+
+
+def _json(data: bytes, file: Path, line: int = 1) -> Any:
+    """The JSON value of these bytes, which begin at that line of the file. Raises DataError."""
+    text = decoded(data, file, line)
+    try:
+        return json.loads(text)
     except json.JSONDecodeError as error:
         location = f"{file}:{line + error.lineno - 1}"
         remedy = ROW_REMEDY

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from carerft.errors import DataError, reason
-from carerft.tasks.files import Row, as_json, json_rows, located, open_file
+from carerft.tasks.files import Row, as_json, decoded, json_rows, located, open_file
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 OTHER_SEPARATORS = {
@@ -31,19 +31,16 @@ class Rows:
 
     def __init__(self, name: str, rows: Iterable[Row]):
         self._name, self._text, self._ends = name, bytearray(), array("q", [0])
-        self._numbers, self._lines = array("q"), array("q")
         for row in rows:
-            self._text += as_json(row)
+            self._text += b"[%b, %d, %d]" % (as_json(row), row.index, row.line)
             self._ends.append(len(self._text))
-            self._numbers.append(row.index)
-            self._lines.append(row.line)
 
     def __len__(self) -> int:
-        return len(self._numbers)
+        return len(self._ends) - 1
 
     def __getitem__(self, position: int) -> Row:
         start, end = self._ends[position], self._ends[position + 1]
-        return located(self._name, json.loads(self._text[start:end]), self._numbers[position], self._lines[position])
+        return located(self._name, *json.loads(self._text[start:end]))
 
 
 def file_rows(path: str) -> Iterator[Row]:
@@ -106,7 +103,11 @@ def _separated(file: Path, separator: str) -> Iterator[Row]:
     """Rows of CSV or TSV, in the columns that the first line names. Every cell is a text."""
     csv.field_size_limit(sys.maxsize)
     with open_file(file) as opened:
-        reader = csv.reader(_lines(opened, file), delimiter=separator, strict=True)
+        lines = (
+            decoded(line, file, number, "utf-8-sig" if number == 1 else "utf-8")
+            for number, line in enumerate(opened, 1)
+        )
+        reader = csv.reader(lines, delimiter=separator, strict=True)
         try:
             header = [name.strip() for name in next(filter(None, reader), [])]
             last, index = reader.line_num, 0
@@ -137,13 +138,3 @@ def _check_header(header: Sequence[str], separator: str, location: str) -> None:
     for other, remedy in OTHER_SEPARATORS.items():
         if len(header) == 1 and other != separator and other in header[0]:
             raise DataError(f"{location}: one column, {header[0]!r}: columns are separated by {separator!r}", remedy)
-
-
-def _lines(opened: Iterable[bytes], file: Path) -> Iterator[str]:
-    for number, line in enumerate(opened, 1):
-        try:
-            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"{file}:{number}: not UTF-8 at byte {error.start + 1}", "save the file in UTF-8"
-            ) from error
