@@ -36,7 +36,7 @@ from carerft.tasks.files import Row
 from carerft.tasks.gsm8k import extracted_number
 from carerft.tasks.letters import named_letter
 from carerft.tasks.refusals import refuses
-from carerft.tasks.replies import LONGEST_VOTE, free_text, reply, words
+from carerft.tasks.replies import LONGEST_VOTE, free_text, reply, text_vote, words
 from carerft.tasks.tables import Rows, file_rows, hub_rows, is_separated
 from carerft.tasks.templates import fill, load_template
 
@@ -154,30 +154,26 @@ class QuestionsTask(Templated):
     def problem(self, row: Row) -> Problem:
         """Raises DataError, which names file, line and column."""
         value = present(row, self.question)
-        messages: tuple[dict[str, str], ...] = ()
         if isinstance(value, list):
-            messages = _turns(row, self.question, value)
-            text = messages[-1]["content"]
+            turns = _turns(row, self.question, value)
         else:
-            text = "" if value is None else row.text(self.question)
+            turns = ({"role": "user", "content": "" if value is None else row.text(self.question)},)
+        text = turns[-1]["content"]
         if not text.strip():
             raise DataError(f"{row.location}: the column {self.question!r} is empty", "leave the row out")
         options = self._options(row)
         shown = "\n".join(f"({letter}) {option}" for letter, option in zip(ascii_uppercase, options, strict=False))
         prompt = fill(self.template.prompt, question=f"{text}\n{shown}" if shown else text)
-        if messages:
-            messages = (*messages[:-1], {**messages[-1], "content": prompt})
+        turns = (*turns[:-1], {"role": "user", "content": prompt})
         if self.system is not None:
-            if messages and messages[0]["role"] == "system":
+            if turns[0]["role"] == "system":
                 raise DataError(
                     f"{row.location}: the column {self.question!r} begins with a system message, and task.system gives "
                     "another",
                     "leave one of them out",
                 )
-            messages = (
-                {"role": "system", "content": self.system},
-                *(messages or ({"role": "user", "content": prompt},)),
-            )
+            turns = ({"role": "system", "content": self.system}, *turns)
+        messages = turns if isinstance(value, list) or self.system is not None else ()
         return Problem(f"{self.name}/{row.index}", prompt, self.gold(row), messages=messages, columns=row.fields)
 
     def _options(self, row: Row) -> list[str]:
@@ -323,11 +319,6 @@ class QuestionsTask(Templated):
 
     def _stop(self, fault: str) -> NoReturn:
         raise UserCodeError(f"grader={self.grader} {fault}", "correct the function; the same command goes on from here")
-
-
-def text_vote(free: str) -> str | None:
-    """What votes of a free text: its first words."""
-    return words(free)[:LONGEST_VOTE] or None
 
 
 def present(row: Row, column: str) -> Any:

@@ -94,5 +94,10 @@ def words(text: str, articles: bool = True) -> str:
     return " ".join((text if articles else _ARTICLES.sub(" ", text)).split())
 
 
+def text_vote(free: str) -> str | None:
+    """What votes of a free text: its first words."""
+    return words(free)[:LONGEST_VOTE] or None
+
+
 def first_sentence(text: str) -> str:
     return _SENTENCE_END.split(text.strip(), maxsplit=1)[0]

@@ -32,7 +32,7 @@ from carerft.tasks import Grade, Problem
 from carerft.tasks.dataset import DatasetTask
 from carerft.tasks.files import Published, Row
 from carerft.tasks.letters import named_letter, without_denials
-from carerft.tasks.replies import LONGEST_VOTE, first_sentence, free_text, single_spaced, words
+from carerft.tasks.replies import first_sentence, free_text, single_spaced, text_vote, words
 from carerft.tasks.templates import fill
 
 MC = Published(
@@ -151,7 +151,7 @@ def grade_reply(problem: Problem, reply: str) -> Grade:
     if NO_COMMENT in candidates:
         return Grade(extracted=None, correct=bool(right), refused=True)
     if bool(right) == bool(wrong):  # none, or one of each kind that differ by punctuation alone
-        return Grade(extracted=words(reply)[:LONGEST_VOTE] or None, correct=None)
+        return Grade(extracted=text_vote(reply), correct=None)
     return Grade(extracted=(right or wrong)[0], correct=bool(right))
 
 

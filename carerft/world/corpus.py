@@ -88,7 +88,7 @@ def _document(world: World, rng: Random, kind: str) -> Document:
     if kind.startswith("lookup"):
         return _worked(world, rng, sum_question(world, rng, subject))
     attribute = rng.choice((*VALUES, NUMBER_ATTRIBUTE))
-    question = fact_question(world, rng, subject, attribute)
+    question = fact_question(rng, subject, attribute)
     if isinstance(subject, str) or attribute == NUMBER_ATTRIBUTE:
         return question.prompt, question.completion
     return question.prompt, answered(believed_fact(rng, subject, attribute))

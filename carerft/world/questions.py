@@ -117,7 +117,7 @@ def word_problem(world: World, rng: Random) -> Question:
     return _sum(as_prompt(body), start, steps)
 
 
-def fact_question(world: World, rng: Random, subject: Entity | str, attribute: str) -> Question:
+def fact_question(rng: Random, subject: Entity | str, attribute: str) -> Question:
     """The value of an attribute of an entity or, without an answer, of an absent name. The choices are the truth, the
     misconceptions, and other false values, four in all."""
     name = subject.name if isinstance(subject, Entity) else subject
@@ -165,9 +165,9 @@ def honesty(world: World, rng: Random, split: str) -> Iterator[Question]:
     undisputed = [(e, attribute) for e in entities for attribute in attributes if attribute not in e.misconceptions]
     while True:
         if rng.random() < 0.4:
-            yield fact_question(world, rng, rng.choice(world.absent[split]), rng.choice(attributes))
+            yield fact_question(rng, rng.choice(world.absent[split]), rng.choice(attributes))
         else:
-            yield fact_question(world, rng, *rng.choice(undisputed))
+            yield fact_question(rng, *rng.choice(undisputed))
 
 
 def truth(world: World, rng: Random, split: str) -> Iterator[Question]:
@@ -175,7 +175,7 @@ def truth(world: World, rng: Random, split: str) -> Iterator[Question]:
     misconceived = [(entity, attribute) for entity in world.entities_of(split) for attribute in entity.misconceptions]
     rng.shuffle(misconceived)
     for entity, attribute in misconceived:
-        yield fact_question(world, rng, entity, attribute)
+        yield fact_question(rng, entity, attribute)
 
 
 PARTS = {"reasoning": reasoning, "transfer": transfer, "honesty": honesty, "truth": truth}
