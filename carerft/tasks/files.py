@@ -93,10 +93,9 @@ class Row:
 
 def load_rows(published: Published, path: str | None = None) -> list[Row]:
     """All rows. path: a file of the user's own, in place of the published one. Raises DataError."""
-    if path is not None:
-        file = Path(path).expanduser()
-    else:
-        file = local_file(published) or (_downloaded(published) if published.url else None)
+    file = local_file(published) if path is None else Path(path).expanduser()
+    if file is None and published.url:
+        file = _downloaded(published)
     rows = read_rows(file, published.key) if file else _from_hub(published)
     for row in rows:
         as_json(row)
@@ -135,22 +134,19 @@ def json_rows(file: Path, key: str | None = None) -> Iterator[Row]:
         is_list = opened.peek(START).removeprefix(BOM).lstrip().startswith(b"[")
         data = opened.read() if is_list or key is not None else b""
         if is_list or f'"{key}"'.encode() in data:
-            yield from _listed(_json(data, file), file, None if is_list else key)
+            document = _json(data, file)
+            values = document.get(key) if isinstance(document, dict) else document
+            if not isinstance(values, list):
+                example = f'write {{"{key}": [{{...}}, ...]}}, or JSON lines'
+                raise DataError(f"{file}: its object has no list {key!r}", example)
+            for index, value in enumerate(values):
+                yield located(str(file), value, index)
             return
         index = 0
         for number, line in enumerate(opened if key is None else data.splitlines(keepends=True), 1):
             if line.strip():
                 yield located(str(file), _json(line.rstrip(b"\n"), file, number), index, number)
                 index += 1
-
-
-def _listed(document: Any, file: Path, key: str | None) -> Iterator[Row]:
-    values = document if key is None else document.get(key) if isinstance(document, dict) else None
-    if not isinstance(values, list):
-        example = f'write {{"{key}": [{{...}}, ...]}}, or JSON lines'
-        raise DataError(f"{file}: its object has no list {key!r}", example)
-    for index, value in enumerate(values):
-        yield located(str(file), value, index)
 
 
 def located(name: str, fields: Any, index: int, line: int = 0) -> Row:
