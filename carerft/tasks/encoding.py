@@ -43,6 +43,8 @@ class ChatTask:
 
     def __getattr__(self, name: str) -> Any:
         """What else the task has: `until`, `without_confidence`, `prompt`."""
+        if name.startswith("_"):  # a copy is asked for its methods before it has a task
+            raise AttributeError(name)
         return getattr(self.task, name)
 
     def problems(self) -> Sequence[Problem]:
