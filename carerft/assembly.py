@@ -28,10 +28,10 @@ from carerft.config.settings import (
 )
 from carerft.errors import ConfigError
 from carerft.evaluation import QUESTIONS_AT_ONCE
-from carerft.evaluation.answers import Source
 from carerft.evaluation.evaluate import Evaluator, context_needed
 from carerft.evaluation.measurement import Benchmark
 from carerft.evaluation.recorded import Recorded
+from carerft.evaluation.served import Server
 from carerft.evaluation.table import table
 from carerft.evaluation.texts import TextMeasurement
 from carerft.metrics.names import METRICS
@@ -238,14 +238,15 @@ class Subject:
             name: prompt for name, measured in benchmarks.items() if (prompt := getattr(measured.task, "prompt", None))
         }
         header = {"command": run.manifest["command"], "model": settings.model.name, "chat": self.chat}
+        engine = "vllm" if isinstance(settings.rollout, VllmSettings) else "transformers"
         evaluator = Evaluator(
             worker,
             self.tokenizer,
-            how,
-            samples,
-            settings.seed,
             min(self.context, worker.context),
-            QUESTIONS_AT_ONCE["vllm" if isinstance(settings.rollout, VllmSettings) else "transformers"],
+            settings=how,
+            samples=samples,
+            seed=settings.seed,
+            questions_at_once=QUESTIONS_AT_ONCE[engine],
             check_prompts=self.models_text and isinstance(settings, EvaluateSettings),
             show_prompts=not self.prompts_shown,
         )
@@ -255,25 +256,27 @@ class Subject:
         return evaluator.evaluate(benchmarks, where[0], {**header, "prompts": prompts}, console, where[1])
 
 
-def measure_texts(settings: EvaluateSettings, run: RunDirectory, server: Source | None, trackers: Trackers) -> None:
-    """Measure answers that a server gives or, without one, that the file of `rollout` holds, into the run's directory;
-    print the result and hand it to the trackers. Raises CareError."""
-    chat = isinstance(settings.rollout, OpenaiSettings) and settings.rollout.chat
+def measure_texts(settings: EvaluateSettings, run: RunDirectory, trackers: Trackers) -> None:
+    """Measure answers that the server or the file of `rollout` gives, into the run's directory; print the result and
+    hand it to the trackers. Of a server, the settings' model is the one that it serves. Raises CareError."""
+    rollout, how = settings.rollout, settings.evaluation
+    assert isinstance(rollout, OpenaiSettings | RecordedSettings)
+    chat = isinstance(rollout, OpenaiSettings) and rollout.chat
     benchmarks = {}
     for name, entry in settings.benchmark.items():
         task = _made(entry, settings.model.confidence)
         if chat and hasattr(task, "use_chat_prompt"):
             task.use_chat_prompt()
         benchmarks[name] = _benchmark(task, entry)
-    questions = {name: measured.task.problems()[: settings.evaluation.limit] for name, measured in benchmarks.items()}
+    questions = {name: measured.task.problems()[: how.limit] for name, measured in benchmarks.items()}
     samples = settings.samples
-    if isinstance(settings.rollout, RecordedSettings):
+    if isinstance(rollout, RecordedSettings):
         (name,) = questions
-        recorded = Recorded.read(Path(settings.rollout.path).expanduser(), questions[name])
-        server, samples, questions[name] = recorded, recorded.k, recorded.questions
-    assert server is not None, "answers come from a server or from a file"
-    how = settings.evaluation
-    measurement = TextMeasurement(server, questions, how, samples, settings.seed)
+        source = Recorded.read(Path(rollout.path).expanduser(), questions[name])
+        samples, questions[name] = source.k, source.questions
+    else:
+        source = Server(rollout, settings.model.name)
+    measurement = TextMeasurement(source, questions, settings=how, samples=samples, seed=settings.seed)
     header = {"command": run.manifest["command"], "model": settings.model.name, "chat": chat}
     header["prompts"] = {name: getattr(measured.task, "prompt", None) for name, measured in benchmarks.items()}
     evaluation = measurement.evaluate(benchmarks, run.path, header, open_console(stderr=True))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from rich.progress import Progress
 
 from carerft.config.settings import EvaluationSettings, ModelSettings
 from carerft.evaluation.evaluate import Evaluator
@@ -46,9 +47,9 @@ class Scoring:
     def records(self, worker, path: Path, bar=None) -> list[dict]:
         prompts = encode([problem.prompt for problem in self.problems], self.tokenizer)  # type: ignore[arg-type]
         evaluator = Evaluator(
-            worker, self.tokenizer, EvaluationSettings(), samples=1, seed=0, context=512, questions_at_once=7  # type: ignore[arg-type]
+            worker, self.tokenizer, context=512, settings=EvaluationSettings(), samples=1, seed=0, questions_at_once=7  # type: ignore[arg-type]
         )  # fmt: skip
-        return evaluator._problem_records(self.problems, prompts, path, bar)
+        return evaluator._problem_records(self.problems, prompts, path, bar or Progress(disable=True))
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers.invented_rows import FALSE, KNOWN, MOON, UNKNOWABLE, configured, document, real_files
 from helpers.runs import read_lines, run
+from rich.progress import Progress
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from carerft.config.settings import EvaluationSettings
@@ -259,8 +260,8 @@ class Pairs:
 
 
 def problem_records(worker, tokenizer, problems, prompts, path):
-    evaluator = Evaluator(worker, tokenizer, EvaluationSettings(), samples=1, seed=0, context=1024)
-    return evaluator._problem_records(problems, prompts, path)
+    evaluator = Evaluator(worker, tokenizer, context=1024, settings=EvaluationSettings(), samples=1, seed=0)
+    return evaluator._problem_records(problems, prompts, path, Progress(disable=True))
 
 
 def test_choices_are_tokenised_with_their_prompt(tmp_path):

@@ -104,7 +104,9 @@ def measure(loaded, directory, **changes):
     model, tokenizer, worker = loaded
     settings = EvaluationSettings(limit=6, bootstrap=20, **changes)
     benchmarks = {part: Benchmark(WorldTask(part, "test"), 24) for part in ("truth", "honesty")}
-    evaluator = Evaluator(worker, tokenizer, settings, 4, 0, context_length(model), questions_at_once=2)
+    evaluator = Evaluator(
+        worker, tokenizer, context_length(model), settings=settings, samples=4, seed=0, questions_at_once=2
+    )
     result = evaluator.evaluate(benchmarks, directory, {}, Console(quiet=True))
     return result, {path.name: path.read_text() for path in (directory / "evaluation").iterdir()}
 

@@ -76,8 +76,6 @@ def evaluate_model(settings: EvaluateSettings, run: RunDirectory) -> None:
 def evaluate_texts(settings: EvaluateSettings, run: RunDirectory) -> None:
     """The evaluation of answers that a server gives or a file holds. settings: checked."""
     from carerft import assembly
-    from carerft.evaluation.served import Server
 
-    server = Server.connect(settings.rollout) if isinstance(settings.rollout, OpenaiSettings) else None
     with assembly.trackers(settings, run) as trackers:
-        assembly.measure_texts(settings, run, server, trackers)
+        assembly.measure_texts(settings, run, trackers)

@@ -1,11 +1,7 @@
 """Answers that no worker of ours samples: a server gives them (`served.py`), or a file holds them (`recorded.py`)."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-from carerft.rollout import Sampling
-from carerft.tasks import Problem
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -20,14 +16,6 @@ class Answer:
     finished: bool | None = None
     log_probability: float | None = None
     tokens: int | None = None
-
-
-class Source(Protocol):
-    """Answers to the problems of one benchmark."""
-
-    def answers(self, problems: Sequence[Problem], k: int, sampling: Sampling, seed: int) -> list[list[Answer]]:
-        """k answers to each problem, in order. Raises CareError."""
-        ...
 
 
 def of_choice(choice: dict[str, Any]) -> Answer:

@@ -3,8 +3,7 @@
 import hashlib
 import json
 import math
-import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, islice, pairwise
 from pathlib import Path
@@ -14,9 +13,8 @@ from transformers import PreTrainedTokenizerBase
 
 from carerft.config.settings import EvaluationSettings
 from carerft.errors import DataError
-from carerft.evaluation import QUESTIONS_AT_ONCE
 from carerft.evaluation.answers import Answer
-from carerft.evaluation.measurement import Benchmark, Measurement, Record, json_lines, problem_record
+from carerft.evaluation.measurement import Benchmark, Measurement, Questions, Record, json_lines, problem_record
 from carerft.evaluation.self_report import LONGEST_ANSWER, self_reports
 from carerft.metrics.votes import answered, collect_votes
 from carerft.rollout import RolloutWorker, Sampling, completion_texts
@@ -46,7 +44,7 @@ def context_needed(
 
 @dataclass(frozen=True)
 class Evaluator(Measurement):
-    """Measures the worker's model. samples: k, completions per question. context: tokens that the model can hold.
+    """Measures the worker's model. context: tokens that the model can hold.
 
     check_prompts: warn if the model's loss on the first prompts is absurd. show_prompts: log the first of each
     benchmark.
@@ -54,65 +52,57 @@ class Evaluator(Measurement):
 
     worker: RolloutWorker
     tokenizer: PreTrainedTokenizerBase
-    settings: EvaluationSettings
-    samples: int
-    seed: int
     context: int
-    questions_at_once: int = QUESTIONS_AT_ONCE["transformers"]
     check_prompts: bool = True
     show_prompts: bool = True
 
-    def _questions(self, benchmarks: dict[str, Benchmark], place: Path) -> dict[str, Sequence[Problem]]:
+    def _questions(self, benchmarks: dict[str, Benchmark], place: Path) -> Mapping[str, Questions]:
         """As of `Measurement`: each question fits the model. The first ones are logged, and tried."""
-        questions = {name: self._asked(benchmark) for name, benchmark in benchmarks.items()}
-        for name, (problems, prompts) in questions.items() if self.show_prompts else ():
+        asked = {name: self._asked(benchmark) for name, benchmark in benchmarks.items()}
+        for name, (problems, prompts) in asked.items() if self.show_prompts else ():
             show_prompt(name, problems[0], prompts[0], self.tokenizer)
-        for name, (_, prompts) in list(questions.items())[:1]:
+        for name, (_, prompts) in list(asked.items())[:1]:
             if self.check_prompts and not (place / f"{name}.problems.jsonl").exists():  # not when it is continued
                 warn_of_absurd_loss(self.worker, list(islice(prompts, PROMPTS)), self.tokenizer)
-        return {name: problems for name, (problems, _) in questions.items()}
+        return asked
 
     def _asked(self, benchmark: Benchmark) -> tuple[Sequence[Problem], Prompts]:
         return benchmark.prompts(self.tokenizer, self.settings, self.context)
 
-    def _answers(self, name: str, benchmark: Benchmark, problems: Sequence[Problem], start: int) -> list[Answer]:
-        k, settings = self.samples, self.settings
-        sampling = Sampling(benchmark.max_tokens, settings.temperature, settings.top_p, stop=benchmark.stop)
+    def _answers(
+        self, benchmark: Benchmark, problems: Sequence[Problem], start: int, sampling: Sampling, seed: int
+    ) -> list[Answer]:
         tokens_of = self._asked(benchmark)[1]
         prompts = [tokens_of[i] for i in range(start, start + len(problems))]
-        rollouts = self.worker.sample(prompts, k, sampling, seed=self.seed + (zlib.crc32(name.encode()) << 20))
+        rollouts = self.worker.sample(prompts, self.samples, sampling, seed)
         lengths = rollouts.lengths.tolist()
-        if (settings.temperature, settings.top_p) == (1.0, 1.0):
+        if (sampling.temperature, sampling.top_p) == (1.0, 1.0):
             log_probs = (rollouts.log_probs * rollouts.mask()).sum(-1).tolist()
         else:  # the sampler's are those of another distribution than the model's own
             tokens = [row[:length] for row, length in zip(rollouts.tokens.tolist(), lengths, strict=True)]
-            log_probs = self.worker.log_likelihood([prompt for prompt in prompts for _ in range(k)], tokens)
+            log_probs = self.worker.log_likelihood([p for p in prompts for _ in range(self.samples)], tokens)
         parts = completion_texts(rollouts, self.tokenizer), rollouts.finished.tolist(), log_probs, lengths
         return [Answer(*part) for part in zip(*parts, strict=True)]
 
-    def _complete(self, problems: Sequence[Problem], records: list[Record]) -> None:
-        if self.settings.self_report:
-            self._add_self_reports(problems, records)
-
-    def _records_of_problems(
-        self, name: str, benchmarks: dict[str, Benchmark], problems: Sequence[Problem], place: Path, bar: Progress
-    ) -> list[Record]:
-        return self._problem_records(problems, self._asked(benchmarks[name])[1], place / f"{name}.problems.jsonl", bar)
-
-    def _add_self_reports(self, problems: Sequence[Problem], records: list[Record]) -> None:
-        """Give each record a `self_report`: P(True) at the sample that stands for an answer by majority, else null."""
+    def _records(self, benchmark: Benchmark, problems: Sequence[Problem], answers: Sequence[Answer]) -> list[Record]:
+        """As of `Measurement`. Where the model is asked for it, each record has a `self_report`: P(True) at the sample
+        that stands for an answer by majority, else null."""
+        records = super()._records(benchmark, problems, answers)
+        if not self.settings.self_report:
+            return records
         for record in records:
             record["self_report"] = None
         votes = collect_votes(records, [problem.id for problem in problems])
         owners, samples = answered(votes.answers).nonzero()
         majority = [votes.rows[owner][sample] for owner, sample in zip(owners, samples, strict=True)]
-        answers = [record["extracted"] for record in majority]
-        reports = self_reports(self.worker, self.tokenizer, [problems[i] for i in owners], answers, self.context)
+        extracted = [record["extracted"] for record in majority]
+        reports = self_reports(self.worker, self.tokenizer, [problems[i] for i in owners], extracted, self.context)
         for record, report in zip(majority, reports, strict=True):
             record["self_report"] = report
+        return records
 
     def _problem_records(
-        self, problems: Sequence[Problem], prompts: Iterable[list[int]], path: Path, bar: Progress | None = None
+        self, problems: Sequence[Problem], prompts: Iterable[list[int]], path: Path, bar: Progress
     ) -> list[Record]:
         """Write and return one record per problem, with MC1 and MC2 where it has choices.
 
@@ -123,7 +113,29 @@ class Evaluator(Measurement):
             (problem.id, problem.prompt, problem.answer) for problem in problems
         ]:
             return recorded
+        scores_path = path.with_name(path.name.replace("problems", "choices"))
+        scores = iter(self._scores(problems, prompts, scores_path, bar))
+        records = [problem_record(problem) for problem in problems]
+        for problem, record in zip(problems, records, strict=True):
+            if problem.choices:
+                likelihoods = [next(scores) for _ in problem.choices]
+                record |= multiple_choice(likelihoods, [true for _, true in problem.choices])
+        write_atomically(path, json_lines(records))
+        scores_path.unlink(missing_ok=True)
+        return records
+
+    def _scores(
+        self, problems: Sequence[Problem], prompts: Iterable[list[int]], path: Path, bar: Progress
+    ) -> list[float]:
+        """The log-likelihood of each choice of each problem, in order. Raises DataError for an empty choice.
+
+        Each portion is written to the file when it is scored, and what the file holds already is not scored again. A
+        portion is a batch that the worker would form of all at once, so that the rounding is the same; of a worker that
+        does not say what it would form, the choices of some questions.
+        """
         chosen = [(p, prompt, text) for p, prompt in zip(problems, prompts, strict=False) for text, _ in p.choices]
+        if not chosen:
+            return []
         # As lm-evaluation-harness does it: prompt and choice are tokenised together, and what follows as many tokens as
         # the prompt has by itself is the choice. Alone, a choice could begin otherwise (SentencePiece adds a space).
         together = encode([problem.prompt + text for problem, _, text in chosen], self.tokenizer)
@@ -131,61 +143,29 @@ class Evaluator(Measurement):
         if [] in continuations:
             problem = chosen[continuations.index([])][0]
             raise DataError(f"problem {problem.id}: a choice adds no token to its prompt", "leave out the empty choice")
-        counts = [len(problem.choices) for problem in problems]
-        scores_path = path.with_name(path.name.replace("problems", "choices"))
-        scored = iter(self._scores([prompt for _, prompt, _ in chosen], continuations, counts, scores_path, bar))
-        records = []
-        for problem in problems:
-            record = problem_record(problem)
-            if problem.choices:
-                likelihoods = [next(scored) for _ in problem.choices]
-                record |= multiple_choice(likelihoods, [true for _, true in problem.choices])
-            records.append(record)
-        write_atomically(path, json_lines(records))
-        scores_path.unlink(missing_ok=True)
-        return records
-
-    def _scores(
-        self,
-        prompts: Sequence[list[int]],
-        continuations: Sequence[list[int]],
-        counts: Sequence[int],
-        path: Path,
-        bar: Progress | None,
-    ) -> list[float]:
-        """The log-likelihood of each continuation given its prompt. counts: of neighbours that belong to one question.
-
-        Each portion is written to the file when it is scored, and what the file holds already is not scored again. A
-        portion is a batch that the worker would form of all at once, so that the rounding is the same; of a worker that
-        does not say what it would form, the choices of some questions.
-        """
-        if not prompts:
-            return []
-        identity = hashlib.sha256(json.dumps([prompts, continuations]).encode()).hexdigest()
+        beginnings = [prompt for _, prompt, _ in chosen]
+        identity = hashlib.sha256(json.dumps([beginnings, continuations]).encode()).hexdigest()
         lines = [line for line in read_lines(path, []) if line.get("of") == identity]
         scores = {i: score for line in lines for i, score in zip(line["choices"], line["log_likelihoods"], strict=True)}
         write_atomically(path, json_lines(lines))  # without a last line that a kill has cut
         if batches := getattr(self.worker, "likelihood_batches", None):
-            portions = batches(prompts, continuations)
+            portions = batches(beginnings, continuations)
         else:
-            ends = [0, *accumulate(counts)]
+            ends = [0, *accumulate(len(problem.choices) for problem in problems)]
             bounds = [*ends[:: self.questions_at_once], ends[-1]]
             portions = [list(range(start, end)) for start, end in pairwise(bounds) if end > start]
-        questions = sum(count > 0 for count in counts)
-        task = (
-            bar.add_task(path.name.replace(".jsonl", "").replace(".", ", "), total=questions, shown="") if bar else None
-        )
+        questions = sum(bool(problem.choices) for problem in problems)
+        task = bar.add_task(path.name.replace(".jsonl", "").replace(".", ", "), total=questions, shown="")
         with open(path, "a", encoding="utf-8") as file:
             for portion in portions:
                 if not scores.keys() >= set(portion):
-                    parts = [prompts[i] for i in portion], [continuations[i] for i in portion]
+                    parts = [beginnings[i] for i in portion], [continuations[i] for i in portion]
                     found = self.worker.log_likelihood(*parts)
                     scores |= zip(portion, found, strict=True)
                     file.write(json_lines([{"of": identity, "choices": portion, "log_likelihoods": found}]))
                     file.flush()
-                if bar and task is not None:
-                    bar.update(task, completed=questions * len(scores) // len(prompts))
-        return [scores[i] for i in range(len(prompts))]
+                bar.update(task, completed=questions * len(scores) // len(chosen))
+        return [scores[i] for i in range(len(chosen))]
 
 
 def multiple_choice(log_likelihoods: Sequence[float], true: Sequence[bool]) -> dict[str, float]:

@@ -6,7 +6,8 @@ continues: each question's samples depend on the seed and the question alone.
 """
 
 import json
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ from transformers import PreTrainedTokenizerBase
 
 from carerft.config.settings import EvaluationSettings
 from carerft.errors import DataError
+from carerft.evaluation import QUESTIONS_AT_ONCE
 from carerft.evaluation.answers import Answer
 from carerft.evaluation.self_report import QUESTION
 from carerft.metrics.scores import score, score_together
+from carerft.rollout import Sampling
 from carerft.runs.directory import write_atomically
 from carerft.runs.reading import read_lines
 from carerft.tasks import Problem, Task
@@ -31,6 +34,8 @@ COMBINED = "combined"
 """The name under which evaluation.json holds the calibration of `evaluation.combine`'s benchmarks together."""
 Record = dict[str, Any]
 """One line of a file of the evaluation."""
+Questions = tuple[Sequence[Problem], Iterable[list[int]]]
+"""Problems and, where a model of ours answers, their prompts as tokens."""
 
 
 @dataclass
@@ -68,13 +73,14 @@ class Benchmark:
         return problems, self._prompts
 
 
+@dataclass(frozen=True, kw_only=True)
 class Measurement:
     """What every measurement has. samples: k, answers to each question."""
 
     settings: EvaluationSettings
     samples: int
     seed: int
-    questions_at_once: int
+    questions_at_once: int = QUESTIONS_AT_ONCE["transformers"]
 
     def evaluate(
         self,
@@ -99,8 +105,8 @@ class Measurement:
         result["benchmarks"] = {}
         recorded: dict[str, tuple[Sequence[Record], Sequence[Record]]] = {}
         with progress_bar(console, "questions") as bar:
-            for name, problems in questions.items():
-                problem_records = self._records_of_problems(name, benchmarks, problems, place, bar)
+            for name, (problems, prompts) in questions.items():
+                problem_records = self._problem_records(problems, prompts, place / f"{name}.problems.jsonl", bar)
                 sampled = problems if benchmarks[name].max_tokens else []
                 records = self._samples(name, benchmarks[name], sampled, place / f"{name}.jsonl", bar)
                 if name in (settings.combine or ()):
@@ -122,35 +128,37 @@ class Measurement:
         records = _recorded(path, problems, self.samples)
         done = len(records) // self.samples
         write_atomically(path, json_lines(records))
+        sampling = Sampling(benchmark.max_tokens, self.settings.temperature, self.settings.top_p, stop=benchmark.stop)
+        seed = self.seed + (zlib.crc32(name.encode()) << 20)
         task = bar.add_task(name, total=len(problems), completed=done)
         with open(path, "a", encoding="utf-8") as file:
             for start in range(done, len(problems), self.questions_at_once):
                 asked = problems[start : start + self.questions_at_once]
-                made = self._records(benchmark, asked, self._answers(name, benchmark, asked, start))
+                made = self._records(benchmark, asked, self._answers(benchmark, asked, start, sampling, seed))
                 file.write(json_lines(made))
                 file.flush()
                 records += made
                 bar.update(task, completed=start + len(asked))
         return records
 
-    def _questions(self, benchmarks: dict[str, Benchmark], place: Path) -> dict[str, Sequence[Problem]]:
+    def _questions(self, benchmarks: dict[str, Benchmark], place: Path) -> Mapping[str, Questions]:
         """The questions to ask, by benchmark. Raises CareError before anything is asked."""
         raise NotImplementedError
 
-    def _answers(self, name: str, benchmark: Benchmark, problems: Sequence[Problem], start: int) -> list[Answer]:
-        """k neighbouring answers to each of these questions, of which the first is the benchmark's start-th."""
+    def _answers(
+        self, benchmark: Benchmark, problems: Sequence[Problem], start: int, sampling: Sampling, seed: int
+    ) -> list[Answer]:
+        """k neighbouring answers to each of these questions, of which the first is the benchmark's start-th. seed: of
+        the benchmark."""
         raise NotImplementedError
 
-    def _records_of_problems(
-        self, name: str, benchmarks: dict[str, Benchmark], problems: Sequence[Problem], place: Path, bar: Progress
+    def _problem_records(
+        self, problems: Sequence[Problem], prompts: Iterable[list[int]], path: Path, bar: Progress
     ) -> list[Record]:
-        """Write `<name>.problems.jsonl`, and return what it holds."""
+        """Write one record per problem, and return them."""
         records = [problem_record(problem) for problem in problems]
-        write_atomically(place / f"{name}.problems.jsonl", json_lines(records))
+        write_atomically(path, json_lines(records))
         return records
-
-    def _complete(self, problems: Sequence[Problem], records: list[Record]) -> None:
-        """Add what the records of these questions' answers lack."""
 
     def _records(self, benchmark: Benchmark, problems: Sequence[Problem], answers: Sequence[Answer]) -> list[Record]:
         """One record per answer."""
@@ -159,7 +167,7 @@ class Measurement:
         texts = [answer.text for answer in answers]
         grades = grade_completions(benchmark.task, asked, texts, finished, self.settings.count_truncated)
         asks = getattr(benchmark.task, "without_confidence", None) is not None
-        records = [
+        return [
             {
                 "problem_id": problems[i // k].id,
                 "sample": i % k,
@@ -175,8 +183,6 @@ class Measurement:
             }
             for i, (answer, grade) in enumerate(zip(answers, grades, strict=True))
         ]
-        self._complete(problems, records)
-        return records
 
 
 def problem_record(problem: Problem) -> Record:

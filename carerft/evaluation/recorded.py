@@ -85,7 +85,7 @@ class Recorded:
         return Recorded(answered, found, counts[most])
 
     def answers(self, problems: Sequence[Problem], k: int, sampling: Sampling, seed: int) -> list[list[Answer]]:
-        """As of `Source`."""
+        """As of `Server`: the k answers that the file holds of each problem, however they were sampled."""
         return [self.answers_of[problem.id] for problem in problems]
 
 

@@ -40,20 +40,17 @@ def self_reports(
     """
     if not problems:
         return []
-    chat = problems[0].untemplated is not None
-    asked = [_asked(problem, answer, tokenizer) for problem, answer in zip(problems, answers, strict=True)]
+    chat = problems[0].untemplated is not None  # all problems of a task are templated, or none
+    asked = []
+    for problem, answer in zip(problems, answers, strict=True):
+        given = problem.untemplated if chat else problem.prompt
+        text = QUESTION.format(question=given, answer=answer[:LONGEST_ANSWER])
+        if chat:
+            turns = [*map(dict, problem.messages[:-1]), {"role": "user", "content": text}]
+            text = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        asked.append(replace(problem, prompt=text))
     texts = [option.strip() if chat else option for option in OPTIONS]  # a turn does not begin with a space
     options = tokenizer(texts, add_special_tokens=False)["input_ids"]
     prompts = prompt_tokens(asked, tokenizer, max(map(len, options)), context)
     scored = worker.log_likelihood([p for p in prompts for _ in options], [o for _ in prompts for o in options])
     return [1 / (1 + math.exp(min(false - true, 700))) for true, false in zip(scored[::2], scored[1::2], strict=True)]
-
-
-def _asked(problem: Problem, answer: str, tokenizer: PreTrainedTokenizerBase) -> Problem:
-    """The problem whose prompt is the question about its proposed answer."""
-    given = problem.prompt if problem.untemplated is None else problem.untemplated
-    text = QUESTION.format(question=given, answer=answer[:LONGEST_ANSWER])
-    if problem.untemplated is not None:
-        turns = [*map(dict, problem.messages[:-1]), {"role": "user", "content": text}]
-        text = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-    return replace(problem, prompt=text)

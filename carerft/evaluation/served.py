@@ -44,8 +44,11 @@ class Server:
         return Server(settings, model)
 
     def answers(self, problems: Sequence[Problem], k: int, sampling: Sampling, seed: int) -> list[list[Answer]]:
-        """As of `Source`. A problem's seed depends on its number among `problems` alone; whether a seed repeats the
-        samples is the server's affair."""
+        """k answers to each problem, in order. Raises EngineError.
+
+        A problem's seed depends on its number among `problems` alone; whether a seed repeats the samples is the
+        server's affair.
+        """
         with ThreadPoolExecutor(self.settings.batch_size or 16) as pool:
             numbered = list(enumerate(problems))
             return list(pool.map(lambda pair: self._ask(pair[1], k, sampling, mixed_seed(seed, pair[0])), numbered))
@@ -59,8 +62,7 @@ class Server:
         if sampling.stop:
             body["stop"] = list(sampling.stop)
         if own.chat:
-            turns = [dict(turn) for turn in problem.messages] or [{"role": "user", "content": problem.prompt}]
-            body["messages"] = turns
+            body["messages"] = [*map(dict, problem.messages)] or [{"role": "user", "content": problem.prompt}]
         else:
             body["prompt"] = problem.prompt
         answers: list[Answer] = []

@@ -1,15 +1,15 @@
 """The measurement of answers that come as text alone, from a server or from a file: no model is loaded."""
 
 import logging
-import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from carerft.config.settings import EvaluationSettings
 from carerft.errors import DataError
-from carerft.evaluation.answers import Answer, Source
-from carerft.evaluation.measurement import Benchmark, Measurement
+from carerft.evaluation.answers import Answer
+from carerft.evaluation.measurement import Benchmark, Measurement, Questions
+from carerft.evaluation.recorded import Recorded
+from carerft.evaluation.served import Server
 from carerft.rollout import Sampling
 from carerft.tasks import Problem
 
@@ -20,14 +20,10 @@ log = logging.getLogger(__name__)
 class TextMeasurement(Measurement):
     """Measures whoever answers. questions: of each benchmark, those to which there are answers."""
 
-    source: Source
+    source: Server | Recorded
     questions: dict[str, Sequence[Problem]]
-    settings: EvaluationSettings
-    samples: int
-    seed: int
-    questions_at_once: int = 64
 
-    def _questions(self, benchmarks: dict[str, Benchmark], place: Path) -> dict[str, Sequence[Problem]]:
+    def _questions(self, benchmarks: dict[str, Benchmark], place: Path) -> Mapping[str, Questions]:
         for name, problems in self.questions.items():
             if not problems:
                 raise DataError(f"{name} has no question", "give its file at least one")
@@ -38,12 +34,13 @@ class TextMeasurement(Measurement):
                 )
             if any(problem.choices for problem in problems):
                 log.warning("%s: no MC1 and MC2, which need the model's probabilities of given texts", name)
-        return self.questions
+        return {name: (problems, ()) for name, problems in self.questions.items()}
 
-    def _answers(self, name: str, benchmark: Benchmark, problems: Sequence[Problem], start: int) -> list[Answer]:
-        sampling = Sampling(benchmark.max_tokens, self.settings.temperature, self.settings.top_p, stop=benchmark.stop)
-        seed = self.seed + (zlib.crc32(name.encode()) << 20) + (start << 40)
-        answers = [answer for row in self.source.answers(problems, self.samples, sampling, seed) for answer in row]
-        if (self.settings.temperature, self.settings.top_p) != (1.0, 1.0):  # servers differ in what they then report
+    def _answers(
+        self, benchmark: Benchmark, problems: Sequence[Problem], start: int, sampling: Sampling, seed: int
+    ) -> list[Answer]:
+        rows = self.source.answers(problems, self.samples, sampling, seed + (start << 40))
+        answers = [answer for row in rows for answer in row]
+        if (sampling.temperature, sampling.top_p) != (1.0, 1.0):  # servers differ in what they then report
             answers = [replace(answer, log_probability=None) for answer in answers]
         return answers
