@@ -7,7 +7,6 @@ a worker that misses a deadline by the clock is killed; the other pairs go on.
 Needs a POSIX system (Linux, macOS). macOS does not enforce the memory limit.
 """
 
-import atexit
 import contextlib
 import json
 import os
@@ -50,7 +49,6 @@ class Pool(contextlib.AbstractContextManager["Pool"]):
         self._lock = threading.Lock()
         self._running: list[_Worker] = []
         os.register_at_fork(after_in_child=self._running.clear)  # they belong to the parent
-        atexit.register(self.close)
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -102,7 +100,7 @@ class _Worker:
             self._number += 1
             child.connection.send_bytes(json.dumps([self._number, gold, answer]).encode())
             while True:
-                number, correct, why = json.loads(child.receive_bytes(self.deadline))
+                number, correct, why = json.loads(child.receive(self.deadline))
                 if number in (self._number, None):  # else a pair for which the fork's death was reported already
                     return correct, why
         except TimeoutError as error:
@@ -118,7 +116,7 @@ class _Worker:
         )
         self.child = child  # which `kill` must find
         try:
-            child.receive_bytes(START_SECONDS)
+            child.receive(START_SECONDS)
         except EOFError:
             raise CareError(
                 f"a grading worker could not start (exit code {child.process.wait()})",

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from multiprocessing import Pipe
 from pathlib import Path
-from typing import Any
 
 PACKAGE = Path(__file__).resolve().parents[2]
 
@@ -37,19 +36,12 @@ class Child:
         remote.close()
         self.end = weakref.finalize(self, _end, self.process, os.getpid())
 
-    def receive(self, seconds: float) -> Any:
-        """What it sends next. Raises TimeoutError, and EOFError or OSError if it has ended."""
-        self._wait(seconds)
-        return self.connection.recv()
-
-    def receive_bytes(self, seconds: float) -> bytes:
-        """The same of one that is not trusted: the bytes as they are."""
-        self._wait(seconds)
-        return self.connection.recv_bytes()
-
-    def _wait(self, seconds: float) -> None:
+    def receive(self, seconds: float) -> bytes:
+        """What it sends next, as bytes: not every such process is trusted with pickles. Raises TimeoutError, and
+        EOFError or OSError if it has ended."""
         if not self.connection.poll(seconds):
             raise TimeoutError(f"no answer within {seconds:g} s")
+        return self.connection.recv_bytes()
 
 
 def _end(process: subprocess.Popen[bytes], parent: int) -> None:

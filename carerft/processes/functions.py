@@ -1,6 +1,7 @@
 """Functions of a user's own, called in a process of theirs: one that hangs is ended, and one that crashes takes no run
 along."""
 
+import pickle
 from collections.abc import Sequence
 from typing import Any
 
@@ -64,7 +65,7 @@ class OwnFunctions:
         child = self._child = self._child or self._started()
         try:
             child.connection.send((number, given))
-            kind, *answer = child.receive(seconds)
+            kind, *answer = pickle.loads(child.receive(seconds))
         except (TimeoutError, EOFError, OSError) as error:
             raise FunctionFault(self._lost(child, error), ended=True) from error
         except BaseException:  # Ctrl-C among others: an answer to this call must not be taken for the next one's
@@ -81,7 +82,7 @@ class OwnFunctions:
         named = f"{self._key}={','.join(self._references)}"
         try:
             child.connection.send((self._references, self._key))
-            kind, *answer = child.receive(START_SECONDS)
+            kind, *answer = pickle.loads(child.receive(START_SECONDS))
         except (TimeoutError, EOFError, OSError) as error:
             why = self._lost(child, error)
             raise ConfigError(f"{named}: {why}, while the file was run", "see its messages above") from error
