@@ -9,7 +9,7 @@ import logging
 import re
 from collections.abc import Callable
 from functools import lru_cache, wraps
-from itertools import count
+from itertools import accumulate, count
 from typing import Any
 
 from carerft.grading.mathematics import quick_verdict, unitless
@@ -88,10 +88,8 @@ def compare(gold: str, answer: str) -> tuple[bool | None, str]:
     """Whether the two (cleaned, unboxed) answers are equal, and why; None if it cannot be told."""
     try:
         equal = equal_texts(unitless(_in_radians(gold)), unitless(_in_radians(answer)))
-    except UnreadableGold:
-        return None, "latex2sympy cannot read the gold answer"
-    except Unreadable:
-        return False, "latex2sympy cannot read the answer"
+    except Unreadable as fault:
+        return None if str(fault) == "gold answer" else False, f"latex2sympy cannot read the {fault}"
     except (Exception, GaveUp) as error:
         cause = error.__cause__ if isinstance(error, GaveUp) else error
         if isinstance(cause, MemoryError):
@@ -112,11 +110,7 @@ def _in_radians(text: str) -> str:
 
 
 class Unreadable(Exception):
-    """latex2sympy can't read an answer."""
-
-
-class UnreadableGold(Unreadable):
-    """latex2sympy can't read the gold answer."""
+    """latex2sympy can't read what the message names: the "answer" or the "gold answer"."""
 
 
 def equal_texts(gold: str, answer: str) -> bool:
@@ -172,11 +166,10 @@ def _as_interval(text: str) -> str:
     intervals = []
     for part in _split(text, ","):
         sides, relations = (chain := _ascending(part))[::2], chain[1::2]
-        if len(sides) == 2:
-            below = bool(_VARIABLE.fullmatch(sides[0]))
-            sides, relations = (
-                ([r"-\infty", *sides], ["<", *relations]) if below else ([*sides, r"\infty"], [*relations, "<"])
-            )
+        if len(sides) == 2 and _VARIABLE.fullmatch(sides[0]):
+            sides, relations = [r"-\infty", *sides], ["<", *relations]
+        elif len(sides) == 2:
+            sides, relations = [*sides, r"\infty"], [*relations, "<"]
         if len(sides) != 3 or not _VARIABLE.fullmatch(sides[1]) or not set(relations) <= {"<", r"\le"}:
             return text
         intervals.append(f"{'(['[relations[0] != '<']}{sides[0]},{sides[2]}{')]'[relations[1] != '<']}")
@@ -228,12 +221,8 @@ def _split(text: str, separator: str) -> list[str]:
 
 def _balanced(text: str) -> bool:
     """Whether no bracket of the text closes one that was opened before it."""
-    depth = 0
-    for bracket in _BRACKET.findall(text):
-        depth += 1 if bracket[-1] in "([{" else -1
-        if depth < 0:
-            return False
-    return depth == 0
+    depths = list(accumulate((1 if bracket[-1] in "([{" else -1 for bracket in _BRACKET.findall(text)), initial=0))
+    return min(depths) == depths[-1] == 0
 
 
 def _same_elements(right: list[str], given: list[str]) -> bool:
@@ -266,10 +255,8 @@ def _distinct(elements: list[str]) -> list[str]:
 
 def _equal_expressions(gold: str, answer: str) -> bool:
     right, given = _parsed(gold), _parsed(answer)
-    if right is None:
-        raise UnreadableGold
-    if given is None:
-        raise Unreadable
+    if right is None or given is None:
+        raise Unreadable("gold answer" if right is None else "answer")
     return equal_values(right, given)
 
 

@@ -52,13 +52,13 @@ def grade_answers(pairs: Sequence[tuple[str, str | None]], pool: Pool | None = N
 def _without_algebra(gold: str, answer: str | None) -> Verdict | None:
     if answer is None:
         return Verdict(False, "no answer found", None)
-    quick = quick_verdict(gold, answer)
-    if quick is not None:
-        why = "the same in spelling or as a number" if quick else "different in spelling or as a number"
-        return Verdict(quick, why, canonical(gold if quick else answer)[:MAX_LENGTH])
-    cleaned, cleaned_gold = clean(answer), clean(gold)
-    if reason := hazard(cleaned_gold, cleaned_gold):
-        return Verdict(None, f"refused: the gold answer: {reason}", canonical(answer)[:MAX_LENGTH])
-    if reason := hazard(cleaned, cleaned_gold):
-        return Verdict(False, f"refused: {reason}", canonical(answer)[:MAX_LENGTH])
-    return None
+    correct = quick_verdict(gold, answer)
+    if correct is not None:
+        why = "the same in spelling or as a number" if correct else "different in spelling or as a number"
+    elif reason := hazard(clean(gold), clean(gold)):
+        why = f"refused: the gold answer: {reason}"
+    elif reason := hazard(clean(answer), clean(gold)):
+        correct, why = False, f"refused: {reason}"
+    else:
+        return None
+    return Verdict(correct, why, canonical(gold if correct else answer)[:MAX_LENGTH])

@@ -82,18 +82,15 @@ def final_answer(text: str, boxed_only: bool = False) -> str | None:
     final answer in mathematics that is stated after the last box replaces the box. Of several boxes only the last
     counts: MATH's own answers are the last boxes of its solutions.
     """
-    last = next(_boxes(text), None)
-    if last is None:
-        if boxed_only:
-            return None
-        markers = list(_MARKER.finditer(tail := text[-_TAIL:]))
-        return _stated(tail[markers[-1].end() :]) or None if markers else None
-    end, content = last
-    if not boxed_only and (markers := list(_FINAL_MARKER.finditer(text[end:][-_TAIL:]))):
-        answer = _stated(text[end:][-_TAIL:][markers[-1].end() :], guess=False)
-        if _MATHEMATICAL.search(answer) and not _PROSE.match(answer):
-            return answer
-    return content
+    end, content = next(_boxes(text), (0, None))
+    tail = text[end:][-_TAIL:]
+    markers = [] if boxed_only else list((_MARKER if content is None else _FINAL_MARKER).finditer(tail))
+    if not markers:
+        return content
+    answer = _stated(tail[markers[-1].end() :], guess=content is None)
+    if content is None:
+        return answer or None
+    return answer if _MATHEMATICAL.search(answer) and not _PROSE.match(answer) else content
 
 
 def _stated(text: str, guess: bool = True) -> str:
@@ -259,9 +256,7 @@ def quick_verdict(gold: str, answer: str) -> bool | None:
         return False  # a word; other spellings of it were equal above
     if r"\emptyset" in (right, given) or (right.startswith(r"\angle") and given.startswith(r"\angle")):
         return False
-    if (_FLAT.fullmatch(right) and _FLAT_SET.fullmatch(given)) or (
-        _FLAT_SET.fullmatch(right) and _FLAT.fullmatch(given)
-    ):
+    if any(_FLAT.fullmatch(one) and _FLAT_SET.fullmatch(other) for one, other in ((right, given), (given, right))):
         return False  # an ordered pair or an interval is no set
     right_based, given_based = _BASED.fullmatch(right), _BASED.fullmatch(given)
     if right_based and (given_based or given_value is not None or given == right_based[1]):
