@@ -15,7 +15,6 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from carerft.grading.mathematics import canonical, final_answer, normalise, numb
 from carerft.grading.pool import Pool
 from carerft.runs.directory import write_atomically
 from carerft.tasks import Problem, gsm8k, math
-from carerft.tasks.files import Row, read_rows
+from carerft.tasks.files import read_rows
 from carerft.tasks.questions import QuestionsTask, present
 from carerft.tasks.replies import after_thinking
 from carerft.tasks.tables import file_rows
@@ -59,12 +58,7 @@ def grade_file(
         names.append(row.fields["id"])
         pairs.append((row.text("gold"), extract(after_thinking(row.text("text")), extraction != "flexible")))
     verdicts = grade_answers(pairs, pool) if benchmark == "math" else [_same_number(*pair) for pair in pairs]
-    lines = (
-        {"id": name, "verdict": verdict.name, "extracted": answer and answer[:2000], "why": verdict.why}
-        for name, (_, answer), verdict in zip(names, pairs, verdicts, strict=True)
-    )
-    _write(target, lines)
-    return Counter(verdict.name for verdict in verdicts)
+    return _write(target, names, [answer and answer[:2000] for _, answer in pairs], verdicts)
 
 
 def grade_questions(settings: "Grade", source: Path, target: Path) -> Counter[str]:
@@ -83,26 +77,24 @@ def grade_questions(settings: "Grade", source: Path, target: Path) -> Counter[st
     problems = [
         Problem(str(name), "", task.gold(row), columns=row.fields) for name, row in zip(names, rows, strict=True)
     ]
-    grades = task.grade(problems, [_answered(row, settings.text) for row in rows])
-    words = {True: "correct", False: "wrong", None: "none"}
-    lines = [
-        {"id": name, "verdict": words[grade.correct], "extracted": grade.extracted, "why": "refuses" * grade.refused}
-        for name, grade in zip(names, grades, strict=True)
-    ]
-    _write(target, lines)
-    return Counter(line["verdict"] for line in lines)
+    # Where the column is null, nothing was answered.
+    texts = ["" if present(row, settings.text) is None else row.text(settings.text) for row in rows]
+    grades = task.grade(problems, texts)
+    verdicts = [Verdict(grade.correct, "refuses" * grade.refused, grade.extracted) for grade in grades]
+    return _write(target, names, [grade.extracted for grade in grades], verdicts)
 
 
-def _answered(row: Row, column: str) -> str:
-    """What was answered; nothing where the column is null. Raises DataError."""
-    return "" if present(row, column) is None else row.text(column)
-
-
-def _write(target: Path, lines: Iterable[dict[str, Any]]) -> None:
+def _write(target: Path, names: list[Any], extracted: list[str | None], verdicts: list[Verdict]) -> Counter[str]:
+    """Write a line for each verdict. Returns how many there are of each."""
+    lines = (
+        {"id": name, "verdict": verdict.name, "extracted": answer, "why": verdict.why}
+        for name, answer, verdict in zip(names, extracted, verdicts, strict=True)
+    )
     try:
         write_atomically(target, "".join(f"{json.dumps(line)}\n" for line in lines))
     except OSError as error:
         raise DataError(f"output={target}: {error.strerror}", "give a path that can be written to") from error
+    return Counter(verdict.name for verdict in verdicts)
 
 
 def _same_number(gold: str, answer: str | None) -> Verdict:
