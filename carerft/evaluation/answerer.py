@@ -13,15 +13,13 @@ def with_answerer(record: dict[str, Any]) -> dict[str, Any]:
     Raises EngineError where the server can't be asked which model it serves.
     """
     rollout = record.get("rollout", {})
-    if "learner" in record:
+    if "learner" in record or not {"url", "path"} & set(rollout):
         return record
     if "url" in rollout:
         from carerft.evaluation.served import Server  # which imports torch
 
         found = {"name": Server.connect(OpenaiSettings(**rollout)).model, "path": rollout["url"]}
-    elif "path" in rollout:
+    else:
         path = Path(rollout["path"]).expanduser()
         found = {"name": path.name, "path": str(path)}
-    else:
-        return record
     return {**record, "model": {**record["model"], **found}}

@@ -24,12 +24,12 @@ def of_choice(choice: dict[str, Any]) -> Answer:
     text = message.get("content") if isinstance(message, dict) else choice.get("text")
     said = choice.get("logprobs") or {}
     content, plain = said.get("content"), said.get("token_logprobs")
-    log_probs = [token["logprob"] for token in content] if content else plain or None
-    known = log_probs is not None and all(isinstance(value, int | float) for value in log_probs)
+    log_probs = [token["logprob"] for token in content] if content else plain or []
+    known = all(isinstance(value, int | float) for value in log_probs)
     reason = str(choice.get("finish_reason"))
     return Answer(
         text if isinstance(text, str) else "",
         finished={"length": False, "stop": True}.get(reason),
         log_probability=float(sum(log_probs)) if known and log_probs else None,
-        tokens=len(log_probs) if log_probs else None,
+        tokens=len(log_probs) or None,
     )

@@ -9,7 +9,6 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from carerft.errors import DataError
 from carerft.evaluation.answers import Answer, of_choice
@@ -124,18 +123,16 @@ def _bare(text: str) -> str:
     return " ".join(text.split())
 
 
-def _texts(row: Row) -> Iterator[str]:
+def _texts(row: Row) -> list[str]:
     """What may be the question of a line: its own fields, those of lm-evaluation-harness's doc and prompt, and the last
     turn of a conversation."""
-    doc, arguments = row.fields.get("doc"), row.fields.get("arguments")
-    places: list[Any] = [row.fields, *([doc] if isinstance(doc, dict) else [])]
-    yield from (place[name] for place in places for name in QUESTIONS if isinstance(place.get(name), str))
+    doc, arguments, messages = (row.fields.get(name) for name in ("doc", "arguments", "messages"))
+    found = [place.get(name) for place in (row.fields, doc) if isinstance(place, dict) for name in QUESTIONS]
     if isinstance(arguments, dict):
-        parts = [part.get("arg_0") for part in arguments.values() if isinstance(part, dict)]
-        yield from (part for part in parts if isinstance(part, str))
-    messages = row.fields.get("messages")
+        found += [part.get("arg_0") for part in arguments.values() if isinstance(part, dict)]
     if isinstance(messages, list) and messages and isinstance(messages[-1], dict):
-        yield from (text for text in [messages[-1].get("content")] if isinstance(text, str))
+        found.append(messages[-1].get("content"))
+    return [text for text in found if isinstance(text, str)]
 
 
 def _answers(row: Row) -> Iterator[Answer]:
