@@ -248,7 +248,7 @@ def _same_elements(right: list[str], given: list[str]) -> bool:
 def _distinct(elements: list[str]) -> list[str]:
     distinct: list[str] = []
     for element in elements:
-        if not any(_same_elements([element], [other]) for other in distinct):
+        if not any(equal_texts(element, other) for other in distinct):
             distinct.append(element)
     return distinct
 

@@ -168,7 +168,7 @@ _PLAIN_NUMBER = re.compile(
       | (?:(?P<whole_>{_INTEGER})[ ])?(?P<top_>{_INTEGER})/(?P<bottom_>{_INTEGER})
       | (?P<decimal>{_INTEGER}(?:\.[0-9]*)?|\.[0-9]+)(?:[eE](?P<exponent>[+-]?[0-9]{{1,2}}))?
       | (?:(?P<mantissa>{_INTEGER}(?:\.[0-9]*)?|\.[0-9]+)(?:\\times|\\cdot|\*))?
-        10(?:\^|\*\*)(?:(?P<power>[+-]?[0-9])|\{{(?P<power_>[+-]?[0-9]{{1,2}})\}}|(?P<power__>[+-]?[0-9]{{1,2}}))
+        10(?:\^|\*\*)(?:(?P<power>[+-]?[0-9]{{1,2}})|\{{(?P<power_>[+-]?[0-9]{{1,2}})\}})
       | (?P<before>[0-9]*)\.(?P<fixed>[0-9]*)\\overline\{{(?P<repeated>[0-9]+)\}}
     )""",
     re.VERBOSE,
@@ -184,10 +184,9 @@ def number(normalised: str) -> Fraction | None:
     if match is None:
         return None
     group = {name: value or "" for name, value in match.groupdict().items()}
-    if group["decimal"]:
-        value = Fraction(group["decimal"].rstrip(".") or "0") * Fraction(10) ** int(group["exponent"] or 0)
-    elif power := group["power"] or group["power_"] or group["power__"]:
-        value = Fraction(group["mantissa"].rstrip(".") or "1") * Fraction(10) ** int(power)
+    power = group["exponent"] or group["power"] or group["power_"]
+    if group["decimal"] or power:
+        value = Fraction((group["decimal"] or group["mantissa"]).rstrip(".") or "1") * Fraction(10) ** int(power or 0)
     elif group["repeated"]:
         fixed, repeated = group["fixed"], group["repeated"]
         all_digits = Fraction(int(group["before"] + fixed + repeated or 0) - int(group["before"] + fixed or 0))
