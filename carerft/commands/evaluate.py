@@ -11,6 +11,7 @@ from carerft.config.checks import check_choice, check_evaluate, check_words
 from carerft.config.composition import evaluate_settings, plain
 from carerft.config.settings import EvaluateSettings, OpenaiSettings, RecordedSettings, VllmSettings
 from carerft.evaluation.answerer import with_answerer
+from carerft.evaluation.table import table
 from carerft.runs.directory import RunDirectory, open_run
 from carerft.sweeps.sharing import job_directory
 from carerft.tasks.templates import check_templates
@@ -36,8 +37,6 @@ def main(config: DictConfig) -> None:
         return
     with open_run(directory, "evaluate", record) as run:
         if run.done:
-            from carerft.evaluation.table import table
-
             log.info("%s is done already; what it measured:", run.path)
             open_console().print(table(json.loads((run.path / "evaluation.json").read_text())))
             return

@@ -51,10 +51,10 @@ class Recorded:
             problem = next((by_id[name] for name in named if name in by_id), None)
             problem = problem or next((by_text[text] for text in map(_bare, _texts(row)) if text in by_text), None)
             answers = list(_answers(row))
-            if problem is None:
+            if problem:
+                found.setdefault(problem.id, []).extend(answers)
+            else:
                 strangers.append(row)
-                continue
-            found.setdefault(problem.id, []).extend(answers)
         if not found:
             raise DataError(
                 f"{rows[0].location}: no line of the file belongs to a question of this benchmark "
