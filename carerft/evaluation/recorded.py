@@ -6,7 +6,7 @@ itself, as lm-evaluation-harness's `doc` does.
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -50,7 +50,7 @@ class Recorded:
             named = [str(row.fields[name]) for name in IDS if row.fields.get(name) is not None]
             problem = next((by_id[name] for name in named if name in by_id), None)
             problem = problem or next((by_text[text] for text in map(_bare, _texts(row)) if text in by_text), None)
-            answers = list(_answers(row))
+            answers = _answers(row)
             if problem:
                 found.setdefault(problem.id, []).extend(answers)
             else:
@@ -135,7 +135,7 @@ def _texts(row: Row) -> list[str]:
     return [text for text in found if isinstance(text, str)]
 
 
-def _answers(row: Row) -> Iterator[Answer]:
+def _answers(row: Row) -> list[Answer]:
     """The answers that a line holds, at least one. Raises DataError."""
     fields = row.fields
     if "resps" in fields:
@@ -150,19 +150,16 @@ def _answers(row: Row) -> Iterator[Answer]:
                 f"{row.location}: its resps are likelihoods of given choices, and no text that the model wrote",
                 "give samples of a generating task (output_type: generate_until)",
             )
-        yield from (Answer(text) for text in texts)
-        return
+        return [Answer(text) for text in texts]
     body = fields.get("response")
     body = body.get("body") or {} if isinstance(body, dict) else fields
     if fields.get("error"):
         raise DataError(f"{row.location}: the request failed: {str(fields['error'])[:200]}", "ask it again")
     if isinstance(body.get("choices"), list) and body["choices"]:
-        yield from (of_choice(choice) for choice in body["choices"])
-        return
+        return [of_choice(choice) for choice in body["choices"]]
     for name in LISTS:
         if isinstance(fields.get(name), list) and fields[name] and all(isinstance(t, str) for t in fields[name]):
-            yield from (Answer(text) for text in fields[name])
-            return
+            return [Answer(text) for text in fields[name]]
     for name in TEXTS:
         if isinstance(fields.get(name), str):
             cut, tokens, likelihood = (fields.get(key) for key in ("truncated", "tokens", "log_probability"))
@@ -174,8 +171,7 @@ def _answers(row: Row) -> Iterator[Answer]:
                     "truncated is true or false, tokens their number, log_probability a number, of all of them: "
                     f"write {wrong[0]} so, or leave it out",
                 )
-            yield Answer(fields[name], None if cut is None else not cut, likelihood, tokens)
-            return
+            return [Answer(fields[name], None if cut is None else not cut, likelihood, tokens)]
     raise DataError(
         f"{row.location}: no field holds what a model wrote (its fields: {', '.join(list(fields)[:8])})",
         f"write {EXAMPLE}",
