@@ -18,6 +18,7 @@ from carerft.cli import run
 from carerft.config.settings import ModelSettings, OpenaiSettings
 from carerft.errors import DataError, EngineError
 from carerft.evaluation import served
+from carerft.evaluation.answers import Answer, of_choice
 from carerft.evaluation.recorded import Recorded
 from carerft.evaluation.served import Server
 from carerft.model.loading import load_model
@@ -83,6 +84,8 @@ def test_each_format_gives_the_same_answers(tmp_path, rows):
         ([{"question": "Something else?", "text": "x"}], "belongs(?s:.*)if the benchmark has a limit"),
         ([{"id": "q/0", "text": "a"}, {"id": "q/0", "text": "b"}, {"id": "q/1", "text": "c"}], "equally many"),
         ([{"id": "q/0", "label": "x"}], "no field holds what a model wrote"),
+        ([{"id": "q/0", "choices": ["A", "B"]}], "no field holds what a model wrote"),
+        ([{"id": "q/0", "response": {"body": [1]}}], "no field holds what a model wrote"),
         ([{**lm_eval("Capital of France?", [], 0, "none"), "resps": [[[-1.5, False]]]}], "likelihoods"),
         ([{**lm_eval("Capital of France?", [], 0, "none"), "resps": None}], "l:1: its resps hold no answer"),
         ([{**lm_eval("Capital of France?", [], 0, "none"), "resps": [[]]}], "l:1: its resps hold no answer"),
@@ -97,6 +100,31 @@ def test_what_cannot_be_scored_is_refused(tmp_path, rows, message):
         Recorded.read(written(tmp_path / "samples.csv", rows), QUESTIONS)
     with pytest.raises(DataError, match=message):
         Recorded.read(written(tmp_path / "samples.jsonl", rows), QUESTIONS)
+
+
+def test_beside_an_answer_choices_are_the_questions_options(tmp_path):
+    rows = [{"id": "q/0", "choices": ["Paris", "Rome"], "text": "Paris"}]
+    rows += [{"id": "q/1", "choices": [{"label": "A", "text": "Red"}], "completions": ["Black"]}]
+    recorded = Recorded.read(written(tmp_path / "samples.jsonl", rows), QUESTIONS)
+    assert [answer.text for (answer,) in recorded.answers(QUESTIONS, 1, Sampling(9), 0)] == ["Paris", "Black"]
+
+
+@pytest.mark.parametrize(
+    ("logprobs", "log_probability", "tokens"),
+    [
+        ({"content": [{"logprob": -1.5}, {"logprob": -0.25}]}, -1.75, 2),
+        ({"token_logprobs": [-1.5, -0.25]}, -1.75, 2),
+        ({"token_logprobs": [None, -0.25]}, None, 2),
+        ({"content": [{"token": "a"}]}, None, 1),
+        ({"content": ["a", 7]}, None, 2),
+        ({"content": 7, "token_logprobs": 3}, None, None),
+        ([1], None, None),
+        (None, None, None),
+    ],
+)
+def test_a_likelihood_is_known_where_every_tokens_is(logprobs, log_probability, tokens):
+    answer = of_choice({"message": {"content": "Paris"}, "finish_reason": "length", "logprobs": logprobs})
+    assert answer == Answer("Paris", finished=False, log_probability=log_probability, tokens=tokens)
 
 
 def test_some_questions_alone_are_scored_and_it_is_said(tmp_path, caplog):

@@ -151,12 +151,8 @@ def _answers(row: Row) -> list[Answer]:
                 "give samples of a generating task (output_type: generate_until)",
             )
         return [Answer(text) for text in texts]
-    body = fields.get("response")
-    body = body.get("body") or {} if isinstance(body, dict) else fields
     if fields.get("error"):
         raise DataError(f"{row.location}: the request failed: {str(fields['error'])[:200]}", "ask it again")
-    if isinstance(body.get("choices"), list) and body["choices"]:
-        return [of_choice(choice) for choice in body["choices"]]
     for name in LISTS:
         if isinstance(fields.get(name), list) and fields[name] and all(isinstance(t, str) for t in fields[name]):
             return [Answer(text) for text in fields[name]]
@@ -172,6 +168,12 @@ def _answers(row: Row) -> list[Answer]:
                     f"write {wrong[0]} so, or leave it out",
                 )
             return [Answer(fields[name], None if cut is None else not cut, likelihood, tokens)]
+    # Last, for beside a text `choices` are a question's options.
+    response = fields.get("response")
+    body = response.get("body") if isinstance(response, dict) else fields
+    choices = body.get("choices") if isinstance(body, dict) else None
+    if isinstance(choices, list) and choices and all(isinstance(choice, dict) for choice in choices):
+        return [of_choice(choice) for choice in choices]
     raise DataError(
         f"{row.location}: no field holds what a model wrote (its fields: {', '.join(list(fields)[:8])})",
         f"write {EXAMPLE}",
