@@ -1,16 +1,13 @@
 """A run's policy, at its end or at a checkpoint, as a model directory in Hugging Face format."""
 
-import fcntl
 import json
 import logging
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
-from torch import Tensor
 
 from carerft.config.checks import TENSORS
 from carerft.config.composition import train_settings
@@ -18,7 +15,8 @@ from carerft.errors import CareError, reason
 from carerft.model.chat import uses_chat
 from carerft.model.export import export
 from carerft.model.loading import load_model
-from carerft.model.lora import add_lora, gather_weights
+from carerft.model.lora import add_lora, merged_weights
+from carerft.processes import made_once
 
 log = logging.getLogger(__name__)
 
@@ -26,12 +24,9 @@ log = logging.getLogger(__name__)
 def checkpoint_model(checkpoint: Path) -> Path:
     """The policy of a checkpoint as a directory beside the run's model/, written if it is absent. Raises CareError."""
     checkpoint = checkpoint.expanduser().resolve()
-    directory = checkpoint.parents[1] / f"model_{checkpoint.name}"
-    if not directory.exists():
-        with open(directory.with_name(f".{directory.name}.lock"), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes that need it at once, one writes it
-            if not directory.exists():
-                write_model(checkpoint.parents[1], checkpoint, directory)
+    run = checkpoint.parents[1]
+    directory, lock = run / f"model_{checkpoint.name}", run / f".model_{checkpoint.name}.lock"
+    made_once(directory, lock, lambda: write_model(run, checkpoint, directory))
     return directory
 
 
@@ -57,11 +52,9 @@ def write_model(run: Path, checkpoint: Path | None, directory: Path, dtype: torc
             raise CareError(
                 f"{checkpoint} cannot be read ({reason(error)})", "choose another checkpoint of the run"
             ) from error
-    weights = {name: _as(weight, dtype) for name, weight in gather_weights(policy, None).items()}
+    weights = {
+        name: weight.to(dtype) if weight.is_floating_point() else weight for name, weight in merged_weights(policy)
+    }
     policy.to(dtype)  # pyright: ignore[reportArgumentType]  # so that its configuration says so
     export(policy, tokenizer, directory, uses_chat(settings.model.chat, policy, tokenizer), weights)
     log.info("written: %s", directory)
-
-
-def _as(weight: Tensor, dtype: torch.dtype) -> Any:
-    return weight.to(dtype) if weight.is_floating_point() else weight

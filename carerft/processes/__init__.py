@@ -1,12 +1,13 @@
 """Processes of this package that can be ended whatever they do: `Child` starts one, and `functions` calls a user's own
-functions in one."""
+functions in one. And what one of several processes makes for all: `made_once`."""
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from multiprocessing import Pipe
 from pathlib import Path
@@ -42,6 +43,17 @@ class Child:
         if not self.connection.poll(seconds):
             raise TimeoutError(f"no answer within {seconds:g} s")
         return self.connection.recv_bytes()
+
+
+def made_once(path: Path, lock: Path, make: Callable[[], None]) -> None:
+    """Call `make` if `path` is absent, which it writes. Of several processes that need it at once, one makes it, while
+    the others wait for the file `lock`."""
+    if not path.exists():
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with open(lock, "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if not path.exists():
+                make()
 
 
 def _end(process: subprocess.Popen[bytes], parent: int) -> None:

@@ -1,9 +1,9 @@
 """Where the tiny base models are: number 0 comes with the package, any other is built once and cached."""
 
-import fcntl
 import os
 from pathlib import Path
 
+from carerft.processes import made_once
 from carerft.world.facts import DEFAULT_SETTINGS
 
 SHIPPED = Path(__file__).parent / "base"
@@ -29,12 +29,11 @@ def base_place(seed: int, confidence: bool = False) -> Path:
 def base_directory(seed: int, confidence: bool = False) -> Path:
     """The Hugging Face directory of base model `seed`, built if it is absent (a quarter of an hour on one core)."""
     directory = base_place(seed, confidence)
-    if not (directory / "provenance.json").exists():
+
+    def build() -> None:
         from carerft.world.pretraining import build_base  # torch and transformers, which take seconds to import
 
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        with open(directory.with_suffix(".lock"), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # two runs of a sweep may need the same base at once: one builds it
-            if not (directory / "provenance.json").exists():
-                build_base(seed, directory, confidence=confidence)
+        build_base(seed, directory, confidence=confidence)
+
+    made_once(directory / "provenance.json", directory.with_suffix(".lock"), build)
     return directory
