@@ -137,12 +137,8 @@ def _check_weights(policy: PreTrainedModel, report: Mapping[str, Any], path: str
 
     report: what `from_pretrained` says of its loading. It fills in random numbers for what is missing.
     """
-    missing = set(report.get("missing_keys", ()))
-    tensors: dict[int, list[str]] = {}
-    for name, tensor in policy.state_dict(keep_vars=True).items():
-        tensors.setdefault(id(tensor), []).append(name)
     wrong = {
-        "missing": [names[0] for names in tensors.values() if missing.issuperset(names)],
+        "missing": set(report.get("missing_keys", ())) - policy.all_tied_weights_keys.keys(),
         "of another shape": [name for name, *_ in report.get("mismatched_keys", ())],
         "unexpected": [name for name in report.get("unexpected_keys", ()) if not BESIDE.search(name)],
     }
@@ -191,7 +187,6 @@ def _head_is_plain(policy: PreTrainedModel) -> bool:
     return policy.device.type == "meta" or _head_is_last(policy, head, weight)
 
 
-@torch.no_grad()
 def _head_is_last(policy: PreTrainedModel, head: torch.nn.Module, weight: torch.Tensor) -> bool:
     """Whether the head multiplies by its weight, and its product is returned as it is: tried with a single token, for
     whose logits, half way, others are put, so large that a soft cap, a scale or a mask would show."""
@@ -276,20 +271,14 @@ def rotary_limit(config: PreTrainedConfig) -> Context | None:
     limits = []
     for entry in (parameters, *parameters.values()):  # some models have parameters for each type of layer
         if isinstance(entry, Mapping) and entry.get("rope_type") in ("longrope", "dynamic"):
-            lengths = [
-                entry.get("original_max_position_embeddings"),
-                getattr(config, "original_max_position_embeddings", None),
-                getattr(config, "max_position_embeddings", None),
-            ]
-            original = next((int(length) for length in lengths if length), None)
+            original = (
+                entry.get("original_max_position_embeddings")
+                or getattr(config, "original_max_position_embeddings", None)
+                or getattr(config, "max_position_embeddings", None)
+            )
+            factors = f"the factors of its {entry['rope_type']} rotary embedding"
             if original:
-                limits.append(
-                    Context(
-                        original,
-                        f"beyond it the factors of its {entry['rope_type']} rotary embedding"
-                        " change with the longest sequence of a batch",
-                    )
-                )
+                limits.append(Context(original, f"beyond it {factors} change with the longest sequence of a batch"))
     return min(limits, default=None)
 
 

@@ -62,7 +62,7 @@ def add_lora(policy: PreTrainedModel, settings: ModelSettings, seed: int) -> Non
             raise ConfigError(f"{setting}: {name} is not a linear layer inside the decoder", remedy)
     if policy.device.type != "meta":
         try:  # a router that is a linear layer with a forward pass of its own fails only here
-            with evaluating(policy), torch.no_grad():
+            with evaluating(policy):
                 policy(input_ids=torch.tensor([[0, 1]], device=policy.device), use_cache=False)
         except Exception as error:
             raise ConfigError(f"{setting}: with this adapter the model fails ({reason(error)})", remedy) from error

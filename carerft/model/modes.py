@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -36,11 +37,13 @@ def silence(policy: PreTrainedModel) -> None:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for the length of a `with` block, which restores the mode of every module."""
+    """Evaluation mode for the length of a `with` block, which restores the mode of every module: without gradients, and
+    without compilation (learner.compile), which each new shape would start."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        yield
+        with torch.compiler.set_stance("force_eager"), torch.no_grad():
+            yield
     finally:
         for module, training in modes:
             module.training = training

@@ -49,12 +49,7 @@ class Probe:
         """How what `read` returns, logits (N, V) of all completions, one after another, is wrong; "" if it is right."""
         expected = torch.cat(self.log_probs)
         try:
-            with (
-                evaluating(self.model),
-                torch.compiler.set_stance("force_eager"),
-                torch.no_grad(),
-                _precision(self.model),
-            ):
+            with evaluating(self.model), _precision(self.model):
                 found = read().float().log_softmax(-1)
         except torch.OutOfMemoryError:
             raise
@@ -62,12 +57,11 @@ class Probe:
             return f"it fails ({reason(error)})"
         if found.shape != expected.shape:
             return f"there are {found.shape[-1]} logits instead of {expected.shape[-1]}"
-        differ = found != expected  # a token that both exclude has -inf in both
-        difference = float((found - expected).abs()[differ].max()) if bool(differ.any()) else 0.0
+        differences = (found - expected).masked_fill(found == expected, 0.0)  # a token that both exclude: -inf in both
+        difference = float(differences.abs().max())
         return "" if difference <= self.tolerance else f"log-probabilities differ by up to {difference:.2g} nats"
 
 
-@torch.no_grad()
 def probe(model: PreTrainedModel, beginning: int = 0) -> Probe | None:
     """None if there is nothing to compare with: on the meta device, where a model has no weights, or if they are not
     finite numbers, which sampling and learning report.
@@ -83,7 +77,7 @@ def probe(model: PreTrainedModel, beginning: int = 0) -> Probe | None:
     if context_length(model) < max(PROMPTS) + max(COMPLETIONS):  # a toy
         prompts, completions = [prompt[-2:] for prompt in prompts], [completion[:2] for completion in completions]
     completions[2] = completions[0]  # the same completion after both prompts
-    with evaluating(model), torch.compiler.set_stance("force_eager"), _precision(model):
+    with evaluating(model), _precision(model):
         log_probs = [plain_log_probs(model, prompts[i // 2], tokens) for i, tokens in enumerate(completions)]
     signal = float((log_probs[0] - log_probs[2]).abs().max())
     if any(bool(values.isnan().any()) for values in log_probs):
@@ -115,7 +109,7 @@ def _tokens(model: PreTrainedModel, count: int) -> Tensor:
     embedding: Any = model.get_input_embeddings()
     size = int(embedding.weight.shape[0])
     special: set[int] = set()
-    for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
+    for config in (model.config, model.config.get_text_config()):
         for name, value in vars(config).items():
             if name.endswith(("token_id", "token_index")):
                 special.update(v for v in (value if isinstance(value, list) else [value]) if isinstance(v, int))

@@ -5,7 +5,7 @@ tensors on the CPU, the same from every engine.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -48,19 +48,15 @@ class Rollouts:
     def mask(self, index: Tensor | None = None) -> Tensor:
         """(S, T) bool: True on the tokens of each completion, its end-of-sequence token included. index: (b,), of these
         completions alone, as far as the longest of them."""
-        if index is None:
-            return _filled(self.lengths, self.tokens.shape[1])
-        lengths = self.lengths[index]
-        return _filled(lengths, int(lengths.max()))
+        lengths = self.lengths if index is None else self.lengths[index]
+        return _filled(lengths, self.tokens.shape[1] if index is None else int(lengths.max()))
 
     def prompts(self, index: Tensor | slice) -> "Rollouts":
         """The rollouts of some of the prompts, each with all of its completions. index: into (P,)."""
         rows = torch.arange(self.prompt_tokens.shape[0])[index]
         sequences = (rows[:, None] * self.group_size + torch.arange(self.group_size)[None, :]).flatten()
-        per_prompt = {"prompt_tokens", "prompt_lengths"}
-        return Rollouts(
-            **{f.name: getattr(self, f.name)[rows if f.name in per_prompt else sequences] for f in fields(self)}
-        )
+        index_of = {name: rows if name.startswith("prompt_") else sequences for name in vars(self)}
+        return Rollouts(**{name: tensor[index_of[name]] for name, tensor in vars(self).items()})
 
     @staticmethod
     def from_rows(
@@ -83,10 +79,9 @@ class Rollouts:
         def join(tensors: list[Tensor]) -> Tensor:
             if tensors[0].ndim == 1:
                 return torch.cat(tensors)
-            width = max(t.shape[1] for t in tensors)
-            return torch.cat([torch.nn.functional.pad(t, (0, width - t.shape[1])) for t in tensors])
+            return pad_sequence([row for tensor in tensors for row in tensor], batch_first=True)
 
-        return Rollouts(**{f.name: join([getattr(p, f.name) for p in parts]) for f in fields(Rollouts)})
+        return Rollouts(**{name: join([getattr(part, name) for part in parts]) for name in vars(parts[0])})
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint: tensors without padding (`without_padding`)."""

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from transformers import Cache, DynamicCache, LlamaForCausalLM, PreTrainedModel, Qwen2ForCausalLM
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from carerft.model.grouped_attention import grouping_queries
 from carerft.model.probe import Probe
 
 BLOCK = 256  # spare slots of a new cache; it doubles when it is full, so that memory follows the actual lengths
@@ -86,14 +87,6 @@ def common_beginning(prompts: Sequence[Sequence[int]]) -> int:
     return next((i for i, (a, b) in enumerate(zip(first[:most], last, strict=False)) if a != b), most)
 
 
-def repeat(layer: Any, count: int) -> None:
-    """Give a cache's layer of one row `count` equal ones."""
-    if type(layer) is DynamicLayer and layer.keys is not None and layer.values is not None:
-        layer.keys, layer.values = (x.expand(count, -1, -1, -1) for x in (layer.keys, layer.values))
-    else:
-        select(layer, torch.zeros(count, dtype=torch.int64))
-
-
 def attention_dtype(model: PreTrainedModel) -> torch.dtype | None:
     """The type to which autocast rounds the keys that attention reads. Kept in it, they are rounded once and not at
     every step: rotary embeddings leave them in float32."""
@@ -148,7 +141,7 @@ class Decoder:
             beginning = torch.tensor([list(prompts[0][:shared])], device=device)
             model(beginning, position_ids=slots[None, :shared], past_key_values=cache, use_cache=True, logits_to_keep=1)
             for layer in cache.layers:
-                repeat(layer, len(prompts))
+                select(layer, torch.zeros(len(prompts), dtype=torch.int64))
         rest = [[pad] * (width - len(prompt)) + list(prompt[shared:]) for prompt in prompts]
         output = model(
             torch.tensor(rest, device=device),
@@ -161,8 +154,7 @@ class Decoder:
         rows = rows.to(device)
         self.model, self.limit = model, width + steps
         dtype = attention_dtype(model)
-        self.layers = [spread(layer, rows, self.limit, dtype) for layer in cache.layers] if steps else []
-        self.cache = Cache(layers=list(self.layers))
+        self.cache: Any = Cache([spread(layer, rows, self.limit, dtype) for layer in cache.layers] if steps else [])
         self.length = width  # slots that are filled
         self.logits = output.logits[rows, -1]
         self.visible = None if visible is None else visible[rows]  # (R, slots) bool
@@ -198,7 +190,7 @@ class Decoder:
 
     def keep(self, rows: Tensor) -> None:
         """Drops all rows but these."""
-        for layer in self.layers:
+        for layer in self.cache.layers:
             select(layer, rows)
         self.positions = self.positions[rows]
         self.visible = None if self.visible is None else self.visible[rows]
@@ -248,7 +240,7 @@ class LeanDecoder(Decoder):
         def normed() -> Tensor:
             return x / torch.linalg.vector_norm(extended, dim=1, keepdim=True)
 
-        for cache, layer in zip(self.layers, self.lean, strict=True):
+        for cache, layer in zip(self.cache.layers, self.lean, strict=True):
             qkv = torch.addmm(layer.qkv_bias, normed(), layer.qkv).view(rows, heads + 2 * groups, dim)
             qk, v = qkv[:, : heads + groups], qkv[:, heads + groups :]
             qk = torch.addcmul(qk * cos, qk.roll(dim // 2, -1), sin)
@@ -311,8 +303,9 @@ def decoding_mismatch(model: PreTrainedModel, probe: Probe, padded: bool, pad: i
     """How decoding differs from a plain forward pass of each sequence, token by token or all tokens at once; "" if it
     doesn't. padded: prompts of unequal lengths side by side; otherwise each prompt's samples by themselves. shared: of
     `Decoder`."""
-    wrong = (probe.mismatch(partial(_decoded, model, probe, padded, by_step, pad, shared)) for by_step in (True, False))
-    return next(filter(None, wrong), "")
+    with grouping_queries():
+        wrong = (probe.mismatch(partial(_decoded, model, probe, padded, way, pad, shared)) for way in (True, False))
+        return next(filter(None, wrong), "")
 
 
 def _decoded(model: PreTrainedModel, probe: Probe, padded: bool, by_step: bool, pad: int, shared: int) -> Tensor:
@@ -325,16 +318,13 @@ def _decoded(model: PreTrainedModel, probe: Probe, padded: bool, by_step: bool, 
         width = max(map(len, completions))
         tokens = torch.tensor([c + [pad] * (width - len(c)) for c in completions], device=model.device)
         rows = torch.arange(len(prompts)).repeat_interleave(group)
-        decoder = (decoder_for(model) if by_step else partial(Decoder, model))(
-            [probe.prompts[p] for p in prompts], rows, width - 1, pad, shared
-        )
+        make_decoder = decoder_for(model) if by_step else partial(Decoder, model)
+        decoder = make_decoder([probe.prompts[p] for p in prompts], rows, width - 1, pad, shared)
         rest = [len(c) - 1 for c in completions]
+        places = (torch.arange(width - 1) < torch.tensor(rest)[:, None]).to(model.device)
         if by_step:
-            steps = torch.stack([decoder.logits, *(decoder.step(column) for column in tokens[:, :-1].t())], dim=1)
-            found += [row[: 1 + n] for row, n in zip(steps, rest, strict=True)]
+            later = torch.stack([decoder.step(column) for column in tokens[:, :-1].t()], dim=1)[places]
         else:
-            first = decoder.logits[:, None]
-            places = torch.arange(width - 1) < torch.tensor(rest)[:, None]
-            later = decoder.read_places(tokens[:, :-1], places.to(model.device)).split(rest)
-            found += [part for pair in zip(first, later, strict=True) for part in pair]
+            later = decoder.read_places(tokens[:, :-1], places)
+        found += [part for pair in zip(decoder.logits[:, None], later.split(rest), strict=True) for part in pair]
     return torch.cat(found)

@@ -29,8 +29,8 @@ def teacher_forced(policy: torch.nn.Module, prompts: Tensor, tokens: Tensor, dty
     """
     device = next(policy.parameters()).device
     autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == "bfloat16")
-    try:  # without compilation (learner.compile), which each new shape would start
-        with evaluating(policy), torch.compiler.set_stance("force_eager"), torch.no_grad(), autocast:
+    try:
+        with evaluating(policy), autocast:
             logits = policy(torch.cat([prompts, tokens], dim=1).to(device), use_cache=False).logits.float()
     finally:
         reshard(policy)
@@ -56,9 +56,8 @@ def check_sync(
     rollouts = sample(prompts.tolist(), 1, Sampling(min(TOKENS, context - length), ignore_eos=True), 0)
     expected = score(policy, rollouts.prompt_tokens, rollouts.tokens, options.dtype)
     differences = (rollouts.log_probs - expected).abs()
-    how, difference = "up to", float(differences.max())
-    if options.dtype == "bfloat16":
-        how, difference = "a mean of", float(differences.mean())
+    rounds = options.dtype == "bfloat16"
+    how, difference = ("a mean of", differences.mean()) if rounds else ("up to", differences.max())
     if not difference <= tolerance:
         raise CareError(
             f"after a weight sync the engine's log-probabilities differ from the policy's by {how} {difference:.3g} "

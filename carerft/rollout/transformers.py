@@ -6,7 +6,7 @@ every step, continues to decode rows that have ended, and draws from the global 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from itertools import groupby
 from typing import Any
@@ -135,11 +135,10 @@ class TransformersWorker(RolloutWorker):
         expected, wrong = probe(self.model), ""
         if expected is None:
             return True
-        with self._evaluating(autocast=False):
-            for padded in (True, False):
-                wrong = decoding_mismatch(self.model, expected, padded, self.pad_token_id)
-                if not wrong:
-                    return padded
+        for padded in (True, False):
+            wrong = decoding_mismatch(self.model, expected, padded, self.pad_token_id)
+            if not wrong:
+                return padded
         raise ConfigError(
             f"rollout=transformers cannot sample from {described(self.model)}: with cached keys and values {wrong}, "
             "against a forward pass without them",
@@ -151,36 +150,30 @@ class TransformersWorker(RolloutWorker):
         """Whether a beginning that prompts share can be read once: tried when the first such prompts come."""
         # Padding after a beginning would count in the distances that a window looks at. Layers with an attention of
         # their own may have one that no configuration names.
-        if self.model.config.get_text_config()._attn_implementation not in ("sdpa", "packed"):
+        attention = self.model.config.get_text_config()._attn_implementation
+        if attention not in ("sdpa", "packed") or not attends_fully(self.model):
             return False
-        if not attends_fully(self.model):
-            return False
-        expected = probe(self.model, beginning=2)
-        with self._evaluating(autocast=False):
-            padded, pad = self.mixes_lengths, self.pad_token_id
-            return expected is None or not decoding_mismatch(self.model, expected, padded, pad, shared=2)
+        expected, padded = probe(self.model, beginning=2), self.mixes_lengths
+        return expected is None or not decoding_mismatch(self.model, expected, padded, self.pad_token_id, shared=2)
 
     def sample(self, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, seed: int) -> Rollouts:
         """As `RolloutWorker.sample`. batch_size does not change the samples either, but for float rounding."""
         check_sampling(prompts, n, sampling, self.context)
-        sequences = [(prompt, s) for prompt, seeds in enumerate(completion_seeds(prompts, n, seed)) for s in seeds]
-        # Prompts of similar length together: less padding.
-        order = sorted(range(len(sequences)), key=lambda i: len(prompts[sequences[i][0]]))
-        tokens = [torch.empty(0)] * len(sequences)
-        log_probs, finished = list(tokens), torch.zeros(len(sequences), dtype=torch.bool)
-        with self._evaluating(), sampling_bar(len(sequences)) as advance:
+        seeds = [s for of_prompt in completion_seeds(prompts, n, seed) for s in of_prompt]  # i is of prompt i // n
+        prompt_lengths = [len(prompt) for prompt in prompts for _ in range(n)]
+        order = sorted(range(len(seeds)), key=lambda i: prompt_lengths[i])  # similar ones together: less padding
+        tokens = [torch.empty(0)] * len(seeds)
+        log_probs, finished = list(tokens), torch.zeros(len(seeds), dtype=torch.bool)
+        with self._evaluating(), sampling_bar(len(seeds)) as advance:
             make_decoder = decoder_for(self.model)
-            for members in self._batches(order, [len(prompts[p]) for p, _ in sequences], self.batch_size):
-                batch = [sequences[i] for i in members]
-                distinct, rows = torch.tensor([p for p, _ in batch]).unique(return_inverse=True)
+            for members in self._batches(order, prompt_lengths):
+                owners, rows = (torch.tensor(members) // n).unique(return_inverse=True)
+                asked = [prompts[i] for i in owners]
                 stops = None
                 if sampling.stop:
-                    stops = StopStrings(self.tokenizer, sampling.stop, [prompts[p] for p, _ in batch])
-                different = [prompts[i] for i in distinct]
-                shared = self._shared(different)
-                decoder = make_decoder(different, rows, sampling.max_tokens - 1, self.pad_token_id, shared)
-                seeds = [s for _, s in batch]
-                completed = self._complete(decoder, seeds, sampling, stops, advance)
+                    stops = StopStrings(self.tokenizer, sampling.stop, [prompts[i // n] for i in members])
+                decoder = make_decoder(asked, rows, sampling.max_tokens - 1, self.pad_token_id, self._shared(asked))
+                completed = self._complete(decoder, [seeds[i] for i in members], sampling, stops, advance)
                 drawn, drawn_log_probs, lengths, finished[members] = completed
                 check_finite(drawn_log_probs)
                 for row, (i, length) in enumerate(zip(members, lengths.tolist(), strict=True)):
@@ -221,7 +214,7 @@ class TransformersWorker(RolloutWorker):
 
         order = sorted(range(len(pairs)), key=key)
         batches: list[list[int]] = []
-        for members in self._batches(order, [len(prompt) for prompt, _ in pairs], self.batch_size):
+        for members in self._batches(order, [len(prompt) for prompt, _ in pairs]):
             tokens = most + 1  # the batch in hand is as good as full
             for i in members:
                 tokens += len(continuations[i])
@@ -243,12 +236,12 @@ class TransformersWorker(RolloutWorker):
         shared = common_beginning(prompts) if len(prompts) > 1 else 0
         return shared if shared >= SHARED and self.shares_beginnings else 0
 
-    def _batches(self, order: list[int], lengths: list[int], size: int) -> Iterator[list[int]]:
-        """`order` cut into batches of at most `size`. lengths: of the sequences' prompts; if the model cannot decode
-        prompts of unequal lengths side by side, ascending in this order, and equal within a batch."""
+    def _batches(self, order: list[int], lengths: list[int]) -> Iterator[list[int]]:
+        """`order` cut into batches of at most `batch_size`. lengths: of the sequences' prompts; if the model cannot
+        decode prompts of unequal lengths side by side, ascending in this order, and equal within a batch."""
         lots = [order] if self.mixes_lengths else [list(lot) for _, lot in groupby(order, lambda i: lengths[i])]
         for lot in lots:
-            yield from (lot[start : start + size] for start in range(0, len(lot), size))
+            yield from (lot[start : start + self.batch_size] for start in range(0, len(lot), self.batch_size))
 
     def _complete(
         self,
@@ -319,14 +312,13 @@ class TransformersWorker(RolloutWorker):
         return -losses.sum(1).cpu()
 
     @contextmanager
-    def _evaluating(self, autocast: bool = True) -> Iterator[None]:
-        """Eval mode, no gradients, and autocast to self.dtype; restores the mode of every module."""
-        rounds = autocast and self.dtype is not None
+    def _evaluating(self) -> Iterator[None]:
+        """As `evaluating`, with `grouping_queries` and autocast to self.dtype."""
+        rounds = self.dtype is not None
         with (
             evaluating(self.model),
             grouping_queries(),
-            torch.compiler.set_stance("force_eager"),  # each step has a shape, which would be compiled anew
-            torch.no_grad() if rounds else torch.inference_mode(),  # in which autocast rounds all weights at every step
+            nullcontext() if rounds else torch.inference_mode(),  # in which autocast rounds all weights at every step
             torch.autocast(self.model.device.type, dtype=self.dtype, enabled=rounds),
         ):
             yield
