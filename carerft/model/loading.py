@@ -4,7 +4,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
@@ -261,14 +261,12 @@ def context_length(policy: PreTrainedModel) -> Context:
     config = policy.config.get_text_config()
     lengths = [getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len", "seq_length")]
     stated = next((int(length) for length in lengths if length), sys.maxsize)  # some configurations name no limit
-    shorter = [limit for limit in (rotary_limit(config), selection_limit(config)) if limit is not None]
-    return min([*shorter, Context(stated)])
+    return min([*rotary_limits(config), *selection_limits(config), Context(stated)])
 
 
-def rotary_limit(config: PreTrainedConfig) -> Context | None:
-    """The length beyond which rotary factors depend on the longest position of a batch; None: they never do."""
+def rotary_limits(config: PreTrainedConfig) -> Iterator[Context]:
+    """The lengths beyond which rotary factors depend on the longest position of a batch, if they ever do."""
     parameters = getattr(config, "rope_parameters", None) or {}
-    limits = []
     for entry in (parameters, *parameters.values()):  # some models have parameters for each type of layer
         if isinstance(entry, Mapping) and entry.get("rope_type") in ("longrope", "dynamic"):
             original = (
@@ -278,18 +276,17 @@ def rotary_limit(config: PreTrainedConfig) -> Context | None:
             )
             factors = f"the factors of its {entry['rope_type']} rotary embedding"
             if original:
-                limits.append(Context(original, f"beyond it {factors} change with the longest sequence of a batch"))
-    return min(limits, default=None)
+                yield Context(original, f"beyond it {factors} change with the longest sequence of a batch")
 
 
-def selection_limit(config: PreTrainedConfig) -> Context | None:
-    """The length beyond which attention reads only the keys with the highest scores, whose choice turns on rounding;
-    None: it reads all."""
+def selection_limits(config: PreTrainedConfig) -> Iterator[Context]:
+    """The lengths beyond which attention reads only the keys with the highest scores, whose choice turns on rounding;
+    none if it reads all."""
     selected = [getattr(config, name, None) for name in ("index_topk", "keep_window_size", "indexer_budget")]
     blocks, size = getattr(config, "index_topk_blocks", None), getattr(config, "index_block_size", None)
-    selected.append(blocks * size if blocks and size else None)
-    limits = [int(number) for number in selected if number]
-    return Context(min(limits), "beyond it the model attends to selected keys only") if limits else None
+    for number in (*selected, blocks and size and blocks * size):
+        if number:
+            yield Context(number, "beyond it the model attends to selected keys only")
 
 
 def described(model: PreTrainedModel) -> str:

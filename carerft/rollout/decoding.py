@@ -36,7 +36,7 @@ class PreallocatedLayer(DynamicLayer):
     keys: Any  # Tensor; transformers declares Tensor | None
     values: Any
 
-    def __init__(self, keys: Tensor, values: Tensor, rows: Tensor, limit: int, dtype: torch.dtype | None = None):
+    def __init__(self, keys: Tensor, values: Tensor, rows: Tensor, limit: int, dtype: torch.dtype | None):
         """keys, values: (P, heads, T, head_dim) of the prompts; rows: (R,) the index of each row's prompt; limit: the
         most slots that will be needed; dtype: in which they are kept, if not their own."""
         super().__init__()

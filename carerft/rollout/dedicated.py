@@ -19,7 +19,6 @@ from torch import Tensor
 
 from carerft.errors import CareError, EngineError
 from carerft.model.lora import merged_weights, rounded
-from carerft.rollout import Rollouts
 from carerft.rollout.engine import Engine, EngineOptions
 from carerft.rollout.local_ray import gpu_shortage, start_ray
 from carerft.rollout.requests import SharingWorker
@@ -130,11 +129,7 @@ class DedicatedWorker(SharingWorker):
         if self.verified and not self.verify_sync:
             return
         for index in range(self.workers):
-
-            def sample(*request: Any, index: int = index) -> Rollouts:
-                return self._call("sample", [request], first=index)[0]
-
-            check_sync(sample, policy, self.options, score)
+            check_sync(lambda *request, i=index: self._call("sample", [request], i)[0], policy, self.options, score)
         self.verified = True
 
     def reset(self) -> None:

@@ -182,39 +182,35 @@ class TransformersWorker(RolloutWorker):
 
     def log_likelihood(self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]) -> list[float]:
         check_context(prompts, continuations, self.context)
-        pairs = [(tuple(p), list(c)) for p, c in zip(prompts, continuations, strict=True)]
-        totals = [0.0] * len(pairs)
+        totals = torch.zeros(len(prompts))
         with self._evaluating():
             for members in self.likelihood_batches(prompts, continuations):
-                batch = [pairs[i] for i in members]
-                for i, total in zip(members, self._likelihood(batch).tolist(), strict=True):
-                    totals[i] = total
-        return totals
+                totals[members] = self._likelihood([prompts[i] for i in members], [continuations[i] for i in members])
+        return totals.tolist()
 
     def likelihood_batches(
         self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
     ) -> list[list[int]]:
         """The indices of the continuations that `log_likelihood` scores together. One batch alone has the same scores,
         to the last bit, as among the others."""
-        pairs = [(tuple(p), c) for p, c in zip(prompts, continuations, strict=True)]
+        asked = list(map(tuple, prompts))
         most = LOGITS // self.model.config.get_text_config().vocab_size  # tokens of a batch of several continuations
         one_lot = self.mixes_lengths or len(set(map(len, prompts))) == 1
-        if one_lot and len(pairs) <= self.batch_size and sum(map(len, continuations)) <= most:
-            return [list(range(len(pairs)))]  # a batch alone, too, which keeps its order
+        if one_lot and len(prompts) <= self.batch_size and sum(map(len, continuations)) <= most:
+            return [list(range(len(prompts)))]  # a batch alone, too, which keeps its order
         # Equal prompts side by side: a batch reads each of them once. Similar lengths together: less padding; of
         # prompts that differ in a short end only, similar lengths of what follows.
         longest: dict[tuple[int, ...], int] = {}
-        if self.mixes_lengths and self._shared(list({prompt for prompt, _ in pairs})):
-            for prompt, continuation in pairs:
+        if self.mixes_lengths and self._shared(list(set(asked))):
+            for prompt, continuation in zip(asked, continuations, strict=True):
                 longest[prompt] = max(longest.get(prompt, 0), len(continuation))
 
         def key(i: int) -> tuple[int, int, tuple[int, ...], int]:
-            prompt, continuation = pairs[i]
-            return longest.get(prompt, 0), len(prompt), prompt, len(continuation)
+            return longest.get(asked[i], 0), len(asked[i]), asked[i], len(continuations[i])
 
-        order = sorted(range(len(pairs)), key=key)
+        order = sorted(range(len(prompts)), key=key)
         batches: list[list[int]] = []
-        for members in self._batches(order, [len(prompt) for prompt, _ in pairs]):
+        for members in self._batches(order, list(map(len, prompts))):
             tokens = most + 1  # the batch in hand is as good as full
             for i in members:
                 tokens += len(continuations[i])
@@ -290,21 +286,20 @@ class TransformersWorker(RolloutWorker):
         finished[rows] = done
         return tokens[: step + 1].t().cpu(), log_probs[: step + 1].t().cpu(), lengths.cpu(), finished.cpu()
 
-    def _likelihood(self, pairs: list[tuple[tuple[int, ...], list[int]]]) -> Tensor:
+    def _likelihood(self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]) -> Tensor:
         """(B,) summed log-probabilities. A prompt's keys and values serve all of its continuations."""
         device = self.model.device
-        row_of = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompt for prompt, _ in pairs))}
-        rows = torch.tensor([row_of[prompt] for prompt, _ in pairs])
-        continuations = [torch.tensor(tokens, dtype=torch.int64, device=device) for _, tokens in pairs]
+        row_of = {prompt: row for row, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
+        rows, asked = torch.tensor([row_of[tuple(prompt)] for prompt in prompts]), list(row_of)
+        ends = [torch.tensor(tokens, dtype=torch.int64, device=device) for tokens in continuations]
         # (B, T), padded on the right: in a causal model no real position attends to padding.
-        tokens = pad_sequence(continuations, batch_first=True, padding_value=self.pad_token_id)
+        tokens = pad_sequence(ends, batch_first=True, padding_value=self.pad_token_id)
         if tokens.shape[1] == 0:
-            return torch.zeros(len(pairs))
+            return torch.zeros(len(prompts))
         lengths = torch.tensor([len(tokens) for tokens in continuations], device=device)
         scored = torch.arange(tokens.shape[1], device=device) < lengths[:, None]
         losses = torch.zeros(tokens.shape, device=device)
-        prompts = list(row_of)
-        decoder = Decoder(self.model, prompts, rows, tokens.shape[1] - 1, self.pad_token_id, self._shared(prompts))
+        decoder = Decoder(self.model, asked, rows, tokens.shape[1] - 1, self.pad_token_id, self._shared(asked))
         first, later = scored[:, :1], scored[:, 1:]
         losses[:, :1][first] = _surprisal(decoder.logits[first[:, 0]], tokens[:, :1][first])
         if later.any():
