@@ -291,12 +291,12 @@ class TransformersWorker(RolloutWorker):
         device = self.model.device
         row_of = {prompt: row for row, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
         rows, asked = torch.tensor([row_of[tuple(prompt)] for prompt in prompts]), list(row_of)
-        ends = [torch.tensor(tokens, dtype=torch.int64, device=device) for tokens in continuations]
+        unpadded = [torch.tensor(tokens, dtype=torch.int64, device=device) for tokens in continuations]
         # (B, T), padded on the right: in a causal model no real position attends to padding.
-        tokens = pad_sequence(ends, batch_first=True, padding_value=self.pad_token_id)
+        tokens = pad_sequence(unpadded, batch_first=True, padding_value=self.pad_token_id)
         if tokens.shape[1] == 0:
             return torch.zeros(len(prompts))
-        lengths = torch.tensor([len(tokens) for tokens in continuations], device=device)
+        lengths = torch.tensor(list(map(len, continuations)), device=device)
         scored = torch.arange(tokens.shape[1], device=device) < lengths[:, None]
         losses = torch.zeros(tokens.shape, device=device)
         decoder = Decoder(self.model, asked, rows, tokens.shape[1] - 1, self.pad_token_id, self._shared(asked))
