@@ -169,6 +169,7 @@ def test_the_shape_of_a_model_in_the_hubs_cache(tmp_path: Path, monkeypatch: pyt
 
 FEW = ["seed=0", "algorithm=grpo", "regularizer=none,srkl"]
 APART = ["rollout.placement=dedicated", "learner.device=cuda:1"]
+WORLD = ["hardware=2xcpu", "task=world"]
 ONE = ["model=qwen2.5-7b", "task=gsm8k", "rollout=vllm", "learner.precision=bfloat16"]
 
 
@@ -210,6 +211,10 @@ ONE = ["model=qwen2.5-7b", "task=gsm8k", "rollout=vllm", "learner.precision=bflo
             "model=qwen2.5-3b without a task: the default is the built-in world",
         ),
         ([*ONE, "hardware=t4"], 2, "learner.precision=bfloat16: the GPU has none (t4"),
+        ([*WORLD, "benchmark=world_truth", "benchmark.world_truth.max_tokens=0"], 0, "it fits"),
+        ([*WORLD, "benchmark=world_honesty", "benchmark.world_honesty.max_tokens=0"], 2, "honesty-test-0-0 has none"),
+        ([*ONE, "hardware=h200", "benchmark=gsm8k", "benchmark.gsm8k.max_tokens=0"], 2, "problem gsm8k has none"),
+        ([*WORLD, "benchmark=truthfulqa", "benchmark.truthfulqa.max_tokens=0"], 0, "it fits"),
     ],
 )
 def test_the_command(

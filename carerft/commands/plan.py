@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from hydra.utils import instantiate
 from rich.console import Console
@@ -28,7 +29,7 @@ from carerft.commands.arguments import argument, read
 from carerft.commands.sweep import named_experiment
 from carerft.config import choices
 from carerft.config.checks import check_choice
-from carerft.config.settings import MOST_TOKENS, TrainSettings
+from carerft.config.settings import MOST_TOKENS, TaskSettings, TrainSettings
 from carerft.errors import ConfigError
 from carerft.planning.assumptions import GIB, QUICK_CPU, Assumptions, Device, Hardware, hardware, load
 from carerft.planning.job import NOTHING, Job, file_of, job
@@ -41,6 +42,7 @@ from carerft.sweeps.cells import cells, compose_training
 from carerft.sweeps.composition import composing
 from carerft.sweeps.folders import Experiment
 from carerft.sweeps.names import labels
+from carerft.tasks import Problem
 from carerft.terminal import open_console
 from carerft.text import duration
 
@@ -99,6 +101,7 @@ def main() -> int:
     if not chosen:
         check_choice(trainings[0], overrides)
     root, console = Path("outputs", chosen.name if chosen else ""), open_console()
+    check_benchmarks(trainings)
     lengths = read_lengths(trainings, assumptions, words)
     planner, jobs, side = plan(trainings, used, assumptions, root)
     name = chosen.name if chosen else "carerft train"
@@ -151,7 +154,7 @@ def read_lengths(trainings: Sequence[TrainSettings], assumptions: Assumptions, w
     for name, entry in named:
         if (file := file_of(entry)) is None or file in notes:
             continue
-        task = instantiate({key: value for key, value in vars(entry).items() if key not in ("name", "max_tokens")})
+        task = _made(entry)
         lengths = [len(problem.prompt) / CHARACTERS for problem in task.problems()]
         found = {"questions": len(lengths), "prompt": fmean(lengths)}
         found = {key: value for key, value in found.items() if f"texts.{name}.{key}" not in given}
@@ -161,6 +164,22 @@ def read_lengths(trainings: Sequence[TrainSettings], assumptions: Assumptions, w
             f"completions of {text.completion:.0f}: set these by texts.{name}.prompt=... texts.{name}.completion=..."
         )
     return list(notes.values())
+
+
+def check_benchmarks(trainings: Sequence[TrainSettings]) -> None:
+    """Raises DataError for a benchmark that asks for no answers and has no choices either, which a run would refuse. A
+    task of one's own is left to the run. Of published data, which may not be here, TruthfulQA alone has choices."""
+    for name, entry in [entry for training in trainings for entry in training.benchmark.items()]:
+        if entry.max_tokens or entry._target_.endswith("TruthfulQaTask") or not entry._target_.startswith("carerft."):
+            continue
+        from carerft.evaluation.measurement import check_choices  # here: it brings torch
+
+        elsewhere = getattr(entry, "path", "") is None
+        check_choices([Problem(name, "", None)] if elsewhere else _made(entry).problems(), entry.max_tokens)
+
+
+def _made(entry: TaskSettings) -> Any:
+    return instantiate({key: value for key, value in vars(entry).items() if key not in ("name", "max_tokens")})
 
 
 def compose_runs(

@@ -61,16 +61,21 @@ class Benchmark:
             if settings.self_report:
                 reserved += len(tokenizer(QUESTION, add_special_tokens=False)["input_ids"])
             problems = self.task.problems()
-            if not self.max_tokens and (bare := next((p.id for p in problems if not p.choices), None)):
-                raise DataError(
-                    f"max_tokens=0 measures by the likelihoods of choices alone, as TruthfulQA has them, and problem "
-                    f"{bare} has none",
-                    "write the benchmark's max_tokens=512, or as many as an answer needs",
-                )
+            check_choices(problems, self.max_tokens)
             self._prompts = Prompts(problems, tokenizer, reserved, context)
         problems = self._prompts.problems[: settings.limit]
         self._prompts.prepare(range(len(problems)))
         return problems, self._prompts
+
+
+def check_choices(problems: Sequence[Problem], max_tokens: int) -> None:
+    """Raises DataError where no answers are sampled, and a problem has no choices to be measured by."""
+    if not max_tokens and (bare := next((problem.id for problem in problems if not problem.choices), None)):
+        raise DataError(
+            f"max_tokens=0 measures by the likelihoods of choices alone, as TruthfulQA has them, and problem "
+            f"{bare} has none",
+            "write the benchmark's max_tokens=512, or as many as an answer needs",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
