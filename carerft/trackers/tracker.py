@@ -1,7 +1,7 @@
 """What a tracker is, what it can be shown, and several trackers as one."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -69,22 +69,17 @@ class Trackers(AbstractContextManager["Trackers"]):
                 self._trackers.remove(tracker)
 
     def table(self, name: str, step: int, columns: list[str], rows: list[list[str | float | bool | None]]) -> None:
-        for tracker in self._trackers:
-            try:
-                tracker.table(name, step, columns, rows)
-            except Exception:
-                log.exception("%s could not show %s", type(tracker).__name__, name)
+        self._tell(lambda tracker: tracker.table(name, step, columns, rows), f"show {name}")
 
     def show(self, outcome: Outcome) -> None:
-        for tracker in self._trackers:
-            try:
-                tracker.show(outcome)
-            except Exception:
-                log.exception("%s could not show the evaluation", type(tracker).__name__)
+        self._tell(lambda tracker: tracker.show(outcome), "show the evaluation")
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._tell(lambda tracker: tracker.finish(failed=kind is not None), "be finished")
+
+    def _tell(self, call: Callable[[Tracker], None], what: str) -> None:
         for tracker in self._trackers:
             try:
-                tracker.finish(failed=kind is not None)
+                call(tracker)
             except Exception:
-                log.exception("%s could not be finished", type(tracker).__name__)
+                log.exception("%s could not %s", type(tracker).__name__, what)
