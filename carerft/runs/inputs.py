@@ -41,37 +41,33 @@ def inputs(config: Mapping[str, Any]) -> list[Entry]:
     """
     entries: dict[str, Entry] = {}
     for key, path, published in _named(config):
-        directory = path.is_dir()
-        for file in sorted(_files(path, deep=not (path / "config.json").is_file())) if directory else [path]:
+        for file in _files(path):
             if str(file) not in entries:
-                content = _content(file, LARGE if directory and not published else None)
+                content = _content(file, LARGE if file != path and not published else None)
                 entries[str(file)] = {"key": key, "path": str(file), **({"published": True} if published else {})}
                 entries[str(file)] |= content
     return [*entries.values(), *_built_in(config)]
 
 
-def changes(then: Sequence[Entry] | None, now: Sequence[Entry]) -> list[str]:
+def changes(then: Sequence[Entry], now: Sequence[Entry]) -> list[str]:
     """One line for each file that is another than it was: `data.path: /x/train.jsonl: 1,234 bytes then, 1,300 now`.
 
-    then: of a manifest; None if an earlier version wrote it, which recorded no inputs. A published dataset's own copy
-    counts only if it was there then and is now: elsewhere the dataset comes from where it is published.
+    then: of a manifest. A published dataset's own copy counts only if it was there then and is now: elsewhere the
+    dataset comes from where it is published.
     """
-    if then is None:
-        return []
     before, after = ({entry["path"]: entry for entry in entries} for entries in (then, now))
     lines = []
     for path in dict.fromkeys([*before, *after]):
         old, new = before.get(path), after.get(path)
         known = old or new or {}
-        if (old is None or new is None) and known.get("published"):
-            continue
-        if difference := _difference(old, new):
+        if difference := _difference(old, new, known):
             lines.append(f"{known['key']}: {path}: {difference}")
     return lines
 
 
 def changed_since(directory: Path, manifest: Mapping[str, Any], now: Sequence[Entry] | None = None) -> list[str]:
-    """`changes` of the inputs of a run, if it has written anything that depends on them.
+    """`changes` of the inputs of a run, if it has written anything that depends on them, and if the version that wrote
+    its manifest recorded inputs.
 
     now: of `inputs`; None: those of the run's configuration. Where a grader or a reward of the user's own has failed,
     its file may have been corrected: the run goes on with it.
@@ -139,17 +135,19 @@ def _existing(key: str, last: str, text: str) -> Path | None:
         return None
 
 
-def _files(directory: Path, deep: bool) -> list[Path]:
-    """The files of a directory that can be inputs: of a model's directory those beside its config.json, of any other
-    (`deep`) those below it as well."""
-    found: list[Path] = []
-    for parent, below, names in os.walk(directory):
+def _files(path: Path) -> list[Path]:
+    """A file, or the files of a directory that can be inputs, in order: of a model's directory those beside its
+    config.json, of any other those below it as well."""
+    if not path.is_dir():
+        return [path]
+    deep, found = not (path / "config.json").is_file(), list[Path]()
+    for parent, below, names in os.walk(path):
         below[:] = sorted(name for name in below if not name.startswith(".")) if deep else []
         files = (Path(parent, name) for name in sorted(names) if not name.startswith("."))
         found += [file for file in files if (deep or file.suffix in SUFFIXES) and file.is_file()]
         if len(found) > MOST_FILES:
             break
-    return found[:MOST_FILES]
+    return sorted(found[:MOST_FILES])
 
 
 def _content(file: Path, large: int | None) -> Entry:
@@ -171,16 +169,14 @@ def _digest(file: str, size: int, modified: int, inode: int) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def _difference(old: Entry | None, new: Entry | None) -> str:
-    """What has changed, in words; empty if nothing has."""
-    known = old or new or {}
+def _difference(old: Entry | None, new: Entry | None, known: Entry) -> str:
+    """What has changed, in words; empty if nothing has. known: one of both."""
     if "version" in known:  # of the questions of the built-in world; earlier versions recorded none
         before, now = (entry.get("version", "unknown") if entry else "unknown" for entry in (old, new))
         return f"version {before} then, {now} now" if before != now else ""
-    if new is None:
-        return "was there then, and is not now"
-    if old is None:
-        return "was not there then, and is now"
+    if old is None or new is None:
+        found = "was there then, and is not now" if old else "was not there then, and is now"
+        return "" if known.get("published") else found
     if old.get("bytes") != new.get("bytes"):
         return f"{_size(old)} then, {_size(new).removesuffix(' bytes')} now"
     if old.get("sha256") and new.get("sha256"):

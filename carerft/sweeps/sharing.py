@@ -17,7 +17,7 @@ from hydra.types import RunMode
 
 from carerft.config.identity import config_hash
 from carerft.runs.directory import SWEEP, locked, read_manifest
-from carerft.runs.inputs import changes, inputs
+from carerft.runs.inputs import changed_since, inputs
 from carerft.sweeps.index import index
 
 LOGS = {"train.log", "evaluate.log", ".lock"}
@@ -57,8 +57,7 @@ def link_finished_run(directory: Path, command: str, config: Mapping[str, Any], 
         done = (
             run
             for run, manifest in index(outputs.absolute()).runs(config_hash(config))
-            if (manifest["command"], manifest["status"]) == (command, "done")
-            and not changes(manifest.get("inputs"), now)
+            if (manifest["command"], manifest["status"]) == (command, "done") and not changed_since(run, manifest, now)
         )
         if (finished := next(done, None)) is None:
             return None
