@@ -112,8 +112,7 @@ def main() -> int:
     if not planner.finished:
         notes = [f"computed from conf/plan.yaml: {root} has no finished run of this model on such hardware"]
     each = f" for each of {used.count} devices" if used.count > 1 else ""
-    price = f"{used.device.price_per_hour:g} US dollars per hour{each}"
-    notes.append(f"{price} is an assumption: price=... changes it")
+    notes.append(f"{used.device.price_per_hour:g} US dollars per hour{each} is an assumption: price=... changes it")
     notes += lengths
     tokens = {each.learner.tokens_per_microbatch for each in jobs}
     if used.cpu and (least := min(filter(None, tokens), default=MOST_TOKENS)) < MOST_TOKENS:

@@ -109,14 +109,10 @@ class Job:
     def with_settings(self, changes: dict[str, Any]) -> "Job":
         """This job with other values of settings, by keys such as learner.processes; rollout: vllm."""
         groups = {"model": self.model, "learner": self.learner, "rollout": self.rollout}
-        if changes.get("rollout") == "vllm":
-            values: dict[str, Any] = {**vars(self.rollout), "name": "vllm"}
-            groups["rollout"] = VllmSettings(**values)
         for key, value in changes.items():
-            if key == "rollout":
-                continue
             group, _, name = key.partition(".")
-            groups[group] = replace(groups[group], **{name: value})
+            own = groups[group]
+            groups[group] = replace(own, **{name: value}) if name else VllmSettings(**{**vars(own), "name": value})
         return replace(self, **groups)
 
 
@@ -134,17 +130,13 @@ def job(settings: TrainSettings, assumptions: Assumptions) -> Job:
     dynamic = assumptions.dynamic if settings.algorithm.dynamic_sampling else {"groups": 1, "rounds": 1}
 
     def dataset(name: str, entry: TaskSettings, max_tokens: int, limit: int | None = None) -> Dataset:
+        """limit: of the evaluation; a benchmark may have a smaller one of its own."""
         known = texts.get(file_of(entry) or name, texts.get(name, texts["other"]))
-        questions, completion = min(known.questions, limit or known.questions), min(known.completion, max_tokens)
-        return replace(known, questions=questions, completion=completion, max_tokens=max_tokens)
+        questions = min(filter(None, (known.questions, limit, getattr(entry, "limit", None))))
+        return replace(known, questions=questions, completion=min(known.completion, max_tokens), max_tokens=max_tokens)
 
     def benchmarks(limit: int | None) -> list[Dataset]:
-        """limit: of the evaluation; a benchmark may have a smaller one of its own."""
-        found = []
-        for name, entry in settings.benchmark.items():
-            least = min(filter(None, (limit, getattr(entry, "limit", None))), default=None)
-            found.append(dataset(name, entry, entry.max_tokens, least))
-        return found
+        return [dataset(name, entry, entry.max_tokens, limit) for name, entry in settings.benchmark.items()]
 
     how = settings.evaluation
     limit, samples = how.during.limit or how.limit, how.during.samples or settings.samples

@@ -38,9 +38,7 @@ def fitted(wanted: Job, shape: Shape, memory: float) -> Job:
 
 def tokens_per_microbatch(settings: TrainSettings, policy: "PreTrainedModel", device: "torch.device") -> int:
     """`learner.tokens_per_microbatch` of a run on this machine. device: where the policy learns."""
-    if settings.learner.tokens_per_microbatch is not None:
-        return settings.learner.tokens_per_microbatch
-    if device.type != "cpu":
-        return MOST_TOKENS
+    if settings.learner.tokens_per_microbatch is not None or device.type != "cpu":
+        return settings.learner.tokens_per_microbatch or MOST_TOKENS
     found = fitted(job(settings, load()), shape_of_model(policy), machine_memory())
     return found.learner.tokens_per_microbatch or MOST_TOKENS
