@@ -5,7 +5,7 @@ Reading the files and merging them takes Hydra a tenth of a second, setting valu
 
 import copy
 import os
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable
 from functools import cache
 from typing import Any
 
@@ -87,7 +87,12 @@ class Loader(ConfigLoaderImpl):
             _composed[key] = config
         config = copy.deepcopy(_composed[key])
         self._apply_overrides_to_config([each for each in given if each not in chosen], config)
-        return self._record(config, given)
+        # The record of which overrides a configuration has, and where.
+        config.hydra.overrides.hydra = [each.input_line for each in given if each.is_hydra_override()]
+        config.hydra.overrides.task = [each.input_line for each in given if not each.is_hydra_override()]
+        config.hydra.runtime.cwd = os.getcwd()
+        config.hydra.job.override_dirname = cell_overrides(config)
+        return config
 
     def _load_single_config(self, default: ResultDefault, repo: IConfigRepository) -> ConfigResult:
         """A file's `samples: {every: 10}` is `keep_samples`: `samples` alone is a number."""
@@ -110,16 +115,6 @@ class Loader(ConfigLoaderImpl):
         if override.is_hydra_override():
             return not key.startswith(VALUES)
         return self.repository.group_exists(key) and not isinstance(override.value(), dict)
-
-    @staticmethod
-    def _record(config: DictConfig, given: Sequence[Override]) -> DictConfig:
-        """Write into a configuration which overrides it has, and where."""
-        own = [each for each in given if not each.is_hydra_override()]
-        config.hydra.overrides.hydra = [each.input_line for each in given if each.is_hydra_override()]
-        config.hydra.overrides.task = [each.input_line for each in own]
-        config.hydra.runtime.cwd = os.getcwd()
-        config.hydra.job.override_dirname = cell_overrides(config)
-        return config
 
 
 def written(config: DictConfig) -> list[str]:

@@ -1,6 +1,7 @@
 """Names of the directories that runs are written to: usable on every file system, and nobody else's."""
 
 import hashlib
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -96,16 +97,13 @@ def reserved(parent: Path, when: datetime) -> str:
     one of its own."""
     name = when.strftime("%Y-%m-%d_%H-%M-%S")
     parent.mkdir(parents=True, exist_ok=True)
-    number = 1
+    names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
     while True:
-        unique = name if number == 1 else f"{name}_{number}"
-        try:
-            (parent / unique).mkdir()
-        except FileExistsError:
-            number += 1
-        else:
-            _reserved.append(parent / unique)
-            return unique
+        place = parent / next(names)
+        with suppress(FileExistsError):
+            place.mkdir()
+            _reserved.append(place)
+            return place.name
 
 
 def release() -> None:
