@@ -1,4 +1,5 @@
-"""Writes docs/reference/ from the code: `python docs/generate.py`. tests/test_reference.py compares both."""
+"""Writes the pages of docs/reference/ from the code, all but files.md: `python docs/generate.py`. tests/test_reference.py
+compares both."""
 
 import ast
 import inspect
@@ -16,14 +17,7 @@ from carerft.config import settings
 from carerft.metrics.names import METRICS
 from carerft.metrics.steps import STEPS
 from carerft.objective import settings as objective
-from carerft.runs.files import FILES
-from carerft.tasks.arithmetic import ArithmeticTask
-from carerft.tasks.gsm8k import Gsm8kTask
-from carerft.tasks.math import MathTask
-from carerft.tasks.questions import QuestionsTask
-from carerft.tasks.selfaware import SelfAwareTask
-from carerft.tasks.truthfulqa import TruthfulQaTask
-from carerft.tasks.world import WorldTask
+from carerft.sweeps.composition import TASKS
 
 REFERENCE = Path(__file__).parent / "reference"
 MADE = "<!-- Made by `python docs/generate.py` from the code. -->\n\n"
@@ -40,7 +34,6 @@ GROUPS: dict[str, tuple[type, ...]] = {
     "evaluation.during": (settings.DuringSettings,),
     "tracker": (settings.TrackerSettings,),
 }
-TASKS = (QuestionsTask, ArithmeticTask, Gsm8kTask, MathTask, SelfAwareTask, TruthfulQaTask, WorldTask)
 
 
 def pages() -> dict[str, str]:
@@ -49,7 +42,6 @@ def pages() -> dict[str, str]:
         "settings.md": _settings(),
         "commands.md": _commands(),
         "metrics.md": _metrics(),
-        "files.md": "# Files\n\n" + MADE + "A run's directory holds:\n\n" + _table(("file", "what"), FILES.items()),
         "errors.md": _errors(),
     }
 

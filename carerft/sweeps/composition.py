@@ -30,6 +30,7 @@ from carerft.tasks.selfaware import SelfAwareTask
 from carerft.tasks.truthfulqa import TruthfulQaTask
 from carerft.tasks.world import WorldTask
 
+TASKS = (QuestionsTask, ArithmeticTask, Gsm8kTask, MathTask, SelfAwareTask, TruthfulQaTask, WorldTask)
 SCALES = {"tiny": "tiny", "smollm2-135m": "small"}
 """The scale of an experiment, by the choice of its model; of any other model, paper."""
 _run_names: dict[str, str] = {}
@@ -78,7 +79,7 @@ def register() -> None:
     loader.register()
     settings.register()
     folders.register()
-    for task in (ArithmeticTask, Gsm8kTask, MathTask, QuestionsTask, SelfAwareTask, TruthfulQaTask, WorldTask):
+    for task in TASKS:
         settings.register_task(task.__module__.rpartition(".")[2], task)
     OmegaConf.register_new_resolver("carerft.scale", lambda model: SCALES.get(model, "paper"), replace=True)
     for name in ("precision", "quick_precision", "large", "rollout"):
