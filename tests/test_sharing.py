@@ -13,8 +13,7 @@ import pytest
 from carerft import cli
 from carerft.config.identity import config_hash
 from carerft.runs.directory import SWEEP, open_run
-from carerft.sweeps.index import RunIndex
-from carerft.sweeps.sharing import link_finished_run, reason_to_skip
+from carerft.sweeps.sharing import RunIndex, link_finished_run, reason_to_skip
 
 SMALL = [
     "steps=2", "samples=2", "rollout.prompts_per_batch=4", "algorithm.group_size=4", "tracker=none",

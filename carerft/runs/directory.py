@@ -62,11 +62,6 @@ def manifests(directories: Iterable[Path]) -> Iterator[tuple[Path, dict[str, Any
                 yield directory, manifest
 
 
-def runs_of(identity: str, directories: Iterable[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """As `manifests`, of the runs whose configuration has this hash by today's rules; the stored one may be older."""
-    return (run for run in manifests(directories) if config_hash(run[1]["config"]) == identity)
-
-
 def locked(directory: Path) -> bool:
     """Whether a living process holds the directory's lock. The kernel drops the lock of a killed one."""
     try:

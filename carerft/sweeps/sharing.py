@@ -8,7 +8,9 @@ import fcntl
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,58 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from carerft.config.identity import config_hash
-from carerft.runs.directory import SWEEP, locked, read_manifest
+from carerft.runs.directory import SWEEP, locked, manifests, read_manifest
 from carerft.runs.inputs import changed_since, inputs
-from carerft.sweeps.index import index
 
 LOGS = {"train.log", "evaluate.log", ".lock"}
+SETTLED = 2e9
+"""Nanoseconds after which a directory's time tells of every change: some file systems count in whole seconds."""
 log = logging.getLogger(__name__)
+
+
+class RunIndex:
+    """The runs of `outputs/*/*/seed=*` that are no links, by the hash of their configuration. None of thousands need be
+    read for each look-up: a manifest is read once, and a directory listed again only when it has changed."""
+
+    def __init__(self, outputs: Path):
+        self._outputs = str(outputs)
+        self._below: dict[str, tuple[int, list[tuple[str, int]]]] = {}
+        self._hashes: dict[tuple[str, int], str] = {}
+
+    def runs(self, identity: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """As `manifests`, in the order of paths, of the runs whose configuration has this hash by today's rules; the
+        stored one may be older. Their manifests are read again: a run may have ended, or be gone."""
+        cells = [
+            cell for experiment, _ in self._directories(self._outputs) for cell, _ in self._directories(experiment)
+        ]
+        runs = [run for cell in cells for run in self._directories(cell, of_runs=True)]
+        unread = {Path(run[0]): run for run in runs if run not in self._hashes}
+        for path, manifest in manifests(unread):
+            self._hashes[unread[path]] = config_hash(manifest["config"])
+        found = manifests(sorted(Path(run[0]) for run in runs if self._hashes.get(run) == identity))
+        return (run for run in found if config_hash(run[1]["config"]) == identity)
+
+    def _directories(self, parent: str, of_runs: bool = False) -> list[tuple[str, int]]:
+        """Path and inode of the directories in this one: another may come to a path. of_runs: of runs alone."""
+        try:
+            modified = os.stat(parent).st_mtime_ns
+            before, found = self._below.get(parent, (None, []))
+            if modified == before:
+                return found
+            with os.scandir(parent) as entries:
+                directories = [entry for entry in entries if entry.is_dir()]
+        except OSError:  # it is gone, or not ours to read
+            return []
+        if of_runs:
+            directories = [each for each in directories if each.name.startswith("seed=") and not each.is_symlink()]
+        found = [(entry.path, entry.inode()) for entry in directories]
+        if time.time_ns() - modified > SETTLED:
+            self._below[parent] = modified, found
+        return found
+
+
+index = cache(RunIndex)
+"""This process's index of a directory, given by its absolute path."""
 
 
 def job_directory(command: str, config: Mapping[str, Any]) -> Path | None:
