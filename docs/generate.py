@@ -1,5 +1,5 @@
-"""Writes the pages of docs/reference/ from the code, all but files.md: `python docs/generate.py`. tests/test_reference.py
-compares both."""
+"""Writes docs/reference/ from the code, all but files.md: `python docs/generate.py`. tests/test_reference.py compares
+both."""
 
 import ast
 import inspect
