@@ -32,7 +32,7 @@ from carerft.config.checks import check_choice
 from carerft.config.settings import MOST_TOKENS, TaskSettings, TrainSettings
 from carerft.errors import ConfigError
 from carerft.planning.assumptions import GIB, QUICK_CPU, Assumptions, Device, Hardware, hardware, load
-from carerft.planning.job import NOTHING, Job, file_of, job
+from carerft.planning.job import Job, Measured, file_of, job
 from carerft.planning.memory import Memory, memory
 from carerft.planning.microbatch import fitted
 from carerft.planning.search import search
@@ -237,7 +237,8 @@ def show_time(
     which one process does. side: runs at the same time."""
     headers = ("runs", "rollouts\na batch", "learning\na step", "training", "evaluation,\nthe rest", "together")
     table = Table("run", *(Column(header, justify="right", no_wrap=True) for header in headers))
-    base = planner.seconds(replace(jobs[0].with_settings({"learner.processes": 1}), steps=0, validation=NOTHING)).rest
+    alone = jobs[0].with_settings({"learner.processes": 1})
+    base = planner.seconds(replace(alone, steps=0, validation=Measured())).rest
     if bases:
         table.add_row("base model", str(bases), "", "", "", duration(base), duration(base))
     times = list(map(planner.seconds, jobs))

@@ -24,12 +24,9 @@ from carerft.planning.shapes import Shape
 class Measured:
     """How much is asked of a model `times` times in a run: these benchmarks' questions, `samples` times each."""
 
-    benchmarks: Sequence[Dataset]
-    samples: int
+    benchmarks: Sequence[Dataset] = ()
+    samples: int = 1
     times: int = 1
-
-
-NOTHING = Measured((), 1, 0)
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,7 @@ class Job:
     rollout: RolloutSettings
     task: Dataset
     benchmarks: list[Dataset]
-    validation: Measured = NOTHING
+    validation: Measured = Measured()
 
     @property
     def engine(self) -> VllmSettings | None:

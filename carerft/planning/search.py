@@ -50,9 +50,8 @@ def _axes(job: Job) -> dict[str, list[list[Changes]]]:
             [apart | {"rollout.tensor_parallel_size": n, "learner.device": f"cuda:{n}"} for n in (1, 2, 4)],
         ]
     else:
-        same = [
-            [{"rollout.batch_size": n} for n in (128, 64, 32, 16) if n < (job.rollout.batch_size or OWN_SEQUENCES)],
-        ]
+        usual = job.rollout.batch_size or OWN_SEQUENCES
+        same = [[{"rollout.batch_size": n} for n in (128, 64, 32, 16) if n < usual]]
     microbatches = [(learner.tokens_per_microbatch or MOST_TOKENS) // n for n in (2, 4, 8, 16)]
     same += [
         [{"learner.gradient_checkpointing": True}],

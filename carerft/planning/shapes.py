@@ -93,19 +93,17 @@ def shape_of_model(policy: "PreTrainedModel") -> Shape:
         return next((value for value in values if isinstance(value, int) and value > 0), usual)
 
     heads = number("num_attention_heads", usual=1)
-    return shape_from(
-        {
-            "hidden_size": number("hidden_size", usual=hidden),
-            "intermediate_size": number("intermediate_size", "n_inner", "ffn_dim", usual=4 * hidden),
-            "num_hidden_layers": number("num_hidden_layers", usual=1),
-            "num_attention_heads": heads,
-            "num_key_value_heads": number("num_key_value_heads", usual=heads),
-            "head_dim": number("head_dim", usual=max(1, hidden // heads)),
-            "vocab_size": vocabulary,
-            "tie_word_embeddings": bool(getattr(config, "tie_word_embeddings", False)),
-            "max_position_embeddings": number("max_position_embeddings", usual=1),
-            "model_type": config.model_type,
-        }
+    size = number("head_dim", usual=max(1, hidden // heads))
+    return Shape(
+        hidden=number("hidden_size", usual=hidden),
+        intermediate=number("intermediate_size", "n_inner", "ffn_dim", usual=4 * hidden),
+        layers=number("num_hidden_layers", usual=1),
+        queries=heads * size,
+        keys=number("num_key_value_heads", usual=heads) * size,
+        vocabulary=vocabulary,
+        tied=bool(getattr(config, "tie_word_embeddings", False)),
+        context=number("max_position_embeddings", usual=1),
+        biases=config.model_type == "qwen2",
     )
 
 

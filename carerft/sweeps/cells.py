@@ -28,7 +28,7 @@ from carerft.tasks.templates import check_templates
 from carerft.text import hydra_quoted
 
 # The settings that the evaluation of a base model takes from the trainings that start from it.
-MEASURED = ("seed", "samples", "model", "benchmark", "data", "evaluation", "rollout")
+MEASURED = ("seed", "samples", "model", "benchmark", "evaluation", "rollout")
 NOT_MEASURED = {
     *("rollout.prompts_per_batch", "rollout.max_tokens", "rollout.lookahead"),
     *("rollout.importance_correction", "rollout.importance_cap"),
