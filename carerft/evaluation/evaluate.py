@@ -22,7 +22,7 @@ from carerft.rollout.prompt_check import PROMPTS, warn_of_absurd_loss
 from carerft.runs.directory import write_atomically
 from carerft.runs.reading import read_lines
 from carerft.tasks import Problem
-from carerft.tasks.encoding import Prompts, encode, prompt_tokens, show_prompt
+from carerft.tasks.encoding import encode, prompt_tokens, show_prompt
 
 
 def context_needed(
@@ -58,7 +58,7 @@ class Evaluator(Measurement):
 
     def _questions(self, benchmarks: dict[str, Benchmark], place: Path) -> Mapping[str, Questions]:
         """As of `Measurement`: each question fits the model. The first ones are logged, and tried."""
-        asked = {name: self._asked(benchmark) for name, benchmark in benchmarks.items()}
+        asked = {name: b.prompts(self.tokenizer, self.settings, self.context) for name, b in benchmarks.items()}
         for name, (problems, prompts) in asked.items() if self.show_prompts else ():
             show_prompt(name, problems[0], prompts[0], self.tokenizer)
         for name, (_, prompts) in list(asked.items())[:1]:
@@ -66,14 +66,10 @@ class Evaluator(Measurement):
                 warn_of_absurd_loss(self.worker, list(islice(prompts, PROMPTS)), self.tokenizer)
         return asked
 
-    def _asked(self, benchmark: Benchmark) -> tuple[Sequence[Problem], Prompts]:
-        return benchmark.prompts(self.tokenizer, self.settings, self.context)
-
     def _answers(
         self, benchmark: Benchmark, problems: Sequence[Problem], start: int, sampling: Sampling, seed: int
     ) -> list[Answer]:
-        tokens_of = self._asked(benchmark)[1]
-        prompts = [tokens_of[i] for i in range(start, start + len(problems))]
+        prompts = benchmark.tokens(range(start, start + len(problems)))
         rollouts = self.worker.sample(prompts, self.samples, sampling, seed)
         lengths = rollouts.lengths.tolist()
         if (sampling.temperature, sampling.top_p) == (1.0, 1.0):

@@ -67,6 +67,11 @@ class Benchmark:
         self._prompts.prepare(range(len(problems)))
         return problems, self._prompts
 
+    def tokens(self, indices: range) -> list[list[int]]:
+        """The prompts of some of the problems that `prompts` returned, without making all of these again."""
+        assert self._prompts is not None
+        return [self._prompts[i] for i in indices]
+
 
 def check_choices(problems: Sequence[Problem], max_tokens: int) -> None:
     """Raises DataError where no answers are sampled, and a problem has no choices to be measured by."""
