@@ -134,6 +134,10 @@ def test_a_report_shows_the_path_and_what_was_answered_on_the_way(measured: Path
         ("evaluation.every=2 benchmark=none", "evaluation.every=2 with benchmark=none"),
         ("evaluation.every=0", "evaluation.every=0: must be at least 1"),
         ("keep_best=world_truth.mc1", "measured only after the last step"),
+        (
+            "evaluation.during.samples=4",
+            "evaluation.during.samples=4 without evaluation.every: nothing is measured while",
+        ),
         ("keep_best=math.accuracy evaluation.every=2", "'math' is not among the benchmarks"),
         ("keep_best=world_truth.acuracy evaluation.every=2", "'acuracy' is no metric"),
         ("keep_best=world_truth.ece_floor evaluation.every=2", "'ece_floor' is no metric of which more or less"),
@@ -161,3 +165,9 @@ def test_how_often_a_run_is_measured_is_no_part_of_what_it_is():
     assert config_hash(composed(*EVERY)) == config_hash(composed())
     with pytest.raises(ConfigError, match="measures a model once"):
         check_evaluate(evaluate_settings(composed("evaluation.every=2", verb="evaluate")))
+
+
+def test_an_evaluation_has_no_measurements_during_a_training():
+    with pytest.raises(ConfigError, match="limit=4 without evaluation") as raised:
+        check_evaluate(evaluate_settings(composed("evaluation.during.limit=4", verb="evaluate")))
+    assert raised.value.remedy == "write evaluation.limit=4, which every measurement takes"

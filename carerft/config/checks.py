@@ -186,6 +186,14 @@ def _check_shared(settings: schema.TrainSettings | schema.EvaluateSettings, here
             "write a number above 0; evaluation.temperature=0.01 is nearly greedy",
         )
     _check_self_report(settings)
+    for name, always in {"limit": "evaluation.limit", "samples": "samples"}.items():
+        value = getattr(settings.evaluation.during, name)
+        if value is not None and not settings.evaluation.every:
+            also = "evaluation.every=20 as well, or " if isinstance(settings, schema.TrainSettings) else ""
+            raise ConfigError(
+                f"evaluation.during.{name}={value} without evaluation.every: nothing is measured while training",
+                f"write {also}{always}={value}, which every measurement takes",
+            )
     if absent := set(settings.evaluation.combine or ()) - settings.benchmark.keys():
         raise ConfigError(
             f"evaluation.combine names {min(absent)}, which is not among the benchmarks",
