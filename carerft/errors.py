@@ -43,10 +43,6 @@ class NonFiniteError(CareError):
     """The loss or its gradient is not a finite number. The step was not taken."""
 
 
-class FirstProcessError(CareError):
-    """The first of several processes has met an error, and says so. Raised in the others."""
-
-
 def reason(error: BaseException, limit: int = 200) -> str:
     """The first line of an exception's message, at most `limit` characters; its type if it has no message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:limit]

@@ -23,6 +23,10 @@ def test_the_pages_are_those_of_the_code(pages):
         assert (ROOT / "docs/reference" / name).read_text() == text, f"{name}: python docs/generate.py"
 
 
+def test_the_errors_are_those_that_a_user_meets(pages):
+    assert "`ConfigError`" in pages["errors.md"] and "FirstProcessError" not in pages["errors.md"]
+
+
 def test_every_row_says_what_it_is(pages):
     empty = [line for text in pages.values() for line in text.splitlines() if re.search(r"\| +\|$|: \|$", line)]
     assert empty == []

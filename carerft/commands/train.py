@@ -20,7 +20,7 @@ from carerft.config.checks import check_choice, check_train
 from carerft.config.choices import knows_world
 from carerft.config.composition import plain, train_settings
 from carerft.config.settings import LearnerSettings, TrainSettings
-from carerft.errors import FirstProcessError, RunDirectoryError
+from carerft.errors import RunDirectoryError
 from carerft.evaluation.table import table
 from carerft.metrics.names import FIRST
 from carerft.runs.directory import RunDirectory, manifests, open_run
@@ -128,6 +128,7 @@ def follow(settings: TrainSettings) -> None:
     from carerft import assembly
     from carerft.model.loading import choose_device
     from carerft.training import controller
+    from carerft.training.learner import FirstProcessError
 
     with controller.process_group(choose_device(settings.learner.device), settings.learner.timeout_s) as processes:
         if not controller.started(processes):

@@ -17,7 +17,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from transformers import PreTrainedModel
 
 from carerft.config.settings import MOST_TOKENS, LearnerSettings
-from carerft.errors import CareError, DataError, FirstProcessError, NonFiniteError
+from carerft.errors import CareError, DataError, NonFiniteError
 from carerft.model.casts import share_casts
 from carerft.model.loading import context_length, decoder, described, round_matrices
 from carerft.model.lora import adapter_off, adapter_weights, frozen_reference, gather_weights
@@ -312,6 +312,10 @@ class Learner:
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from `state()`."""
         self.steps_done = state["scheduler"]["last_epoch"]
+
+
+class FirstProcessError(CareError):
+    """The first of several processes has met an error, and says so. Raised in the others."""
 
 
 def agreed(decide: Callable[[], Result], mesh: DeviceMesh | None) -> Result:
