@@ -40,7 +40,6 @@ from carerft.model.loading import choose_device, context_length, decoder, load_m
 from carerft.model.lora import add_lora
 from carerft.model.modes import recompute_activations
 from carerft.model.sharding import broadcast_module
-from carerft.objective.algorithms import Algorithm
 from carerft.planning.microbatch import tokens_per_microbatch
 from carerft.report.outcome import EvaluationOutcome
 from carerft.rollout import RolloutWorker
@@ -192,17 +191,13 @@ class Subject:
         faults = (settings.timeout_s, settings.max_restarts, settings.verify_sync)
         return reused(DedicatedWorker, options, settings.engines, *faults)
 
-    def measure(
-        self, run: RunDirectory, worker: RolloutWorker, benchmarks: dict[str, Benchmark], trackers: Trackers
-    ) -> None:
+    def measure(self, run: RunDirectory, worker: RolloutWorker, trackers: Trackers) -> None:
         """Evaluate the policy, into the run's directory; print the result and hand it to the trackers."""
-        evaluation = self._evaluate(run, worker, benchmarks, self.settings.evaluation, self.settings.samples)
+        evaluation = self._evaluate(run, worker, self.settings.evaluation, self.settings.samples)
         open_console().print(table(evaluation))
         trackers.show(EvaluationOutcome(run.path))
 
-    def validate(
-        self, run: RunDirectory, worker: RolloutWorker, benchmarks: dict[str, Benchmark], step: int
-    ) -> dict[str, float]:
+    def validate(self, run: RunDirectory, worker: RolloutWorker, step: int) -> dict[str, float]:
         """Evaluate the policy while it learns, into `evaluation/step_<n>/`. Returns metrics of that step:
         `validation/<benchmark>/<metric>`, those of the terminal's table."""
         settings, during = self.settings.evaluation, self.settings.evaluation.during
@@ -213,7 +208,7 @@ class Subject:
             evaluation = json.loads((place / "evaluation.json").read_text(encoding="utf-8"))
         else:
             samples = during.samples or self.settings.samples
-            evaluation = self._evaluate(run, worker, benchmarks, settings, samples, place)
+            evaluation = self._evaluate(run, worker, settings, samples, place)
             worker.sleep()
         return {
             f"validation/{name}/{metric}": entry["value"]
@@ -226,7 +221,6 @@ class Subject:
         self,
         run: RunDirectory,
         worker: RolloutWorker,
-        benchmarks: dict[str, Benchmark],
         how: EvaluationSettings,
         samples: int,
         place: Path | None = None,
@@ -234,11 +228,10 @@ class Subject:
         """place: a directory for all files; None: the run's own."""
         worker.sync(self.policy)  # in a training, an engine of its own still has the weights of the last batch
         settings = self.settings
-        prompts = {
-            name: prompt for name, measured in benchmarks.items() if (prompt := getattr(measured.task, "prompt", None))
-        }
+        named = ((name, getattr(measured.task, "prompt", None)) for name, measured in self.benchmarks.items())
         header = {"command": run.manifest["command"], "model": settings.model.name, "chat": self.chat}
         engine = "vllm" if isinstance(settings.rollout, VllmSettings) else "transformers"
+        header["prompts"] = {name: prompt for name, prompt in named if prompt}
         evaluator = Evaluator(
             worker,
             self.tokenizer,
@@ -251,15 +244,14 @@ class Subject:
             show_prompts=not self.prompts_shown,
         )
         self.prompts_shown = True
-        where = (place, place) if place else (run.path, None)
         console = open_console(stderr=True, quiet=place is not None)  # a training has a bar of its own
-        return evaluator.evaluate(benchmarks, where[0], {**header, "prompts": prompts}, console, where[1])
+        return evaluator.evaluate(self.benchmarks, place or run.path, header, console, place)
 
 
-def measure_texts(settings: EvaluateSettings, run: RunDirectory, trackers: Trackers) -> None:
+def measure_texts(settings: EvaluateSettings, run: RunDirectory) -> None:
     """Measure answers that the server or the file of `rollout` gives, into the run's directory; print the result and
     hand it to the trackers. Of a server, the settings' model is the one that it serves. Raises CareError."""
-    rollout, how = settings.rollout, settings.evaluation
+    rollout, samples = settings.rollout, settings.samples
     assert isinstance(rollout, OpenaiSettings | RecordedSettings)
     chat = isinstance(rollout, OpenaiSettings) and rollout.chat
     benchmarks = {}
@@ -268,20 +260,21 @@ def measure_texts(settings: EvaluateSettings, run: RunDirectory, trackers: Track
         if chat and hasattr(task, "use_chat_prompt"):
             task.use_chat_prompt()
         benchmarks[name] = _benchmark(task, entry)
-    questions = {name: measured.task.problems()[: how.limit] for name, measured in benchmarks.items()}
-    samples = settings.samples
+    questions = {name: measured.task.problems()[: settings.evaluation.limit] for name, measured in benchmarks.items()}
     if isinstance(rollout, RecordedSettings):
         (name,) = questions
         source = Recorded.read(Path(rollout.path).expanduser(), questions[name])
         samples, questions[name] = source.k, source.questions
     else:
         source = Server(rollout, settings.model.name)
+    how = settings.evaluation
     measurement = TextMeasurement(source, questions, settings=how, samples=samples, seed=settings.seed)
     header = {"command": run.manifest["command"], "model": settings.model.name, "chat": chat}
     header["prompts"] = {name: getattr(measured.task, "prompt", None) for name, measured in benchmarks.items()}
-    evaluation = measurement.evaluate(benchmarks, run.path, header, open_console(stderr=True))
-    open_console().print(table(evaluation))
-    trackers.show(EvaluationOutcome(run.path))
+    with trackers(settings, run) as shown:
+        evaluation = measurement.evaluate(benchmarks, run.path, header, open_console(stderr=True))
+        open_console().print(table(evaluation))
+        shown.show(EvaluationOutcome(run.path))
 
 
 def _made(settings: TaskSettings, confidence: bool) -> Any:
@@ -302,35 +295,13 @@ def _benchmark(task: Task, settings: TaskSettings, stops: bool = True) -> Benchm
 class Training:
     """What a process that learns has of its own. worker: None if the engines belong to the first process alone.
 
-    task, prompts, rewards: None in all processes but the first.
+    collector: None in all processes but the first. It samples with this process's worker.
     """
 
-    settings: TrainSettings
     subject: Subject
-    algorithm: Algorithm
-    task: Task | None
-    prompts: Prompts | None
     worker: RolloutWorker | None
     learner: Learner
-    rewards: Rewards | None
-
-    def collector(self, worker: RolloutWorker) -> Collector:
-        """worker: of all processes, where several learn together."""
-        subject, settings = self.subject, self.settings
-        assert self.task is not None and self.prompts is not None and self.rewards is not None, "the first collects"
-        self.prompts.context = min(self.prompts.context, worker.context)
-        return Collector(
-            worker,
-            self.task,
-            subject.tokenizer,
-            self.algorithm,
-            settings.rollout,
-            settings.seed,
-            self.prompts,
-            self.rewards,
-            settings.steps,
-            check_prompts=subject.models_text,
-        )
+    collector: Collector | None
 
 
 @contextmanager
@@ -382,7 +353,23 @@ def training(settings: TrainSettings, mesh: DeviceMesh | None, tokens: int | Non
         needed = settings.reference and (regularizer.needs_reference or settings.learner.monitor_reference)
         reference = original(settings, policy) if needed else None
         learner = Learner(policy, algorithm, regularizer, chosen, settings.steps, mesh, reference)
-        yield Training(settings, subject, algorithm, task, prompts, worker, learner, rewards)
+        collector = None
+        if not follows:
+            assert worker and task and prompts and rewards, "what the first process has"
+            prompts.context = min(prompts.context, worker.context)
+            collector = Collector(
+                worker,
+                task,
+                subject.tokenizer,
+                algorithm,
+                settings.rollout,
+                settings.seed,
+                prompts,
+                rewards,
+                settings.steps,
+                check_prompts=subject.models_text,
+            )
+        yield Training(subject, worker, learner, collector)
 
 
 def original(settings: TrainSettings, policy: PreTrainedModel) -> PreTrainedModel:

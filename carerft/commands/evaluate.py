@@ -43,8 +43,10 @@ def main(config: DictConfig) -> None:
         check_online(settings.tracker)
         save_composition(run.path, config)
         with run.recording():
+            from carerft import assembly
+
             if isinstance(settings.rollout, OpenaiSettings | RecordedSettings):
-                evaluate_texts(settings, run)
+                assembly.measure_texts(settings, run)
             else:
                 evaluate_model(settings, run)
         log.info("done: %s", run.path)
@@ -69,12 +71,4 @@ def evaluate_model(settings: EvaluateSettings, run: RunDirectory) -> None:
             run.update(vllm_runner=worker.runner)
         policy_device = choose_device(settings.device)
         open_console().print(chosen(subject, worker, policy_device, HydraConfig.get().overrides.task))
-        subject.measure(run, worker, subject.benchmarks, trackers)
-
-
-def evaluate_texts(settings: EvaluateSettings, run: RunDirectory) -> None:
-    """The evaluation of answers that a server gives or a file holds. settings: checked."""
-    from carerft import assembly
-
-    with assembly.trackers(settings, run) as trackers:
-        assembly.measure_texts(settings, run, trackers)
+        subject.measure(run, worker, trackers)

@@ -158,15 +158,16 @@ def train(settings: TrainSettings, run: RunDirectory, leader: "Leader | None" = 
     with assembly.training(settings, leader and leader.mesh, taken) as own:
         subject = own.subject
         policy, tokenizer = subject.policy, subject.tokenizer
-        assert own.worker is not None, "the first process always has a worker"
+        collector = own.collector
+        assert own.worker and collector, "the first process always has them"
         runner = {"vllm_runner": own.worker.runner} if own.worker.runner else {}
         microbatch = own.learner.settings.tokens_per_microbatch
         run.update(**runner, **{TOKENS: microbatch})
-        words, problems = HydraConfig.get().overrides.task, len(own.prompts or ())
+        words, problems = HydraConfig.get().overrides.task, len(collector.prompts)
         device = next(own.learner.policy.parameters()).device
         open_console().print(chosen(subject, own.worker, device, words, microbatch, problems))
         worker, learner = leader.lead(own.worker, own.learner) if leader else (own.worker, own.learner)
-        collector = own.collector(worker)
+        collector.worker = worker
         trainer = Trainer(
             learner=learner,
             source=Lookahead(collector) if settings.rollout.lookahead else collector,
@@ -177,10 +178,9 @@ def train(settings: TrainSettings, run: RunDirectory, leader: "Leader | None" = 
             validate_every=settings.evaluation.every,
             keep_samples=settings.keep_samples,
         )
-        benchmarks = subject.benchmarks
 
         def validate(step: int) -> dict[str, float]:
-            metrics = subject.validate(run, worker, benchmarks, step)
+            metrics = subject.validate(run, worker, step)
             first = (name for name in metrics if name.rpartition("/")[2] in FIRST)
             told = (f"{name.removeprefix('validation/')} {decimal(metrics[name])}" for name in first)
             log.info("measured at step %d: %s", step, ", ".join(told))
@@ -204,8 +204,8 @@ def train(settings: TrainSettings, run: RunDirectory, leader: "Leader | None" = 
             export(policy, tokenizer, run.path / "model", subject.chat, learner.weights())
             if settings.model.adapter:
                 export_adapter(policy, run.path / "adapter", learner.adapter())
-            if benchmarks:
-                subject.measure(run, worker, benchmarks, trackers)
+            if subject.benchmarks:
+                subject.measure(run, worker, trackers)
 
 
 if __name__ == "__main__":
