@@ -82,10 +82,6 @@ class Bar(Progress):
             self.on_screen.remove(self)
 
 
-def progress_bar(console: Console, unit: str) -> Progress:
-    return Bar(console, unit)
-
-
 @contextmanager
 def sampling_bar(sequences: int) -> Iterator[Callable[[int, int], None]]:
     """Sequences and tokens per second of a batch that takes longer than two seconds. Yields a function to be told, now

@@ -15,7 +15,7 @@ from carerft.model.loading import choose_device, load_model
 from carerft.rollout.transformers import TransformersWorker
 from carerft.tasks.encoding import encode
 from carerft.tasks.world import WorldTask
-from carerft.terminal import progress_bar
+from carerft.terminal import Bar
 
 QUESTIONS = 60
 
@@ -107,7 +107,7 @@ def test_scores_of_other_questions_are_not_taken(scoring: Scoring, tmp_path: Pat
 @pytest.mark.parametrize("portions", [True, False])
 def test_the_bar_moves(scoring: Scoring, tmp_path: Path, portions: bool):
     seen = []
-    with progress_bar(Console(file=io.StringIO()), "questions") as bar:
+    with Bar(Console(file=io.StringIO()), "questions") as bar:
 
         class Watched(Worker):
             def log_likelihood(self, prompts, continuations):

@@ -28,7 +28,7 @@ from carerft.runs.reading import read_lines
 from carerft.tasks import Problem, Task
 from carerft.tasks.encoding import Prompts
 from carerft.tasks.replies import grade_completions
-from carerft.terminal import progress_bar
+from carerft.terminal import Bar
 
 COMBINED = "combined"
 """The name under which evaluation.json holds the calibration of `evaluation.combine`'s benchmarks together."""
@@ -114,7 +114,7 @@ class Measurement:
         result |= {"top_p": settings.top_p, "bootstrap": {"resamples": settings.bootstrap, "level": settings.level}}
         result["benchmarks"] = {}
         recorded: dict[str, tuple[Sequence[Record], Sequence[Record]]] = {}
-        with progress_bar(console, "questions") as bar:
+        with Bar(console, "questions") as bar:
             for name, (problems, prompts) in questions.items():
                 problem_records = self._problem_records(problems, prompts, place / f"{name}.problems.jsonl", bar)
                 sampled = problems if benchmarks[name].max_tokens else []

@@ -20,7 +20,7 @@ from carerft.config.settings import TrainSettings
 from carerft.runs.directory import SWEEP, read_manifest
 from carerft.runs.reading import read_lines
 from carerft.sweeps.cells import Cell
-from carerft.terminal import progress_bar
+from carerft.terminal import Bar
 from carerft.text import duration, line
 from carerft.training.launch import PATIENCE_S, starts_processes
 
@@ -61,7 +61,7 @@ def run(cells: Sequence[Cell], commands: Sequence[Sequence[str]], workers: int, 
                     deaths += died
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with progress_bar(console, "") as bar:
+    with Bar(console, "") as bar:
         progress = SweepProgress(cells, bar)
         team = [work(logs / f"worker-{n}.log") for n in range(workers)]
         try:

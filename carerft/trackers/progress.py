@@ -2,7 +2,7 @@
 
 from rich.console import Console
 
-from carerft.terminal import progress_bar
+from carerft.terminal import Bar
 from carerft.trackers.tracker import Tracker
 
 SHOWN = {"reward": "reward/mean", "entropy": "policy/entropy", "kl": "policy/kl_to_reference"}
@@ -12,7 +12,7 @@ class ProgressTracker(Tracker):
     """A bar with the reward, the entropy and the divergence of the last step."""
 
     def __init__(self, console: Console, description: str, step: int, steps: int):
-        self._bar = progress_bar(console, "steps")
+        self._bar = Bar(console, "steps")
         self._bar.start()
         self._task, self._steps = self._bar.add_task(description, total=steps, completed=step, shown=""), steps
 

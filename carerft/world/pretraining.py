@@ -24,7 +24,7 @@ from torch.nn import functional
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 import carerft
-from carerft.terminal import open_console, progress_bar
+from carerft.terminal import Bar, open_console
 from carerft.world.corpus import documents, with_confidences
 from carerft.world.facts import DEFAULT_SETTINGS, World, build_world
 from carerft.world.tokenizer import build_tokenizer
@@ -172,7 +172,7 @@ def _pretrain(
                 part.load_state_dict(state[name])
             first, record = state["step"], state["record"]
     model.train()
-    with progress_bar(open_console(stderr=True), "steps") as bar:
+    with Bar(open_console(stderr=True), "steps") as bar:
         line = bar.add_task(f"pretraining base {seed}", total=steps, completed=first, shown="")
         for step in range(first, steps):
             started = time.perf_counter()
