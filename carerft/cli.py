@@ -78,7 +78,7 @@ def run(command: str, words: list[str]) -> int:
     if command in ("train", "evaluate", "score") and "--all" in words:
         words = [word for word in words if word != "--all"]
         os.environ[ALL] = "1"
-    if foreign := [word for word in words if not _is_unicode(word)]:
+    if foreign := [word for word in words if word != word.encode(errors="ignore").decode()]:
         return _fail(f"{visible(foreign[0])}: this is not UTF-8", "give files and names that are")
     module = importlib.import_module(f"carerft.commands.{command}")
     from hydra.errors import HydraException
@@ -178,14 +178,6 @@ def _listing(command: str) -> str:
     if command in COMPOSED:
         return f"`carerft {'evaluate' if command == 'evaluate' else 'train'} --cfg job` lists every key"
     return f"`carerft {command} --help` lists every key"
-
-
-def _is_unicode(word: str) -> bool:
-    try:
-        word.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 PATHS = re.compile(r"model\.path|task\.path|benchmark\.\w+\.path")

@@ -43,6 +43,6 @@ class NonFiniteError(CareError):
     """The loss or its gradient is not a finite number. The step was not taken."""
 
 
-def reason(error: BaseException, limit: int = 200) -> str:
-    """The first line of an exception's message, at most `limit` characters; its type if it has no message."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:limit]
+def reason(error: BaseException) -> str:
+    """The first line of an exception's message, at most 200 characters; its type if it has no message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -35,14 +35,14 @@ def number(value: Any) -> float | None:
     return float(value) if is_number and math.isfinite(value) else None
 
 
-def decimal(value: float, digits: int = 3) -> str:
-    """A rounded number with a true minus sign, and never minus zero."""
-    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", MINUS)
+def decimal(value: float) -> str:
+    """A number rounded to three digits, with a true minus sign, and never minus zero."""
+    return f"{round(value, 3) + 0.0:.3f}".replace("-", MINUS)
 
 
-def signed(value: float, digits: int = 3) -> str:
+def signed(value: float) -> str:
     """A rounded change, its sign always shown."""
-    rounded = decimal(value, digits)
+    rounded = decimal(value)
     return rounded if rounded.startswith(MINUS) or float(rounded) == 0 else f"+{rounded}"
 
 

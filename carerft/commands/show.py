@@ -48,22 +48,20 @@ def main() -> None:
         wrong = next((word for word in words if word not in (*which, *places)), " ".join(words) or "nothing")
         raise ConfigError(f"{wrong!r} is not one run's directory", f"write carerft show RUN [{'|'.join(WHICH)}]")
     run, console = Path(places[0]), open_console()
-    files = sorted(run.glob("samples/step_*.jsonl"), key=_step)
+    numbered = ((file.stem.removeprefix("step_"), file) for file in run.glob("samples/step_*.jsonl"))
+    files = {int(digits): file for digits, file in numbered if digits.isdigit()}
     if not files:
         raise ConfigError(f"{run} holds no samples", "train with samples.every=10, which keeps some of each tenth step")
-    chosen = files[-1]
-    if settings.step is not None:
-        at = [file for file in files if _step(file) == settings.step]
-        if not at:
-            steps = ", ".join(str(_step(file)) for file in files)
-            raise ConfigError(f"step={settings.step}: no samples of that step", f"there are those of {steps}")
-        chosen = at[0]
-    kept = list(read_lines(chosen, []))
+    step = max(files) if settings.step is None else settings.step
+    if step not in files:
+        steps = ", ".join(map(str, sorted(files)))
+        raise ConfigError(f"step={step}: no samples of that step", f"there are those of {steps}")
+    kept = list(read_lines(files[step], []))
     records = selected(kept, which[0] if which else None)
     told = f"{min(settings.count, len(records))} of {len(records)} completions"
     if {"refused", "truncated"} & set(which):
         told = f"{len(records)} of {len(kept)} completions {which[0]}"
-    console.print(f"step {_step(chosen)}: {told}")
+    console.print(f"step {step}: {told}")
     prompt = None
     for record in records[: settings.count]:
         if record.get("problem_id") != prompt:
@@ -74,11 +72,6 @@ def main() -> None:
         console.print(described(record))
         console.print(marked(record, settings.characters))
         console.print()
-
-
-def _step(file: Path) -> int:
-    digits = file.stem.removeprefix("step_")
-    return int(digits) if digits.isdigit() else -1
 
 
 def selected(records: list[dict[str, Any]], which: str | None) -> list[dict[str, Any]]:

@@ -79,13 +79,7 @@ def uses(settings: TrainSettings, run: Path) -> dict[str, list[str]]:
     benchmark = given or ["benchmark=world" if knows_world(settings.model.path) else "benchmark=[math500,gsm8k]"]
     name = "-".join((settings.model.name, settings.algorithm.name, settings.regularizer.name))
     return {
-        "measure it otherwise": [
-            *("carerft", "evaluate"),
-            *config_dirs(),
-            f"model={model}",
-            *benchmark,
-            "samples=16",
-        ],
+        "measure it otherwise": ["carerft", "evaluate", *config_dirs(), f"model={model}", *benchmark, "samples=16"],
         "serve it": ["vllm", "serve", str(model)],
         "push it to the hub": ["hf", "upload", name, str(model)],
     }

@@ -45,21 +45,18 @@ def train_settings(record: Mapping[str, Any]) -> TrainSettings:
         "learner": schema.LearnerSettings(**record["learner"]),
         "task": _of_a_class(record["task"], schema.TaskSettings),
     }
-    return TrainSettings(**{**_known(record), **_shared(record), **own})
+    return TrainSettings(**_shared(record) | own)
 
 
 def evaluate_settings(record: Mapping[str, Any]) -> EvaluateSettings:
     """The typed settings of an evaluation. record: of `plain`."""
-    return EvaluateSettings(**{**_known(record), **_shared(record)})
-
-
-def _known(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the group `data` of earlier versions, whose paths tasks and benchmarks have as their own."""
-    return {key: value for key, value in record.items() if key != "data"}
+    return EvaluateSettings(**_shared(record))
 
 
 def _shared(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {
+    """The record with the groups that both have as objects, and without the group `data` of earlier versions, whose
+    paths tasks and benchmarks have as their own."""
+    return {key: value for key, value in record.items() if key != "data"} | {
         "model": schema.ModelSettings(**record["model"]),
         "rollout": _of_a_class(record["rollout"], *schema.ROLLOUTS),
         "benchmark": {name: _of_a_class(entry, schema.TaskSettings) for name, entry in record["benchmark"].items()},

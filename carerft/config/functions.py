@@ -5,6 +5,7 @@ import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 from carerft.errors import ConfigError, reason
@@ -63,11 +64,8 @@ def where(error: BaseException, file: Path | None = None) -> str:
     place = ""
     if isinstance(error, SyntaxError) and error.filename:
         place = f"{Path(error.filename).name}:{error.lineno}: "
-    trace, frames = error.__traceback__, []
-    while trace is not None:
-        frames.append((trace.tb_frame.f_code.co_filename, trace.tb_lineno))
-        trace = trace.tb_next
-    own = [frame for frame in frames if file is None or frame[0] == str(file)]
+    frames = ((frame.f_code.co_filename, number) for frame, number in walk_tb(error.__traceback__))
+    own = [(name, number) for name, number in frames if file is None or name == str(file)]
     if not place and own:
         place = f"{Path(own[-1][0]).name}:{own[-1][1]}: "
     return f"{place}{type(error).__name__}: {reason(error)}"
