@@ -3,12 +3,12 @@
 import logging
 import os
 import shlex
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
 
 import hydra
+import hydra._internal.utils
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -29,18 +29,6 @@ class _JobError(BaseException):
         self.error = error
 
 
-@contextmanager
-def _full_errors(value: str | None) -> Iterator[str | None]:
-    """In this context HYDRA_FULL_ERROR has this value; with "1", Hydra raises errors. Yields the value before."""
-    before = os.environ.pop("HYDRA_FULL_ERROR", None)
-    os.environ.update({"HYDRA_FULL_ERROR": value} if value is not None else {})
-    try:
-        yield before
-    finally:
-        os.environ.pop("HYDRA_FULL_ERROR", None)
-        os.environ.update({"HYDRA_FULL_ERROR": before} if before is not None else {})
-
-
 def application(command: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
     """A decorator that makes a function of the composed configuration the Hydra application `carerft COMMAND`.
 
@@ -48,9 +36,9 @@ def application(command: str) -> Callable[[Callable[[DictConfig], None]], Callab
     logged where it fails. HYDRA_FULL_ERROR=1 also prints the overrides of a single run.
     """
     register()
+    hydra._internal.utils.run_and_report = lambda run: run()  # Hydra's prints errors and ends the process
 
     def decorate(function: Callable[[DictConfig], None]) -> Callable[[], None]:
-        given: str | None = None
         sweep: str | None = None  # the directory of a multirun, once a job of it is finished
 
         @wraps(function)
@@ -58,15 +46,14 @@ def application(command: str) -> Callable[[Callable[[DictConfig], None]], Callab
             nonlocal sweep
             hydra_config = HydraConfig.get()
             try:
-                with _full_errors(given):  # of the user, for the processes that the run starts
-                    function(config)
+                function(config)
                 if hydra_config.mode == RunMode.MULTIRUN:
                     sweep = str(hydra_config.sweep.dir)
             except Exception as error:
                 if hydra_config.mode == RunMode.MULTIRUN:
                     why = str(error) if isinstance(error, CareError) else reason(error)
                     log.error("failed: %s\n%s", shlex.join(hydra_config.overrides.task), why)
-                elif given != "1":
+                elif os.environ.get("HYDRA_FULL_ERROR") != "1":
                     raise _JobError(error) from error
                 raise
 
@@ -74,15 +61,13 @@ def application(command: str) -> Callable[[Callable[[DictConfig], None]], Callab
 
         @wraps(function)
         def main() -> None:
-            nonlocal given
-            with _full_errors("1") as given:
-                try:
-                    composed()
-                except _JobError as failed:
-                    raise failed.error from failed.error.__cause__
-                finally:
-                    if sweep is not None:
-                        show_next({"compare the runs": ["carerft", "report", sweep]})
+            try:
+                composed()
+            except _JobError as failed:
+                raise failed.error from failed.error.__cause__
+            finally:
+                if sweep is not None:
+                    show_next({"compare the runs": ["carerft", "report", sweep]})
 
         return main
 
