@@ -97,19 +97,6 @@ class Subject:
             needed.append(prompts.longest + prompts.max_tokens)
         return min(self.context, -(-max(needed) // CONTEXT_STEP) * CONTEXT_STEP)
 
-    def training_prompts(self, task: Task) -> Prompts:
-        """The prompts of the task's problems; those that the training will ask are tokenised. Raises DataError."""
-        settings = self.settings
-        assert isinstance(settings, TrainSettings) and settings.rollout.max_tokens
-        prompts = Prompts(task.problems(), self.tokenizer, settings.rollout.max_tokens, self.context)
-        prompts.prepare(planned_prompts(settings, len(prompts)))
-        return prompts
-
-    @cached_property
-    def end_tokens(self) -> list[int]:
-        """The tokens that end a completion."""
-        return eos_token_ids(self.policy, self.tokenizer, self.chat)
-
     @property
     def models_text(self) -> bool:
         """Whether the model predicts prompts too: one that lives in the built-in world has learnt answers alone."""
@@ -149,14 +136,14 @@ class Subject:
         context: of an engine, in tokens. mesh: processes that will share the policy's weights. Each then samples from a
         full copy on its own device.
         """
-        settings = self.settings.rollout
+        settings, ends = self.settings.rollout, eos_token_ids(self.policy, self.tokenizer, self.chat)
         if isinstance(settings, VllmSettings):
-            return self._vllm_worker(settings, context)
+            return self._vllm_worker(settings, context, ends)
         policy = self.policy
         if mesh is not None:
             policy = copy.deepcopy(policy).requires_grad_(False)
             broadcast_module(policy, mesh)
-        pad, ends = self.tokenizer.pad_token_id, self.end_tokens
+        pad = self.tokenizer.pad_token_id
         return nullcontext(
             TransformersWorker(
                 policy,
@@ -168,7 +155,10 @@ class Subject:
             )
         )
 
-    def _vllm_worker(self, settings: VllmSettings, context: int) -> AbstractContextManager[RolloutWorker]:
+    def _vllm_worker(
+        self, settings: VllmSettings, context: int, ends: list[int]
+    ) -> AbstractContextManager[RolloutWorker]:
+        """ends: the tokens that end a completion."""
         from carerft.rollout.dedicated import DedicatedWorker
         from carerft.rollout.reuse import reused
         from carerft.rollout.vllm import VllmWorker
@@ -178,7 +168,7 @@ class Subject:
             revision=self.settings.model.revision,
             dtype=self.settings.precision,
             max_model_len=context,
-            eos_token_ids=tuple(self.end_tokens),
+            eos_token_ids=tuple(ends),
             max_num_seqs=settings.batch_size,
             gpu_memory_utilization=settings.gpu_memory_utilization,
             kv_cache_memory_bytes=None if settings.kv_cache_gib is None else int(settings.kv_cache_gib * 2**30),
@@ -336,7 +326,9 @@ def training(settings: TrainSettings, mesh: DeviceMesh | None, tokens: int | Non
             return 0
         task = subject.task(settings.task)
         check_asked(settings.reward, task)
-        prompts = subject.training_prompts(task)
+        assert settings.rollout.max_tokens, "check_train refuses a training without it"
+        prompts = Prompts(task.problems(), subject.tokenizer, settings.rollout.max_tokens, subject.context)
+        prompts.prepare(planned_prompts(settings, len(prompts)))  # those that will be asked
         return subject.engine_context(prompts)
 
     context = agreed(decide, mesh)  # the data are checked before weights are loaded, or an engine starts

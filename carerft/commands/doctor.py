@@ -184,18 +184,16 @@ def devices(machine: Machine) -> Iterator[Finding]:
 
 def compiler(machine: Machine) -> Iterator[Finding]:
     """Triton builds the launchers of its kernels in C, for vLLM and for learner.compile."""
-    needed, header = bool(machine.gpus), Path(sysconfig.get_path("include"), "Python.h")
+    header = Path(sysconfig.get_path("include"), "Python.h")
     name = os.environ.get("CC") or next(filter(shutil.which, ("cc", "gcc", "clang")), "")
-    if not shutil.which(name):
-        what = (
-            f"no C compiler{f' {name}' * bool(name)}, with which kernels are compiled (vLLM on a GPU, learner.compile)"
-        )
-        yield Finding("error" if needed else "warning", what, "install gcc and g++, or name one by CC")
-    elif not header.is_file():
-        what = f"{header} is missing, with which kernels are compiled (vLLM on a GPU, learner.compile)"
-        yield Finding("error" if needed else "warning", what, "install Python's headers: apt install python3-dev")
-    else:
+    if shutil.which(name) and header.is_file():
         yield Finding("ok", f"C compiler {name}")
+        return
+    lacking, remedy = f"{header} is missing", "install Python's headers: apt install python3-dev"
+    if not shutil.which(name):
+        lacking, remedy = f"no C compiler {name}".rstrip(), "install gcc and g++, or name one by CC"
+    what = f"{lacking}, with which kernels are compiled (vLLM on a GPU, learner.compile)"
+    yield Finding("error" if machine.gpus else "warning", what, remedy)
 
 
 def links(machine: Machine) -> Iterator[Finding]:

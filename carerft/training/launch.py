@@ -13,6 +13,7 @@ from typing import Any
 
 from carerft.config.settings import LearnerSettings, TrainSettings
 from carerft.errors import CareError, ConfigError
+from carerft.text import hydra_quoted
 from carerft.training.interruption import signals_handled
 
 log = logging.getLogger(__name__)
@@ -55,8 +56,7 @@ def start(settings: LearnerSettings, overrides: Sequence[str], directory: Path) 
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc-per-node={settings.processes}", f"--max-restarts={settings.max_restarts}"]
-    path = str(directory.absolute()).replace("\\", "\\\\").replace('"', '\\"')
-    command += ["-m", "carerft.commands.train", *overrides, f'hydra.run.dir="{path}"']
+    command += ["-m", "carerft.commands.train", *overrides, f"hydra.run.dir={hydra_quoted(str(directory.absolute()))}"]
     # In a session of its own, so that Ctrl-C reaches it once, through this process.
     environment = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(PATIENCE_S), **os.environ}
     child = subprocess.Popen(command, start_new_session=True, env=environment)
