@@ -12,8 +12,6 @@ from carerft.objective.algorithms import (
     group_advantages,
     importance_ratio,
     informative,
-    overlong_penalty,
-    token_weights,
 )
 
 GRPO = Algorithm("grpo", 4, 0.2, 0.2, "token", "sequence", "population", 0.0)
@@ -70,9 +68,9 @@ def test_grpo_loss_by_hand():
 
 def test_token_mean_by_hand():
     mask = torch.tensor([[True, True, True], [True, False, False]])
-    assert token_weights(mask, "token").tolist() == [[0.25, 0.25, 0.25], [0.25, 0.0, 0.0]]
+    assert Algorithm(aggregation="token").weights(mask).tolist() == [[0.25, 0.25, 0.25], [0.25, 0.0, 0.0]]
     expected = torch.tensor([[1 / 6] * 3, [0.5, 0.0, 0.0]])
-    assert torch.allclose(token_weights(mask, "sequence"), expected)
+    assert torch.allclose(Algorithm(aggregation="sequence").weights(mask), expected)
 
 
 def test_sequence_ratio_is_the_geometric_mean():
@@ -108,7 +106,7 @@ def test_informative_groups_have_two_verdicts_that_differ():
 def test_overlong_penalty_by_hand():
     # DAPO's own numbers, equation 13: L_max = 20480, L_cache = 4096
     lengths = torch.tensor([1, 16384, 17408, 18432, 20480])
-    found = overlong_penalty(lengths, 20480, 4096, 1.0)
+    found = replace(DAPO, overlong_penalty=1.0).penalties(lengths, 20480)
     assert found.tolist() == [0.0, 0.0, 0.25, 0.5, 1.0]
     assert torch.allclose(DAPO.penalties(lengths, 20480), found / 2)  # its share of 0.2 is the same buffer
     assert torch.equal(GRPO.penalties(lengths, 20480), torch.zeros(5))
@@ -176,4 +174,5 @@ def test_polarity_by_hand(polarity: str, expected: list[float]):
 
 def test_constant_aggregation_by_hand():
     mask = torch.tensor([[True, True, True], [True, False, False]])
-    assert token_weights(mask, "constant", 5.0).tolist() == [pytest.approx([0.1] * 3), pytest.approx([0.1, 0.0, 0.0])]
+    weights = Algorithm(aggregation="constant", aggregation_constant=5.0).weights(mask)
+    assert weights.tolist() == [pytest.approx([0.1] * 3), pytest.approx([0.1, 0.0, 0.0])]

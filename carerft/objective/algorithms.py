@@ -43,15 +43,6 @@ def informative(rewards: Tensor) -> Tensor:
     return highest > torch.where(valid, rewards, torch.inf).amin(-1)
 
 
-def overlong_penalty(lengths: Tensor, limit: int, buffer: float, penalty: float) -> Tensor:
-    """What long completions lose: 0 up to limit - buffer tokens, then linearly up to `penalty` at the limit (DAPO,
-    equation 13).
-
-    lengths: (S,) tokens. buffer: tokens. Returns (S,), 0 or above.
-    """
-    return penalty * ((lengths - (limit - buffer)) / buffer).clamp(0.0, 1.0)
-
-
 def importance_ratio(log_pi: Tensor, log_old: Tensor, mask: Tensor, level: str) -> Tensor:
     """pi / pi_old, (S, T). level: "token" (PPO), or "sequence", the geometric mean over the completion's tokens, which
     is then the ratio of each of them (GSPO, arXiv 2507.18071, equation 7)."""
@@ -76,28 +67,9 @@ def _clip(ratio: Tensor, low: float | None, high: float | None) -> Tensor:
     return ratio.clamp(None if low is None else 1 - low, None if high is None else 1 + high)
 
 
-def token_weights(mask: Tensor, aggregation: str, constant: float = 1.0) -> Tensor:
-    """(S, T) weights, 0 outside the mask; the loss is the weighted sum of the per-token losses.
-
-    "sequence": mean over each completion's tokens, then over completions (GRPO). "token": one mean over all tokens
-    (DAPO). "constant": sum over each completion's tokens divided by `constant`, then mean over completions (Dr. GRPO).
-    They are computed once for the whole batch, so that the loss does not depend on how it is cut into microbatches or
-    divided among processes.
-    """
-    if aggregation == "sequence":
-        weights = mask / mask.sum(-1, keepdim=True).clamp(min=1) / mask.shape[0]
-    elif aggregation == "token":
-        weights = mask / mask.sum().clamp(min=1)
-    elif aggregation == "constant":
-        weights = mask / (constant * mask.shape[0])
-    else:
-        raise ValueError(f"unknown aggregation {aggregation!r}")
-    return weights.to(torch.float32)
-
-
 @dataclass(frozen=True)
 class Algorithm(AlgorithmSettings):
-    """One choice of each of the functions above."""
+    """One choice of each of the functions above, with a penalty for long completions and the weights of tokens."""
 
     def advantages(self, rewards: Tensor) -> Tensor:
         """Rewards (P, G) -> advantages (P, G). polarity "positive" and "negative" set those of the other sign to 0
@@ -108,14 +80,32 @@ class Algorithm(AlgorithmSettings):
         return advantages.clamp(max=0.0) if self.polarity == "negative" else advantages
 
     def penalties(self, lengths: Tensor, limit: int) -> Tensor:
-        """What is subtracted from the rewards, (S,). lengths: (S,) tokens, at most `limit`."""
+        """What is subtracted from the rewards of long completions, (S,), 0 or above: 0 up to limit - buffer tokens,
+        then linearly up to `overlong_penalty` at the limit (DAPO, equation 13). lengths: (S,) tokens, at most `limit`.
+        """
         if self.overlong_buffer == 0.0:
             return torch.zeros(lengths.shape)
-        return overlong_penalty(lengths, limit, self.overlong_buffer * limit, self.overlong_penalty)
+        buffer = self.overlong_buffer * limit  # tokens
+        return self.overlong_penalty * ((lengths - (limit - buffer)) / buffer).clamp(0.0, 1.0)
 
     def weights(self, mask: Tensor) -> Tensor:
-        """Mask (S, T) -> weights (S, T), both for the policy's loss and for the regularizer."""
-        return token_weights(mask, self.aggregation, self.aggregation_constant)
+        """Mask (S, T) -> weights (S, T), both for the policy's loss and for the regularizer, 0 outside the mask; the
+        loss is the weighted sum of the per-token losses.
+
+        "sequence": mean over each completion's tokens, then over completions (GRPO). "token": one mean over all tokens
+        (DAPO). "constant": sum over each completion's tokens divided by a constant, then mean over completions (Dr.
+        GRPO). They are computed once for the whole batch, so that the loss does not depend on how it is cut into
+        microbatches or divided among processes.
+        """
+        if self.aggregation == "sequence":
+            weights = mask / mask.sum(-1, keepdim=True).clamp(min=1) / mask.shape[0]
+        elif self.aggregation == "token":
+            weights = mask / mask.sum().clamp(min=1)
+        elif self.aggregation == "constant":
+            weights = mask / (self.aggregation_constant * mask.shape[0])
+        else:
+            raise ValueError(f"unknown aggregation {self.aggregation!r}")
+        return weights.to(torch.float32)
 
     def loss(self, log_pi: Tensor, log_old: Tensor, advantages: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """The policy loss of each token (S, T), and its importance ratio (S, T)."""
