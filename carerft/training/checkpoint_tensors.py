@@ -78,16 +78,14 @@ class CheckpointTensors:
         dcp.load(tensors, checkpoint_id=path, no_dist=not self._distributed)
 
     def _tensors(self) -> dict[str, Tensor]:
+        """The weights and the optimizer's state of each, as tensors that share their memory."""
         tensors: dict[str, Tensor] = {}
+        state_of = getattr(self._optimizer, "parts", self._optimizer.state.get)  # AdamW8bit has a method for it
         for name, parameter in self._trained().items():
             tensors[f"weights.{name}"] = parameter.detach()
-            for slot, tensor in self._state(parameter).items():
+            for slot, tensor in (state_of(parameter) or {}).items():
                 tensors[f"optimizer.{slot}.{name}"] = tensor
         return tensors
-
-    def _state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        """The optimizer's state of a parameter, as tensors that share its memory. AdamW8bit has a method for it."""
-        return getattr(self._optimizer, "parts", self._optimizer.state.get)(parameter) or {}
 
     def _trained(self) -> dict[str, nn.Parameter]:
         """The trained parameters by name, tied ones once."""

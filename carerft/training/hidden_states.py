@@ -26,8 +26,7 @@ def best_layout(model: PreTrainedModel, share_prompts: bool) -> Layout:
         if expected is None or not _mismatch(expected, packed):
             return packed
         use_own_attention(model)
-    wrong = expected and _mismatch(expected, "padded")
-    if wrong:
+    if wrong := expected and _mismatch(expected, "padded"):
         raise ConfigError(
             f"{described(model)} cannot be trained: where the learner reads it, layers and head apart and sequences in "
             f"padded rows, {wrong} from the model's own forward pass of each sequence",

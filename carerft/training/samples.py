@@ -2,12 +2,10 @@
 
 import json
 import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -54,7 +52,7 @@ def write_samples(
     lines = []
     for i in range(len(rollouts.tokens)):
         problem, grade, length = judged.problems[i // rollouts.group_size], judged.grades[i], int(rollouts.lengths[i])
-        tokens = rollouts.tokens[i, :length].tolist()
+        tokens, rewards = rollouts.tokens[i, :length].tolist(), judged.rewards.items()
         record = {
             "problem_id": problem.id,
             "prompt": problem.prompt,
@@ -66,7 +64,7 @@ def write_samples(
             "refused": grade.refused,
             **({} if grade.confidence is None else {"stated_confidence": grade.confidence}),
             "truncated": not bool(rollouts.finished[i]),
-            "rewards": _numbers({name: values[i] for name, values in judged.rewards.items()}),
+            "rewards": {name: None if values[i].isnan() else float(values[i]) for name, values in rewards},
             "advantage": float(advantages[i]),
             "tokens": [tokenizer.decode([token]) for token in tokens],
             "log_probs": _rounded(rollouts.log_probs[i, :length]),
@@ -74,10 +72,6 @@ def write_samples(
         }
         lines.append(json.dumps(record, ensure_ascii=False) + "\n")
     write_atomically(path, "".join(lines))
-
-
-def _numbers(values: Mapping[str, Tensor]) -> dict[str, float | None]:
-    return {name: None if torch.isnan(value) else float(value) for name, value in values.items()}
 
 
 def _rounded(values: Tensor) -> list[Any]:

@@ -71,8 +71,7 @@ class Trainer:
         state = self._checkpoints.load_latest()
         if state is not None:
             self.learner.load_state(state["learner"])
-            batch = state["batch"]
-            batch = batch and Batch.from_state(batch)
+            batch = state["batch"] and Batch.from_state(state["batch"])
             self.progress = Progress(state["step"], state["used"], batch, state.get("unlogged"))
             self.source.load_state(state["supply"])
         return self.progress.step - (self.progress.unlogged is not None)
