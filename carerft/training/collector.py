@@ -79,18 +79,14 @@ class Batch:
         """The part of some of the prompts, each with all of its completions."""
         group, correction = self.rollouts.group_size, self.correction
         members = slice(index.start * group, index.stop * group)
-        if correction:
-            rows = vars(correction).items()
-            correction = TruncatedImportance(**{key: row if row is None else row[members] for key, row in rows})
+        correction = correction and correction.with_rows(lambda rows: rows[members])
         advantages, problem_ids = self.advantages[members], self.problem_ids[index]
         return Batch(self.rollouts.prompts(index), advantages, problem_ids, self.metrics, correction)
 
     def state(self) -> dict[str, Any]:
         """The batch as plain containers and tensors, without padding."""
         correction, lengths = self.correction, self.rollouts.lengths
-        correction = correction and {
-            name: rows if rows is None else without_padding(rows, lengths) for name, rows in vars(correction).items()
-        }
+        correction = correction and vars(correction.with_rows(lambda rows: without_padding(rows, lengths)))
         state = {name: value for name, value in vars(self).items() if name != "judged"}
         return copy.deepcopy(state | {"rollouts": self.rollouts.state(), "correction": correction})
 
@@ -99,20 +95,15 @@ class Batch:
         """From `state()`, or from one of an earlier version, with padding."""
         rollouts, correction = Rollouts.from_state(state["rollouts"]), state["correction"]
         if correction:
-            rows = {
-                name: stored if stored is None else with_padding(stored, rollouts.lengths)
-                for name, stored in correction.items()
-            }
-            correction = TruncatedImportance(**rows)
+            correction = TruncatedImportance(**correction).with_rows(lambda rows: with_padding(rows, rollouts.lengths))
         return Batch(**state | {"rollouts": rollouts, "correction": correction})
 
 
 @dataclass
 class _Round:
-    """One graded call of the sampler. rewards: (P, G), NaN without a verdict. problems: P."""
+    """One graded call of the sampler. scored, grades: of P * G completions. problems: P."""
 
     rollouts: Rollouts
-    rewards: Tensor
     scored: Scored
     grades: list[Grade]
     problems: list[Problem]
@@ -142,7 +133,7 @@ class Collector:
     def __post_init__(self) -> None:
         settings = self.settings
         assert settings.max_tokens is not None, "check_train refuses a training without it"
-        self._steps_done = 0  # by the learner, at the last sync
+        self.synced_at = 0  # the optimizer steps that the learner had done at the last sync
         self.sampling = Sampling(settings.max_tokens, settings.temperature, settings.top_p)
         self.problems = self.prompts.problems
 
@@ -172,7 +163,7 @@ class Collector:
     def sync(self, learner: Learner) -> float:
         """Give the worker the learner's current weights. Returns the seconds that this took."""
         start = time.perf_counter()
-        self._steps_done = learner.steps_done
+        self.synced_at = learner.steps_done
         self.worker.sync(learner.policy)
         return time.perf_counter() - start
 
@@ -191,9 +182,9 @@ class Collector:
 
     def _rounds(self, wanted: int) -> list[_Round]:
         """One round, or as many as dynamic sampling needs. Raises ShortageError."""
-        rounds = [self._round(wanted)]
+        rounds, group = [self._round(wanted)], self.algorithm.group_size
         while self.algorithm.dynamic_sampling:
-            groups = sum(int(informative(r.rewards).sum()) for r in rounds)
+            groups = sum(int(informative(r.scored.total.view(-1, group)).sum()) for r in rounds)
             tried = sum(len(r.problems) for r in rounds)
             if groups >= wanted:
                 break
@@ -217,11 +208,11 @@ class Collector:
         asked, finished = [p for p in problems for _ in range(group)], rollouts.finished.tolist()
         grades = grade_completions(self.task, asked, texts, finished, self.settings.reward_truncated)
         ids = [row[:length] for row, length in zip(rollouts.tokens.tolist(), rollouts.lengths.tolist(), strict=True)]
-        progress = {"global_step": self._steps_done, "max_steps": self.steps}
+        progress = {"global_step": self.synced_at, "max_steps": self.steps}
         scored = self.rewards(asked, texts, ids, grades, progress, getattr(self.task, "until", None))
         self.sampler_state = SamplerState(state.prompts + count, state.rounds + 1)
         times = sampled - start, time.perf_counter() - sampled
-        return _Round(rollouts, scored.total.view(-1, group), scored, grades, problems, *times)
+        return _Round(rollouts, scored, grades, problems, *times)
 
     def _accept_shortage(self, groups: int, tried: int) -> None:
         """Warn of a batch with too few groups, or raise ShortageError."""
@@ -242,7 +233,7 @@ class Collector:
     def _batch(self, rounds: Sequence[_Round]) -> Batch:
         algorithm = self.algorithm
         rollouts = Rollouts.concatenate([r.rollouts for r in rounds])
-        rewards = torch.cat([r.rewards for r in rounds])
+        rewards = torch.cat([r.scored.total for r in rounds]).view(-1, algorithm.group_size)
         problems = [problem for r in rounds for problem in r.problems]
         grades = [grade for r in rounds for grade in r.grades]
         parts = {"total": rewards.flatten()}
@@ -261,14 +252,12 @@ class Collector:
             "throughput/generated_tokens_per_s": int(rollouts.lengths.sum()) / sampling_s,
         }
         advantages = algorithm.advantages(rewards - penalties.view(rewards.shape))
+        judged = Judged(problems, grades, parts)
         if algorithm.dynamic_sampling:
             index = torch.nonzero(informative(rewards)).flatten()[: self.settings.prompts_per_batch]
-            rollouts, advantages, problems = rollouts.prompts(index), advantages[index], [problems[i] for i in index]
-            members = (index[:, None] * algorithm.group_size + torch.arange(algorithm.group_size)).flatten()
-            grades = [grades[i] for i in members]
-            parts = {name: values[members] for name, values in parts.items()}
-        ids, judged = [problem.id for problem in problems], Judged(problems, grades, parts)
-        return Batch(rollouts, advantages.flatten(), ids, metrics, judged=judged)
+            rollouts, advantages = rollouts.prompts(index), advantages[index]
+            judged = judged.prompts(index.tolist(), algorithm.group_size)
+        return Batch(rollouts, advantages.flatten(), [p.id for p in judged.problems], metrics, judged=judged)
 
     def correct(self, batch: Batch, learner: Learner) -> None:
         """Add to a batch what `rollout.importance_correction` says: truncated importance sampling, or the start of the

@@ -7,6 +7,7 @@ advantages) and returns plain numbers. The learner knows nothing of tasks or rew
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import torch
@@ -49,6 +50,10 @@ class TruncatedImportance:
     log_probs: Tensor | None
     weights: Tensor | None
 
+    def with_rows(self, of: Callable[[Any], Any]) -> "TruncatedImportance":
+        """With `of` called on each of the two, where there is one."""
+        return TruncatedImportance(*(rows if rows is None else of(rows) for rows in (self.log_probs, self.weights)))
+
 
 class Learner:
     """A policy, its frozen reference, and the policy's optimizer. steps_done: optimizer steps, also those before a
@@ -80,14 +85,13 @@ class Learner:
         self.layout: Layout = agreed(lambda: best_layout(policy, settings.share_prompts), mesh)
         if self.layout == "padded":  # as the first process found, the only one that need have weights
             use_own_attention(policy)
-        self.reference: PreTrainedModel | None = None
         if reference is not None:
             reference.requires_grad_(False)
             reference.set_attn_implementation(policy.config.get_text_config()._attn_implementation or "sdpa")
-            self.reference = reference
         elif regularizer.needs_reference or settings.monitor_reference:
-            self.reference = frozen_reference(policy)
-        models = [policy] if self.reference is None or self.reference is policy else [policy, self.reference]
+            reference = frozen_reference(policy)
+        self.reference = reference
+        models = [policy] if reference is None or reference is policy else [policy, reference]
         for model in models:
             if settings.compile:  # before sharding; equal layers share one compilation
                 for layer in cast(nn.ModuleList, decoder(model).layers):
@@ -101,6 +105,7 @@ class Learner:
         self.optimizer = make_optimizer([p for p in policy.parameters() if p.requires_grad], settings)
         tensors = CheckpointTensors(policy, self.optimizer, mesh is not None)
         self.save, self.finish_saving, self.load = tensors.save, tensors.finish_saving, tensors.load
+        self.weights, self.adapter = partial(gather_weights, policy, mesh), partial(adapter_weights, policy, mesh)
 
     def step(
         self, rollouts: Rollouts, advantages: Tensor, correction: TruncatedImportance | None = None
@@ -110,15 +115,14 @@ class Learner:
         Raises NonFiniteError if the loss or its gradient is not finite; weights and optimizer state are then unchanged.
         """
         metrics = self.gradient(rollouts, advantages, correction)
-        parameters = [p for p in self.policy.parameters() if p.grad is not None]
-        norm = full_tensor(get_total_norm([p.grad for p in parameters if p.grad is not None]))
+        norm = full_tensor(get_total_norm([p.grad for p in self.policy.parameters() if p.grad is not None]))
         if not (math.isfinite(metrics["loss/total"]) and torch.isfinite(norm)):
             self.optimizer.zero_grad(set_to_none=True)
             raise NonFiniteError(
                 f"the loss is {metrics['loss/total']}, the norm of its gradient {float(norm)}; the step was not taken",
                 "lower learner.learning_rate or learner.max_grad_norm, or use learner.precision=float32",
             )
-        clip_grads_with_norm_(parameters, self.settings.max_grad_norm, norm)
+        clip_grads_with_norm_(self.policy.parameters(), self.settings.max_grad_norm, norm)
         rate = self.settings.learning_rate * learning_rate_factor(self.steps_done, self.settings, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -295,14 +299,6 @@ class Learner:
                 return token_statistics(*states_and_head(policy), targets, *reference, exact, fused=fused)
 
             return as_forward(self.policy, statistics)
-
-    def weights(self, precision: torch.dtype | None = None) -> dict[str, Tensor]:
-        """The policy's weights by their names in a checkpoint, full and merged (`gather_weights`)."""
-        return gather_weights(self.policy, self.mesh, precision)
-
-    def adapter(self) -> dict[str, Tensor]:
-        """The weights of the policy's adapter by their names in peft's files (`adapter_weights`)."""
-        return adapter_weights(self.policy, self.mesh)
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs beside weights and optimizer state. The keys are those of a torch scheduler, which

@@ -21,7 +21,6 @@ class Lookahead:
         self.collector = collector
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="lookahead")
         self._pending: Future[Batch] | None = None
-        self._sampled_at = 0  # the learner's step at the sync before the pending batch
 
     def next(self, learner: Learner, last: bool) -> Batch:
         """The batch that the last call began to sample, or a new one. Begins the next, unless this is the last.
@@ -30,16 +29,15 @@ class Lookahead:
         """
         sync_s, start = 0.0, time.perf_counter()
         if self._pending is None:
-            sync_s, self._sampled_at = self.collector.sync(learner), learner.steps_done
+            sync_s = self.collector.sync(learner)
             batch = self.collector.sample()
         else:
             pending, self._pending = self._pending, None
             batch = pending.result()
         batch.metrics["time/wait_s"] = time.perf_counter() - start - sync_s
-        batch.metrics["rollout/staleness"] = float(learner.steps_done - self._sampled_at)
+        batch.metrics["rollout/staleness"] = float(learner.steps_done - self.collector.synced_at)
         if not last:
             sync_s += self.collector.sync(learner)
-            self._sampled_at = learner.steps_done
             self._pending = self._thread.submit(self.collector.sample)
         batch.metrics["time/sync_s"] = sync_s
         self.collector.correct(batch, learner)
@@ -56,12 +54,12 @@ class Lookahead:
         if self._pending is not None:
             with suppress(CareError):  # `next` raises it; a resumed run samples the batch anew
                 pending = self._pending.result().state()
-        return {"drawn": self.collector.state(), "pending": pending, "sampled_at": self._sampled_at}
+        return {"drawn": self.collector.state(), "pending": pending, "sampled_at": self.collector.synced_at}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from `state()`."""
         self.collector.load_state(state["drawn"])
-        self._sampled_at = state["sampled_at"]
+        self.collector.synced_at = state["sampled_at"]
         if state["pending"] is not None:
             self._pending = Future()
             self._pending.set_result(Batch.from_state(state["pending"]))
