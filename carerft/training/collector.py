@@ -34,7 +34,6 @@ from carerft.tasks.encoding import Prompts
 from carerft.tasks.replies import grade_completions
 from carerft.training.learner import Learner, TruncatedImportance
 from carerft.training.rewards import Rewards, Scored
-from carerft.training.samples import Judged
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +51,18 @@ class SamplerState:
 
     prompts: int = 0
     rounds: int = 0
+
+
+@dataclass
+class Judged:
+    """What became of a batch's completions, S in the order of the rollouts.
+
+    problems: of each prompt. grades: S. rewards: (S,) each, by name; "total" is their weighted sum.
+    """
+
+    problems: list[Problem]
+    grades: list[Grade]
+    rewards: dict[str, Tensor]
 
 
 @dataclass
@@ -75,13 +86,22 @@ class Batch:
         count = min(count, prompts)
         return [slice(i * prompts // count, (i + 1) * prompts // count) for i in range(count)]
 
-    def prompts(self, index: slice) -> "Batch":
-        """The part of some of the prompts, each with all of its completions."""
-        group, correction = self.rollouts.group_size, self.correction
-        members = slice(index.start * group, index.stop * group)
-        correction = correction and correction.with_rows(lambda rows: rows[members])
-        advantages, problem_ids = self.advantages[members], self.problem_ids[index]
-        return Batch(self.rollouts.prompts(index), advantages, problem_ids, self.metrics, correction)
+    def prompts(self, index: Tensor | slice) -> "Batch":
+        """The part of some of the prompts, each with all of its completions. index: into (P,)."""
+        count, judged = len(self.problem_ids), self.judged
+        chosen = torch.arange(count)[index].tolist()
+        members = torch.arange(len(self.advantages)).view(count, -1)[index].flatten()
+        if judged:
+            rewards = {name: values[members] for name, values in judged.rewards.items()}
+            judged = Judged([judged.problems[i] for i in chosen], [judged.grades[i] for i in members], rewards)
+        return Batch(
+            self.rollouts.prompts(index),
+            self.advantages[members],
+            [self.problem_ids[i] for i in chosen],
+            self.metrics,
+            self.correction and self.correction.with_rows(lambda rows: rows[members]),
+            judged,
+        )
 
     def state(self) -> dict[str, Any]:
         """The batch as plain containers and tensors, without padding."""
@@ -252,12 +272,11 @@ class Collector:
             "throughput/generated_tokens_per_s": int(rollouts.lengths.sum()) / sampling_s,
         }
         advantages = algorithm.advantages(rewards - penalties.view(rewards.shape))
-        judged = Judged(problems, grades, parts)
-        if algorithm.dynamic_sampling:
-            index = torch.nonzero(informative(rewards)).flatten()[: self.settings.prompts_per_batch]
-            rollouts, advantages = rollouts.prompts(index), advantages[index]
-            judged = judged.prompts(index.tolist(), algorithm.group_size)
-        return Batch(rollouts, advantages.flatten(), [p.id for p in judged.problems], metrics, judged=judged)
+        ids, judged = [problem.id for problem in problems], Judged(problems, grades, parts)
+        batch = Batch(rollouts, advantages.flatten(), ids, metrics, judged=judged)
+        if not algorithm.dynamic_sampling:
+            return batch
+        return batch.prompts(torch.nonzero(informative(rewards)).flatten()[: self.settings.prompts_per_batch])
 
     def correct(self, batch: Batch, learner: Learner) -> None:
         """Add to a batch what `rollout.importance_correction` says: truncated importance sampling, or the start of the

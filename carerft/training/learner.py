@@ -216,14 +216,13 @@ class Learner:
         if correction and correction.weights is not None:
             policy_loss = policy_loss * part(correction.weights)
         loss_policy = (weights * policy_loss).sum()
-        loss_regularizer, penalty = torch.zeros((), device=device), None
-        if regularizer.needs_reference:
-            if statistics.divergence is not None:
-                penalty = padded(statistics.divergence)
-            else:
-                assert statistics.ref_log_prob is not None, "an estimator needs the reference's log-probabilities"
-                penalty = regularizer.estimate(log_pi, padded(statistics.ref_log_prob), log_sampler)
-            loss_regularizer = regularizer.weight * (weights * penalty).sum()
+        penalty = torch.zeros_like(log_pi)
+        if statistics.divergence is not None:
+            penalty = padded(statistics.divergence)
+        elif regularizer.needs_reference:
+            assert statistics.ref_log_prob is not None, "an estimator needs the reference's log-probabilities"
+            penalty = regularizer.estimate(log_pi, padded(statistics.ref_log_prob), log_sampler)
+        loss_regularizer = regularizer.weight * (weights * penalty).sum()
         if regularizer.entropy_bonus:
             entropy = padded(statistics.entropy)
             loss_regularizer = loss_regularizer - regularizer.entropy_bonus * (weights * entropy).sum()
@@ -236,7 +235,7 @@ class Learner:
                 "loss/policy": float(loss_policy),
                 "loss/regularizer": float(loss_regularizer),
                 "loss/total": float(loss_policy + loss_regularizer),
-                "regularizer/value": 0.0 if penalty is None else float(penalty[mask].sum()),
+                "regularizer/value": float(penalty[mask].sum()),
                 "policy/entropy": float(statistics.entropy.sum()),
                 "policy/clip_fraction": float(self.algorithm.clipped(ratio, advantages)[mask].sum()),
                 "policy/ratio_max": float(ratio[mask].max()),

@@ -2,34 +2,14 @@
 
 import json
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from carerft.rollout import Rollouts
 from carerft.runs.directory import write_atomically
-from carerft.tasks import Grade, Problem
-
-
-@dataclass
-class Judged:
-    """What became of a batch's completions, S in the order of the rollouts.
-
-    problems: of each prompt. grades: S. rewards: (S,) each, by name; "total" is their weighted sum.
-    """
-
-    problems: list[Problem]
-    grades: list[Grade]
-    rewards: dict[str, Tensor]
-
-    def prompts(self, index: list[int], group: int) -> "Judged":
-        """Of some of the prompts. group: completions of each."""
-        members = [i * group + k for i in index for k in range(group)]
-        rewards = {name: values[members] for name, values in self.rewards.items()}
-        return Judged([self.problems[i] for i in index], [self.grades[i] for i in members], rewards)
+from carerft.training.collector import Batch
 
 
 def chosen(problem_ids: list[str], count: int) -> list[int]:
@@ -38,18 +18,12 @@ def chosen(problem_ids: list[str], count: int) -> list[int]:
     return sorted(sorted(range(len(problem_ids)), key=lambda i: zlib.crc32(problem_ids[i].encode()))[:count])
 
 
-def write_samples(
-    path: Path,
-    rollouts: Rollouts,
-    judged: Judged,
-    advantages: Tensor,
-    reference: Tensor | None,
-    tokenizer: PreTrainedTokenizerBase,
-) -> None:
-    """Write the completions of some prompts. advantages: (S,). reference: (S, T), the reference's log-probabilities of
+def write_samples(path: Path, batch: Batch, reference: Tensor | None, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write the completions of a batch that has been judged. reference: (S, T), the reference's log-probabilities of
     their tokens; None without one. Raises OSError."""
     path.parent.mkdir(exist_ok=True)
-    lines = []
+    lines, rollouts, judged = [], batch.rollouts, batch.judged
+    assert judged is not None
     for i in range(len(rollouts.tokens)):
         problem, grade, length = judged.problems[i // rollouts.group_size], judged.grades[i], int(rollouts.lengths[i])
         tokens, rewards = rollouts.tokens[i, :length].tolist(), judged.rewards.items()
@@ -65,7 +39,7 @@ def write_samples(
             **({} if grade.confidence is None else {"stated_confidence": grade.confidence}),
             "truncated": not bool(rollouts.finished[i]),
             "rewards": {name: None if values[i].isnan() else float(values[i]) for name, values in rewards},
-            "advantage": float(advantages[i]),
+            "advantage": float(batch.advantages[i]),
             "tokens": [tokenizer.decode([token]) for token in tokens],
             "log_probs": _rounded(rollouts.log_probs[i, :length]),
             "reference_log_probs": None if reference is None else _rounded(reference[i, :length]),

@@ -119,16 +119,10 @@ class Trainer:
 
     def save(self, keep_all: bool = False) -> None:
         """Write a checkpoint or, with async_checkpoints, begin to write it. keep_all: delete no earlier one."""
-        progress = self.progress
-        state = {
-            "learner": self.learner.state(),
-            "supply": self.source.state(),
-            "step": progress.step,
-            "used": progress.used,
-            "batch": progress.batch and progress.batch.state(),
-            "unlogged": progress.unlogged,
-        }
-        self._checkpoints.save(progress.step, state, None if keep_all else self.settings.keep_checkpoints)
+        step, batch = self.progress.step, self.progress.batch
+        state = {"learner": self.learner.state(), "supply": self.source.state(), **vars(self.progress)}
+        state["batch"] = batch and batch.state()
+        self._checkpoints.save(step, state, None if keep_all else self.settings.keep_checkpoints)
         self._saved = time.monotonic()
 
     def _validation(self) -> dict[str, float]:
@@ -186,14 +180,11 @@ class Trainer:
         """Write some prompts' completions; a disk that is full costs the samples, and not the run."""
         if batch.judged is None:  # of a run that was stopped while it sampled ahead
             return
-        group = batch.rollouts.group_size
-        index = chosen(batch.problem_ids, self.keep_samples.prompts)
-        rollouts, judged = batch.rollouts.prompts(torch.tensor(index)), batch.judged.prompts(index, group)
-        reference = self.learner.log_probs(rollouts, True) if self.learner.reference is not None else None
-        advantages = batch.advantages.view(-1, group)[index].flatten()
+        kept = batch.prompts(torch.tensor(chosen(batch.problem_ids, self.keep_samples.prompts)))
+        reference = self.learner.log_probs(kept.rollouts, True) if self.learner.reference is not None else None
         path = self.directory / "samples" / f"step_{self.progress.step + 1}.jsonl"
         try:
-            write_samples(path, rollouts, judged, advantages, reference, self.tokenizer)
+            write_samples(path, kept, reference, self.tokenizer)
         except OSError as error:
             log.warning("%s could not be written (%s): the run goes on without it", path, error.strerror)
             return
