@@ -8,7 +8,6 @@ import torch
 
 from carerft.objective.algorithms import (
     Algorithm,
-    clipped_loss,
     group_advantages,
     importance_ratio,
     informative,
@@ -83,9 +82,10 @@ def test_sequence_ratio_is_the_geometric_mean():
 
 
 def test_clip_higher_is_asymmetric():
-    ratio = torch.tensor([[1.25, 1.35, 0.7]])
-    assert torch.allclose(clipped_loss(ratio, torch.tensor([1.0]), 0.2, 0.28), -torch.tensor([[1.25, 1.28, 0.7]]))
-    assert torch.allclose(clipped_loss(ratio, torch.tensor([-1.0]), 0.2, 0.28), torch.tensor([[1.25, 1.35, 0.8]]))
+    log_ratio, mask = torch.tensor([[1.25, 1.35, 0.7]]).log(), torch.ones(1, 3, dtype=torch.bool)
+    up, down = (DAPO.loss(log_ratio, torch.zeros(1, 3), torch.tensor([sign]), mask)[0] for sign in (1.0, -1.0))
+    assert torch.allclose(up, -torch.tensor([[1.25, 1.28, 0.7]]))
+    assert torch.allclose(down, torch.tensor([[1.25, 1.35, 0.8]]))
 
 
 def test_leave_one_out_by_hand():

@@ -14,6 +14,7 @@ from carerft import cli
 from carerft.config.settings import LearnerSettings, ModelSettings
 from carerft.model.lora import add_lora
 from carerft.model.modes import recompute_activations
+from carerft.objective import lm_head
 from carerft.objective.algorithms import Algorithm
 from carerft.objective.lm_head import _fused, token_statistics
 from carerft.objective.regularizers import JensenShannon, NoRegularizer, Regularizer, ReverseKL, SkewReverseKL
@@ -38,8 +39,9 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize("kept", [True, False])
 @pytest.mark.parametrize("penalty", PENALTIES, ids=lambda p: type(p).__name__)
-def test_the_head(penalty: Regularizer | None, kept: bool):
+def test_the_head(penalty: Regularizer | None, kept: bool, monkeypatch: pytest.MonkeyPatch):
     """Values and gradients; kept: all logits fit a chunk."""
+    monkeypatch.setattr(lm_head, "CHUNK_ELEMENTS", 2000 if kept else 400)
     generator = torch.Generator().manual_seed(0)
     hidden, ref_hidden = torch.randn(2, 23, 8, generator=generator)
     weight, ref_weight = torch.randn(2, 50, 8, generator=generator)
@@ -48,7 +50,7 @@ def test_the_head(penalty: Regularizer | None, kept: bool):
     for fused in (False, True):
         h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
         reference = (None, None) if penalty is None else (ref_hidden, ref_weight)
-        statistics = token_statistics(h, w, targets, *reference, penalty, 2000 if kept else 400, fused)
+        statistics = token_statistics(h, w, targets, *reference, penalty, fused)
         loss = (statistics.log_prob * torch.linspace(-1, 1, 23)).sum() + 0.1 * statistics.entropy.sum()
         if penalty is not None:
             loss = loss + (statistics.divergence * torch.linspace(0, 1, 23)).sum()

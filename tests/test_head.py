@@ -53,8 +53,9 @@ def gradients(given: dict[str, torch.Tensor], found: TokenStatistics, names: tup
 @pytest.mark.parametrize("divergence", DIVERGENCES, ids=lambda d: f"{type(d).__name__}{getattr(d, 'alpha', '')}")
 def test_chunks_and_tiles_change_nothing(monkeypatch, chunk: int, tile: int, divergence: Regularizer):
     monkeypatch.setitem(lm_head.TILE_ELEMENTS, "cpu", tile)
+    monkeypatch.setattr(lm_head, "CHUNK_ELEMENTS", chunk)
     given = inputs()
-    found = token_statistics(**given, divergence=divergence, chunk_elements=chunk)
+    found = token_statistics(**given, divergence=divergence)
     expected = plain(given, divergence, torch.float64)
     for name, value in expected._asdict().items():
         assert getattr(found, name).dtype == torch.float64
@@ -78,9 +79,10 @@ def test_gradient_by_finite_differences():
 
 
 @pytest.mark.parametrize("chunk", [4 * V, 10**6])
-def test_without_a_reference(chunk: int):
+def test_without_a_reference(monkeypatch, chunk: int):
+    monkeypatch.setattr(lm_head, "CHUNK_ELEMENTS", chunk)
     given = inputs()
-    found = token_statistics(given["hidden"], given["weight"], given["targets"], chunk_elements=chunk)
+    found = token_statistics(given["hidden"], given["weight"], given["targets"])
     assert found.ref_log_prob is None and found.ref_kl is None and found.divergence is None
     expected = plain(given, SkewReverseKL(), torch.float64)
     for a, b in zip(gradients(given, found, ("log_prob",)), gradients(given, expected, ("log_prob",)), strict=True):
@@ -99,9 +101,10 @@ def test_the_reference_gets_no_gradient():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("chunk", [5 * V, 10**6])
-def test_half_precision_operands_are_multiplied_and_normalised_in_float32(dtype: torch.dtype, chunk: int):
+def test_half_precision_operands_are_multiplied_and_normalised_in_float32(monkeypatch, dtype: torch.dtype, chunk: int):
+    monkeypatch.setattr(lm_head, "CHUNK_ELEMENTS", chunk)
     given = inputs(dtype)
-    found = token_statistics(**given, divergence=SkewReverseKL(), chunk_elements=chunk)
+    found = token_statistics(**given, divergence=SkewReverseKL())
     expected = plain(given, SkewReverseKL(), torch.float64)  # of the very same rounded operands
     for name, value in expected._asdict().items():
         assert getattr(found, name).dtype == torch.float32
@@ -163,24 +166,27 @@ def test_no_tensor_of_all_logits_is_kept_or_made(monkeypatch):
         write(out, *operands)
 
     monkeypatch.setattr(lm_head, "_write_logits", watched)
+    monkeypatch.setattr(lm_head, "CHUNK_ELEMENTS", 5 * V)
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         largest.append(tensor.numel())
         return tensor
 
     with saved_tensors_hooks(pack, lambda tensor: tensor):
-        found = token_statistics(**given, divergence=SkewReverseKL(), chunk_elements=5 * V)
+        found = token_statistics(**given, divergence=SkewReverseKL())
     (found.log_prob + found.divergence).sum().backward()
     assert max(largest) <= max(5 * V, V * H) < N * V
 
 
-def test_a_summand_of_ones_own_needs_no_slope():
+def test_a_summand_of_ones_own_needs_no_slope(monkeypatch):
+    monkeypatch.setattr(lm_head, "CHUNK_ELEMENTS", 5 * V)
+
     class Hellinger(Regularizer):
         def summand(self, log_pi: torch.Tensor, log_ref: torch.Tensor) -> torch.Tensor:
             return 0.5 * ((log_pi / 2).exp() - (log_ref / 2).exp()).square()
 
     given = inputs()
-    found = token_statistics(**given, divergence=Hellinger(), chunk_elements=5 * V)
+    found = token_statistics(**given, divergence=Hellinger())
     expected = plain(given, Hellinger(), torch.float64)
     assert torch.allclose(found.divergence, expected.divergence, atol=1e-13)
     for a, b in zip(gradients(given, found, DIFFERENTIABLE), gradients(given, expected, DIFFERENTIABLE), strict=True):

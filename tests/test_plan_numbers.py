@@ -140,7 +140,6 @@ def test_learning_has_the_operations_that_pytorch_counts(
 ):
     """Prompts of 6 tokens and completions of 9, without padding, read separately in one microbatch."""
     chunk = lm_head.CHUNK_ELEMENTS if kept else 100
-    monkeypatch.setattr(lm_head.token_statistics, "__defaults__", (None, None, None, chunk, False))
     monkeypatch.setattr(lm_head, "CHUNK_ELEMENTS", chunk)
     model, rollouts = tiny_model(vocabulary=300), random_rollouts(prompts=3, group=4)
     rollouts.prompt_lengths[:], rollouts.lengths[:] = 6, 9

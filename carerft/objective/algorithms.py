@@ -52,24 +52,9 @@ def importance_ratio(log_pi: Tensor, log_old: Tensor, mask: Tensor, level: str) 
     return log_ratio.exp()
 
 
-def clipped_loss(ratio: Tensor, advantages: Tensor, low: float | None, high: float | None) -> Tensor:
-    """-min(ratio A, clip(ratio, 1 - low, 1 + high) A) (PPO, equation 7). ratio: (S, T); advantages: (S,) -> (S, T).
-
-    low, high: None removes the bound.
-    """
-    advantage = advantages[:, None]
-    return -torch.minimum(ratio * advantage, _clip(ratio, low, high) * advantage)
-
-
-def _clip(ratio: Tensor, low: float | None, high: float | None) -> Tensor:
-    if low is None and high is None:
-        return ratio
-    return ratio.clamp(None if low is None else 1 - low, None if high is None else 1 + high)
-
-
 @dataclass(frozen=True)
 class Algorithm(AlgorithmSettings):
-    """One choice of each of the functions above, with a penalty for long completions and the weights of tokens."""
+    """One choice of each of the functions above, of clipping, of a penalty for long completions, and of weights."""
 
     def advantages(self, rewards: Tensor) -> Tensor:
         """Rewards (P, G) -> advantages (P, G). polarity "positive" and "negative" set those of the other sign to 0
@@ -108,11 +93,20 @@ class Algorithm(AlgorithmSettings):
         return weights.to(torch.float32)
 
     def loss(self, log_pi: Tensor, log_old: Tensor, advantages: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """The policy loss of each token (S, T), and its importance ratio (S, T)."""
-        ratio = importance_ratio(log_pi, log_old, mask, self.ratio)
-        return clipped_loss(ratio, advantages, self.clip_low, self.clip_high), ratio
+        """The policy loss of each token (S, T), and its importance ratio (S, T).
+
+        The loss is -min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A) (PPO, equation 7). advantages: (S,).
+        """
+        ratio, advantage = importance_ratio(log_pi, log_old, mask, self.ratio), advantages[:, None]
+        return -torch.minimum(ratio * advantage, self._clip(ratio) * advantage), ratio
 
     def clipped(self, ratio: Tensor, advantages: Tensor) -> Tensor:
         """(S, T) bool: where clipping sets the gradient to zero."""
-        cut = _clip(ratio, self.clip_low, self.clip_high)
+        cut = self._clip(ratio)
         return torch.where(advantages[:, None] > 0, ratio > cut, (ratio < cut) & (advantages[:, None] < 0))
+
+    def _clip(self, ratio: Tensor) -> Tensor:
+        low, high = self.clip_low, self.clip_high  # None removes the bound
+        if low is None and high is None:
+            return ratio
+        return ratio.clamp(None if low is None else 1 - low, None if high is None else 1 + high)

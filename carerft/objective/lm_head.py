@@ -51,7 +51,6 @@ def token_statistics(
     ref_hidden: Tensor | None = None,
     ref_weight: Tensor | None = None,
     divergence: Regularizer | None = None,
-    chunk_elements: int = CHUNK_ELEMENTS,
     fused: bool = False,
 ) -> TokenStatistics:
     """Log-probability, entropy and divergence of each token.
@@ -67,9 +66,7 @@ def token_statistics(
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
     with torch.autocast(kind, enabled=False):  # autocast would round the products, too
-        return TokenStatistics(
-            *_Head.apply(hidden, weight, targets, ref_hidden, ref_weight, divergence, chunk_elements, fused, dtype)
-        )
+        return TokenStatistics(*_Head.apply(hidden, weight, targets, ref_hidden, ref_weight, divergence, fused, dtype))
 
 
 class _Head(torch.autograd.Function):
@@ -82,14 +79,13 @@ class _Head(torch.autograd.Function):
         ref_hidden: Tensor | None,
         ref_weight: Tensor | None,
         divergence: Regularizer | None,
-        chunk_elements: int,
         fused: bool,
         dtype: torch.dtype,
     ) -> tuple[Tensor | None, ...]:
         ctx.set_materialize_grads(False)
         tokens, vocabulary = len(targets), len(weight)
         needs_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-        rows = max(1, min(tokens, chunk_elements // vocabulary))
+        rows = max(1, min(tokens, CHUNK_ELEMENTS // vocabulary))
         keep = needs_grad and tokens <= rows
         # The weights are cast once here, not once for every chunk.
         models = [(hidden, weight.to(dtype))]
@@ -107,7 +103,7 @@ class _Head(torch.autograd.Function):
         columns = [None if parts[0] is None else torch.cat(parts) for parts in zip(*tiles, strict=True)]
         log_prob, entropy, normaliser, ref_log_prob, ref_kl, ref_normaliser, value, slope_sum = columns
         ctx.kept = logits if keep else None  # by now log-probabilities and slopes: see _forward_tile
-        ctx.divergence, ctx.chunk_elements, ctx.dtype, ctx.fused = divergence, chunk_elements, dtype, fused
+        ctx.divergence, ctx.dtype, ctx.fused = divergence, dtype, fused
         ctx.save_for_backward(
             hidden, weight, targets, ref_hidden, ref_weight, entropy, normaliser, ref_normaliser, slope_sum
         )
@@ -133,7 +129,7 @@ class _Head(torch.autograd.Function):
         if g_divergence is not None:
             constant -= g_divergence * slope_sum
         kept = ctx.kept is not None
-        columns = vocabulary if kept else max(1, min(vocabulary, ctx.chunk_elements // tokens))
+        columns = vocabulary if kept else max(1, min(vocabulary, CHUNK_ELEMENTS // tokens))
         logits = ctx.kept or [_logits_buffer(hidden, tokens, columns, ctx.dtype) for _ in models]
         z = logits[0]
         grad_hidden = torch.zeros_like(hidden, dtype=z.dtype) if ctx.needs_input_grad[0] else None
@@ -159,7 +155,7 @@ class _Head(torch.autograd.Function):
                 grad_weight[block] = _product(grad_logits.T, hidden.to(ctx.dtype))
         ctx.kept = None
         grad_hidden = None if grad_hidden is None else grad_hidden.to(hidden.dtype)
-        return grad_hidden, grad_weight, None, None, None, None, None, None, None
+        return grad_hidden, grad_weight, None, None, None, None, None, None
 
 
 def _forward_tile(

@@ -137,7 +137,8 @@ class Learner:
         """Set the parameters' gradients to the loss's, microbatch by microbatch, and return the metrics."""
         silence(self.policy)  # whatever mode others have left it in
         self.optimizer.zero_grad(set_to_none=True)
-        mask, regularizer = rollouts.mask(), self.regularizer.at(self.progress)
+        progress = min(1.0, self.steps_done / max(1, self.steps - 1))  # 0 at the first optimizer step, 1 at the last
+        mask, regularizer = rollouts.mask(), self.regularizer.at(progress)
         weights, parts = self.algorithm.weights(mask), []
         # Backward passes run in this thread: layers that are recomputed in a GPU's own would be compiled a second time.
         with torch.autograd.set_multithreading_enabled(False):
@@ -158,11 +159,6 @@ class Learner:
         maxima = {key: total for key, total in totals.items() if key.endswith("_max")}
         means = {key: total / tokens for key, total in totals.items() if key not in losses and key not in maxima}
         return {**losses, **means, **maxima, **regularizer.parameters()}
-
-    @property
-    def progress(self) -> float:
-        """0 at the first optimizer step, 1 at the last."""
-        return min(1.0, self.steps_done / max(1, self.steps - 1))
 
     def _microbatches(self, rollouts: Rollouts) -> list[tuple[Tensor, bool]]:
         """(sequences, is_real) of each microbatch of this rank. Ranks with fewer microbatches get a dummy, because
