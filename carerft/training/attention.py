@@ -79,7 +79,7 @@ def packed_attention(
         q, k, v = (x.to(torch.get_autocast_dtype(kind)) for x in (q, k, v))
     if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and q.shape[-1] <= 256:
         return _varlen(q, k, v, packed, scaling)[None], None
-    return torch.cat([_grid(module, q, k, v, grid, scaling) for grid in packed.grids])[None], None
+    return _grids(module, q, k, v, packed, scaling)[None], None
 
 
 def _varlen(q: Tensor, k: Tensor, v: Tensor, packed: Packed, scaling: float | None) -> Tensor:
@@ -91,6 +91,10 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, packed: Packed, scaling: float | No
         scale=scaling, window_size=(-1, 0), **(GROUPED_QUERIES if q.shape[1] != k.shape[1] else {}),
     )  # fmt: skip
     return cast(Tensor, attended)  # a tuple only with return_aux
+
+
+def _grids(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, packed: Packed, scaling: float | None) -> Tensor:
+    return torch.cat([_grid(module, q, k, v, grid, scaling) for grid in packed.grids])
 
 
 def _grid(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, grid: Grid, scaling: float | None) -> Tensor:

@@ -88,9 +88,9 @@ class Batch:
 
     def prompts(self, index: Tensor | slice) -> "Batch":
         """The part of some of the prompts, each with all of its completions. index: into (P,)."""
-        count, judged = len(self.problem_ids), self.judged
-        chosen = torch.arange(count)[index].tolist()
-        members = torch.arange(len(self.advantages)).view(count, -1)[index].flatten()
+        chosen, group = torch.arange(len(self.problem_ids))[index].tolist(), self.rollouts.group_size
+        members = [i * group + k for i in chosen for k in range(group)]
+        judged = self.judged
         if judged:
             rewards = {name: values[members] for name, values in judged.rewards.items()}
             judged = Judged([judged.problems[i] for i in chosen], [judged.grades[i] for i in members], rewards)
