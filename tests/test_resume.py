@@ -182,6 +182,9 @@ def test_files_are_hashed_block_by_block(tmp_path: Path, monkeypatch: pytest.Mon
             file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
             assert checkpoint.damage(path) == "the checksum of tensors/__0_0.distcp differs"
         file.write_bytes(whole)
+    for written in ("[]", "[1]", '{"state.pt": 7}', "3", "{"):
+        (path / "checksums.json").write_text(written)
+        assert checkpoint.damage(path)
 
 
 def test_a_checkpoint_continues_where_fewer_gpus_are_visible(monkeypatch: pytest.MonkeyPatch):

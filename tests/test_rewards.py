@@ -4,10 +4,12 @@ import math
 from functools import partial
 
 import pytest
+import torch
 from helpers.invented_rows import KNOWN, MOON, SUM, write
 
 from carerft.config.settings import RewardSettings
 from carerft.errors import ConfigError, UserCodeError
+from carerft.objective.algorithms import group_advantages
 from carerft.tasks import Grade, Problem
 from carerft.tasks.gsm8k import Gsm8kTask
 from carerft.tasks.math import MathTask
@@ -15,7 +17,7 @@ from carerft.tasks.questions import QuestionsTask
 from carerft.tasks.selfaware import SelfAwareTask
 from carerft.tasks.truthfulqa import TruthfulQaTask
 from carerft.tasks.world import WorldTask
-from carerft.training.rewards import Rewards, arguments
+from carerft.training.rewards import LARGEST_SUM, Rewards, arguments
 
 # After the examples of TRL's documentation of custom reward functions, written anew.
 TRL = """
@@ -63,6 +65,7 @@ def few(completions, **kwargs): return [1.0]
 def words(completions, **kwargs): return ["one" for _ in completions]
 def nan(completions, **kwargs): return [1.0, float("nan"), 2.0]
 def large(completions, **kwargs): return [1.0, 10**400, 1e39]
+def big(completions, **kwargs): return [1.0, -2e15, 2.0]
 def hangs(completions, **kwargs): time.sleep(1000)
 def dies(completions, **kwargs): os._exit(7)
 def logs(completions, log_metric, **kwargs):
@@ -158,6 +161,7 @@ def test_the_built_in_world_tells_its_part_and_its_solution():
         ("words", r"returned 'one', on problem p/0"),
         ("nan", r"returned nan, on problem p/1 and the completion ''"),
         ("large", r"returned 1000+, on problem p/1 and the completion ''"),
+        ("big", r"p/1 and the completion '' earn -2e\+15, beyond the 1e\+15 of which an advantage can be computed"),
         ("hangs", r"no answer within 0.5 s; the process was ended"),
         ("logs", r"log_metric\('mean', ...\) would hide reward/mean of the run"),
         ("texts", r"returned '1.0', on problem p/0"),
@@ -177,6 +181,15 @@ def test_a_function_that_fails_is_named_with_the_completion(files, name, message
     assert "same command goes on" in caught.value.remedy or name == "other"
 
 
+def test_the_largest_sum_still_has_its_advantage():
+    """Beyond, the squares of a group's rewards overflow float32, and all advantages would be 0 without a word."""
+    rewards = torch.zeros(1, 1000)
+    rewards[0, 0] = LARGEST_SUM
+    found = group_advantages(rewards, "mean", "sample", 1e-6)
+    expected = group_advantages(rewards.double(), "mean", "sample", 1e-6)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize(
     ("functions", "weights", "message"),
     [
@@ -188,6 +201,7 @@ def test_a_function_that_fails_is_named_with_the_completion(files, name, message
         (["{place}/mine.py:correctness"], None, "'correctness' is the name of the grader's verdict"),
         (["correctness"], [0.0], "no completion would earn more than another"),
         (["correctness"], [math.nan], "no completion would earn more than another"),
+        (["correctness"], [1e39], "no completion would earn more than another"),
         (["brevity"], None, "there is no such reward"),
         (["{place}/mine.py:absent"], None, "no function 'absent'; it has length, has_tags"),
         (["{place}/broken.py:f"], None, "broken.py:2: SyntaxError"),

@@ -144,7 +144,7 @@ class Checkpoints:
 def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint's files; None if they are intact."""
     try:
-        checksums = json.loads((path / "checksums.json").read_text())
+        checksums = dict(json.loads((path / "checksums.json").read_text()))
         # A string is of a whole file: earlier versions wrote it.
         blocks = {name: BLOCK if isinstance(expected, list) else sys.maxsize for name, expected in checksums.items()}
         for name, found in _checksums(path, blocks).items():
@@ -152,7 +152,7 @@ def damage(path: Path) -> str | None:
                 return f"the checksum of {name} differs"
         if f"{TENSORS}/.metadata" not in checksums:
             return "an earlier version of carerft wrote it"
-    except (OSError, ValueError) as error:
+    except (OSError, TypeError, ValueError) as error:
         return str(error)
     return None
 

@@ -35,6 +35,8 @@ TAKEN = {
 OWN = tuple(TAKEN)[:-1]
 """The rewards of this package."""
 LARGEST = torch.finfo(torch.float32).max
+LARGEST_SUM = 1e15
+"""Of a completion's weighted rewards: float32 has to hold the squares of a group's, for its standard deviation."""
 LOGGED = ("mean", "std", "no_verdict", "equal_groups", "overlong_penalty")  # reward/NAME is the run's own
 RESERVED = ("prompts", "completions", "completion_ids", "grades", "trainer_state", "log_metric", "log_extra")
 
@@ -73,16 +75,21 @@ def check_rewards(settings: RewardSettings) -> None:
             f"reward.weights has {len(weights)} numbers for {len(functions)} reward.functions", "write one for each"
         )
     values = [settings.right, settings.refused, settings.wrong]
-    if "ternary" in functions and not (all(map(math.isfinite, values)) and len(set(values)) > 1):
+    if "ternary" in functions and not (_usable(values) and len(set(values)) > 1):
         raise ConfigError(
             f"reward.right={values[0]} reward.refused={values[1]} reward.wrong={values[2]}: no completion would earn "
             "more than another",
-            "write numbers, not all of them equal; TruthRL's are 1, 0 and -1",
+            f"write numbers up to {LARGEST_SUM:g}, not all of them equal; TruthRL's are 1, 0 and -1",
         )
-    if weights is not None and not (all(map(math.isfinite, weights)) and any(weights)):
+    if weights is not None and not (_usable(weights) and any(weights)):
         raise ConfigError(
-            f"reward.weights={weights}: no completion would earn more than another", "write numbers, not all of them 0"
+            f"reward.weights={weights}: no completion would earn more than another",
+            f"write numbers up to {LARGEST_SUM:g}, not all of them 0",
         )
+
+
+def _usable(values: Sequence[float]) -> bool:
+    return all(abs(value) <= LARGEST_SUM for value in values)  # NaN is not
 
 
 def check_asked(settings: RewardSettings, task: Task) -> None:
@@ -154,6 +161,12 @@ class Rewards:
         total = torch.nansum(table * torch.tensor(self.weights)[:, None], dim=0)
         counts = torch.tensor(self.weights) != 0  # what is only logged gives no verdict
         total[table[counts].isnan().all(0)] = math.nan
+        if large := (total.abs() > LARGEST_SUM).nonzero().flatten().tolist():
+            raise UserCodeError(
+                f"reward: {problems[large[0]].id} and the completion {texts[large[0]][:200]!r} earn "
+                f"{float(total[large[0]]):g}, beyond the {LARGEST_SUM:g} of which an advantage can be computed",
+                "return smaller rewards, or write smaller reward.weights; the same command goes on from here",
+            )
         return Scored(total, parts, logged)
 
     def _scores(
