@@ -99,6 +99,7 @@ def test_what_a_report_is_told():
         (["base", "sede=1"], "did you mean seed?"),
         (["base", "seed=-1"], "seed=-1: must be at least 0"),
         (["base", "steps=5"], "add output=DIRECTORY"),
+        (["base", "steps=0", "output=x"], "steps=0: must be at least 1"),
         (["dashboard", "here"], "'here' is not of the form key=value"),
     ],
 )

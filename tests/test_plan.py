@@ -40,7 +40,13 @@ def test_hardware_is_a_number_and_a_kind():
     with pytest.raises(ConfigError, match="there is no such device") as error:
         hardware("8xh10", STATED)
     assert "did you mean h100?" in error.value.remedy
-    for wrong in ("hardware.h100.prize=1", "texts.math.completion=long", "texts.maht.completion=1", "hardware=3"):
+    for wrong in (
+        "hardware.h100.prize=1",
+        "texts.math.completion=long",
+        "texts.maht.completion=1",
+        "texts.math.questions=0",
+        "hardware=3",
+    ):
         with pytest.raises(ConfigError, match=wrong.replace(".", r"\.")):
             load([wrong])
 

@@ -174,6 +174,7 @@ def test_a_base_model_is_measured_as_what_starts_from_it():
 
 def test_a_base_model_is_not_sampled_as_its_trainings_sample():
     biased = ["rollout.temperature=0.7", "rollout.top_p=0.9", "rollout.allow_biased_sampling=true"]
+    biased += ["rollout.reward_truncated=false"]
     base, first, *_ = cells(experiment("table1"), ["model=tiny", "seed=0", *biased])
     assert (base.settings.rollout.temperature, base.settings.rollout.top_p) == (1.0, 1.0)
     assert first.settings.rollout.temperature == 0.7 and base.directory.parts[-2] == "base"

@@ -22,7 +22,7 @@ class Base:
     """The keys of `carerft base`."""
 
     seed: int = argument("of the pretraining; the model of seed 0 comes with carerft", 0, **SEEDS)
-    steps: int | None = argument("optimizer steps; null: as many as the model of seed 0", None)
+    steps: int | None = argument("optimizer steps; null: as many as the model of seed 0", None, least=1)
     output: str | None = argument("directory to write to; null: the cache that model.base=SEED reads", None)
     confidence: bool = argument("a base that states a confidence after each answer, for model.confidence=true", False)
 

@@ -28,6 +28,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from carerft.commands.arguments import argument, read
+from carerft.config.gpus import hidden
 from carerft.errors import ConfigError
 from carerft.runs.directory import read_manifest
 from carerft.sweeps.cells import Cell, cells, check_inputs
@@ -93,7 +94,7 @@ def _workers(overrides: Sequence[str]) -> int:
     if any(text.startswith("hydra/launcher=") for text in overrides):
         return 1
     gpu = shutil.which("nvidia-smi") and subprocess.run(["nvidia-smi", "-L"], capture_output=True).returncode == 0
-    return 1 if gpu else os.cpu_count() or 1
+    return 1 if gpu and not hidden() else os.cpu_count() or 1
 
 
 def commands(experiment: Experiment, planned: Sequence[Cell], overrides: Sequence[str]) -> list[list[str]]:

@@ -51,7 +51,7 @@ class Dataset:
     all prompts begin with.
     """
 
-    questions: int
+    questions: int = field(metadata={"least": 1})
     prompt: float
     completion: float
     max_tokens: int = 0
@@ -79,6 +79,7 @@ def load(overrides: Sequence[str] = ()) -> Assumptions:
     from omegaconf.errors import OmegaConfBaseException
 
     from carerft.config.composition import CONF
+    from carerft.config.constraints import check_constraints
 
     config = OmegaConf.merge(OmegaConf.structured(Assumptions), OmegaConf.load(CONF / "plan.yaml"))
     OmegaConf.set_struct(config, True)
@@ -88,7 +89,10 @@ def load(overrides: Sequence[str] = ()) -> Assumptions:
         except OmegaConfBaseException as error:
             reason = str(error).splitlines()[0]
             raise ConfigError(f"{override}: {reason}", "write key=number, with a key of conf/plan.yaml") from error
-    return OmegaConf.to_object(config)  # type: ignore[return-value]  # of the structured config
+    assumptions: Any = OmegaConf.to_object(config)
+    for name, dataset in assumptions.texts.items():
+        check_constraints(dataset, f"texts.{name}.")
+    return assumptions
 
 
 @dataclass(frozen=True)

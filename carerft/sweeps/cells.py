@@ -32,7 +32,7 @@ MEASURED = ("seed", "samples", "model", "benchmark", "evaluation", "rollout")
 NOT_MEASURED = {
     *("rollout.prompts_per_batch", "rollout.max_tokens", "rollout.lookahead"),
     *("rollout.importance_correction", "rollout.importance_cap"),
-    *("rollout.temperature", "rollout.top_p", "rollout.allow_biased_sampling"),
+    *("rollout.temperature", "rollout.top_p", "rollout.allow_biased_sampling", "rollout.reward_truncated"),
     *("evaluation.every", "evaluation.during.limit", "evaluation.during.samples"),
     *("model.adapter", "model.lora_rank", "model.lora_alpha", "model.lora_targets"),
 }
