@@ -122,8 +122,13 @@ def load_runs(directories: Sequence[Path], model: str | None = None) -> list[Run
     """Every run at or below these directories, in the order of their paths. A run that several links
     point to is read once. model: only runs of the model of this name.
 
-    Raises DataError if none of them holds a run.
+    Raises DataError if a directory doesn't exist, or none of them holds a run.
     """
+    if not directories:
+        raise DataError("no directory was given to report on", "name one or more: carerft report outputs/demo")
+    for directory in directories:
+        if not Path(directory).is_dir():
+            raise DataError(f"{directory} is not a directory", "name directories that hold runs (a manifest.json each)")
     paths: dict[Path, Path] = {}  # from a run's real path to the path to show: the same, or else the first link to it
     for directory in directories:
         for parent, below, _ in os.walk(Path(directory).resolve()):
