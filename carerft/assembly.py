@@ -343,7 +343,7 @@ def training(settings: TrainSettings, mesh: DeviceMesh | None, tokens: int | Non
         learner = Learner(policy, algorithm, regularizer, chosen, settings.steps, mesh, reference)
         collector = None
         if not follows:
-            assert worker and task and prompts and rewards, "what the first process has"
+            assert worker is not None and task is not None and prompts is not None and rewards is not None
             prompts.context = min(prompts.context, worker.context)
             collector = Collector(
                 worker,
