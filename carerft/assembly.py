@@ -122,8 +122,12 @@ class Subject:
     @cached_property
     def benchmarks(self) -> dict[str, Benchmark]:
         """What the model is measured on, by name."""
-        stops = bool(self.tokenizer.is_fast)  # a slow one's text can't be followed while it is made
-        return {name: _benchmark(self.task(entry), entry, stops) for name, entry in self.settings.benchmark.items()}
+        benchmarks = {}
+        for name, settings in self.settings.benchmark.items():
+            measured = self.task(settings)
+            # A slow tokenizer's text can't be followed while it is made.
+            benchmarks[name] = _benchmark(measured, settings, stops=bool(self.tokenizer.is_fast))
+        return benchmarks
 
     def rollout_worker(self, context: int, mesh: DeviceMesh | None = None) -> AbstractContextManager[RolloutWorker]:
         """The engine that `rollout` names, started, for the length of a `with` block: it is then kept for the next run

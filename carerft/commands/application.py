@@ -22,6 +22,13 @@ from carerft.terminal import open_console
 log = logging.getLogger(__name__)
 
 
+class _JobError(BaseException):
+    """The error of a single run, past Hydra: it would print the run's overrides before every error."""
+
+    def __init__(self, error: Exception):
+        self.error = error
+
+
 def application(command: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
     """A decorator that makes a function of the composed configuration the Hydra application `carerft COMMAND`.
 
@@ -32,33 +39,32 @@ def application(command: str) -> Callable[[Callable[[DictConfig], None]], Callab
     hydra._internal.utils.run_and_report = lambda run: run()  # Hydra's prints errors and ends the process
 
     def decorate(function: Callable[[DictConfig], None]) -> Callable[[], None]:
+        sweep: str | None = None  # the directory of a multirun, once a job of it is finished
+
+        @wraps(function)
+        def job(config: DictConfig) -> None:
+            nonlocal sweep
+            hydra_config = HydraConfig.get()
+            try:
+                function(config)
+                if hydra_config.mode == RunMode.MULTIRUN:
+                    sweep = str(hydra_config.sweep.dir)
+            except Exception as error:
+                if hydra_config.mode == RunMode.MULTIRUN:
+                    why = str(error) if isinstance(error, CareError) else reason(error)
+                    log.error("failed: %s\n%s", shlex.join(hydra_config.overrides.task), why)
+                elif os.environ.get("HYDRA_FULL_ERROR") != "1":
+                    raise _JobError(error) from error
+                raise
+
+        composed = hydra.main(version_base="1.3", config_path=str(CONF), config_name=command)(job)
+
         @wraps(function)
         def main() -> None:
-            sweep: str | None = None  # the directory of a multirun, once a job of it is finished
-            failed: Exception | None = None  # of a single run: Hydra would print its overrides before every error
-
-            @wraps(function)
-            def job(config: DictConfig) -> None:
-                nonlocal sweep, failed
-                hydra_config = HydraConfig.get()
-                multirun = hydra_config.mode == RunMode.MULTIRUN
-                try:
-                    function(config)
-                except Exception as error:
-                    if multirun:
-                        why = str(error) if isinstance(error, CareError) else reason(error)
-                        log.error("failed: %s\n%s", shlex.join(hydra_config.overrides.task), why)
-                    elif os.environ.get("HYDRA_FULL_ERROR") != "1":
-                        failed = error
-                        return
-                    raise
-                if multirun:
-                    sweep = str(hydra_config.sweep.dir)
-
             try:
-                hydra.main(version_base="1.3", config_path=str(CONF), config_name=command)(job)()
-                if failed is not None:
-                    raise failed
+                composed()
+            except _JobError as failed:
+                raise failed.error from failed.error.__cause__
             finally:
                 if sweep is not None:
                     show_next({"compare the runs": ["carerft", "report", sweep]})
