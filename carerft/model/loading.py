@@ -137,8 +137,12 @@ def _check_weights(policy: PreTrainedModel, report: Mapping[str, Any], path: str
 
     report: what `from_pretrained` says of its loading. It fills in random numbers for what is missing.
     """
+    missing = set(report.get("missing_keys", ()))
+    tensors: dict[int, list[str]] = {}
+    for name, tensor in policy.state_dict(keep_vars=True).items():
+        tensors.setdefault(id(tensor), []).append(name)
     wrong = {
-        "missing": set(report.get("missing_keys", ())) - policy.all_tied_weights_keys.keys(),
+        "missing": [names[0] for names in tensors.values() if missing.issuperset(names)],
         "of another shape": [name for name, *_ in report.get("mismatched_keys", ())],
         "unexpected": [name for name in report.get("unexpected_keys", ()) if not BESIDE.search(name)],
     }

@@ -7,7 +7,6 @@ advantages) and returns plain numbers. The learner knows nothing of tasks or rew
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, TypeVar, cast
 
 import torch
@@ -105,7 +104,6 @@ class Learner:
         self.optimizer = make_optimizer([p for p in policy.parameters() if p.requires_grad], settings)
         tensors = CheckpointTensors(policy, self.optimizer, mesh is not None)
         self.save, self.finish_saving, self.load = tensors.save, tensors.finish_saving, tensors.load
-        self.weights, self.adapter = partial(gather_weights, policy, mesh), partial(adapter_weights, policy, mesh)
 
     def step(
         self, rollouts: Rollouts, advantages: Tensor, correction: TruncatedImportance | None = None
@@ -294,6 +292,14 @@ class Learner:
                 return token_statistics(*states_and_head(policy), targets, *reference, exact, fused=fused)
 
             return as_forward(self.policy, statistics)
+
+    def weights(self, precision: torch.dtype | None = None) -> dict[str, Tensor]:
+        """The policy's weights by their names in a checkpoint, full and merged (`gather_weights`)."""
+        return gather_weights(self.policy, self.mesh, precision)
+
+    def adapter(self) -> dict[str, Tensor]:
+        """The weights of the policy's adapter by their names in peft's files (`adapter_weights`)."""
+        return adapter_weights(self.policy, self.mesh)
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs beside weights and optimizer state. The keys are those of a torch scheduler, which
