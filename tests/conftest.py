@@ -1,8 +1,10 @@
 """What holds for every test: one thread, commands that begin with everything imported, and the smallest model."""
 
 import gc
+import importlib.util
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,26 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return "engines" if Path(file).stem in ENGINES else file
 
     return Together(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen_modules(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Where engines start in pytest's own process, vLLM's modules stay frozen. It has the collector of
+    garbage look through everything at each engine's start and end, for four seconds together."""
+    if request.module.__name__ not in ENGINES or importlib.util.find_spec("vllm") is None:
+        yield
+        return
+    from helpers.fork_server import PRELOADED_WITH_ENGINES, keep_frozen
+
+    from carerft.rollout.engine import ENVIRONMENT
+
+    os.environ.update(ENVIRONMENT)
+    for name in PRELOADED_WITH_ENGINES:
+        importlib.import_module(name)
+    freeze, thaw = gc.freeze, gc.unfreeze
+    keep_frozen()
+    yield
+    gc.freeze, gc.unfreeze = freeze, thaw
 
 
 def pytest_collection_finish() -> None:

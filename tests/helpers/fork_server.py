@@ -81,6 +81,13 @@ def settle() -> None:
     gc.freeze()  # the collector of a fork would touch, and with it copy, every page
 
 
+def keep_frozen() -> None:
+    """Freeze what there is for good: vLLM would thaw it."""
+    gc.collect()
+    gc.freeze()
+    gc.freeze = gc.unfreeze = lambda: None
+
+
 class Server:
     """Forks for each request that arrives at a socket, and reports the exit status of each fork.
 
@@ -125,6 +132,7 @@ class Server:
             self.__init__(self.directory, engines, None)
             preload_engines(self.directory)
             settle()
+            keep_frozen()
             self.loaded = True
             return
         self.selector.unregister(engines)
