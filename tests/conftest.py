@@ -1,5 +1,6 @@
 """What holds for every test: one thread, commands that begin with everything imported, and the smallest model."""
 
+import contextlib
 import gc
 import importlib.util
 import os
@@ -76,8 +77,10 @@ def frozen_modules(request: pytest.FixtureRequest) -> Iterator[None]:
     from carerft.rollout.engine import ENVIRONMENT
 
     os.environ.update(ENVIRONMENT)
-    for name in PRELOADED_WITH_ENGINES:
-        importlib.import_module(name)
+    with processes.without(*processes.UNUSED):
+        for name in PRELOADED_WITH_ENGINES:
+            with contextlib.suppress(ImportError):
+                importlib.import_module(name)
     freeze, thaw = gc.freeze, gc.unfreeze
     keep_frozen()
     yield
