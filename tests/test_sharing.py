@@ -91,6 +91,14 @@ def test_an_index_of_runs_knows_what_reading_all_of_them_would(tmp_path: Path):
         (tmp_path / f"c/x/seed={number}").mkdir(parents=True)  # of another program, or broken
         (tmp_path / f"c/x/seed={number}/manifest.json").write_text(text)
     check("a/x/seed=3", "b/x/seed=0")
+    moved = (tmp_path / "a/x/seed=3").rename(tmp_path / "moved")
+    check("b/x/seed=0")
+    (moved / "manifest.json").unlink()  # the directory comes back as another run
+    with open_run(moved, "train", {**config, "steps": 5}) as run:
+        run.update(status="done")
+    moved.rename(tmp_path / "a/x/seed=3")
+    check("b/x/seed=0")
+    assert [str(run) for run, _ in index.runs(config_hash({**config, "steps": 5}))] == [str(tmp_path / "a/x/seed=3")]
 
 
 def test_many_that_share_a_run_at_once_leave_it_whole(tmp_path: Path):

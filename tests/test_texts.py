@@ -107,6 +107,10 @@ def test_beside_an_answer_choices_are_the_questions_options(tmp_path):
     rows += [{"id": "q/1", "choices": [{"label": "A", "text": "Red"}], "completions": ["Black"]}]
     recorded = Recorded.read(written(tmp_path / "samples.jsonl", rows), QUESTIONS)
     assert [answer.text for (answer,) in recorded.answers(QUESTIONS, 1, Sampling(9), 0)] == ["Paris", "Black"]
+    said = {"message": {"content": "Paris"}, "finish_reason": "stop"}
+    rows = [{"id": "q/0", "choices": [said], "text": "Capital of France?"}, {"id": "q/1", "choices": [{"text": "Red"}]}]
+    recorded = Recorded.read(written(tmp_path / "samples.jsonl", rows), QUESTIONS)
+    assert [answer.text for (answer,) in recorded.answers(QUESTIONS, 1, Sampling(9), 0)] == ["Paris", "Red"]
 
 
 @pytest.mark.parametrize(

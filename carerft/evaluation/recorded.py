@@ -153,6 +153,13 @@ def _answers(row: Row) -> list[Answer]:
         return [Answer(text) for text in texts]
     if fields.get("error"):
         raise DataError(f"{row.location}: the request failed: {str(fields['error'])[:200]}", "ask it again")
+    response = fields.get("response")
+    body = response.get("body") if isinstance(response, dict) else fields
+    choices = body.get("choices") if isinstance(body, dict) else None
+    choices = choices if isinstance(choices, list) and all(isinstance(choice, dict) for choice in choices) else []
+    # Of an API; `choices` beside a text may also be a question's options.
+    if choices and all("finish_reason" in choice or isinstance(choice.get("message"), dict) for choice in choices):
+        return [of_choice(choice) for choice in choices]
     for name in LISTS:
         if isinstance(fields.get(name), list) and fields[name] and all(isinstance(t, str) for t in fields[name]):
             return [Answer(text) for text in fields[name]]
@@ -168,11 +175,7 @@ def _answers(row: Row) -> list[Answer]:
                     f"write {wrong[0]} so, or leave it out",
                 )
             return [Answer(fields[name], None if cut is None else not cut, likelihood, tokens)]
-    # Last, for beside a text `choices` are a question's options.
-    response = fields.get("response")
-    body = response.get("body") if isinstance(response, dict) else fields
-    choices = body.get("choices") if isinstance(body, dict) else None
-    if isinstance(choices, list) and choices and all(isinstance(choice, dict) for choice in choices):
+    if choices:
         return [of_choice(choice) for choice in choices]
     raise DataError(
         f"{row.location}: no field holds what a model wrote (its fields: {', '.join(list(fields)[:8])})",

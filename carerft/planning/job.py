@@ -129,7 +129,8 @@ def job(settings: TrainSettings, assumptions: Assumptions) -> Job:
     def dataset(name: str, entry: TaskSettings, max_tokens: int, limit: int | None = None) -> Dataset:
         """limit: of the evaluation; a benchmark may have a smaller one of its own."""
         known = texts.get(file_of(entry) or name, texts.get(name, texts["other"]))
-        questions = min(filter(None, (known.questions, limit, getattr(entry, "limit", None))))
+        own = getattr(entry, "limit", None)  # of a task of one's own it may be anything
+        questions = min(filter(None, (known.questions, limit, own if isinstance(own, int) else None)))
         return replace(known, questions=questions, completion=min(known.completion, max_tokens), max_tokens=max_tokens)
 
     def benchmarks(limit: int | None) -> list[Dataset]:

@@ -46,6 +46,7 @@ class RunIndex:
         unread = {Path(run[0]): run for run in runs if run not in self._hashes}
         for path, manifest in manifests(unread):
             self._hashes[unread[path]] = config_hash(manifest["config"])
+        self._hashes = {run: self._hashes[run] for run in runs if run in self._hashes}  # another may come to an inode
         found = manifests(sorted(Path(run[0]) for run in runs if self._hashes.get(run) == identity))
         return (run for run in found if config_hash(run[1]["config"]) == identity)
 

@@ -216,7 +216,8 @@ class Learner:
         elif regularizer.needs_reference:
             assert statistics.ref_log_prob is not None, "an estimator needs the reference's log-probabilities"
             penalty = regularizer.estimate(log_pi, padded(statistics.ref_log_prob), log_sampler)
-        loss_regularizer = regularizer.weight * (weights * penalty).sum()
+        weight = regularizer.weight if regularizer.needs_reference else 0.0  # an idle one may be infinite
+        loss_regularizer = weight * (weights * penalty).sum()
         if regularizer.entropy_bonus:
             entropy = padded(statistics.entropy)
             loss_regularizer = loss_regularizer - regularizer.entropy_bonus * (weights * entropy).sum()
