@@ -1,10 +1,10 @@
 """What holds for every test: one thread, commands that begin with everything imported, and the smallest model."""
 
-import contextlib
 import gc
 import importlib.util
 import os
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -72,15 +72,12 @@ def frozen_modules(request: pytest.FixtureRequest) -> Iterator[None]:
     if request.module.__name__ not in ENGINES or importlib.util.find_spec("vllm") is None:
         yield
         return
-    from helpers.fork_server import PRELOADED_WITH_ENGINES, keep_frozen
+    from helpers.fork_server import PRELOADED_WITH_ENGINES, keep_frozen, load
 
     from carerft.rollout.engine import ENVIRONMENT
 
     os.environ.update(ENVIRONMENT)
-    with processes.without(*processes.UNUSED):
-        for name in PRELOADED_WITH_ENGINES:
-            with contextlib.suppress(ImportError):
-                importlib.import_module(name)
+    load(PRELOADED_WITH_ENGINES, Path(tempfile.gettempdir()))
     freeze, thaw = gc.freeze, gc.unfreeze
     keep_frozen()
     yield

@@ -88,8 +88,10 @@ def compare(gold: str, answer: str) -> tuple[bool | None, str]:
     """Whether the two (cleaned, unboxed) answers are equal, and why; None if it cannot be told."""
     try:
         equal = equal_texts(unitless(_in_radians(gold)), unitless(_in_radians(answer)))
-    except Unreadable as fault:
-        return None if str(fault) == "gold answer" else False, f"latex2sympy cannot read the {fault}"
+    except UnreadableGold:
+        return None, "latex2sympy cannot read the gold answer"
+    except Unreadable:
+        return False, "latex2sympy cannot read the answer"
     except (Exception, GaveUp) as error:
         cause = error.__cause__ if isinstance(error, GaveUp) else error
         if isinstance(cause, MemoryError):
@@ -110,7 +112,11 @@ def _in_radians(text: str) -> str:
 
 
 class Unreadable(Exception):
-    """latex2sympy can't read what the message names: the "answer" or the "gold answer"."""
+    """latex2sympy can't read an answer."""
+
+
+class UnreadableGold(Unreadable):
+    """latex2sympy can't read the gold answer."""
 
 
 def equal_texts(gold: str, answer: str) -> bool:
@@ -255,8 +261,10 @@ def _distinct(elements: list[str]) -> list[str]:
 
 def _equal_expressions(gold: str, answer: str) -> bool:
     right, given = _parsed(gold), _parsed(answer)
-    if right is None or given is None:
-        raise Unreadable("gold answer" if right is None else "answer")
+    if right is None:
+        raise UnreadableGold
+    if given is None:
+        raise Unreadable
     return equal_values(right, given)
 
 
